@@ -1,0 +1,63 @@
+"""Adapters: the small modules that are trained on top of an encoder's embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cs_aligner_cli.arrays import l2_normalize
+from cs_aligner_cli.recipe import LinearAdapter, ResidualMlpAdapter
+
+
+def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
+    """A linear map that keeps what it can of its input: the identity, or a random (semi-)orthogonal map."""
+    linear = nn.Linear(in_dim, out_dim, bias=bias)
+    with torch.no_grad():
+        if in_dim == out_dim:
+            nn.init.eye_(linear.weight)
+        else:
+            nn.init.orthogonal_(linear.weight)
+        if bias:
+            linear.bias.zero_()
+    return linear
+
+
+class Linear(nn.Module):
+    """x -> W x + b on L2-normalised rows; the identity at the start where the dimensions agree."""
+
+    def __init__(self, spec: LinearAdapter, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.map = _skip(in_dim, out_dim, spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to (B, out_dim)."""
+        return self.map(l2_normalize(x))  # type: ignore[no-any-return]
+
+
+class ResidualMlp(nn.Module):
+    """x -> S x + W2 dropout(gelu(W1 x + b1)) + b2 on L2-normalised rows; W2 = 0 at the start."""
+
+    def __init__(self, spec: ResidualMlpAdapter, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.skip = _skip(in_dim, out_dim)
+        self.expand = nn.Linear(in_dim, spec.hidden_dim)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.project = nn.Linear(spec.hidden_dim, out_dim)
+        # Unit rows have entries of size 1/sqrt(d); this makes the hidden units see entries of size 1.
+        self.input_scale = in_dim**0.5
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to (B, out_dim)."""
+        x = l2_normalize(x)
+        hidden = nn.functional.gelu(self.expand(x * self.input_scale))
+        return self.skip(x) + self.project(self.dropout(hidden))  # type: ignore[no-any-return]
+
+
+ADAPTERS: dict[str, type[Linear] | type[ResidualMlp]] = {"linear": Linear, "residual_mlp": ResidualMlp}
+
+
+def make_adapter(spec: LinearAdapter | ResidualMlpAdapter, in_dim: int, out_dim: int) -> nn.Module:
+    """The adapter of a recipe, from (B, in_dim) to (B, out_dim), with weights drawn from torch's global generator."""
+    return ADAPTERS[spec.kind](spec, in_dim, out_dim)  # type: ignore[arg-type]

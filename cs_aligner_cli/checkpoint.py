@@ -1,0 +1,112 @@
+"""Training state on disk: the last state for resuming, the best weights for use; safetensors, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.encoders import Encoder
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.towers import TowerPlan, Towers
+
+_STATE = "last.json"
+
+
+def save_weights(path: Path, towers: Towers) -> None:
+    """Write the towers' weights as one self-describing safetensors file, atomically."""
+    plans = {modality: asdict(plan) for modality, plan in towers.plans.items()}
+    _save(path, towers.state_dict(), {"csalign_towers": json.dumps(plans)})
+
+
+def read_plans(path: Path) -> dict[str, TowerPlan]:
+    """What the towers in a weights file are made of; raise InputError if it is no such file."""
+    described = (_open(path).metadata() or {}).get("csalign_towers")
+    if described is None:
+        raise InputError(f"{path}: is no weights file of csalign (it does not describe its towers)")
+    return {modality: TowerPlan(**plan) for modality, plan in json.loads(described).items()}
+
+
+def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, int]) -> Towers:
+    """Towers with the weights of a file; raise InputError if they were trained for other dimensions than ``dims``."""
+    plans = read_plans(path)
+    for modality, plan in plans.items():
+        if plan.in_dim != dims[modality]:
+            raise InputError(
+                f"{path}: its {modality} tower takes {plan.in_dim} dimensions, but the {modality} embeddings have "
+                f"{dims[modality]}",
+                "Use the encoders that it was trained on.",
+            )
+    towers = Towers(plans, encoders, logit_scale=1.0)
+    load_weights(path, towers)
+    return towers
+
+
+def load_weights(path: Path, towers: Towers) -> None:
+    """Put the weights of a file into towers of the same plan."""
+    towers.load_state_dict(_tensors(path))
+
+
+def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Write everything that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
+    tensors = {f"towers.{name}": value for name, value in towers.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    name = f"last-{state['step']:08d}.safetensors"
+    _save(folder / name, tensors, {})
+    write_json(folder / _STATE, {**state, "tensors": name})
+    for former in folder.glob("last-*.safetensors"):
+        if former.name != name:
+            former.unlink()
+
+
+def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, Any] | None:
+    """Restore towers and optimizer from the last state in ``folder`` and return its JSON; None if there is none."""
+    if not (folder / _STATE).is_file():
+        return None
+    state: dict[str, Any] = read_json(folder / _STATE)
+    towers_state: dict[str, Tensor] = {}
+    optimizer_state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _tensors(folder / state["tensors"]).items():
+        owner, rest = name.split(".", 1)
+        if owner == "towers":
+            towers_state[rest] = tensor
+        else:
+            index, key = rest.split(".", 1)
+            optimizer_state.setdefault(int(index), {})[key] = tensor
+    towers.load_state_dict(towers_state)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
+    return state
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    file = _open(path)
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open handle is no dict)

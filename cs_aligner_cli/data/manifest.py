@@ -1,0 +1,130 @@
+"""Manifests: what a data set is and where its files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from cs_aligner_cli import shelf
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.validation import FilePath, Strict, validate
+from cs_aligner_cli.yamlfile import read_yaml
+
+
+class Counts(Strict):
+    """How many images and captions a split should have."""
+
+    images: int = Field(ge=0, description="Images.")
+    captions: int = Field(ge=0, description="Captions.")
+
+
+class _Described(Strict):
+    name: str = Field(description="Name of the data set.")
+    source: str | None = Field(None, description="Where it is obtained.")
+    licence: str | None = Field(None, description="Terms of use.")
+    citation: str | None = Field(None, description="How to cite it.")
+    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
+
+
+class _OnDisk(_Described):
+    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
+
+
+class SceneCounts(Strict):
+    """How many pictures are drawn for each split."""
+
+    train: int = Field(2000, ge=1, description="Pictures to train on.")
+    val: int = Field(250, ge=1, description="Pictures to choose settings on.")
+    test: int = Field(500, ge=1, description="Pictures to report on.")
+
+
+class ScenesManifest(_Described):
+    """Captioned pictures that csalign draws itself."""
+
+    kind: Literal["scenes"] = Field("scenes", description="Drawn by the program.")
+    images: SceneCounts = Field(SceneCounts(), description="Pictures per split.")
+    captions_per_image: int = Field(5, ge=1, le=5, description="Captions per picture.")
+    size: int = Field(64, ge=32, le=512, description="Side of a picture, pixels.")
+    seed: int = Field(0, ge=0, description="Seed of the drawings; the recipe's seed does not touch the data.")
+
+
+class TableManifest(_OnDisk):
+    """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
+
+    kind: Literal["table"] = Field("table", description="One row per image and caption.")
+    table: Path = Field(strict=False, description="The table's file, relative to root; the suffix tells the format.")
+    image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
+    image_column: str = Field("image", description="Column with the image's path, relative to image_dir.")
+    caption_column: str = Field("caption", description="Column with the caption, or a list of captions (JSON, Parquet).")
+    split_column: str | None = Field("split", description="Column with the split's name; null: all rows are split 'all'.")
+    absent_files: Literal["bad", "skip"] = Field(
+        "bad", description="An image that is not there is a bad item, or (skip) is left out and counted."
+    )
+
+
+class _Features(Strict):
+    table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
+    split_column: str = Field("split", description="Column with the split's name.")
+    features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
+    tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
+
+
+class ImageFeatures(_Features):
+    """The images' table and the features that row-align with it."""
+
+    id_column: str = Field("image", description="Column that names the image.")
+
+
+class CaptionFeatures(_Features):
+    """The captions' table and the features that row-align with it."""
+
+    image_column: str = Field("image", description="Column that names the caption's image; empty: an unpaired caption.")
+    caption_column: str = Field("caption", description="Column with the caption.")
+
+
+class EmbeddingsManifest(_OnDisk):
+    """Features that another program computed, row-aligned with tables."""
+
+    kind: Literal["embeddings"] = Field("embeddings", description="Stored features.")
+    images: ImageFeatures = Field(description="The images.")
+    captions: CaptionFeatures = Field(description="The captions.")
+
+
+Manifest: TypeAlias = ScenesManifest | TableManifest | EmbeddingsManifest
+
+MANIFESTS: dict[str, type[ScenesManifest] | type[TableManifest] | type[EmbeddingsManifest]] = {
+    "scenes": ScenesManifest,
+    "table": TableManifest,
+    "embeddings": EmbeddingsManifest,
+}
+
+
+def manifest_path(recipe: Recipe) -> Path:
+    """The file of the recipe's manifest."""
+    return shelf.find("data_manifests", recipe.data.manifest)
+
+
+def load_manifest(recipe: Recipe) -> Manifest:
+    """Read and validate the recipe's manifest, with the recipe's data.root in place of its own.
+
+    Raises InputError if the manifest is missing or wrong, or if its files need a root that nobody has named.
+    """
+    file = read_yaml(manifest_path(recipe))
+    kind = file.data.get("kind")
+    if kind not in MANIFESTS:
+        found = f"got {kind!r}" if "kind" in file.data else "this key is missing"
+        raise InputError(f"{file.where(('kind',))}: kind: {found}{did_you_mean(str(kind), list(MANIFESTS))}")
+    manifest: Manifest = validate(MANIFESTS[kind], file)
+    if isinstance(manifest, ScenesManifest):
+        return manifest
+    root = recipe.data.root or manifest.root
+    if root is None:
+        raise InputError(
+            f"data.root: the manifest {file.path} does not say where its files lie", "Name it: --set data.root=FOLDER"
+        )
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} is not a folder")
+    return manifest.model_copy(update={"root": root})

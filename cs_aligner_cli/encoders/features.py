@@ -1,0 +1,50 @@
+"""The encoder of stored features: reads rows from the feature file that the manifest names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.recipe import FeaturesEncoder
+
+
+class SignedPower(nn.Module):
+    """x -> sign(x) |x|^power, elementwise; power 0.5 evens out the heavy tail of post-ReLU features."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, d) to (B, d)."""
+        return x if self.power == 1.0 else x.sign() * x.abs().pow(self.power)
+
+
+def load_features(
+    spec: FeaturesEncoder, data: PreparedData, modality: str
+) -> tuple[nn.Module, Callable[[pd.DataFrame], Tensor], int, dict[str, Any]]:
+    """Module, loader, dimension and identity of the stored features of one modality.
+
+    Raises InputError if the data set brings no features.
+    """
+    where = data.source.get(f"{modality}_features")
+    if where is None:
+        raise InputError(
+            f"encoders.{modality}: kind features needs a manifest of kind embeddings, but the data are {data.source['kind']}",
+            "Name an encoder that reads the items themselves, for example kind: open_clip.",
+        )
+    file = FeatureFile(Path(where["path"]), where["tensor"])
+
+    def load(rows: pd.DataFrame) -> Tensor:
+        return torch.from_numpy(file.read(rows["feature_row"].to_numpy())).float()
+
+    identity = {"kind": "features", "file": file.path.name, "tensor": where["tensor"], "power": spec.power}
+    return SignedPower(spec.power), load, int(file.shape[1]), identity

@@ -1,0 +1,38 @@
+"""The exceptions that a user of csalign is meant to see, each with its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+class CsalignError(Exception):
+    """A failure with a message for the user; anything else that escapes is a bug (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(CsalignError, ValueError):
+    """The user's input is wrong: recipe, manifest, data or arguments (exit code 2).
+
+    The message says where (file, row or key), what was found and what is expected; the hint says what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+
+
+class TooManyBadItems(CsalignError):
+    """The work is done, but more items were bad than the recipe allows (exit code 3)."""
+
+    exit_code = 3
+
+
+def did_you_mean(given: str, valid: Sequence[str]) -> str:
+    """Return ``"; did you mean X?"`` for the nearest valid name, or the list of names where none is near."""
+    near = get_close_matches(given, valid, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; expected one of: {', '.join(sorted(valid))}" if valid else ""

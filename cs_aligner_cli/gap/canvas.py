@@ -1,0 +1,98 @@
+"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: its colours stay apart under every common kind of colour blindness.
+IMAGE, TEXT, PAIRED, UNPAIRED = "#E69F00", "#0072B2", "#009E73", "#4D4D4D"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GRID = "#DDDDDD"
+
+_DPI = 130
+_PANEL_INCHES = 3.4
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+}
+_LABEL_OFFSETS = ((9, 0), (-9, 0), (9, 12), (-9, 12), (9, -12), (-9, -12), (9, 24), (-9, 24))
+
+
+@contextmanager
+def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure and one titled panel per title: one alone is wider, four are two rows of two.
+
+    ``share_axes`` gives all panels the same limits. The style in force is matplotlib's own default, whatever
+    the user's configuration says, until the block ends; pyplot and its global figures are not touched.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    count = len(titles)
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    width = 5.8 if count == 1 else columns * _PANEL_INCHES + 0.4
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(width, rows * _PANEL_INCHES + 0.5), dpi=_DPI, layout="constrained")
+        grid = list(figure.subplots(rows, columns, sharex=share_axes, sharey=share_axes, squeeze=False).flat)
+        for ax, title in zip(grid, titles, strict=False):
+            # A store's name is text, never a formula: "$" must not start one.
+            ax.set_title(title, parse_math=False, fontweight="bold", fontsize=11)
+        for unused in grid[count:]:
+            unused.remove()
+        yield figure, grid[:count]
+
+
+def legend(figure: Figure, axes: Sequence[Axes], marker_scale: float = 1.0) -> None:
+    """Put the entries of the first panel above all of them, in as many columns as the figure has room for."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = 2 if len(axes) == 1 and len(labels) == 4 else len(labels)
+    shown = figure.legend(
+        handles, labels, loc="outside upper center", ncols=columns, frameon=False, markerscale=marker_scale
+    )
+    for handle in shown.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Sequence[float]]]) -> None:
+    """Write each name beside its mark, at the first place that meets no other label, no mark and no edge.
+
+    A mark is (x, [y, ...]): its label goes beside the first y, and it covers the span of them all.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    taken = []
+    for x, ys in marks.values():
+        (left, bottom), (right, top) = ax.transData.transform([(x, min(ys)), (x, max(ys))])
+        taken.append(Bbox.from_extents(left - 7, bottom - 9, right + 7, top + 9))
+    for name, (x, ys) in marks.items():
+        label = ax.annotate(
+            name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False
+        )
+        # The first place comes again at the end: where none is clear, an overlap is better than no label.
+        for offset in (*_LABEL_OFFSETS, _LABEL_OFFSETS[0]):
+            label.set_position(offset)
+            label.set(ha="left" if offset[0] > 0 else "right")
+            box = label.get_window_extent()
+            inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def png(figure: Figure) -> bytes:
+    """Render the figure; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""The gap report in plain sentences, computed from its numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Shares of the gap and points of R@1 below these print as zero, and so are called unchanged.
+_UNCHANGED_SHARE = 0.005
+_UNCHANGED_POINTS = 0.05
+_NO_GAP = 1e-9
+_ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """Return a paragraph on the last store against the first, then one against each between them.
+
+    Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
+    """
+    measured = [name for name, values in report["stores"].items() if "centroid_gap" in values]
+    if not measured:
+        return [
+            "No store has its image and text rows in one space, so no gap between them can be measured yet."
+        ]
+    if len(measured) == 1:
+        return [_alone(report, measured[0])]
+    return [_compared(report, reference, measured[-1]) for reference in measured[:-1]]
+
+
+def mean_r1(report: Mapping[str, Any], store: str) -> float | None:
+    """R@1 of a store in percent, averaged over both directions; None where retrieval was not evaluated."""
+    directions = report.get("retrieval", {}).get(store)
+    if not directions:
+        return None
+    return 50 * float(directions["i2t"]["R@1"] + directions["t2i"]["R@1"])
+
+
+def _alone(report: Mapping[str, Any], store: str) -> str:
+    values, recall = report["stores"][store], mean_r1(report, store)
+    parts = [f"{store} has a centroid gap of {values['centroid_gap']:.2f}"]
+    if "paired_cosine" in values:
+        parts.append(f"a paired cosine of {values['paired_cosine']:.2f}")
+    if recall is not None:
+        parts.append(f"an R@1 of {recall:.1f}%")
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{listed}.{_floor(report, store)} There is no other store to compare it with."
+
+
+def _compared(report: Mapping[str, Any], reference: str, store: str) -> str:
+    before, after = (report["stores"][name] for name in (reference, store))
+    sentence = _gap_change(before["centroid_gap"], after["centroid_gap"], reference, store)
+    sentence += _recall_change(mean_r1(report, reference), mean_r1(report, store))
+    cosines = before.get("paired_cosine"), after.get("paired_cosine")
+    if None not in cosines:
+        sentence += f"; paired cosine went {cosines[0]:.2f}{_ARROW}{cosines[1]:.2f}"
+    sentence += f".{_floor(report, store)}"
+    if None not in cosines and _closed_without_pairs(before, after):
+        sentence += (
+            " But the paired cosine did not rise: the clouds moved together, the pairs did not come closer."
+        )
+    return sentence
+
+
+def _gap_change(before: float, after: float, reference: str, store: str) -> str:
+    numbers = f"({before:.2f}{_ARROW}{after:.2f})"
+    if before < _NO_GAP:
+        return f"{reference} had no centroid gap, {store} has one of {after:.2f}"
+    closed = 1 - after / before
+    if abs(closed) < _UNCHANGED_SHARE:
+        return f"{store} left the centroid gap of {reference} as it was {numbers}"
+    if closed > 0:
+        return f"{store} closed {closed:.0%} of the centroid gap of {reference} {numbers}"
+    return f"{store} widened the centroid gap of {reference} by {-closed:.0%} {numbers}"
+
+
+def _recall_change(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return ""
+    won = after - before
+    numbers = f"({before:.1f}%{_ARROW}{after:.1f}%)"
+    if abs(won) < _UNCHANGED_POINTS:
+        return f" with R@1 unchanged {numbers}"
+    if won < 0:
+        return f" at a cost of {-won:.1f} points of R@1 {numbers}"
+    return f" and won {won:.1f} points of R@1 {numbers}"
+
+
+def _floor(report: Mapping[str, Any], store: str) -> str:
+    floor = report.get("null", {}).get(store, {}).get("centroid_gap")
+    if floor is None or report["stores"][store]["centroid_gap"] > floor:
+        return ""
+    return f" What is left lies within the null floor of {floor:.2f}: no gap can be told at this sample size."
+
+
+def _closed_without_pairs(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    closed = after["centroid_gap"] < (1 - _UNCHANGED_SHARE) * before["centroid_gap"]
+    return closed and after["paired_cosine"] <= before["paired_cosine"]

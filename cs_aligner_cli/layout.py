@@ -1,0 +1,143 @@
+"""Where every output of a recipe lies, and what each is made from: the graph that freshness follows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cs_aligner_cli.artifacts import Artifact
+from cs_aligner_cli.recipe import Recipe, Train
+
+ALIGNED = "aligned"
+PAIRWISE_ONLY = "pairwise_only"
+FROZEN = "frozen"
+MODALITIES = ("image", "text")
+
+
+class Layout:
+    """The artifacts of one recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = recipe.folder
+
+    @cached_property
+    def prepared(self) -> Artifact:
+        """The prepared data set: the two tables."""
+        data = self.recipe.data
+        return Artifact(
+            "prepared data set",
+            data.dir or self.folder / "data",
+            "csalign prepare",
+            {"data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction"})},
+        )
+
+    def frozen(self, split: str) -> Artifact:
+        """The embeddings of one split as the untouched encoders give them."""
+        recipe = self.recipe
+        parts: dict[str, Any] = {
+            "encoders": recipe.encoders.model_dump(mode="json"),
+            "embed": recipe.embed.model_dump(mode="json", include={"precision", "dtype", "shard_rows"}),
+            "split": split,
+        }
+        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in MODALITIES):
+            parts["seed"] = recipe.seed
+        folder = recipe.embed.dir or self.folder / "embeddings" / FROZEN
+        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+
+    @property
+    def variants(self) -> dict[str, Train]:
+        """What is trained: the recipe itself and, where asked, the control without the divergence."""
+        train = self.recipe.train
+        if train is None or not self.recipe.trains:
+            return {}
+        variants = {ALIGNED: train}
+        divergence = train.objective.divergence
+        if train.pairwise_only and divergence.weight > 0:
+            without = divergence.model_copy(update={"weight": 0.0})
+            objective = train.objective.model_copy(update={"divergence": without})
+            variants = {PAIRWISE_ONLY: train.model_copy(update={"objective": objective}), **variants}
+        return variants
+
+    @property
+    def training_splits(self) -> list[str]:
+        """The splits that training reads: its own and, where it is not held out from that, the validation split."""
+        train = self.recipe.train
+        return [s for s in (train.split, train.val_split) if s] if train and self.recipe.trains else []
+
+    @property
+    def frozen_splits(self) -> list[str]:
+        """The splits that the frozen encoders must embed; live training reads its items itself."""
+        cached = self.recipe.train is not None and self.recipe.train.cached_towers
+        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits]))
+
+    def trained(self, variant: str) -> Artifact:
+        """The checkpoints of one variant."""
+        train = self.variants[variant]
+        ignored = {"device", "log_steps", "checkpoint_steps", "pairwise_only"}
+        cached = [self.frozen(split) for split in self.training_splits] if train.cached_towers else []
+        return Artifact(
+            f"training run {variant}",
+            self.folder / "train" / variant,
+            "csalign train",
+            {
+                "train": train.model_dump(mode="json", exclude=ignored),
+                "encoders": self.recipe.encoders.model_dump(mode="json"),
+                "seed": self.recipe.seed,
+            },
+            (self.prepared, *cached),
+        )
+
+    @property
+    def aligned_names(self) -> list[str]:
+        """The stores that trained towers give: one for every variant, or one from the weights of another run."""
+        return list(self.variants) or ([ALIGNED] if self.recipe.embed.weights else [])
+
+    def aligned(self, name: str, split: str) -> Artifact:
+        """The embeddings of one split as trained towers give them."""
+        embed = self.recipe.embed
+        parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
+        needs = (self.frozen(split),)
+        if embed.weights is None:
+            parts["checkpoint"] = embed.checkpoint
+            needs = (self.trained(name), *needs)
+        folder = self.folder / "embeddings" / name / split
+        return Artifact(f"{name} store of split {split}", folder, "csalign embed", {"embed": parts}, needs)
+
+    def weights(self, name: str) -> Path:
+        """The weights file that an aligned store is made with."""
+        embed = self.recipe.embed
+        return embed.weights or self.trained(name).path / f"{embed.checkpoint}.safetensors"
+
+    def stores(self, split: str) -> dict[str, Artifact]:
+        """Every store of a split that is measured: frozen, the control, aligned."""
+        return {FROZEN: self.frozen(split), **{name: self.aligned(name, split) for name in self.aligned_names}}
+
+    @cached_property
+    def retrieval(self) -> Artifact:
+        """The retrieval results."""
+        return Artifact(
+            "retrieval results",
+            self.folder / "eval_retrieval",
+            "csalign eval-retrieval",
+            {"eval_retrieval": self.recipe.eval_retrieval.model_dump(mode="json")},
+            tuple(self.stores(self.recipe.eval_retrieval.split).values()),
+        )
+
+    @cached_property
+    def gap(self) -> Artifact:
+        """The gap report."""
+        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split"})
+        return Artifact(
+            "gap report",
+            self.folder / "gap_report",
+            "csalign gap-report",
+            {"gap_report": {**parts, "split": self.recipe.gap_split}, "name": self.recipe.name, "seed": self.recipe.seed},
+            tuple(self.stores(self.recipe.gap_split).values()),
+        )
+
+    @property
+    def run_record(self) -> Path:
+        """The file that records what this run is: recipe, versions, seed, stages."""
+        return self.folder / "run.json"

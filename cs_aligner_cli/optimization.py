@@ -1,0 +1,48 @@
+"""From the recipe to what drives training: the objective's terms, the optimizer, the learning rate of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import partial
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from cs_aligner_cli.objectives import DIVERGENCES, PAIRWISE, Term
+from cs_aligner_cli.recipe import Objective, Train
+
+
+def make_terms(objective: Objective) -> list[Term]:
+    """The objective's named terms: the pairwise term first, then the divergence."""
+    pairwise, divergence = objective.pairwise, objective.divergence
+    rank = PAIRWISE[pairwise.kind]
+    part = partial(DIVERGENCES[divergence.kind], bandwidth=divergence.bandwidth, estimator=divergence.estimator)
+
+    def divergence_loss(image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None) -> Tensor:
+        return part(image, text)
+
+    return [Term(pairwise.kind, pairwise.weight, rank), Term(divergence.kind, divergence.weight, divergence_loss)]
+
+
+def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
+    """AdamW with decay on matrices only: biases, gains and the logit scale are left alone, as in open_clip."""
+    trained = [p for p in towers.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=spec.lr)
+
+
+def learning_rate(spec: Train, step: int, steps: int) -> float:
+    """Linear warm-up over ``warmup_fraction`` of the steps, then a cosine to 0."""
+    warmup = round(spec.warmup_fraction * steps)
+    if step < warmup:
+        return spec.lr * (step + 1) / warmup
+    return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for the random draws of one step, so that resuming needs no generator state."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest())

@@ -1,0 +1,50 @@
+"""The stages in order: what `csalign run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any
+
+from cs_aligner_cli.artifacts import lock
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.recipe import Recipe
+
+STAGES = ("prepare", "embed", "train", "eval_retrieval", "gap_report")
+
+
+def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+    """Run one stage with its output folders locked, and note it in the run's record."""
+    from cs_aligner_cli.layout import Layout
+    from cs_aligner_cli.provenance import record_stage
+
+    # Imported here, since a stage brings torch along and --help must not wait for that.
+    function: Callable[[Recipe, Console, bool], dict[str, Any]] = getattr(import_module(f"cs_aligner_cli.stages.{stage}"), stage)
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(f for f in (recipe.folder, recipe.data.dir, recipe.embed.dir) if f):
+            stack.enter_context(lock(folder))
+        result = function(recipe, console, force)
+        record_stage(Layout(recipe), stage, result)
+    return result
+
+
+def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, dict[str, Any]]:
+    """Run every stage that the recipe asks for; return the results by stage.
+
+    Embedding comes twice: the frozen stores that training reads, then the aligned stores that it makes possible.
+    """
+    order = ["prepare", "embed", *(["train", "embed"] if recipe.trains else []), "eval_retrieval", "gap_report"]
+    results: dict[str, dict[str, Any]] = {}
+    for position, stage in enumerate(order):
+        again = stage in results  # the second embed must not undo what --force made the first one do
+        result = run_stage(stage, recipe, console, force and not again)
+        console.say(f"[{position + 1}/{len(order)}] {stage}: {_told(result)}")
+        if again and results[stage]["status"] == "done":
+            result = {**result, "status": "done"}
+        results[stage] = result
+    return results
+
+
+def _told(result: dict[str, Any]) -> str:
+    return "nothing to do, its inputs have not changed" if result["status"] == "fresh" else "done"

@@ -1,0 +1,223 @@
+"""train: the training loop, readable from top to bottom, over cached features and live encoders alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.artifacts import Build
+from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.batches import PairBatches, Rows, captions_of, hold_out, prefetched
+from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
+from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.objectives import evaluate_terms
+from cs_aligner_cli.optimization import learning_rate, make_optimizer, make_terms, step_seed
+from cs_aligner_cli.recipe import OPEN_CLIP_FOLDER, Recipe, Train
+from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.store import Store
+from cs_aligner_cli.towers import Inputs, Towers, embed_split, plan_towers
+
+
+class DivergedError(CsalignError):
+    """A loss became infinite or NaN: the settings do not train."""
+
+    exit_code = 2
+
+
+def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+    """Train every variant of a recipe; return {"status": done or fresh, "runs": {variant: summary}}.
+
+    A run that was interrupted goes on from its last checkpoint and ends as if it had not been. Raises InputError if
+    the recipe trains nothing or what it trains on is missing or stale, DivergedError on a non-finite loss.
+    """
+    layout = Layout(recipe)
+    if not layout.variants:
+        why = "embed.weights names weights" if recipe.train else "train is null"
+        raise InputError(f"this recipe trains nothing: {why}")
+    runs: dict[str, Any] = {}
+    for name, spec in layout.variants.items():
+        artifact = layout.trained(name)
+        for need in artifact.needs:
+            need.require()
+        record = None if force else artifact.fresh()
+        if record is None:
+            with artifact.building() as build:
+                build.summary = _Run(recipe, spec, layout, build, console, name).run()
+            record = artifact.record() or {}
+            runs[name] = {"status": "done", "seconds": record["seconds"], **record["summary"]}
+        else:
+            runs[name] = {"status": "fresh", "seconds": record["seconds"], **record["summary"]}
+    done = any(run["status"] == "done" for run in runs.values())
+    return {"status": "done" if done else "fresh", "runs": runs}
+
+
+class _Run:
+    """One training run: what it trains on, and the loop."""
+
+    def __init__(
+        self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str
+    ) -> None:
+        self.spec, self.seed, self.folder, self.console, self.name = spec, recipe.seed, build.folder, console, name
+        self.device = pick_device(spec.device)
+        data = PreparedData(layout.prepared.path)
+        self.split = data.split(spec.split, "train.split")
+        self.val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else self.split
+        train_rows, self.val_rows = self._parts()
+        self.batches = PairBatches(self.split, train_rows, spec.batch_size, recipe.seed)
+        self.steps = self.batches.steps_per_epoch * spec.epochs
+
+        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
+        live = [m for m in MODALITIES if getattr(spec, m).tune == "full"]
+        encoders = load_encoders(recipe, data, self.device) if live else {}
+        torch.manual_seed(recipe.seed)
+        plans = plan_towers(spec, {m: _dim(m, {k: encoders[k] for k in live}, stores) for m in MODALITIES})
+        self.towers = Towers(plans, encoders, spec.objective.pairwise.logit_scale.init).to(self.device)
+        self.inputs = Inputs(plans, encoders, stores)
+        self.clip = encoders["image"].clip if live else None
+        self.towers.log_logit_scale.requires_grad_(spec.objective.pairwise.logit_scale.learn)
+        self.optimizer = make_optimizer(self.towers, spec)
+        self.terms = make_terms(spec.objective)
+
+    def _parts(self) -> tuple[Rows, Rows]:
+        """Image rows to train on and to validate on."""
+        spec = self.spec
+        train_rows, held_out = hold_out(self.split, spec.val_fraction, self.seed)
+        if spec.val_split:
+            train_rows = np.union1d(train_rows, held_out)
+            held_out = np.unique(self.val_split.image_of_caption[self.val_split.image_of_caption >= 0])
+        if len(train_rows) < 2:
+            raise InputError(f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on")
+        return train_rows, held_out
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; return the summary for the stage's record."""
+        state = load_state(self.folder, self.towers, self.optimizer)
+        if state is None:
+            state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}}
+        elif state["step"]:
+            self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
+        remaining = range(state["step"], self.steps)
+        with (
+            _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
+            self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
+        ):
+            for step, (batch, groups) in zip(remaining, prefetched(self._load, remaining), strict=True):
+                metrics = self._step(step, batch, groups)
+                done = step + 1
+                epoch_ends = done % self.batches.steps_per_epoch == 0
+                if done % self.spec.log_steps == 0 or done == self.steps:
+                    _write(log, metrics)
+                if epoch_ends:
+                    self._validate(done, state, log)
+                if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
+                    state |= {"step": done, "log_bytes": log.tell()}
+                    save_state(self.folder, self.towers, self.optimizer, state)
+                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
+        save_weights(self.folder / "last.safetensors", self.towers)
+        self._export_clip()
+        return {
+            "steps": self.steps,
+            "epochs": self.spec.epochs,
+            "batch_size": self.batches.batch_size,
+            "train_images": self.batches.images,
+            "val_images": len(self.val_rows),
+            "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
+            "best_step": state["best_step"],
+            "val_R@1": state["val"],
+        }
+
+    def _load(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        images, captions = self.batches.pairs(step)
+        rows = {"image": images, "text": captions}
+        return {m: self.inputs(m, self.split, rows[m]) for m in MODALITIES}, torch.from_numpy(images)
+
+    def _step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
+        """One optimizer step; returns what is logged of it."""
+        torch.manual_seed(step_seed(self.seed, step))  # for dropout
+        self.towers.train()
+        image, text = (self.towers(m, batch[m].to(self.device)) for m in MODALITIES)
+        logit_scale = self.towers.log_logit_scale.exp()
+        values = evaluate_terms(self.terms, image, text, logit_scale, groups.to(self.device))
+        terms = {name: float(value) for name, value in values.values.items()}
+        self._refuse_non_finite(step, terms)
+
+        lr = learning_rate(self.spec, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        gradients = ((image, values.image_grad), (text, values.text_grad), (logit_scale, values.logit_scale_grad))
+        trained = [(output, gradient) for output, gradient in gradients if output.requires_grad]
+        torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
+        norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), self.spec.grad_clip or math.inf)
+        self.optimizer.step()
+        with torch.no_grad():  # open_clip clamps after the step, too
+            self.towers.log_logit_scale.clamp_(0, math.log(self.spec.objective.pairwise.logit_scale.max))
+        pairwise, divergence = (float(values.grad_norms[term.name]) for term in self.terms)
+        return {
+            "step": step + 1,
+            "epoch": step // self.batches.steps_per_epoch + 1,
+            "lr": lr,
+            "loss": float(values.total),
+            "terms": terms,
+            "grad_norm_ratio": {self.terms[1].name: divergence / pairwise if pairwise else None},
+            "grad_norm": float(norm),
+            "logit_scale": float(logit_scale.detach()),
+        }
+
+    def _refuse_non_finite(self, step: int, terms: dict[str, float]) -> None:
+        for term in self.terms:
+            if term.weight and not math.isfinite(terms[term.name]):
+                raise DivergedError(
+                    f"{self.name}: step {step + 1}: the term {term.name} is {terms[term.name]}\n"
+                    "A lower train.lr, a longer warm-up or a wider bandwidth usually helps; the checkpoints so far are kept."
+                )
+
+    def _validate(self, step: int, state: dict[str, Any], log: TextIO) -> None:
+        """R@1 on the validation images with all their captions; the mean of both directions picks the best weights."""
+        captions = captions_of(self.val_split, self.val_rows)
+        rows = {"image": self.val_rows, "text": captions}
+        size = self.batches.batch_size
+        embedded = {m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES}
+        image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
+        found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))
+        val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
+        _write(log, {"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
+        mean = (val["i2t"] + val["t2i"]) / 2
+        if mean > state["best"]:
+            save_weights(self.folder / "best.safetensors", self.towers)
+            state |= {"best": mean, "best_step": step, "val": val}
+
+    def _export_clip(self) -> None:
+        """Leave fully trained towers of one open_clip model as an open_clip folder, with the best weights."""
+        if self.clip is None or len(self.towers.live) < len(MODALITIES):
+            return
+        load_weights(self.folder / "best.safetensors", self.towers)
+        self.clip.save(self.folder / OPEN_CLIP_FOLDER, float(self.towers.log_logit_scale.exp()))
+
+
+def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:
+    if modality in live:
+        return live[modality].dim
+    return next(iter(stores.values())).array(modality).shape[1]
+
+
+def _open_log(path: Path, size: int) -> TextIO:
+    """The metrics file cut to the size it had at the checkpoint, so that a resumed run repeats no line."""
+    path.touch()
+    os.truncate(path, size)
+    return path.open("a", encoding="utf-8")
+
+
+def _write(log: TextIO, metrics: dict[str, Any]) -> None:
+    log.write(json.dumps(metrics) + "\n")
+    log.flush()

@@ -1,0 +1,112 @@
+"""The embedding store of one split: arrays in shards, memory-mapped, rows in the order of a Parquet key table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.errors import InputError
+
+Rows = npt.NDArray[np.int64]
+
+
+class StoredArray:
+    """The (N, d) embeddings of one modality, mapped from their shards."""
+
+    def __init__(self, folder: Path) -> None:
+        shards = sorted(folder.glob("shard-*.npy"))
+        if not shards:
+            raise InputError(f"{folder}: holds no shards")
+        self._shards = [np.load(shard, mmap_mode="r", allow_pickle=False) for shard in shards]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self.shape = (int(self._ends[-1]), int(self._shards[0].shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """The rows asked for, in that order, as float32 (len(rows), d)."""
+        result = np.empty((len(rows), self.shape[1]), np.float32)
+        shard_of = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(shard_of):
+            inside = shard_of == i
+            start = self._ends[i] - len(self._shards[i])
+            result[inside] = self._shards[i][rows[inside] - start]
+        return result
+
+    def all(self) -> npt.NDArray[np.float32]:
+        """All rows in order, as float32."""
+        return self.take(np.arange(len(self)))
+
+
+class Store:
+    """The store in a folder: ``store.array("image")``, ``store.keys("text")``, ``store.identity``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What made the embeddings: encoders and, for an aligned store, the trained weights."""
+        identity: dict[str, Any] = read_json(self.folder / "identity.json")
+        return identity
+
+    def array(self, modality: str) -> StoredArray:
+        """The embeddings of "image" or "text"."""
+        return StoredArray(self.folder / modality)
+
+    def keys(self, modality: str) -> pd.DataFrame:
+        """The key table: image_id, or caption_id and image_id; row i names row i of the array."""
+        return pd.read_parquet(self.folder / f"{modality}.parquet")
+
+
+class ShardWriter:
+    """Writes one modality's array shard by shard; shards that an interrupted job finished are kept."""
+
+    def __init__(self, folder: Path, rows: int, shard_rows: int, dtype: str) -> None:
+        self.folder, self.rows, self.shard_rows, self.dtype = folder, rows, shard_rows, np.dtype(dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*"):  # a shard that was being written when the job was killed
+            leftover.unlink()
+
+    def missing(self) -> Iterator[tuple[int, Rows]]:
+        """(number, rows) of every shard that is not there yet."""
+        for number, start in enumerate(range(0, self.rows, self.shard_rows)):
+            if not self._path(number).is_file():
+                yield number, np.arange(start, min(start + self.shard_rows, self.rows))
+
+    def write(self, number: int, values: npt.NDArray[np.float32]) -> None:
+        """Write one shard, whole or not at all; raise InputError if a value is not finite in the stored dtype."""
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.dtype)
+        finite = np.isfinite(stored).all(axis=1)
+        if not finite.all():
+            row = number * self.shard_rows + int(np.argmin(finite))
+            raise InputError(
+                f"{self.folder.name} row {row} of the store has a value that is not finite in {self.dtype}",
+                "embed.dtype: float32 and embed.precision: fp32 hold larger values.",
+            )
+        aside = self.folder / f".{self._path(number).name}"
+        with aside.open("wb") as file:
+            np.save(file, stored, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._path(number))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.npy"
+
+
+def write_keys(folder: Path, tables: dict[str, pd.DataFrame], identity: dict[str, Any]) -> None:
+    """Write the key tables and the identity of whatever made the embeddings."""
+    for modality, table in tables.items():
+        columns = ["image_id"] if modality == "image" else ["caption_id", "image_id"]
+        table[columns].to_parquet(folder / f"{modality}.parquet", index=False)
+    write_json(folder / "identity.json", identity)

@@ -1,0 +1,120 @@
+"""What a person sees of each stage's result: tables and closing lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from cs_aligner_cli.console import table
+
+Result = dict[str, Any]
+_DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def prepare_tables(result: Result) -> list[Table]:
+    """Counts per split; what was dropped, skipped or repeated."""
+    counts = [(split, n["images"], n["captions"]) for split, n in result["splits"].items()]
+    remarks = [
+        *((f"bad {kind}", n) for kind, n in result["bad"].items() if kind != "first" and n),
+        *((f"skipped: {what}", n) for what, n in result["skipped"].items() if n),
+        *((what, found["repeats"]) for what, found in result["duplicates"].items() if found["repeats"]),
+        *(
+            (f"{what}, in several splits", found["contents_in_several_splits"])
+            for what, found in result["duplicates"].items()
+            if found["contents_in_several_splits"]
+        ),
+        *((f"unlike the manifest: {text}", "") for text in result["unlike_manifest"]),
+    ]
+    tables = [table(f"prepared data set {result['name']} in {result['folder']}", ["split", "images", "captions"], counts)]
+    return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
+
+
+def embed_tables(result: Result) -> list[Table]:
+    """Rows and dimensions of every store."""
+    rows = [
+        (name, split, part["image"]["rows"], part["image"]["dim"], part["text"]["rows"], part["text"]["dim"], part["status"])
+        for name, splits in result["stores"].items()
+        for split, part in splits.items()
+    ]
+    return [table("embedding stores", ["store", "split", "images", "dim", "texts", "dim", "status"], rows)]
+
+
+def train_tables(result: Result) -> list[Table]:
+    """One row per training run."""
+    rows = [
+        (
+            name,
+            run["steps"],
+            f"{run['trainable_parameters']:,}",
+            run["best_step"],
+            *(_percent(run["val_R@1"].get(direction)) for direction in _DIRECTIONS),
+            f"{run['seconds']:.0f} s",
+            run["status"],
+        )
+        for name, run in result["runs"].items()
+    ]
+    columns = ["run", "steps", "trained weights", "best step", "val i2t R@1", "val t2i R@1", "time", "status"]
+    return [table("training", columns, rows)]
+
+
+def retrieval_tables(result: Result) -> list[Table]:
+    """R@k and ranks per store and direction, in percent."""
+    rows = [
+        (store, _DIRECTIONS[direction], *(_cell(name, value) for name, value in metrics.items()))
+        for store, directions in result["eval_retrieval"].items()
+        for direction, metrics in directions.items()
+    ]
+    names = next(iter(result["eval_retrieval"].values()), {"i2t": {}})["i2t"]
+    title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in percent)"
+    return [table(title, ["store", "direction", *(name.replace("_", " ") for name in names)], rows)]
+
+
+def gap_tables(result: Result) -> list[Table]:
+    """Every metric per store, with the null floor of the first store that has one."""
+    stores = result["gap_report"]
+    names = list(dict.fromkeys(name for values in stores.values() for name in values))
+    rows = [(name, *(_number(values.get(name)) for values in stores.values()), *_floor(result, name)) for name in names]
+    title = f"modality gap on split {result['split']}: {result['pairs']} pairs"
+    return [table(title, ["metric", *stores, "null floor (aligned)"], rows)] if stores else []
+
+
+def run_tables(results: dict[str, Result]) -> list[Table]:
+    """The closing table of a whole run: what was won and what it cost, store by store."""
+    retrieval, gaps = results["eval_retrieval"]["eval_retrieval"], results["gap_report"]["gap_report"]
+    rows = []
+    for store in dict.fromkeys([*retrieval, *gaps]):
+        found, gap = retrieval.get(store, {}), gaps.get(store, {})
+        recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in _DIRECTIONS for k in (1, 10)]
+        rows.append((store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "paired_cosine"))))
+    columns = ["store", "i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10", "centroid gap", "paired cosine"]
+    return [table(f"split {results['eval_retrieval']['split']} (R@k in percent)", columns, rows)]
+
+
+def _floor(result: Result, metric: str) -> tuple[str]:
+    floors = list(result["null_floor"].values())
+    return (_number(floors[-1].get(metric)) if floors else "",)
+
+
+def _cell(name: str, value: float) -> str:
+    if name.startswith("R@"):
+        return _percent(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+TABLES: dict[str, Callable[[Result], list[Table]]] = {
+    "prepare": prepare_tables,
+    "embed": embed_tables,
+    "train": train_tables,
+    "eval_retrieval": retrieval_tables,
+    "gap_report": gap_tables,
+}

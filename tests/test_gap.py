@@ -1,0 +1,612 @@
+"""The gap room: metrics against plain numpy, the null floor, figures and the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import subprocess
+import sys
+from html import unescape
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.gap import METRICS, measure_gap, null_floor
+from cs_aligner_cli.gap.divergence import subset_divergences
+from cs_aligner_cli.gap.figures import cosine_histograms, divergence_curve, gap_against_recall, projection
+from cs_aligner_cli.gap.glossary import describe, in_report_order
+from cs_aligner_cli.gap.metrics import DEFAULT_BANDWIDTHS, linear_separability, paired_rows
+from cs_aligner_cli.gap.null import split_halves
+from cs_aligner_cli.gap.page import format_number, render_page, report_rows
+from cs_aligner_cli.gap.verdict import verdict
+from cs_aligner_cli.objectives import cs_divergence
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def clouds(n=40, d=6, gap=0.6, noise=0.5, seed=0):
+    """Pairs that share a signal, pushed apart along the first axis; rows are not of unit length."""
+    rng = np.random.default_rng(seed)
+    signal = rng.standard_normal((n, d))
+    push = np.eye(d)[0] * gap
+    return tuple(signal + noise * rng.standard_normal((n, d)) + sign * push for sign in (1, -1))
+
+
+# Plain implementations: one loop per sum in the formulas of the papers that measure_gap names.
+
+
+def mean_over(x, y, function, diagonal=True):
+    return np.mean([function(a, b) for i, a in enumerate(x) for j, b in enumerate(y) if diagonal or i != j])
+
+
+def plain_metrics(image, text, bandwidths):
+    x, y = unit(np.asarray(image, np.float64)), unit(np.asarray(text, np.float64))
+    n = len(x)
+    cosine, distance = np.dot, lambda u, v: (1 - np.dot(u, v)) / 2
+    squared_gap = (
+        mean_over(x, x, cosine, False) + mean_over(y, y, cosine, False) - 2 * mean_over(x, y, cosine)
+    )
+    m = np.mean([distance(a, b) for a, b in zip(x, y, strict=True)])
+    within = (mean_over(x, x, distance, False) + mean_over(y, y, distance, False)) / 2
+    found = {
+        "pairs": n,
+        "centroid_gap": math.sqrt(np.sum((x.mean(0) - y.mean(0)) ** 2)),
+        "centroid_gap_debiased": math.sqrt(max(squared_gap, 0)),
+        "paired_distance": np.mean([math.dist(a, b) for a, b in zip(x, y, strict=True)]),
+        "paired_cosine": np.mean([a @ b for a, b in zip(x, y, strict=True)]),
+        "rmg": m / (within + m),
+        "alignment": np.mean([math.dist(a, b) ** 2 for a, b in zip(x, y, strict=True)]),
+    }
+    for name, z in (("image", x), ("text", y)):
+        potentials = [math.exp(-2 * math.dist(z[i], z[j]) ** 2) for i in range(n) for j in range(i + 1, n)]
+        found[f"uniformity_{name}"] = math.log(np.mean(potentials))
+    for estimator in ("v", "u"):
+        for s in bandwidths:
+
+            def kernel(a, b, s=s):
+                return math.exp(-(math.dist(a, b) ** 2) / (2 * s * s))
+
+            keep = estimator == "v"
+            found[f"cs_divergence_{estimator}@{s:.4g}"] = (
+                math.log(mean_over(x, x, kernel, keep))
+                + math.log(mean_over(y, y, kernel, keep))
+                - 2 * math.log(mean_over(x, y, kernel))
+            )
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("n", [4, 23])
+def test_every_metric_equals_its_plain_formula(n, seed):
+    image, text = clouds(n=n, seed=seed)
+    found = measure_gap(image, text, bandwidths=(0.3, 0.5, 1.0))
+    expected = plain_metrics(image, text, (0.3, 0.5, 1.0))
+    separability = found.pop("linear_separability")
+    assert found == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    assert list(found) == list(expected)
+    assert 0 <= separability <= 1
+
+
+def test_default_bandwidths_name_the_keys():
+    keys = [key for key in measure_gap(*clouds()) if key.startswith("cs_divergence_u")]
+    assert keys == ["cs_divergence_u@0.5", "cs_divergence_u@0.7071", "cs_divergence_u@1"]
+
+
+def test_numpy_and_torch_single_and_double_agree():
+    image, text = (rows.astype(np.float32) for rows in clouds())
+    from_numpy = measure_gap(image, text)
+    from_torch = measure_gap(torch.tensor(image, requires_grad=True), torch.tensor(text).double())
+    assert from_torch == pytest.approx(from_numpy, rel=1e-12)
+    assert all(type(value) in (int, float) for value in from_numpy.values())
+
+
+def test_blocks_of_rows_change_nothing():
+    """600 pairs are 1,200 pooled rows: three blocks of 512 with an uneven last one."""
+    image, text = clouds(n=600, d=8)
+    # The nearest rows come last, after sums relative to a larger distance.
+    text[-1] = text[-2] + 1e-6
+    x, y = paired_rows(image, text)
+    found = measure_gap(image, text, bandwidths=(0.1, 0.5))
+    for s in (0.1, 0.5):
+        for estimator in ("v", "u"):
+            expected = float(cs_divergence(x, y, s, estimator=estimator))
+            assert found[f"cs_divergence_{estimator}@{s:.4g}"] == pytest.approx(expected, rel=1e-10)
+    distances = torch.pdist(x).square()
+    assert found["uniformity_image"] == pytest.approx(math.log((-2 * distances).exp().mean()), rel=1e-10)
+
+
+def test_narrow_kernels_do_not_underflow():
+    """At bandwidth 0.05 every kernel value of these rows is below exp(-200): sums need a common scale."""
+    x, y = paired_rows(np.eye(8)[:4], np.eye(8)[4:])
+    divergence = subset_divergences(
+        torch.cat([x, y]),
+        torch.tensor([[1.0]] * 4 + [[0.0]] * 4).double(),
+        torch.tensor([[0.0]] * 4 + [[1.0]] * 4).double(),
+        [0.05],
+    )
+    # Orthogonal rows all lie at squared distance 2, so the exponent is 2 / (2 * 0.0025) = 400.
+    assert float(divergence["cs_divergence_v@0.05"]) == pytest.approx(2 * 400 - 2 * math.log(4))
+    assert float(divergence["cs_divergence_u@0.05"]) == pytest.approx(0, abs=1e-9)
+
+
+# Closed forms
+
+
+def test_identical_clouds_have_no_gap():
+    image, _ = clouds()
+    found = measure_gap(image, image)
+    zero = ["centroid_gap", "centroid_gap_debiased", "paired_distance", "rmg", "alignment"]
+    zero += [key for key in found if key.startswith("cs_divergence_v")]
+    assert {key: found[key] for key in zero} == pytest.approx(dict.fromkeys(zero, 0.0), abs=1e-12)
+    assert found["paired_cosine"] == pytest.approx(1)
+    assert found["linear_separability"] == 0.5
+
+
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, 0.8])
+def test_two_points_at_a_cosine(cosine):
+    """All images on one point, all texts on another: D_CS = 2 (1 - c) / sigma^2, gap = sqrt(2 - 2c)."""
+    image = np.tile([1.0, 0.0], (5, 1))
+    text = np.tile([cosine, math.sqrt(1 - cosine**2)], (5, 1))
+    found = measure_gap(image, text)
+    for s in DEFAULT_BANDWIDTHS:
+        for estimator in ("v", "u"):
+            assert found[f"cs_divergence_{estimator}@{s:.4g}"] == pytest.approx(2 * (1 - cosine) / s**2)
+    gap = math.sqrt(2 - 2 * cosine)
+    expected = {"centroid_gap": gap, "centroid_gap_debiased": gap, "paired_distance": gap, "rmg": 1.0}
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert found["uniformity_image"] == pytest.approx(0, abs=1e-12)
+
+
+def test_rmg_is_a_half_where_pairs_are_strangers():
+    """Simplices in orthogonal subspaces: every row lies at cosine 0 to every other, of either modality."""
+    found = measure_gap(np.eye(8)[:4], np.eye(8)[4:])
+    assert found["rmg"] == pytest.approx(0.5)
+
+
+def test_all_rows_on_one_point():
+    found = measure_gap(np.ones((5, 3)), np.ones((5, 3)))
+    assert found["rmg"] == 0.0
+    assert found["uniformity_text"] == pytest.approx(0, abs=1e-12)
+
+
+def test_wide_kernels_read_only_the_centroid_gap():
+    found = measure_gap(*clouds(n=200), bandwidths=(50.0,))
+    assert found["cs_divergence_v@50"] * 50**2 == pytest.approx(found["centroid_gap"] ** 2, rel=1e-2)
+
+
+def test_centring_closes_the_gap_and_leaves_pairs_apart():
+    """Why the page warns: subtracting the means takes the gap away, but strangers stay strangers."""
+    rng = np.random.default_rng(0)
+    image, text = unit(rng.standard_normal((2, 300, 16)).reshape(-1, 16)).reshape(2, 300, 16)
+    image, text = image + np.eye(16)[0], text - np.eye(16)[0]
+    before, after = measure_gap(image, text), measure_gap(image - image.mean(0), text - text.mean(0))
+    assert after["centroid_gap"] < 0.1 * before["centroid_gap"]
+    assert abs(after["paired_cosine"]) < 0.1
+
+
+# Invariance and sampling
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(4, 30), d=st.integers(2, 12))
+def test_rotation_order_and_length_do_not_matter(seed, n, d):
+    image, text = clouds(n=n, d=d, seed=seed)
+    rng = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    order, lengths = rng.permutation(n), rng.uniform(1e-3, 1e3, (n, 1))
+    before = measure_gap(image, text)
+    after = measure_gap((lengths * image @ rotation)[order], (text @ rotation)[order])
+    # The classifier's folds are drawn by row number, so it alone sees the order.
+    del before["linear_separability"], after["linear_separability"]
+    assert after == pytest.approx(before, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(4, 30), d=st.integers(1, 12), gap=st.floats(0, 3))
+def test_bounds_hold_for_any_clouds(seed, n, d, gap):
+    image, text = clouds(n=n, d=d, gap=gap, seed=seed)
+    found = measure_gap(image, text)
+    assert 0 <= found["centroid_gap"] <= 2
+    assert found["centroid_gap_debiased"] >= 0
+    assert -1 - 1e-12 <= found["paired_cosine"] <= 1 + 1e-12
+    assert 0 <= found["rmg"] <= 1 + 1e-12
+    assert found["alignment"] == pytest.approx(2 - 2 * found["paired_cosine"], abs=1e-9)
+    assert found["centroid_gap"] <= found["paired_distance"] + 1e-12  # the mean of differences, by Jensen
+    assert all(found[f"cs_divergence_v@{s:.4g}"] >= -1e-12 for s in DEFAULT_BANDWIDTHS)
+    swapped = measure_gap(text, image)
+    assert swapped["cs_divergence_v@0.5"] == pytest.approx(found["cs_divergence_v@0.5"], abs=1e-12)
+
+
+def test_debiased_gap_is_flat_in_n_where_the_plug_in_gap_is_not():
+    def means(n):
+        runs = [measure_gap(*clouds(n=n, d=64, gap=0.5, noise=2.0, seed=seed)) for seed in range(8)]
+        return [np.mean([run[key] for run in runs]) for key in ("centroid_gap", "centroid_gap_debiased")]
+
+    (plug_small, flat_small), (plug_large, flat_large) = means(16), means(128)
+    assert plug_small > plug_large + 0.1
+    assert abs(flat_small - flat_large) < 0.05
+
+
+def test_a_huge_and_a_tiny_row_are_rows_like_others():
+    image, text = clouds()
+    scaled = image.copy()
+    scaled[0] *= 1e200
+    scaled[1] *= 1e-200
+    assert measure_gap(scaled, text) == pytest.approx(measure_gap(image, text), rel=1e-9)
+
+
+# Null floor
+
+
+def test_null_floor_is_the_metric_between_halves():
+    image, text = clouds(n=31, d=5)
+    x, y = paired_rows(image, text)
+    first, second = split_halves(31, draws=3, seed=5)
+    assert first.sum(0).tolist() == second.sum(0).tolist() == [15.0] * 3
+    assert float((first * second).sum()) == 0
+    expected = []
+    for z in (x, y):
+        for draw in range(3):
+            halves = z[first[:, draw] == 1], z[second[:, draw] == 1]
+            expected.append(plain_metrics(*halves, (0.2, 0.5)))
+    found = null_floor(image, text, (0.2, 0.5), seed=5, draws=3)
+    assert found == pytest.approx({key: np.mean([e[key] for e in expected]) for key in found}, rel=1e-9)
+    assert set(found) == {"centroid_gap", "centroid_gap_debiased"} | {
+        f"cs_divergence_{e}@{s}" for e in "vu" for s in ("0.2", "0.5")
+    }
+
+
+def test_null_floor_is_seen_by_plug_in_metrics_only():
+    """Two halves of 250 rows still read a gap of the order of 1 / sqrt(250), as on real CLIP pairs (0.06)."""
+    floor = null_floor(*clouds(n=500, d=64, gap=2.0), seed=0)
+    assert 0.03 < floor["centroid_gap"] < 0.12
+    assert floor["centroid_gap_debiased"] < 0.4 * floor["centroid_gap"]
+    assert floor["cs_divergence_v@0.5"] > 0.01
+    assert abs(floor["cs_divergence_u@0.5"]) < 0.1 * floor["cs_divergence_v@0.5"]
+
+
+def test_null_floor_depends_on_the_seed_alone():
+    pair = clouds()
+    assert null_floor(*pair, seed=1) == null_floor(*pair, seed=1) != null_floor(*pair, seed=2)
+
+
+# Linear separability
+
+
+def test_linear_separability_of_far_and_of_equal_clouds():
+    far = measure_gap(*clouds(n=100, gap=8.0))["linear_separability"]
+    same = measure_gap(*clouds(n=400, gap=0.0, noise=3.0))["linear_separability"]
+    assert far == 1.0
+    assert abs(same - 0.5) < 0.06
+
+
+def test_separability_is_held_out():
+    """With more dimensions than rows, any labels can be learnt by heart; only held-out rows show chance."""
+    rng = np.random.default_rng(0)
+    pair = paired_rows(rng.standard_normal((60, 200)), rng.standard_normal((60, 200)))
+    assert abs(linear_separability(*pair) - 0.5) < 0.15
+    assert linear_separability(*pair) == linear_separability(*pair)
+
+
+def test_pairs_never_straddle_a_fold():
+    """Both rows of a pair are equal here: a twin seen in training would mislead about the held-out one."""
+    assert linear_separability(*paired_rows(np.eye(20), np.eye(20)), seed=3) == 0.5
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        (np.ones((5, 3)), np.ones((6, 3)), r"not row-paired: 5 image rows against 6 text rows"),
+        (np.ones((5, 3)), np.ones((5, 4)), r"differ in dimension: 3 against 4"),
+        (np.ones((3, 3)), np.ones((3, 3)), r"at least 4 pairs, got 3"),
+        (
+            np.ones((4, 3)),
+            np.diag([1.0, 1, np.nan, np.inf])[:, :3] + 1,
+            r"text: 1 of 4 rows .* first is row 2",
+        ),
+        (np.diag([1.0, 0, 1, 1]), np.ones((4, 4)), r"image: 1 of 4 rows are all zeros .* first is row 1"),
+        (np.ones((4, 3), int), np.ones((4, 3)), r"image: expected floating-point values"),
+        (np.ones(4), np.ones((4, 3)), r"image: expected a non-empty \(rows, dimensions\) array"),
+    ],
+)
+def test_unusable_rows_are_refused(image, text, message):
+    for function in (measure_gap, null_floor):
+        with pytest.raises(InputError, match=message):
+            function(image, text)
+
+
+@pytest.mark.parametrize("bandwidths", [(0.0,), (-1.0,), (math.nan,), (math.inf,), (0.5, 0.50001)])
+def test_unusable_bandwidths_are_refused(bandwidths):
+    for function in (measure_gap, null_floor):
+        with pytest.raises(InputError, match="bandwidths: "):
+            function(*clouds(), bandwidths)
+
+
+def test_null_floor_needs_a_draw():
+    with pytest.raises(InputError, match="draws: expected at least 1 split, got 0"):
+        null_floor(*clouds(), draws=0)
+
+
+def test_importing_the_room_loads_neither_matplotlib_nor_sklearn():
+    code = (
+        "import sys, cs_aligner_cli.gap, cs_aligner_cli.gap.figures, cs_aligner_cli.gap.page;"
+        "sys.exit(bool({'matplotlib', 'sklearn', 'jinja2'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Glossary
+
+
+def test_the_glossary_explains_every_metric_in_the_order_of_measure_gap():
+    keys = [key for key in measure_gap(*clouds()) if key != "pairs"]
+    assert list(dict.fromkeys(key.partition("@")[0] for key in keys)) == list(METRICS)
+    assert in_report_order(reversed(keys)) == keys
+    assert describe("cs_divergence_u@0.5").label == "CS divergence, U, bandwidth 0.5"
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(InputError, match=r"'centroid_gpa'; did you mean centroid_gap\?"):
+        in_report_order(["centroid_gpa"])
+
+
+# Figures
+
+
+def opened(png):
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    assert 600 <= image.width <= 1500
+    assert 400 <= image.height <= 1300
+    colours = image.convert("RGB").getcolors(image.width * image.height)
+    assert len(colours) > 50, "blank figure"
+    return image
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("draw", [projection, cosine_histograms, divergence_curve])
+def test_figures_are_pictures_of_a_sane_size(draw, count):
+    stores = {f"store ${n}": clouds(n=30, d=5 + n, gap=n, seed=n) for n in range(count)}
+    opened(draw(stores))
+
+
+@pytest.mark.parametrize("draw", [projection, cosine_histograms, divergence_curve])
+def test_figures_take_degenerate_stores(draw):
+    """One dimension, equal clouds, one point, a flat line: nothing may warn or divide by zero."""
+    image, _ = clouds(n=12)
+    opened(draw({"equal": (image, image), "point": (np.ones((6, 2)), np.ones((6, 2)))}))
+    opened(draw({"line": (np.ones((6, 1)), -np.ones((6, 1)))}))
+    opened(draw({"point": (np.ones((6, 3)), np.ones((6, 3)))}))
+
+
+def test_figures_are_reproducible_and_leave_the_style_alone():
+    import matplotlib as mpl
+
+    before, had_pyplot = mpl.rcParams.copy(), "matplotlib.pyplot" in sys.modules
+    stores = {"a": clouds(n=30)}
+    assert projection(stores) == projection(stores)
+    assert mpl.rcParams.copy() == before
+    assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
+
+
+def test_image_is_on_the_left_of_the_projection():
+    from cs_aligner_cli.gap.figures import _plane
+
+    for seed in range(12):
+        x, y = (rows.numpy() for rows in paired_rows(*clouds(n=50, gap=0.4, seed=seed)))
+        points, shares = _plane(x, y)
+        assert points[:50, 0].mean() < points[50:, 0].mean()
+        assert 1 >= shares[0] >= shares[1] >= 0
+
+
+def test_figures_without_a_store_are_refused():
+    for draw in (projection, cosine_histograms, divergence_curve, gap_against_recall):
+        with pytest.raises(InputError, match="expected at least one store"):
+            draw({})
+
+
+def test_gap_against_recall_takes_marks_that_coincide():
+    point = {"gap": 0.0, "r1_i2t": 0.0, "r1_t2i": 0.0}
+    opened(gap_against_recall({"one": point, "the same": point, "far": {**point, "gap": 1.9, "r1_i2t": 1.0}}))
+
+
+def test_labels_keep_clear_of_each_other_and_of_marks():
+    from cs_aligner_cli.gap.canvas import label_marks, panels
+
+    marks = {f"store_{k}": (0.9 + 0.04 * k, (40.0 + k, 38.0, 42.0 + k)) for k in range(4)}
+    with panels([""]) as (figure, (ax,)):
+        ax.set(xlim=(0, 1.2), ylim=(20, 60))
+        label_marks(figure, ax, marks)
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert len(boxes) == 4
+        assert not any(a.overlaps(b) for a, b in pairwise(sorted(boxes, key=lambda box: box.y0)))
+
+
+# Page
+
+
+def report():
+    stores = {"pairwise_only": clouds(n=30, gap=2.0), "aligned": clouds(n=30, gap=0.1, noise=0.4)}
+    recall = {"R@1": 0.5, "R@5": 0.75, "R@10": 0.8125, "median_rank": 1.5, "mean_rank": 3.25}
+    return {
+        "name": "flickr8k",
+        "split": "dev",
+        "pairs": 1030,
+        "note": ["frozen: image 1280-d and text 384-d share no space."],
+        "stores": {"frozen": {}, **{name: measure_gap(*pair) for name, pair in stores.items()}},
+        "null": {name: null_floor(*pair) for name, pair in stores.items()},
+        "retrieval": {
+            "pairwise_only": {"i2t": recall, "t2i": recall},
+            "aligned": {"i2t": {**recall, "R@1": 0.45}, "t2i": {**recall, "R@1": 0.53}},
+        },
+        "provenance": {"csalign": "0.1.0", "seed": 0, "recipe": "train:\n  lr: 1e-3\n", "command": "csalign"},
+    }
+
+
+def words(html):
+    """The page's text without tags, styles and entities."""
+    return unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
+
+
+def test_page_shows_every_number():
+    data = report()
+    text = words(render_page(data, {}))
+    for source in ("stores", "null"):
+        for values in data[source].values():
+            for key, value in values.items():
+                shown = format_number(value) if key != "pairs" else "1,030"
+                assert shown in text, key
+    for shown in ("50.0", "75.0", "81.2", "45.0", "53.0", "1.5", "3.2", "0.1.0", "lr: 1e-3", data["note"][0]):
+        assert shown in text
+    assert "No column for frozen" in text
+
+
+def test_page_loads_nothing_and_runs_nothing():
+    figure = gap_against_recall({"a": {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})
+    html = render_page(report(), {"gap_against_recall": figure, "spectra": figure})
+    targets = re.findall(r"(?:src|href|srcset|poster|action|data)\s*=\s*\"([^\"]{0,30})", html)
+    assert len(targets) == 2
+    assert all(target.startswith("data:image/png;base64,") for target in targets)
+    assert "<script" not in html
+    assert "<link" not in html
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert "What closing the gap cost" in html
+    assert "<h3>Spectra</h3>" in html
+
+
+def test_page_escapes_whatever_comes_from_data():
+    evil = "<script>alert('x')</script>\"&"
+    data = report()
+    data["stores"][evil] = data["stores"].pop("aligned")
+    data["null"][evil], data["retrieval"][evil] = (
+        data["null"].pop("aligned"),
+        data["retrieval"].pop("aligned"),
+    )
+    data |= {
+        "name": evil,
+        "split": evil,
+        "note": [evil],
+        "provenance": {"recipe": evil, evil: evil, "command": evil},
+    }
+    html = render_page(data, {evil: gap_against_recall({evil: {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})})
+    assert "<script" not in html
+    assert '"&"' not in html
+    assert words(html).count(evil) >= 10
+
+
+def test_page_of_a_report_without_the_optional_parts():
+    html = render_page({"name": "n", "split": "s", "pairs": 4, "stores": {"frozen": {}}}, {})
+    assert "no gap between them can be measured yet" in html
+    assert "Retrieval" not in html
+    assert "recipe" not in html
+
+
+def test_page_refuses_an_unknown_metric():
+    data = report()
+    data["stores"]["aligned"]["rgm"] = 0.5
+    with pytest.raises(InputError, match=r"unknown gap metric 'rgm'; did you mean rmg\?"):
+        render_page(data, {})
+
+
+def test_report_rows_are_long_and_complete():
+    data = report()
+    rows = report_rows(data)
+    assert len(rows) == 2 * (len(data["stores"]["aligned"]) - 1)
+    assert rows[0] == {
+        "store": "pairwise_only",
+        "metric": "centroid_gap",
+        "value": data["stores"]["pairwise_only"]["centroid_gap"],
+        "null": data["null"]["pairwise_only"]["centroid_gap"],
+    }
+    assert {row["null"] for row in rows if row["metric"] == "paired_cosine"} == {None}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0.0000"),
+        (-0.5, "~0.5000"),
+        (12.34567, "12.3457"),
+        (0.00012, "0.0001"),
+        (-2e-5, "~2.0e~05"),
+        (None, "-"),
+    ],
+)
+def test_numbers_are_printed_to_four_decimals(value, shown):
+    """With a true minus sign, written ~ here, and a dash for what is absent."""
+    assert format_number(value).replace("\N{MINUS SIGN}", "~").replace("\N{EN DASH}", "-") == shown
+
+
+# Verdict
+
+
+def told(gaps, cosines=None, recalls=None, floors=None):
+    stores = {name: {"centroid_gap": gap} for name, gap in gaps.items()}
+    for name, cosine in (cosines or {}).items():
+        stores[name]["paired_cosine"] = cosine
+    retrieval = {
+        name: {"i2t": {"R@1": r + 0.01}, "t2i": {"R@1": r - 0.01}} for name, r in (recalls or {}).items()
+    }
+    null = {name: {"centroid_gap": floor} for name, floor in (floors or {}).items()}
+    return [
+        sentence.replace("\N{NO-BREAK SPACE}", " ")
+        for sentence in verdict({"stores": stores, "retrieval": retrieval, "null": null})
+    ]
+
+
+def test_verdict_states_gap_recall_and_cosine():
+    assert told({"a": 0.99, "b": 0.12}, {"a": 0.31, "b": 0.62}, {"a": 0.3, "b": 0.283}) == [
+        "b closed 88% of the centroid gap of a (0.99 → 0.12) at a cost of 1.7 points of R@1 (30.0% → 28.3%); "
+        "paired cosine went 0.31 → 0.62."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "recalls", "expected"),
+    [
+        (
+            (0.5, 0.6),
+            (0.3, 0.35),
+            "b widened the centroid gap of a by 20% (0.50 → 0.60) and won 5.0 points of R@1",
+        ),
+        ((0.5, 0.501), (0.3, 0.3), "b left the centroid gap of a as it was (0.50 → 0.50) with R@1 unchanged"),
+        ((0.0, 0.2), (0.3, 0.3), "a had no centroid gap, b has one of 0.20 with R@1 unchanged"),
+    ],
+)
+def test_verdict_on_other_outcomes(gaps, recalls, expected):
+    keys = ("a", "b")
+    (sentence,) = told(dict(zip(keys, gaps, strict=True)), None, dict(zip(keys, recalls, strict=True)))
+    assert sentence.startswith(expected)
+
+
+def test_verdict_compares_the_last_store_with_every_earlier_one():
+    assert told({"a": 1.0, "b": 0.5, "c": 0.1}) == [
+        "c closed 90% of the centroid gap of a (1.00 → 0.10).",
+        "c closed 80% of the centroid gap of b (0.50 → 0.10).",
+    ]
+
+
+def test_verdict_says_when_pairs_did_not_come_closer_and_when_the_floor_is_reached():
+    (sentence,) = told({"a": 0.8, "b": 0.05}, {"a": 0.3, "b": 0.3}, floors={"b": 0.06})
+    assert "lies within the null floor of 0.06" in sentence
+    assert sentence.endswith("the clouds moved together, the pairs did not come closer.")
+
+
+def test_verdict_on_one_store_alone():
+    assert told({"a": 0.8}, {"a": 0.3}, {"a": 0.25}) == [
+        "a has a centroid gap of 0.80, a paired cosine of 0.30 and an R@1 of 25.0%. "
+        "There is no other store to compare it with."
+    ]

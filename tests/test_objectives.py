@@ -1,0 +1,378 @@
+"""Objectives against plain double loops, closed forms, second implementations and finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.loss import ClipLoss
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.objectives import (
+    DIVERGENCES,
+    PAIRWISE,
+    Term,
+    cs_divergence,
+    evaluate_terms,
+    infonce,
+    median_bandwidth,
+)
+from cs_aligner_cli.objectives.kernels import squared_distances
+
+Rows = npt.NDArray[np.float64]
+
+
+def random_rows(seed: int, rows: int, width: int, unit: bool = True) -> Rows:
+    x = np.random.default_rng(seed).normal(size=(rows, width))
+    return x / np.linalg.norm(x, axis=1, keepdims=True) if unit else x
+
+
+def tensor_rows(seed: int, rows: int, width: int) -> torch.Tensor:
+    return torch.from_numpy(random_rows(seed, rows, width))
+
+
+def loop_log_mean(x: Rows, y: Rows, sigma: float, diagonal: bool) -> float:
+    """Log of the mean kernel by a double loop; fsum after the largest exponent is taken out."""
+    exponents = [
+        -math.fsum((float(a) - float(b)) ** 2 for a, b in zip(xi, yj, strict=True)) / (2 * sigma**2)
+        for i, xi in enumerate(x)
+        for j, yj in enumerate(y)
+        if diagonal or i != j
+    ]
+    top = max(exponents)
+    return top + math.log(math.fsum(math.exp(e - top) for e in exponents) / len(exponents))
+
+
+def loop_cs(x: Rows, y: Rows, sigma: float, estimator: str) -> float:
+    diagonal = estimator == "v"
+    within = loop_log_mean(x, x, sigma, diagonal) + loop_log_mean(y, y, sigma, diagonal)
+    return within - 2 * loop_log_mean(x, y, sigma, True)
+
+
+@pytest.mark.parametrize("estimator", ["v", "u"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("m", "n", "unit"), [(9, 9, True), (2, 13, True), (11, 4, False)])
+def test_cs_equals_a_double_loop(estimator, dtype, sigma, m, n, unit):
+    x, y = (random_rows(seed, rows, 6, unit).astype(dtype) for seed, rows in ((0, m), (1, n)))
+    expected = loop_cs(x, y, sigma, estimator)
+    for given_x, given_y in ((x, y), (torch.from_numpy(x), torch.from_numpy(y))):
+        value = cs_divergence(given_x, given_y, sigma, estimator)
+        assert value.shape == ()
+        assert value.dtype == (torch.float32 if dtype is np.float32 else torch.float64)
+        assert value.item() == pytest.approx(expected, rel=1e-6 if dtype is np.float32 else 1e-12)
+
+
+def test_cs_of_rows_far_from_the_origin_and_close_together():
+    x, y = 1000 + 0.01 * random_rows(0, 8, 5), 1000 + 0.01 * random_rows(1, 6, 5)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    expected = loop_cs(x.astype(np.float64), y.astype(np.float64), 0.01, "v")
+    assert cs_divergence(x, y, 0.01).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_squared_distances_hold_a_float32_shift():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    exact = (x.double().unsqueeze(1) - x.double()).square().sum(-1)
+    assert torch.equal(squared_distances(x).diagonal(), torch.zeros(20))
+    shifted = (x + 1000) - 1000  # what is left of x after the shift has rounded it
+    exact_shifted = (shifted.double().unsqueeze(1) - shifted.double()).square().sum(-1)
+    torch.testing.assert_close(squared_distances(x).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(squared_distances(x + 1000).double(), exact_shifted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(squared_distances(x + 1000, x + 1000), squared_distances(x + 1000))
+
+
+@pytest.mark.parametrize("estimator", ["v", "u"])
+def test_gaussian_samples_reach_the_closed_form(estimator):
+    v, sigma, n = 0.3, 0.8, 3000
+    shift = np.array([0.6, -0.2, 0.4])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 3)) * math.sqrt(v)
+    y = shift + rng.normal(size=(n, 3)) * math.sqrt(v)
+    expected = float(shift @ shift) / (sigma**2 + 2 * v)
+    assert cs_divergence(x, y, sigma, estimator).item() == pytest.approx(expected, rel=0.08)
+
+
+@given(st.floats(-1, 1), st.floats(0.1, 5))
+def test_one_pair_at_a_cosine(cosine, sigma):
+    x, y = np.array([[1.0, 0.0]]), np.array([[cosine, math.sqrt(1 - cosine**2)]])
+    expected = 2 * (1 - cosine) / sigma**2
+    assert cs_divergence(x, y, sigma).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["v", "u"])
+def test_large_bandwidth_leaves_the_centroid_gap(estimator):
+    x, y = random_rows(0, 40, 8) + 0.5, random_rows(1, 30, 8)
+    sigma = 300.0
+    gap = np.linalg.norm(x.mean(0) - y.mean(0))
+    spread = 0.0
+    if estimator == "u":  # leaving the diagonal out multiplies each mean self distance by n / (n - 1)
+        spread = sum(z.var(axis=0).sum() / (len(z) - 1) for z in (x, y))
+    assert cs_divergence(x, y, sigma, estimator).item() * sigma**2 == pytest.approx(gap**2 - spread, rel=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 10))
+def test_cs_is_a_symmetric_nonnegative_invariant_divergence(seed, m, n, sigma):
+    x, y = random_rows(seed, m, 5), random_rows(seed + 1, n, 5) * 1.5
+    value = cs_divergence(x, y, sigma).item()
+    close = pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert value >= -1e-12
+    assert cs_divergence(x, x.copy(), sigma).item() == pytest.approx(0, abs=1e-12)
+    assert cs_divergence(y, x, sigma).item() == close
+    rng = np.random.default_rng(seed)
+    assert cs_divergence(rng.permutation(x), rng.permutation(y), sigma).item() == close
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    assert cs_divergence(x @ rotation + 3, y @ rotation + 3, sigma).item() == close
+
+
+@pytest.mark.parametrize("estimator", ["v", "u"])
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_cs_gradient(estimator, sigma):
+    x, y = tensor_rows(0, 5, 4).requires_grad_(), tensor_rows(1, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: cs_divergence(a, b, sigma, estimator), (x, y))
+    same = tensor_rows(2, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: cs_divergence(a, 2 * a.flip(0), sigma, estimator), (same,))
+
+
+@pytest.mark.parametrize("estimator", ["v", "u"])
+def test_tiny_bandwidth_on_far_rows_stays_finite(estimator):
+    x = torch.nn.functional.normalize(tensor_rows(0, 16, 64).float() + 1, dim=1).requires_grad_()
+    y = (-x.detach().roll(1, 0)).requires_grad_()
+    assert torch.exp(-squared_distances(x, y) / (2 * 0.05**2)).sum() == 0  # every kernel value underflows
+    value = cs_divergence(x, y, 0.05, estimator)
+    value.backward()
+    assert value.isfinite()
+    assert x.grad.isfinite().all()
+    assert y.grad.isfinite().all()
+    assert y.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(dtype):
+    x, y = tensor_rows(0, 12, 16).to(dtype).requires_grad_(), tensor_rows(1, 12, 16).to(dtype)
+    value, pairwise = cs_divergence(x, y, 0.5), infonce(x, y, 20.0)
+    assert value.dtype == pairwise.dtype == torch.float32
+    assert value.item() == pytest.approx(cs_divergence(x.detach().float(), y.float(), 0.5).item(), rel=1e-7)
+    (value + pairwise).backward()
+    assert x.grad.dtype == dtype
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [20.0, torch.tensor(20.0)])
+def test_autocast_changes_nothing(scale):
+    x, y = tensor_rows(0, 12, 16).float(), tensor_rows(1, 12, 16).float()
+    plain = cs_divergence(x, y, 0.2), infonce(x, y, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x @ y.T).dtype == torch.bfloat16
+        cast = cs_divergence(x, y, 0.2), infonce(x, y, scale)
+    assert [value.dtype for value in cast] == [torch.float32, torch.float32]
+    assert [value.item() for value in cast] == [value.item() for value in plain]
+
+
+def test_not_the_public_bug_of_logsumexp_over_kernel_values():
+    """In code others published, logsumexp runs over K itself, which gives a fraction of the divergence."""
+    x, y = tensor_rows(0, 30, 16) + 0.4, tensor_rows(1, 30, 16) - 0.4
+
+    def log_mean_of_exp_kernel(a, b):
+        kernel = torch.exp(-torch.cdist(a, b).square() / (2 * 0.5**2))
+        return kernel.logsumexp((0, 1)) - math.log(kernel.numel())
+
+    buggy = log_mean_of_exp_kernel(x, x) + log_mean_of_exp_kernel(y, y) - 2 * log_mean_of_exp_kernel(x, y)
+    value = cs_divergence(x, y, 0.5).item()
+    assert value == pytest.approx(loop_cs(x.numpy(), y.numpy(), 0.5, "v"), rel=1e-9)
+    assert value > 5 * abs(buggy.item())
+
+
+def test_median_bandwidth_is_the_median_distance_of_distinct_pairs():
+    x, y = random_rows(0, 7, 5, unit=False), 3 * random_rows(1, 4, 5, unit=False)
+    pooled = np.concatenate([x, y])
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(pooled) for b in pooled[:i]]
+    assert median_bandwidth(x, y) == pytest.approx(np.median(distances), rel=1e-12)
+    six = [np.linalg.norm(a - b) for i, a in enumerate(pooled[5:9]) for b in pooled[5 : 5 + i]]
+    assert len(six) == 6  # an even number of pairs: the mean of the two middle ones
+    assert median_bandwidth(x[5:], y[:2]) == pytest.approx(np.median(six), rel=1e-12)
+    assert median_bandwidth(10 * x, 10 * y) == pytest.approx(10 * median_bandwidth(x, y))
+    assert cs_divergence(x, y, "median").item() == cs_divergence(x, y, median_bandwidth(x, y)).item()
+
+
+def test_median_bandwidth_takes_no_part_in_the_graph():
+    x = tensor_rows(0, 6, 4).requires_grad_()
+    y = tensor_rows(1, 5, 4)
+    sigma = median_bandwidth(x, y)
+    assert type(sigma) is float
+    (by_median,) = torch.autograd.grad(cs_divergence(x, y, "median"), x)
+    (by_number,) = torch.autograd.grad(cs_divergence(x, y, sigma), x)
+    assert torch.equal(by_median, by_number)
+
+
+def test_median_bandwidth_samples_evenly_and_without_chance():
+    x, y = random_rows(0, 3000, 8), random_rows(1, 1000, 8) * 4
+    sampled = median_bandwidth(x, y)
+    assert sampled == median_bandwidth(x, y)
+    assert sampled == median_bandwidth(torch.from_numpy(x), torch.from_numpy(y))
+    assert sampled == pytest.approx(median_bandwidth(x, y, sample=2000), rel=0.05)
+
+
+def test_median_bandwidth_of_collapsed_rows_is_an_error():
+    same = np.repeat(random_rows(0, 1, 7).astype(np.float32), 9, axis=0)
+    with pytest.raises(InputError, match='bandwidth "median" is 0: at least half of the pairs'):
+        cs_divergence(same, same, "median")
+    with pytest.raises(InputError, match="hold NaN or infinity"):
+        median_bandwidth(np.array([[0.0, np.nan]]), same[:, :2])
+    with pytest.raises(InputError, match="sample: expected at least 2 rows, got 1"):
+        median_bandwidth(same, same, sample=1)
+
+
+def test_cs_error_texts():
+    x, y = random_rows(0, 4, 3), random_rows(1, 5, 3)
+    for bad in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(
+            InputError, match=r'^bandwidth: expected a finite number above 0 or "median", got'
+        ):
+            cs_divergence(x, y, bad)
+    with pytest.raises(InputError, match="expected a number above 0 or \"median\", got 'mean'"):
+        cs_divergence(x, y, "mean")
+    with pytest.raises(InputError, match="estimator: unknown name 'w'; expected one of: u, v"):
+        cs_divergence(x, y, 1.0, "w")
+    with pytest.raises(InputError, match='estimator "u" needs at least 2 rows in x and in y, got 1 and 5'):
+        cs_divergence(x[:1], y, 1.0, "u")
+    with pytest.raises(InputError, match="differ in dimension: 3 against 2"):
+        cs_divergence(x, y[:, :2], 1.0)
+    with pytest.raises(InputError, match=r"x: expected a non-empty .* got shape \(0, 3\)"):
+        cs_divergence(x[:0], y, 1.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_infonce_is_open_clips_loss(scale):
+    image = tensor_rows(0, 10, 8).float().requires_grad_()
+    text = tensor_rows(1, 10, 8).float().requires_grad_()
+    logit_scale = torch.tensor(scale, requires_grad=True)
+    leaves = (image, text, logit_scale)
+    ours, theirs = infonce(image, text, logit_scale), ClipLoss()(image, text, logit_scale)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    for grad, expected in zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True
+    ):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+    assert infonce(image.detach().numpy(), text.detach().numpy(), scale).item() == ours.item()
+
+
+def loop_infonce(image: Rows, text: Rows, scale: float, groups: list[int]) -> float:
+    n = len(image)
+    losses = []
+    for a, b in ((image, text), (text, image)):
+        for i in range(n):
+            logits = {j: scale * float(a[i] @ b[j]) for j in range(n) if j == i or groups[j] != groups[i]}
+            losses.append(math.log(math.fsum(math.exp(value) for value in logits.values())) - logits[i])
+    return math.fsum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5], [7, 7, 3, 3, 3, -2], [4] * 6])
+def test_rows_of_one_group_are_no_negatives(groups):
+    image, text = random_rows(0, 6, 5), random_rows(1, 6, 5)
+    expected = loop_infonce(image, text, 10.0, groups)
+    for form in (np.array(groups), np.array(groups, dtype=np.int32), torch.tensor(groups)):
+        assert infonce(image, text, 10.0, form).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 0, 1, 2]), torch.tensor([5, 5, 5, 5])])
+def test_infonce_gradient(groups):
+    inputs = (tensor_rows(0, 4, 3), tensor_rows(1, 4, 3), torch.tensor(5.0, dtype=torch.float64))
+    inputs = tuple(leaf.requires_grad_() for leaf in inputs)
+    assert torch.autograd.gradcheck(lambda i, t, s: infonce(i, t, s, groups), inputs)
+
+
+def test_infonce_error_texts():
+    image, text = random_rows(0, 4, 3), random_rows(1, 4, 3)
+    with pytest.raises(InputError, match="image and text rows are not pairs: 4 against 3"):
+        infonce(image, text[:3], 1.0)
+    with pytest.raises(InputError, match="differ in dimension: 3 against 2"):
+        infonce(image, text[:, :2], 1.0)
+    for bad in (np.arange(3), np.zeros(4), np.zeros((4, 1), dtype=int), np.zeros(4, dtype=bool)):
+        with pytest.raises(InputError, match="groups: expected 4 integers, got shape"):
+            infonce(image, text, 1.0, bad)
+
+
+TERMS = (
+    Term("infonce", 1.0, infonce),
+    Term("cs", 2.5, lambda image, text, logit_scale, groups: cs_divergence(image, text, 0.5)),
+    Term("image norm", -0.1, lambda image, text, logit_scale, groups: image.square().mean()),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_evaluate_terms_gives_the_gradient_of_the_summed_loss(dtype):
+    torch.manual_seed(0)
+    towers = [torch.nn.Linear(6, 4, dtype=dtype) for _ in range(2)]
+    log_scale = torch.nn.Parameter(torch.tensor(2.0))
+    parameters = [*towers[0].parameters(), *towers[1].parameters(), log_scale]
+    groups = torch.tensor([0, 0, 1, 2, 3])
+    features = [tensor_rows(seed, 5, 6).to(dtype) for seed in (0, 1)]
+
+    def embed():
+        return [tower(x) for tower, x in zip(towers, features, strict=True)]
+
+    image, text = embed()
+    scale = log_scale.exp()
+    total = sum(term.weight * term.loss(image, text, scale, groups) for term in TERMS)
+    expected = torch.autograd.grad(total, parameters)
+
+    image, text = embed()
+    scale = log_scale.exp()
+    result = evaluate_terms(TERMS, image, text, scale, groups)
+    assert (result.image_grad.dtype, result.logit_scale_grad.shape) == (dtype, ())
+    torch.autograd.backward(
+        [image, text, scale], [result.image_grad, result.text_grad, result.logit_scale_grad]
+    )
+    rtol = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(result.total.double(), total.detach().double(), rtol=rtol, atol=rtol)
+    for parameter, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=rtol, atol=rtol)
+
+
+def test_evaluate_terms_names_every_value_and_gradient_norm():
+    image, text = tensor_rows(0, 5, 4), tensor_rows(1, 5, 4)
+    scale = torch.tensor(3.0)
+    with torch.no_grad():  # the gradient is taken whether or not the caller records one
+        result = evaluate_terms(TERMS, image, text, scale)
+    assert list(result.values) == list(result.grad_norms) == ["infonce", "cs", "image norm"]
+    for term in TERMS:
+        leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
+        value = term.loss(*leaves, scale, None)
+        grads = torch.autograd.grad(value, leaves, allow_unused=True)
+        norm = abs(term.weight) * math.sqrt(sum(g.square().sum().item() for g in grads if g is not None))
+        assert result.values[term.name].item() == pytest.approx(value.item())
+        assert not result.values[term.name].requires_grad
+        assert result.grad_norms[term.name].item() == pytest.approx(norm)
+    assert not image.requires_grad
+
+
+def test_a_term_of_weight_zero_is_valued_and_nothing_else():
+    def broken(image, text, logit_scale, groups):
+        return (image.sum() + logit_scale) * torch.inf
+
+    image, text, scale = tensor_rows(0, 5, 4), tensor_rows(1, 5, 4), torch.tensor(3.0)
+    alone = evaluate_terms(TERMS[:1], image, text, scale)
+    beside = evaluate_terms((*TERMS[:1], Term("broken", 0.0, broken)), image, text, scale)
+    assert beside.values["broken"].isinf()
+    assert beside.grad_norms["broken"] == 0
+    for name in ("total", "image_grad", "text_grad", "logit_scale_grad"):
+        assert torch.equal(getattr(alone, name), getattr(beside, name))
+    only_zero = evaluate_terms((Term("broken", 0.0, broken),), image, text, scale)
+    assert only_zero.total == 0
+    assert only_zero.image_grad.abs().sum() == 0
+
+
+def test_terms_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="distinct names"):
+        evaluate_terms((TERMS[0], TERMS[0]), tensor_rows(0, 2, 2), tensor_rows(1, 2, 2), torch.tensor(1.0))
+
+
+def test_tables_name_the_functions():
+    assert DIVERGENCES["cs"] is cs_divergence
+    assert PAIRWISE["infonce"] is infonce
