@@ -60,7 +60,7 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
                 locator = f"images/{image_id}.png"
                 draw(scene, manifest.size).save(folder / locator, compress_level=1)
                 images.append((image_id, split, locator, _digest((folder / locator).read_bytes())))
-                told = scene_captions(scene, manifest.seed, manifest.captions_per_image)
+                told = scene_captions(scene, manifest.captions_per_image)
                 texts += [(image_id, split, text) for text in told]
                 advance()
     frame = pd.DataFrame(images, columns=["image_id", "split", "locator", "digest"])

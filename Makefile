@@ -1,0 +1,56 @@
+# The only interface: every target sets up what it needs and does not install again when nothing changed.
+# The first Python that is new enough; name another with make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "csalign needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing csalign into $(VENV) (about 8 GB; two minutes or so)" >&2
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five minutes, installation included
+	$(BIN)/csalign run recipes/scenes_clip.yaml
+	$(BIN)/csalign run recipes/scenes.yaml
+
+test: $(VENV)/.test ## the tests that CI runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.test ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## write the format and the lint fixes that are safe
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.core ## measure us and our peers in one run and print ratios
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/retrieval.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
