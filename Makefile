@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all check format docs bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## format, lint and types
 format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.core ## write docs/recipe.md from the schema
+	$(BIN)/python docs/recipe_reference.py
 
 bench: $(VENV)/.core ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/objectives.py

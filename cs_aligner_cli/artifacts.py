@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,11 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.errors import InputError
 
 RECORD = "stage.json"
+_MARK = "building.json"
 # Raised when what a stage writes changes in form, so that older outputs count as stale.
 _FORMAT = 1
+# Above so many files one sync of the whole system is quicker than one of each.
+_MANY_FILES = 200
 
 
 def fingerprint(value: Any) -> str:
@@ -27,37 +30,53 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def file_stamps(paths: Iterable[Path]) -> str:
-    """A digest of names, sizes and modification times, as make would look at them."""
-    stamps = []
-    for path in sorted(paths):
-        status = path.stat()
-        stamps.append([str(path), status.st_size, status.st_mtime_ns])
-    return fingerprint(stamps)
+def file_stamps(paths: Iterable[str | Path]) -> str:
+    """A digest of names, sizes and modification times, as make would look at them; a file may be absent."""
+    digest = hashlib.sha256()
+    for path in sorted(map(str, paths)):
+        try:
+            status = os.stat(path)  # noqa: PTH116 (a million Path objects take longer than their stamps)
+            stamp = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            stamp = "absent"
+        digest.update(f"{path}\0{stamp}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Where to write a file that then appears at ``path`` whole or not at all: aside, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all: aside, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Write a file, atomically."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+    write_bytes(path, _as_text(value).encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raise InputError if it is damaged."""
+def _as_text(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """Read a JSON file; raise InputError, with the hint, if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+        raise InputError(f"{path}: cannot be read as JSON: {error}", hint) from None
 
 
 @dataclass(frozen=True)
@@ -78,18 +97,22 @@ class Artifact:
         """The inputs that a fresh output must have been made from; ``sources`` is a digest of outside files."""
         return {
             "format": _FORMAT,
-            "recipe": dict(self.recipe),
+            "recipe": json.loads(json.dumps(dict(self.recipe), default=str)),
             "needs": {need.name: need.fingerprint() for need in self.needs},
             **({"sources": sources} if sources else {}),
         }
 
     def record(self) -> dict[str, Any] | None:
         """What the finished stage wrote about itself, or None if there is no whole output."""
-        if not (self.path / RECORD).is_file():
+        self._settle()
+        path = self.path / RECORD
+        if not path.is_file():
             return None
-        record: dict[str, Any] = read_json(self.path / RECORD)
-        sizes = record.get("files", {})
-        whole = all((self.path / f).is_file() and (self.path / f).stat().st_size == size for f, size in sizes.items())
+        hint = f"Make the {self.name} again: {self.command} --force"
+        record: dict[str, Any] = read_json(path, hint)
+        if not (isinstance(record, dict) and {"inputs", "summary", "files"} <= record.keys()):
+            raise InputError(f"{path}: is not the record of a stage", hint)
+        whole = all(_size(self.path / name) == size for name, size in record["files"].items())
         return record if whole else None
 
     def fingerprint(self) -> str | None:
@@ -100,8 +123,7 @@ class Artifact:
     def fresh(self, sources: str = "") -> dict[str, Any] | None:
         """The record of the output on disk if it was made from exactly the inputs wanted now, else None."""
         record = self.record()
-        wanted = json.loads(json.dumps(self.wanted(sources), default=str))
-        return record if record and record["inputs"] == wanted else None
+        return record if record and record["inputs"] == self.wanted(sources) else None
 
     def require(self) -> dict[str, Any]:
         """The record of this artifact; raise InputError if it is missing or was made from other inputs."""
@@ -110,7 +132,7 @@ class Artifact:
         record = self.record()
         if record is None:
             raise InputError(f"no {self.name} in {self.path}", f"Make it first: {self.command}")
-        wanted = json.loads(json.dumps(self.wanted(), default=str))
+        wanted = self.wanted()
         made = {key: record["inputs"].get(key) for key in wanted}
         if made != wanted:
             raise InputError(
@@ -122,19 +144,13 @@ class Artifact:
     @contextmanager
     def building(self, sources: str = "") -> Iterator[Build]:
         """Build the output aside and put it in place whole; a build from the same inputs is taken up again."""
+        self._settle()
         wanted = self.wanted(sources)
-        work = self.path.with_name(f"{self.path.name}.partial")
-        mark = work / "building.json"
-        if work.exists() and not (mark.is_file() and read_json(mark) == json.loads(json.dumps(wanted, default=str))):
-            shutil.rmtree(work)
-        resumed = work.exists()
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(mark, wanted)
-        build = Build(work, resumed)
+        resumed = _take_up(self._work, wanted)
+        build = Build(self._work, resumed)
         started = time.monotonic()
         yield build
-        made = (f for f in sorted(work.rglob("*")) if f.is_file() and f != mark)
-        files = {str(f.relative_to(work)): f.stat().st_size for f in made}
+        made = [f for f in sorted(self._work.rglob("*")) if f.is_file() and f.name != _MARK]
         record = {
             "name": self.name,
             "csalign": __version__,
@@ -142,11 +158,28 @@ class Artifact:
             "seconds": round(time.monotonic() - started, 2),
             "inputs": wanted,
             "summary": build.summary,
-            "files": files,
+            "files": {str(f.relative_to(self._work)): f.stat().st_size for f in made},
         }
-        write_json(work / RECORD, record)
-        mark.unlink()
-        _replace_folder(work, self.path)
+        _sync_all(made)
+        write_json(self._work / RECORD, record)
+        (self._work / _MARK).unlink()
+        self._settle()
+
+    @property
+    def _work(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def _settle(self) -> None:
+        """Put a finished build in place, be it a former process's that was killed between the steps of doing so."""
+        if not (self._work / RECORD).is_file() or (self._work / _MARK).is_file():
+            return
+        old = self.path.with_name(f"{self.path.name}.old")
+        if self.path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.path.rename(old)
+        self._work.rename(self.path)
+        _sync(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass
@@ -158,13 +191,37 @@ class Build:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def _replace_folder(new: Path, place: Path) -> None:
-    old = place.with_name(f"{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
+    """Make the folder of a build ready; return whether it holds the beginnings of one from the same inputs."""
+    mark = work / _MARK
+    resumed = mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == _as_text(wanted)
+    if not resumed:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(mark, wanted)
+    for leftover in (work / RECORD, *work.rglob(".*.tmp")):  # of the process that was killed
+        leftover.unlink(missing_ok=True)
+    return resumed
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_all(files: Sequence[Path]) -> None:
+    if len(files) > _MANY_FILES:
+        os.sync()
+        return
+    for path in (*files, *{file.parent for file in files}):
+        _sync(path)
 
 
 def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
@@ -179,9 +236,13 @@ def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raise InputError if another csalign process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.artifacts import read_json, write_json, written_aside
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.towers import TowerPlan, Towers
@@ -90,12 +89,8 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, 
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with written_aside(path) as aside:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
 
 
 def _open(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.artifacts import read_json, write_json, written_aside
 from cs_aligner_cli.errors import InputError
 
 Rows = npt.NDArray[np.int64]
@@ -73,8 +72,6 @@ class ShardWriter:
     def __init__(self, folder: Path, rows: int, shard_rows: int, dtype: str) -> None:
         self.folder, self.rows, self.shard_rows, self.dtype = folder, rows, shard_rows, np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # a shard that was being written when the job was killed
-            leftover.unlink()
 
     def missing(self) -> Iterator[tuple[int, Rows]]:
         """(number, rows) of every shard that is not there yet."""
@@ -93,12 +90,8 @@ class ShardWriter:
                 f"{self.folder.name} row {row} of the store has a value that is not finite in {self.dtype}",
                 "embed.dtype: float32 and embed.precision: fp32 hold larger values.",
             )
-        aside = self.folder / f".{self._path(number).name}"
-        with aside.open("wb") as file:
+        with written_aside(self._path(number)) as aside, aside.open("wb") as file:
             np.save(file, stored, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path(number))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npy"

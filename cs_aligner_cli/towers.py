@@ -74,11 +74,6 @@ class Towers(nn.Module):
         """L2-normalised float32 embeddings (B, out_dim) of one modality's inputs."""
         return l2_normalize(self.parts[modality](inputs).float())
 
-    @property
-    def live(self) -> list[str]:
-        """The modalities whose tower starts from raw items."""
-        return [m for m, plan in self.plans.items() if plan.tune == "full"]
-
 
 def _module(plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
     if plan.tune == "full":

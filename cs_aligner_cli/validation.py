@@ -131,20 +131,20 @@ def _real_path(loc: tuple[int | str, ...], data: Any) -> KeyPath:
     return tuple(path)
 
 
-def _members(annotation: Any) -> Iterator[type[BaseModel]]:
+def section_models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Every model class inside an annotation (Annotated, Optional and unions opened)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
         for argument in typing.get_args(annotation):
-            yield from _members(argument)
+            yield from section_models(argument)
 
 
 def _models_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
     """The model classes that may stand at a pydantic location; a union's tag narrows them to one."""
     candidates = [model]
     for part in loc:
-        inner = [m for c in candidates if part in c.model_fields for m in _members(c.model_fields[str(part)].annotation)]
+        inner = [m for c in candidates if part in c.model_fields for m in section_models(c.model_fields[str(part)].annotation)]
         candidates = inner or [c for c in candidates if part in _kinds(c)] or candidates
     return candidates
 
@@ -157,6 +157,6 @@ def leaf_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key path that leads to a value in ``model``."""
     keys: list[str] = []
     for name, info in model.model_fields.items():
-        inner = list(_members(info.annotation))
+        inner = list(section_models(info.annotation))
         keys += [k for m in inner for k in leaf_keys(m, f"{prefix}{name}.")] if inner else [prefix + name]
     return list(dict.fromkeys(keys))

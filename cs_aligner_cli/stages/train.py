@@ -83,7 +83,8 @@ class _Run:
         plans = plan_towers(spec, {m: _dim(m, {k: encoders[k] for k in live}, stores) for m in MODALITIES})
         self.towers = Towers(plans, encoders, spec.objective.pairwise.logit_scale.init).to(self.device)
         self.inputs = Inputs(plans, encoders, stores)
-        self.clip = encoders["image"].clip if live else None
+        whole_clip = len(live) == len(MODALITIES) and encoders["image"].clip is encoders["text"].clip
+        self.clip = encoders["image"].clip if whole_clip else None
         self.towers.log_logit_scale.requires_grad_(spec.objective.pairwise.logit_scale.learn)
         self.optimizer = make_optimizer(self.towers, spec)
         self.terms = make_terms(spec.objective)
@@ -193,16 +194,16 @@ class _Run:
         val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
         _write(log, {"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
         mean = (val["i2t"] + val["t2i"]) / 2
-        if mean > state["best"]:
+        if mean >= state["best"]:  # of equals the later one, which has trained longer
             save_weights(self.folder / "best.safetensors", self.towers)
             state |= {"best": mean, "best_step": step, "val": val}
 
     def _export_clip(self) -> None:
         """Leave fully trained towers of one open_clip model as an open_clip folder, with the best weights."""
-        if self.clip is None or len(self.towers.live) < len(MODALITIES):
+        if self.clip is None:
             return
         load_weights(self.folder / "best.safetensors", self.towers)
-        self.clip.save(self.folder / OPEN_CLIP_FOLDER, float(self.towers.log_logit_scale.exp()))
+        self.clip.save(self.folder / OPEN_CLIP_FOLDER, float(self.towers.log_logit_scale.detach().exp()))
 
 
 def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:

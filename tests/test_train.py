@@ -1,0 +1,315 @@
+"""Training: batches, the schedule, the log, variants, live towers, and the bitwise end of a run that was killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.batches import PairBatches, captions_of, hold_out, prefetched
+from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.layout import Layout
+from cs_aligner_cli.optimization import learning_rate, make_optimizer, step_seed
+from cs_aligner_cli.pipeline import run_stage
+from cs_aligner_cli.recipe import Recipe, Train, load_recipe
+from cs_aligner_cli.store import Store
+
+QUIET = Console(quiet=True)
+
+
+def _split(owners: list[int], images: int) -> Split:
+    table = pd.DataFrame({"image_id": [f"i{n}" for n in range(images)]})
+    ids = [f"i{n}" if n >= 0 else None for n in owners]
+    return Split("train", table, pd.DataFrame({"caption_id": range(len(owners)), "image_id": ids}))
+
+
+def _trained(recipe: Recipe, *stages: str) -> dict[str, dict[str, object]]:
+    return {stage: run_stage(stage, recipe, QUIET) for stage in (stages or ("prepare", "embed", "train"))}
+
+
+def _log(recipe: Recipe, variant: str = "aligned") -> list[dict[str, object]]:
+    path = Layout(recipe).trained(variant).path / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _steps(recipe: Recipe, variant: str = "aligned") -> list[dict[str, object]]:
+    return [line for line in _log(recipe, variant) if "loss" in line]
+
+
+def test_every_epoch_shows_each_image_once_with_one_of_its_captions() -> None:
+    split = _split([3, 0, 0, 1, -1, 3, 5, 1, 0], images=6)
+    batches = PairBatches(split, np.array([0, 1, 3, 5]), batch_size=2, seed=7)
+    assert batches.steps_per_epoch == 2
+    seen_captions = set()
+    for epoch in range(30):
+        pairs = [batches.pairs(epoch * 2 + i) for i in range(2)]
+        images = np.concatenate([p[0] for p in pairs])
+        captions = np.concatenate([p[1] for p in pairs])
+        assert sorted(images) == [0, 1, 3, 5]
+        assert (split.image_of_caption[captions] == images).all()
+        seen_captions |= set(captions.tolist())
+    assert seen_captions == {0, 1, 2, 3, 5, 6, 7, 8}  # all but the unpaired caption 4
+
+
+def test_batches_are_a_function_of_seed_and_step_alone() -> None:
+    split = _split([i % 20 for i in range(60)], images=20)
+    rows = np.arange(20)
+    forward = PairBatches(split, rows, 6, seed=1)
+    planned = [forward.pairs(step) for step in range(9)]
+    again = PairBatches(split, rows, 6, seed=1)
+    for step in reversed(range(9)):
+        for ours, theirs in zip(again.pairs(step), planned[step], strict=True):
+            assert (ours == theirs).all()
+    other = PairBatches(split, rows, 6, seed=2)
+    assert any((other.pairs(s)[0] != planned[s][0]).any() for s in range(3))
+
+
+def test_a_batch_larger_than_the_data_is_cut_to_it() -> None:
+    batches = PairBatches(_split([0, 1, 2], images=3), np.arange(3), batch_size=512, seed=0)
+    assert (batches.batch_size, batches.steps_per_epoch) == (3, 1)
+
+
+def test_held_out_images_are_no_training_images_and_have_captions() -> None:
+    split = _split([i % 50 for i in range(100)], images=60)  # images 50 to 59 have no caption
+    train, held_out = hold_out(split, 0.2, seed=3)
+    assert len(held_out) == 10
+    assert not set(train) & set(held_out)
+    assert set(train) | set(held_out) == set(range(50))
+    assert set(split.image_of_caption[captions_of(split, held_out)]) == set(held_out)
+
+
+def test_prefetched_keeps_the_order_and_passes_errors_on() -> None:
+    assert list(prefetched(lambda i: i * i, range(5))) == [0, 1, 4, 9, 16]
+    assert list(prefetched(lambda i: i, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(prefetched(lambda i: 1 // (2 - i), range(4)))
+
+
+def test_learning_rate_warms_up_linearly_and_ends_near_zero() -> None:
+    spec = Train(lr=0.5, warmup_fraction=0.25)
+    rates = [learning_rate(spec, step, 100) for step in range(100)]
+    assert rates[:25] == pytest.approx([0.5 * (step + 1) / 25 for step in range(25)])
+    assert rates[25] == pytest.approx(0.5)
+    assert rates[25 + 37] == pytest.approx(0.25, abs=0.01)
+    assert all(later <= sooner for sooner, later in zip(rates[25:], rates[26:], strict=False))
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_weight_decay_leaves_biases_and_logit_scale_alone() -> None:
+    module = torch.nn.Linear(3, 2)
+    module.log_logit_scale = torch.nn.Parameter(torch.tensor(1.0))
+    decay = {id(p): g["weight_decay"] for g in make_optimizer(module, Train(weight_decay=0.3)).param_groups for p in g["params"]}
+    assert decay == {id(module.weight): 0.3, id(module.bias): 0.0, id(module.log_logit_scale): 0.0}
+
+
+def test_step_seeds_differ_by_seed_and_step() -> None:
+    seeds = {step_seed(seed, step) for seed in range(3) for step in range(100)}
+    assert len(seeds) == 300
+
+
+def test_training_learns_and_logs_every_term(features_recipe: Path) -> None:
+    recipe = load_recipe(str(features_recipe), ["train.epochs=12", "train.log_steps=1"])
+    summary = _trained(recipe)["train"]["runs"]["aligned"]  # type: ignore[index]
+    steps = _steps(recipe)
+    assert len(steps) == summary["steps"]
+    assert {"loss", "terms", "grad_norm_ratio", "grad_norm", "logit_scale", "lr", "epoch", "step"} <= set(steps[0])
+    assert set(steps[0]["terms"]) == {"infonce", "cs"}  # type: ignore[call-overload]
+    assert steps[0]["grad_norm_ratio"]["cs"] > 0  # type: ignore[index]
+    for line in steps:
+        assert line["loss"] == pytest.approx(line["terms"]["infonce"] + line["terms"]["cs"], rel=1e-5)  # type: ignore[index]
+    assert steps[-1]["terms"]["infonce"] < 0.6 * steps[0]["terms"]["infonce"]  # type: ignore[index]
+    val = [line["val_R@1"] for line in _log(recipe) if "val_R@1" in line]
+    assert len(val) == recipe.train.epochs  # type: ignore[union-attr]
+    best = max(val, key=lambda v: v["i2t"] + v["t2i"])  # type: ignore[index]
+    assert summary["val_R@1"] == best
+
+
+def test_weight_zero_values_the_divergence_but_does_not_train_on_it(features_recipe: Path) -> None:
+    recipe = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", "train.log_steps=1"])
+    _trained(recipe)
+    for line in _steps(recipe):
+        assert line["terms"]["cs"] > 0  # type: ignore[index]
+        assert line["grad_norm_ratio"] == {"cs": 0.0}
+        assert line["loss"] == pytest.approx(line["terms"]["infonce"])  # type: ignore[index]
+
+
+def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: Path, tmp_path: Path) -> None:
+    both = load_recipe(str(features_recipe), ["train.pairwise_only=true"])
+    _trained(both)
+    alone = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", f"run_dir={tmp_path / 'alone'}"])
+    _trained(alone)
+    control = load_file(Layout(both).trained("pairwise_only").path / "last.safetensors")
+    twin = load_file(Layout(alone).trained("aligned").path / "last.safetensors")
+    ours = load_file(Layout(both).trained("aligned").path / "last.safetensors")
+    assert all(torch.equal(control[name], twin[name]) for name in twin)
+    assert not all(torch.equal(control[name], ours[name]) for name in ours)
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Path, tmp_path: Path) -> None:
+    weights = []
+    for i, seed in enumerate((3, 3, 4)):
+        recipe = load_recipe(str(features_recipe), [f"seed={seed}", f"run_dir={tmp_path / str(i)}", "train.epochs=2"])
+        _trained(recipe)
+        weights.append(load_file(Layout(recipe).trained("aligned").path / "best.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -> None:
+    scale = "train.objective.pairwise.logit_scale"
+    fixed = load_recipe(str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"])
+    _trained(fixed)
+    assert {round(line["logit_scale"], 3) for line in _steps(fixed)} == {50.0}  # type: ignore[call-overload]
+    learned = load_recipe(
+        str(features_recipe), [f"{scale}.init=1", f"{scale}.max=1.01", "train.lr=0.05", "train.epochs=15", "train.log_steps=1"]
+    )
+    _trained(learned)
+    values = [line["logit_scale"] for line in _steps(learned)]
+    assert max(values) == pytest.approx(1.01, rel=1e-5)  # type: ignore[type-var]
+
+
+def test_median_bandwidth_and_u_estimator_train(features_recipe: Path) -> None:
+    part = "train.objective.divergence"
+    recipe = load_recipe(str(features_recipe), [f"{part}.bandwidth=median", f"{part}.estimator=u", "train.epochs=2"])
+    assert _trained(recipe)["train"]["status"] == "done"
+
+
+def test_a_linear_adapter_on_one_tower_and_a_frozen_other(features_recipe: Path) -> None:
+    recipe = load_recipe(
+        str(features_recipe),
+        ["train.text.tune=frozen", "train.image.adapter={kind: linear}", "train.embed_dim=16", "train.epochs=2"],
+    )
+    _trained(recipe, "prepare", "embed", "train", "embed")
+    frozen = Store(Layout(recipe).frozen("dev").path).array("text").all()
+    aligned = Store(Layout(recipe).aligned("aligned", "dev").path).array("text").all()
+    np.testing.assert_allclose(aligned, frozen / np.linalg.norm(frozen, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_a_tower_without_adapter_must_have_the_shared_dimension(features_recipe: Path) -> None:
+    recipe = load_recipe(str(features_recipe), ["train.text.tune=frozen", "train.embed_dim=8"])
+    with pytest.raises(InputError, match=r"train\.text\.tune: frozen keeps the tower's own 16 dimensions, but .* has 8"):
+        _trained(recipe)
+    with pytest.raises(InputError, match="stored features have no weights to train"):
+        _trained(load_recipe(str(features_recipe), ["train.text.tune=full", "train.embed_dim=16"]))
+
+
+def test_a_non_finite_loss_stops_with_the_term_and_keeps_what_was_there(features_recipe: Path) -> None:
+    good = load_recipe(str(features_recipe), [])
+    _trained(good)
+    before = Layout(good).trained("aligned").fingerprint()
+    bad = load_recipe(str(features_recipe), ["train.objective.divergence.bandwidth=1e-200"])
+    with pytest.raises(Exception, match=r"step 1: the term cs is (nan|inf)") as caught:
+        _trained(bad)
+    assert caught.value.exit_code == 2  # type: ignore[attr-defined]
+    assert Layout(good).trained("aligned").fingerprint() == before
+
+
+def _csalign(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from cs_aligner_cli.cli import main; main()", *arguments]
+
+
+def _killed_and_resumed(recipe_file: Path, run_dir: Path, *settings: str) -> str:
+    """Kill a training run with SIGKILL some way in, resume it, and return what the second command said."""
+    arguments = ["train", str(recipe_file), "--set", f"run_dir={run_dir}", "--set", "train.checkpoint_steps=3"]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    state = run_dir / "train" / "aligned.partial" / "last.json"
+    process = subprocess.Popen(_csalign(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not state.is_file():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert state.is_file() and not (run_dir / "train" / "aligned").exists(), "the run ended before it was killed"
+    resumed = subprocess.run(_csalign(*arguments), capture_output=True, text=True, check=True)
+    return resumed.stderr
+
+
+def _assert_same_run(one: Path, other: Path) -> None:
+    for name in ("best.safetensors", "last.safetensors"):
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_bitwise_same_end(features_recipe: Path, tmp_path: Path) -> None:
+    settings = ["train.epochs=40", "train.image.adapter.dropout=0.2", "train.log_steps=1"]
+    whole = load_recipe(str(features_recipe), [*settings, f"run_dir={tmp_path / 'whole'}"])
+    _trained(whole)
+    cut = load_recipe(str(features_recipe), [*settings, f"run_dir={tmp_path / 'cut'}"])
+    _trained(cut, "prepare", "embed")
+    said = _killed_and_resumed(features_recipe, tmp_path / "cut", *settings)
+    assert "going on from step" in said
+    _assert_same_run(Layout(whole).trained("aligned").path, Layout(cut).trained("aligned").path)
+
+
+@pytest.fixture
+def live_recipe(tmp_path: Path) -> Path:
+    """A tiny CLIP trained from scratch on a few drawn scenes."""
+    counts = {"train": 48, "val": 8, "test": 12}
+    manifest = {"name": "few", "kind": "scenes", "images": counts, "size": 32}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(manifest))
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 24, "width": 16, "heads": 2, "layers": 1},
+    }
+    recipe = {
+        "name": "live",
+        "run_dir": "live",
+        "data": {"manifest": "few.yaml"},
+        "encoders": {"image": {"kind": "open_clip", "random_init": True, "config": config}},
+        "train": {"image": {"tune": "full"}, "text": {"tune": "full"}, "epochs": 4, "batch_size": 12, "val_split": "val"},
+    }
+    path = tmp_path / "live.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_live_towers_train_resume_and_export_to_open_clip(live_recipe: Path, tmp_path: Path) -> None:
+    whole = load_recipe(str(live_recipe), [f"run_dir={tmp_path / 'whole'}", "train.epochs=8"])
+    _trained(whole, "prepare", "train", "embed")
+    cut = load_recipe(str(live_recipe), [f"run_dir={tmp_path / 'cut'}"])
+    _trained(cut, "prepare")
+    _killed_and_resumed(live_recipe, tmp_path / "cut", "train.epochs=8")
+    folder = Layout(whole).trained("aligned").path
+    _assert_same_run(folder, tmp_path / "cut" / "train" / "aligned")
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder / 'open_clip'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder / 'open_clip'}")
+    data = PreparedData(Layout(whole).prepared.path)
+    test = data.split("test", "test")
+    from PIL import Image
+
+    pixels = torch.stack([preprocess(Image.open(data.root / locator)) for locator in test.images["locator"]])
+    with torch.no_grad():
+        expected = {
+            "image": model.eval().encode_image(pixels, normalize=True),
+            "text": model.encode_text(tokenizer(test.captions["text"].tolist()), normalize=True),
+        }
+    store = Store(Layout(whole).aligned("aligned", "test").path)
+    for modality, features in expected.items():
+        np.testing.assert_allclose(store.array(modality).all(), features.numpy(), atol=1e-5)
+
+
+def test_one_live_tower_beside_an_adapter_on_cached_features(live_recipe: Path) -> None:
+    recipe = load_recipe(str(live_recipe), ["train.text.tune=adapter", "train.epochs=2"])
+    _trained(recipe, "prepare", "embed", "train", "embed")
+    frozen = Store(Layout(recipe).frozen("test").path)
+    aligned = Store(Layout(recipe).aligned("aligned", "test").path)
+    assert not np.allclose(aligned.array("image").all(), frozen.array("image").all())
+    assert not (Layout(recipe).trained("aligned").path / "open_clip").exists()
