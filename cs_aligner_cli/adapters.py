@@ -59,5 +59,5 @@ ADAPTERS: dict[str, type[Linear] | type[ResidualMlp]] = {"linear": Linear, "resi
 
 
 def make_adapter(spec: LinearAdapter | ResidualMlpAdapter, in_dim: int, out_dim: int) -> nn.Module:
-    """The adapter of a recipe, from (B, in_dim) to (B, out_dim), with weights drawn from torch's global generator."""
+    """The adapter of a recipe, (B, in_dim) to (B, out_dim), weights drawn from torch's global generator."""
     return ADAPTERS[spec.kind](spec, in_dim, out_dim)  # type: ignore[arg-type]

@@ -83,8 +83,8 @@ def read_json(path: Path, hint: str = "") -> Any:
 class Artifact:
     """One stage's output folder and all that determines its content.
 
-    ``recipe`` holds the parts of the recipe that matter for it and ``needs`` the artifacts that it is made from; the
-    fingerprint covers both, so that a change anywhere upstream makes everything downstream stale.
+    ``recipe`` holds the parts of the recipe that matter for it and ``needs`` the artifacts that it is made
+    from; the fingerprint covers both, so that a change anywhere upstream makes everything downstream stale.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Artifact:
     needs: tuple[Artifact, ...] = ()
 
     def wanted(self, sources: str = "") -> dict[str, Any]:
-        """The inputs that a fresh output must have been made from; ``sources`` is a digest of outside files."""
+        """The inputs that a fresh output was made from; ``sources`` is a digest of outside files."""
         return {
             "format": _FORMAT,
             "recipe": json.loads(json.dumps(dict(self.recipe), default=str)),
@@ -143,7 +143,7 @@ class Artifact:
 
     @contextmanager
     def building(self, sources: str = "") -> Iterator[Build]:
-        """Build the output aside and put it in place whole; a build from the same inputs is taken up again."""
+        """Build the output aside and put it in place whole; a cut build from the same inputs goes on."""
         self._settle()
         wanted = self.wanted(sources)
         resumed = _take_up(self._work, wanted)
@@ -170,9 +170,10 @@ class Artifact:
         return self.path.with_name(f"{self.path.name}.partial")
 
     def _settle(self) -> None:
-        """Put a finished build in place, be it a former process's that was killed between the steps of doing so."""
+        """Put a finished build in place, also one whose process was killed in the middle of doing so."""
         if not (self._work / RECORD).is_file() or (self._work / _MARK).is_file():
             return
+        _sync(self._work)
         old = self.path.with_name(f"{self.path.name}.old")
         if self.path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -192,7 +193,7 @@ class Build:
 
 
 def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
-    """Make the folder of a build ready; return whether it holds the beginnings of one from the same inputs."""
+    """Make the folder of a build ready; return whether it holds the beginnings of one from equal inputs."""
     mark = work / _MARK
     resumed = mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == _as_text(wanted)
     if not resumed:

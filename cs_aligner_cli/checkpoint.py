@@ -1,4 +1,4 @@
-"""Training state on disk: the last state for resuming, the best weights for use; safetensors, never pickle."""
+"""Training state on disk: the last state to resume from, the best weights to use; safetensors, not pickle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from cs_aligner_cli.artifacts import read_json, write_json, written_aside
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.towers import TowerPlan, Towers
 
 _STATE = "last.json"
@@ -30,20 +30,24 @@ def save_weights(path: Path, towers: Towers) -> None:
 
 def read_plans(path: Path) -> dict[str, TowerPlan]:
     """What the towers in a weights file are made of; raise InputError if it is no such file."""
-    described = (_open(path).metadata() or {}).get("csalign_towers")
-    if described is None:
-        raise InputError(f"{path}: is no weights file of csalign (it does not describe its towers)")
-    return {modality: TowerPlan(**plan) for modality, plan in json.loads(described).items()}
+    described = (_open(path).metadata() or {}).get("csalign_towers", "{}")
+    try:
+        plans = {modality: TowerPlan(**plan) for modality, plan in json.loads(described).items()}
+    except (ValueError, TypeError, AttributeError):
+        plans = {}
+    if set(plans) != set(MODALITIES):
+        raise InputError(f"{path}: is no weights file of this csalign (it does not describe both towers)")
+    return plans
 
 
 def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, int]) -> Towers:
-    """Towers with the weights of a file; raise InputError if they were trained for other dimensions than ``dims``."""
+    """Towers with the weights of a file; raise InputError if those were trained for other dimensions."""
     plans = read_plans(path)
     for modality, plan in plans.items():
         if plan.in_dim != dims[modality]:
             raise InputError(
-                f"{path}: its {modality} tower takes {plan.in_dim} dimensions, but the {modality} embeddings have "
-                f"{dims[modality]}",
+                f"{path}: its {modality} tower takes {plan.in_dim} dimensions, "
+                f"but the {modality} embeddings have {dims[modality]}",
                 "Use the encoders that it was trained on.",
             )
     towers = Towers(plans, encoders, logit_scale=1.0)
@@ -52,12 +56,17 @@ def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, 
 
 
 def load_weights(path: Path, towers: Towers) -> None:
-    """Put the weights of a file into towers of the same plan."""
-    towers.load_state_dict(_tensors(path))
+    """Put the weights of a file into towers of the same plan; raise InputError if one does not fit."""
+    try:
+        towers.load_state_dict(_tensors(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}"
+        ) from None
 
 
 def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write everything that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
+    """Write all that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
     tensors = {f"towers.{name}": value for name, value in towers.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
@@ -70,7 +79,7 @@ def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[s
 
 
 def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, Any] | None:
-    """Restore towers and optimizer from the last state in ``folder`` and return its JSON; None if there is none."""
+    """Restore towers and optimizer from the last state in ``folder``; return its JSON, or None."""
     if not (folder / _STATE).is_file():
         return None
     state: dict[str, Any] = read_json(folder / _STATE)
@@ -90,7 +99,9 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     with written_aside(path) as aside:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata
+        )
 
 
 def _open(path: Path) -> Any:

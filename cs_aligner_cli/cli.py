@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cs_aligner_cli import __version__, shelf
-from cs_aligner_cli.console import Console, guarded
+from cs_aligner_cli.console import Console, guarded, print_json
 from cs_aligner_cli.errors import InputError
 
+_HELP = "Align vision and language, from data to report, driven by one YAML recipe."
+_EPILOG = (
+    "Begin with: csalign recipe list. Exit codes: 0 done; 2 something for you to correct; 3 done, but more"
+    " items were bad than the recipe allows; 130 interrupted, the same command goes on; 1 a bug in csalign."
+)
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
-    help="csalign: distributional vision-language alignment, from data to report, driven by one YAML recipe.",
+    help=_HELP,
+    epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=_SETTINGS,
 )
-recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+recipes = typer.Typer(
+    help="List, show, copy and check recipes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=_SETTINGS,
+)
 app.add_typer(recipes, name="recipe")
 
 RecipeArgument = Annotated[
     str | None,
-    typer.Argument(help="Recipe file, or name of a shipped recipe [default: $CSALIGN_RECIPE, then ./recipe.yaml]"),
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a shipped one [default: $CSALIGN_RECIPE, then ./recipe.yaml].",
+        show_default=False,
+    ),
+]
+Name = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY.PATH=VALUE", help="Override a key of the recipe; may be repeated."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key, as in --set train.lr=1e-3; may be repeated."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
-Force = Annotated[bool, typer.Option("--force", help="Redo the work even if its inputs have not changed.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout in place of tables.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Do the work again even if its inputs have not changed.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its traceback too.")]
 
 
 def _version(wanted: bool) -> None:
@@ -44,11 +69,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_HELP)
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """csalign: distributional vision-language alignment, from data to report, driven by one YAML recipe."""
+    pass
 
 
 def _finish(call: Callable[[], None], debug: bool) -> NoReturn:
@@ -56,7 +83,13 @@ def _finish(call: Callable[[], None], debug: bool) -> NoReturn:
 
 
 def _stage(
-    stage: str, recipe: str | None, overrides: list[str] | None, as_json: bool, force: bool, quiet: bool, debug: bool
+    stage: str,
+    recipe: str | None,
+    overrides: list[str] | None,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+    debug: bool,
 ) -> NoReturn:
     def call() -> None:
         from cs_aligner_cli.pipeline import run_stage
@@ -69,12 +102,16 @@ def _stage(
         if result["status"] == "fresh":
             console.say(f"{stage}: nothing to do, its inputs have not changed (--force redoes it)")
         for name in result.get("waiting_for_training", ()):
-            console.say(f"no finished training run {name} yet: csalign train, then csalign embed once more makes its store")
+            console.say(
+                f"no finished training run {name} yet: csalign train, then csalign embed makes its store"
+            )
         for note in result.get("notes", ()):
             console.say(note)
         if stage == "gap_report":
             console.say(f"report: {result['report']}")
-        console.result({"command": stage, "name": loaded.name, "run_dir": str(loaded.folder), **result}, TABLES[stage](result))
+        head = {"command": stage, "name": loaded.name, "run_dir": str(loaded.folder)}
+        # Twice, since prepare's result has the data set's name under the same key.
+        console.result({**head, **result, **head}, TABLES[stage](result))
 
     _finish(call, debug)
 
@@ -88,7 +125,7 @@ def prepare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn the recipe's manifest into the two tables of images and captions."""
+    """Read the data into tables of images and captions."""
     _stage("prepare", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -101,7 +138,7 @@ def embed(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compute the embedding stores: the frozen ones and, once training is done, the aligned ones."""
+    """Compute the embeddings, frozen and (once trained) aligned."""
     _stage("embed", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -114,7 +151,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the towers; an interrupted run goes on where it stopped."""
+    """Train; an interrupted run goes on where it stopped."""
     _stage("train", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -127,7 +164,7 @@ def eval_retrieval(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Search every store both ways: R@k, median and mean rank."""
+    """Measure retrieval both ways: R@k, median, mean rank."""
     _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -140,7 +177,7 @@ def gap_report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure and draw the modality gap of every store, side by side, as one HTML page."""
+    """Measure and draw the modality gap, as one HTML page."""
     _stage("gap_report", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -153,7 +190,7 @@ def run(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run all stages in order, skipping those whose inputs have not changed."""
+    """Run all stages in order, skipping what is up to date."""
 
     def call() -> None:
         from cs_aligner_cli.pipeline import run_all
@@ -174,7 +211,9 @@ def run(
             "eval_retrieval": results["eval_retrieval"]["eval_retrieval"],
             "gap_report": results["gap_report"]["gap_report"],
             "null_floor": results["gap_report"]["null_floor"],
-            "notes": list(dict.fromkeys([*results["eval_retrieval"]["notes"], *results["gap_report"]["notes"]])),
+            "notes": list(
+                dict.fromkeys([*results["eval_retrieval"]["notes"], *results["gap_report"]["notes"]])
+            ),
             "report": report,
         }
         console.result(data, run_tables(results))
@@ -185,35 +224,39 @@ def run(
 
 @recipes.command("list")
 def list_recipes(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the shipped recipes, each with the command that runs it."""
+    """List the shipped recipes: what each does, and how to run it."""
 
     def call() -> None:
-        lines = {name: _first_line(shelf.find("recipes", name)) for name in shelf.names("recipes")}
+        found = {name: _described(name) for name in shelf.names("recipes")}
         if as_json:
-            typer.echo(json.dumps(lines, indent=2))
+            print_json(found)
         else:
-            width = max(map(len, lines))
-            typer.echo("\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()))
+            typer.echo("\n\n".join(f"{about['command']}\n  {about['about']}" for about in found.values()))
 
     _finish(call, debug)
 
 
 @recipes.command()
-def show(name: Annotated[str, typer.Argument(help="Name or file of a recipe.")], debug: Debug = False) -> None:
+def show(name: Name, debug: Debug = False) -> None:
     """Print a recipe as it is written."""
-    _finish(lambda: typer.echo(_text(name), nl=False), debug)
+    _finish(lambda: typer.echo(_text(shelf.find("recipes", name)), nl=False), debug)
 
 
 @recipes.command()
 def copy(
-    name: Annotated[str, typer.Argument(help="Name or file of a recipe.")],
-    file: Annotated[Path, typer.Argument(help="Where the copy goes; an existing file is not overwritten.")],
+    name: Name,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The new file; an existing one is left as it is.")
+    ],
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe to start your own."""
+    """Copy a recipe, to make it your own."""
 
     def call() -> None:
-        text = _text(name)
+        source = shelf.find("recipes", name)
+        text = _text(source)
+        if source.parent == shelf.folder("recipes"):
+            text = _at_home_in(file, source, text)
         try:
             with file.open("x", encoding="utf-8") as target:
                 target.write(text)
@@ -227,20 +270,31 @@ def copy(
 
 @recipes.command()
 def validate(
-    recipe: RecipeArgument = None, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Check a recipe and its manifest; every problem is listed. Prints the recipe with all defaults with --json."""
+    """Check a recipe and its manifest, listing every problem.
+
+    With --json, prints the recipe with all its defaults.
+    """
 
     def call() -> None:
-        from cs_aligner_cli.data.manifest import load_manifest, manifest_path
+        from cs_aligner_cli.data.manifest import ScenesManifest, load_manifest, read_manifest
         from cs_aligner_cli.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
-        if loaded.data.root is None:
-            manifest_path(loaded)  # the manifest must exist; where its files lie may be told later
-        else:
+        manifest = read_manifest(loaded)
+        if isinstance(manifest, ScenesManifest) or loaded.data.root or manifest.root:
             load_manifest(loaded)
-        typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=2) if as_json else f"{loaded.name}: valid")
+        else:
+            Console(as_json, quiet).say("still to be named: the folder of the data, --set data.root=FOLDER")
+        if as_json:
+            print_json(loaded.model_dump(mode="json"))
+        else:
+            typer.echo(f"{loaded.name}: valid")
 
     _finish(call, debug)
 
@@ -252,17 +306,33 @@ def schema(debug: Debug = False) -> None:
     def call() -> None:
         from cs_aligner_cli.recipe import recipe_schema
 
-        typer.echo(json.dumps(recipe_schema(), indent=2))
+        print_json(recipe_schema())
 
     _finish(call, debug)
 
 
-def _text(name: str) -> str:
-    return shelf.find("recipes", name).read_text(encoding="utf-8")
+def _text(recipe: Path) -> str:
+    try:
+        return recipe.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{recipe}: cannot be read as UTF-8 text: {error}") from None
 
 
-def _first_line(path: Path) -> str:
-    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+def _described(name: str) -> dict[str, str]:
+    """The command of a shipped recipe (its first line) and what it does (its other leading comment lines)."""
+    lines = _text(shelf.find("recipes", name)).splitlines()
+    comments = [
+        line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)
+    ]
+    about = " ".join(line for line in comments[1:] if not line.startswith("yaml-language-server:"))
+    return {"command": comments[0].replace(f"recipes/{name}.yaml", name), "about": about}
+
+
+def _at_home_in(file: Path, source: Path, text: str) -> str:
+    """The text of a shipped recipe with the comments that name its own place changed to name ``file``."""
+    schema = f"$schema={shelf.RECIPE_SCHEMA}"
+    text = text.replace(schema, f"$schema={source.with_name(shelf.RECIPE_SCHEMA)}", 1)
+    return text.replace(f"# csalign run recipes/{source.name}", f"# csalign run {file}", 1)
 
 
 def main() -> None:
@@ -272,4 +342,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # Threads that spin while they wait lose whole time slices to any other busy process: on two shared cores a
+    # training step then takes a hundred times as long. Set before torch loads its OpenMP runtime.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

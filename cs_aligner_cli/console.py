@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import sys
 import time
 import traceback
@@ -11,15 +14,33 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
-from cs_aligner_cli.errors import CsalignError
+from cs_aligner_cli.errors import CsalignError, InputError
 
+BUG = 1
 INTERRUPTED = 130
+# The reader of our output went away (`csalign ... | head`): 128 + SIGPIPE, as the shell's own tools have it.
+NOBODY_READS = 141
+# Nothing is wrong with csalign when the disk is full or a file is out of bounds.
+_NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without a terminal a progress bar is noise in a log file; a line every so often is news.
 _PLAIN_INTERVAL = 10.0
+
+
+class _Rich(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1 here; let guarded give the exit code."""
+        raise BrokenPipeError
 
 
 class Console:
@@ -28,22 +49,22 @@ class Console:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._out = RichConsole(soft_wrap=not sys.stdout.isatty())
-        self._err = RichConsole(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+        self._out = _Rich(soft_wrap=not sys.stdout.isatty(), emoji=False)
+        self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
 
     def say(self, message: str) -> None:
         """Talk on stderr; --quiet silences it."""
         if not self.quiet:
-            self._err.print(escape(message))
+            self._err.print(Text(message))
 
     def warn(self, message: str) -> None:
         """A warning on stderr, never silenced."""
-        self._err.print(f"[yellow]warning:[/] {escape(message)}")
+        self._err.print(Text.assemble(("warning:", "yellow"), " ", message))
 
     def result(self, data: dict[str, Any], tables: Sequence[Table] = ()) -> None:
         """The command's result on stdout: one JSON object with --json, else tables for people."""
         if self.as_json:
-            sys.stdout.write(json.dumps(data, indent=2) + "\n")
+            print_json(data)
             return
         for table in tables:
             self._out.print(table)
@@ -60,18 +81,20 @@ class Console:
 
     def _bar(self, label: str, total: int, done: int) -> Iterator[Callable[..., None]]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self._err) as bar:
-            task = bar.add_task(escape(label), total=total, completed=done, note="")
+            task = bar.add_task(label, total=total, completed=done, note="")
 
             def advance(count: int = 1, note: str = "") -> None:
-                bar.update(task, advance=count, **({"note": escape(note)} if note else {}))
+                bar.update(task, advance=count)
+                if note:
+                    bar.update(task, note=note)
 
             yield advance
 
@@ -84,41 +107,73 @@ class Console:
             now = time.monotonic()
             if now - last >= _PLAIN_INTERVAL or (done >= total and now - started >= 2):
                 last = now
-                self._err.print(escape(f"{label}: {done}/{total} ({now - started:.0f} s) {note}".rstrip()))
+                self._err.print(Text(f"{label}: {done}/{total} ({now - started:.0f} s) {note}".rstrip()))
 
         yield advance
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table whose first column holds names and whose other columns hold numbers or text."""
-    result = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
+    result = Table(title=Text(title, "bold"), title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
-        result.add_column(escape(column), justify="left" if i == 0 else "right")
+        result.add_column(Text(column), justify="left" if i == 0 else "right")
     for row in rows:
-        result.add_row(*(escape(str(cell)) for cell in row))
+        result.add_row(*(Text(str(cell)) for cell in row))
     return result
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout. JSON has no NaN and no infinity: they become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def guarded(call: Callable[[], None], debug: bool = False) -> int:
     """Run a command and return its exit code, turning errors into one message on stderr."""
-    console = RichConsole(stderr=True, soft_wrap=True, highlight=False)
     try:
         call()
+        sys.stdout.flush()
         return 0
-    except CsalignError as error:
-        if debug:
-            traceback.print_exc()
-        console.print(f"[red]csalign:[/] {escape(str(error))}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.print("csalign: interrupted; the same command takes the work up again where it stopped")
-        return INTERRUPTED
     except BrokenPipeError:
-        return 1
+        _give_up_unwritten_output()
+        return NOBODY_READS
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command takes the work up again where it stopped")
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the last line of defence: whatever escapes is a bug of ours)
         if debug:
             traceback.print_exc()
-        kind = type(error).__name__
-        console.print(f"[red]csalign:[/] this is a bug in csalign: {kind}: {escape(str(error))}")
-        console.print("--debug shows the traceback; please report it together with the recipe")
-        return 1
+        return _explained(error)
+
+
+def _explained(error: Exception) -> int:
+    if isinstance(error, CsalignError):
+        _tell(str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _NOT_OUR_FAULT:
+        _give_up_unwritten_output()
+        _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return InputError.exit_code
+    hint = "--debug shows the traceback; please report it together with the recipe"
+    _tell(f"this is a bug in csalign: {type(error).__name__}: {error}\n{hint}")
+    return BUG
+
+
+def _give_up_unwritten_output() -> None:
+    """Python would try once more at exit to write what stdout does not take, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(message: str) -> None:
+    console = _Rich(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    console.print(Text.assemble(("csalign:", "red"), " ", message))

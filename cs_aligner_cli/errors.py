@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+# A list of names longer than this (open_clip's models, a wide table's columns) is cut.
+_MAX_LISTED = 20
+
 
 class CsalignError(Exception):
     """A failure with a message for the user; anything else that escapes is a bug (exit code 1)."""
@@ -24,7 +27,7 @@ class InputError(CsalignError, ValueError):
         super().__init__(f"{message}\n{hint}" if hint else message)
 
 
-class TooManyBadItems(CsalignError):
+class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
     """The work is done, but more items were bad than the recipe allows (exit code 3)."""
 
     exit_code = 3
@@ -35,4 +38,10 @@ def did_you_mean(given: str, valid: Sequence[str]) -> str:
     near = get_close_matches(given, valid, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; expected one of: {', '.join(sorted(valid))}" if valid else ""
+    return f"; expected one of: {listed(sorted(valid))}" if valid else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names with commas, cut where there are very many."""
+    more = f", ... ({len(names)} in all)" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

@@ -32,7 +32,7 @@ def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=spec.lr)
+    return AdamW([group for group in groups if group["params"]], lr=spec.lr, betas=(spec.betas[0], spec.betas[1]))
 
 
 def learning_rate(spec: Train, step: int, steps: int) -> float:

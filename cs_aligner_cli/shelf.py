@@ -8,10 +8,12 @@ from typing import Literal
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 Kind = Literal["recipes", "data_manifests"]
+RECIPE_SCHEMA = "recipe.schema.json"
+_WORDS: dict[Kind, str] = {"recipes": "recipe", "data_manifests": "manifest"}
 
 
 def folder(kind: Kind) -> Path:
-    """The folder of the shipped files: inside the package in a wheel, at the repository's top in a checkout."""
+    """The folder of the shipped files: inside the package in a wheel, at the top of a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "_shelf" / kind
     return installed if installed.is_dir() else package.parent / kind
@@ -22,20 +24,22 @@ def names(kind: Kind) -> list[str]:
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
-def find(kind: Kind, name_or_path: str, base: Path | None = None) -> Path:
-    """The file meant by a shelf name or by a path (relative to ``base``, by default the current folder).
+def find(kind: Kind, name_or_path: str, said_by: str = "") -> Path:
+    """The file meant by a name of the shelf or by a path (./NAME where a file has the name of a shipped one).
 
-    An existing file wins; a bare name without suffix is looked up on the shelf. Raises InputError with the nearest
-    name where neither exists.
+    Raises InputError with the nearest name where there is neither; ``said_by`` begins its message.
     """
-    path = (base or Path.cwd()) / Path(name_or_path).expanduser()
-    if path.is_file():
+    if name_or_path in names(kind):
+        return folder(kind) / f"{name_or_path}.yaml"
+    try:
+        path = Path(name_or_path).expanduser()
+        found, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError):  # a name too long for a file, the home folder of nobody
+        found = is_folder = False
+    if found:
         return path
-    shipped = folder(kind) / f"{name_or_path}.yaml"
-    if Path(name_or_path).name == name_or_path and shipped.is_file():
-        return shipped
-    what = "recipe" if kind == "recipes" else "manifest"
-    raise InputError(
-        f"{name_or_path}: no such {what} file, and no {what} of that name on the shelf"
-        f"{did_you_mean(Path(name_or_path).stem, names(kind))}"
-    )
+    word = _WORDS[kind]
+    if is_folder:
+        raise InputError(f"{said_by}{name_or_path}: is a folder, not a {word} file")
+    near = did_you_mean(Path(name_or_path).stem, names(kind)).replace("expected one of", "those are")
+    raise InputError(f"{said_by}{name_or_path}: no such file, and no shipped {word} of that name{near}")

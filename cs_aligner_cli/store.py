@@ -1,9 +1,10 @@
-"""The embedding store of one split: arrays in shards, memory-mapped, rows in the order of a Parquet key table."""
+"""The embedding store of one split: memory-mapped shards, rows in the order of a Parquet key table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,24 @@ from cs_aligner_cli.errors import InputError
 Rows = npt.NDArray[np.int64]
 
 
+def map_npy(path: Path) -> npt.NDArray[Any]:
+    """Map an npy file, never unpickling; raise InputError if it is no whole npy array of plain numbers."""
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError, OverflowError, TokenError) as error:
+        raise InputError(f"{path}: cannot be read as an npy array: {error}") from None
+    return array
+
+
 class StoredArray:
     """The (N, d) embeddings of one modality, mapped from their shards."""
 
     def __init__(self, folder: Path) -> None:
-        shards = sorted(folder.glob("shard-*.npy"))
+        # By length first: from the hundred thousandth shard on, the numbers are longer.
+        shards = sorted(folder.glob("shard-*.npy"), key=lambda path: (len(path.name), path.name))
         if not shards:
             raise InputError(f"{folder}: holds no shards")
-        self._shards = [np.load(shard, mmap_mode="r", allow_pickle=False) for shard in shards]
+        self._shards = [map_npy(shard) for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self.shape = (int(self._ends[-1]), int(self._shards[0].shape[1]))
 
@@ -31,7 +42,9 @@ class StoredArray:
         return self.shape[0]
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), d)."""
+        """The rows asked for, in that order, as float32 (len(rows), d); IndexError if one is out of range."""
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, but there are {len(self)}")
         result = np.empty((len(rows), self.shape[1]), np.float32)
         shard_of = np.searchsorted(self._ends, rows, side="right")
         for i in np.unique(shard_of):
@@ -80,7 +93,7 @@ class ShardWriter:
                 yield number, np.arange(start, min(start + self.shard_rows, self.rows))
 
     def write(self, number: int, values: npt.NDArray[np.float32]) -> None:
-        """Write one shard, whole or not at all; raise InputError if a value is not finite in the stored dtype."""
+        """Write one shard, whole or not at all; raise InputError if a value is not finite as stored."""
         with np.errstate(over="ignore"):
             stored = values.astype(self.dtype)
         finite = np.isfinite(stored).all(axis=1)

@@ -1,4 +1,4 @@
-"""Which items each training step sees: a pure function of seed and step, so that a resumed run sees the same."""
+"""Which items each training step sees: a pure function of seed and step, so resumed runs see the same."""
 
 from __future__ import annotations
 

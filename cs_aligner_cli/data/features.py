@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,61 +12,86 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.store import map_npy
 
+SUFFIXES = (".npy", ".safetensors")
 _BLOCK_ROWS = 8192
+# numpy has no bfloat16: its bits are the upper half of a float32's.
+_TENSOR_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class FeatureFile:
-    """A (rows, d) floating-point array on disk, read a few rows at a time.
+    """A (rows, d) floating-point array on disk, of which only the rows asked for are read.
 
-    Raises InputError if the file is missing, of an unknown format, not two-dimensional or not of a floating-point type.
+    Raises InputError if the file is missing, of an unknown format, damaged, empty, not two-dimensional or
+    not of a floating-point type.
     """
 
     def __init__(self, path: Path, tensor: str | None = None) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-        if path.suffix not in (".npy", ".safetensors"):
-            raise InputError(f"{path}: unknown feature format {path.suffix!r}; expected .npy or .safetensors")
+        if path.suffix not in SUFFIXES:
+            raise InputError(
+                f"{path}: unknown feature format {path.suffix!r}; expected {' or '.join(SUFFIXES)}"
+            )
         self.path = path
-        self._array: Any = _map_npy(path) if path.suffix == ".npy" else _open_tensor(path, tensor)
-        self.shape = tuple(self._array.shape if path.suffix == ".npy" else self._array.get_shape())
-        if len(self.shape) != 2:
-            raise InputError(f"{path}: expected features of shape (rows, dimensions), found shape {self.shape}")
-        if not np.issubdtype(self.read(np.arange(1)).dtype, np.floating):
-            raise InputError(f"{path}: expected floating-point features")
+        self._bfloat16 = False
+        self._array = map_npy(path) if path.suffix == ".npy" else self._map_tensor(tensor)
+        if not (np.issubdtype(self._array.dtype, np.floating) or self._bfloat16):
+            raise InputError(f"{path}: expected floating-point features, found {self._array.dtype}")
+        if self._array.ndim != 2 or 0 in self._array.shape:
+            raise InputError(
+                f"{path}: expected features of shape (rows, dimensions), found {self._array.shape}"
+            )
+        self.shape: tuple[int, int] = self._array.shape
 
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
-        """The rows asked for, in that order; (len(rows), d), float32 or as stored."""
-        if isinstance(self._array, np.ndarray):
-            return np.asarray(self._array[rows])
-        low, high = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
-        block = self._array[low:high]
-        # numpy has no bfloat16, so that every floating-point tensor is widened.
-        return np.asarray((block.float() if block.is_floating_point() else block).numpy()[rows - low])
+    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The rows asked for, in that order, as float32 (len(rows), d); too large values become infinite."""
+        return self._widened(self._array[rows])
 
-    def blocks(self) -> Iterator[npt.NDArray[np.floating[Any]]]:
+    def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """All rows in order, a block at a time."""
         for start in range(0, self.shape[0], _BLOCK_ROWS):
-            yield self.read(np.arange(start, min(start + _BLOCK_ROWS, self.shape[0])))
+            yield self._widened(self._array[start : start + _BLOCK_ROWS])
+
+    def _widened(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if self._bfloat16:
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):
+            return np.array(values, np.float32)
+
+    def _map_tensor(self, tensor: str | None) -> npt.NDArray[Any]:
+        """Map one tensor where it lies; safetensors checks the file, but would read the tensor whole."""
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                names = sorted(file.keys())
+                name = tensor or (names[0] if len(names) == 1 else None)
+                if name is None:
+                    listed = ", ".join(names) or "none"
+                    raise InputError(
+                        f"{self.path}: name one of its tensors with the manifest's key tensor: {listed}"
+                    )
+                if name not in names:
+                    raise InputError(f"{self.path}: holds no tensor {name!r}{did_you_mean(name, names)}")
+                entry = file.get_slice(name)
+                shape, dtype, offset = (
+                    tuple(entry.get_shape()),
+                    entry.get_dtype(),
+                    _tensor_offset(self.path, name),
+                )
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.path}: cannot be read as safetensors: {error}") from None
+        if dtype not in _TENSOR_TYPES:
+            raise InputError(f"{self.path}: expected floating-point features, found {dtype}")
+        if 0 in shape:
+            return np.empty(shape, np.float32)
+        self._bfloat16 = dtype == "BF16"
+        return np.memmap(self.path, _TENSOR_TYPES[dtype], "r", offset, shape)
 
 
-def _map_npy(path: Path) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be read as an npy array: {error}") from None
-    return array
-
-
-def _open_tensor(path: Path, tensor: str | None) -> Any:
-    try:
-        file = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
-    names = list(file.keys())
-    name = tensor or (names[0] if len(names) == 1 else None)
-    if name is None:
-        raise InputError(f"{path}: holds several tensors; name one with `tensor`: {', '.join(sorted(names))}")
-    if name not in names:
-        raise InputError(f"{path}: holds no tensor {name!r}{did_you_mean(name, names)}")
-    return file.get_slice(name)
+def _tensor_offset(path: Path, name: str) -> int:
+    """Where a tensor's bytes begin: after 8 bytes with the header's length and the header (JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return 8 + length + int(header[name]["data_offsets"][0])

@@ -2,44 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 
-def _delimited(separator: str) -> Callable[[Path], pd.DataFrame]:
-    # dtype=str and no NA values: a caption that reads "null" or "12" is a caption.
-    return lambda path: pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+def _read_delimited(delimiter: str) -> Callable[[Path, Sequence[str]], pd.DataFrame]:
+    # Not pandas: it pads short rows, and shifts or cuts long ones, without an error.
+    def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(_checked(reader), [])
+            cells: list[tuple[int, list[str]]] = [(header.index(c), []) for c in columns if c in header]
+            for row in _checked(reader):
+                if len(row) == len(header):
+                    for place, values in cells:
+                        values.append(row[place])
+                elif row:
+                    raise ValueError(f"line {reader.line_num} has {len(row)} cells, the header {len(header)}")
+        return _frame(header, {header[place]: values for place, values in cells})
+
+    return read
 
 
-FORMATS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8"),
-    ".parquet": pd.read_parquet,
+def _checked(reader: Any) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}; is a quote missing or misplaced?") from None
+
+
+def _read_json_lines(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    names: dict[str, None] = {}
+    cells: dict[str, list[Any]] = {column: [] for column in columns}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = _json_object(line, number)
+            names |= dict.fromkeys(row)
+            for column, values in cells.items():
+                values.append(row.get(column))
+    return _frame(list(names), cells)
+
+
+def _json_object(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"line {number} holds half a surrogate pair, which is no character") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        table = file.read([name for name in names if name in columns])
+    return _frame(names, {name: table[name].to_pylist() for name in table.column_names})
+
+
+def _frame(names: Sequence[str], cells: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """A frame that knows all column names of the file, with the cells of those that were asked for."""
+    return pd.DataFrame({name: pd.Series(cells.get(name, []), dtype=object) for name in names})
+
+
+FORMATS: dict[str, Callable[[Path, Sequence[str]], pd.DataFrame]] = {
+    ".csv": _read_delimited(","),
+    ".tsv": _read_delimited("\t"),
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
 }
 
 
 def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read the named columns of a table whose suffix tells its format; rows keep the file's order.
 
-    Raises InputError for a missing or unreadable file, an unknown format, or a missing column (with the nearest name).
+    Cells of JSON lines and Parquet may be lists, numbers or None, see ``text_column``. Raises InputError
+    for a missing or unreadable file, an unknown format, or a missing column (with the nearest name).
     """
     if path.suffix not in FORMATS:
-        raise InputError(f"{path}: unknown table format {path.suffix!r}; expected one of: {', '.join(FORMATS)}")
+        raise InputError(
+            f"{path}: unknown table format {path.suffix!r}; expected one of: {', '.join(FORMATS)}"
+        )
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        frame = FORMATS[path.suffix](path)
+        frame = FORMATS[path.suffix](path, columns)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is not UTF-8 text (it holds the byte {error.object[error.start]:#x})"
+        ) from None
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}"
+        ) from None
     for column in columns:
-        if column not in frame.columns:
-            raise InputError(f"{path}: no column {column!r}{did_you_mean(column, [str(c) for c in frame.columns])}")
+        if column not in frame.columns and len(frame.columns):
+            raise InputError(
+                f"{path}: no column {column!r}{did_you_mean(column, [str(c) for c in frame.columns])}"
+            )
     if frame.empty:
         raise InputError(f"{path}: holds no rows")
     return frame[list(dict.fromkeys(columns))]
+
+
+def text_column(frame: pd.DataFrame, column: str, path: Path, required: bool = False) -> pd.Series[str]:
+    """A column of a frame as text, missing cells empty; ``path`` is the file that it was read from.
+
+    Raises InputError if a cell holds a list or an object, or is empty where the column is ``required``.
+    """
+    cells = frame[column]
+    nested = cells.map(lambda cell: isinstance(cell, list | dict))
+    if nested.any():
+        raise InputError(
+            f"{path}: row {nested.argmax()} (counted from 0) has a list in the column {column!r}, not text"
+        )
+    text = cells.where(cells.notna(), "").astype(str)
+    if required and (text == "").any():
+        raise InputError(
+            f"{path}: row {(text == '').argmax()} (counted from 0) has nothing in the column {column!r}"
+        )
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,7 +12,7 @@ from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.validation import FilePath, Strict, validate
-from cs_aligner_cli.yamlfile import read_yaml
+from cs_aligner_cli.yamlfile import read_yaml, shown
 
 
 class Counts(Strict):
@@ -26,11 +27,15 @@ class _Described(Strict):
     source: str | None = Field(None, description="Where it is obtained.")
     licence: str | None = Field(None, description="Terms of use.")
     citation: str | None = Field(None, description="How to cite it.")
-    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
+    expected: dict[str, Counts] = Field(
+        {}, description="Counts per split; a difference is reported, not refused."
+    )
 
 
 class _OnDisk(_Described):
-    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
+    root: FilePath | None = Field(
+        None, description="Folder of the files; null: the recipe's data.root must name it."
+    )
 
 
 class SceneCounts(Strict):
@@ -55,11 +60,17 @@ class TableManifest(_OnDisk):
     """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
 
     kind: Literal["table"] = Field("table", description="One row per image and caption.")
-    table: Path = Field(strict=False, description="The table's file, relative to root; the suffix tells the format.")
+    table: Path = Field(
+        strict=False, description="The table's file, relative to root; the suffix tells the format."
+    )
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
     image_column: str = Field("image", description="Column with the image's path, relative to image_dir.")
-    caption_column: str = Field("caption", description="Column with the caption, or a list of captions (JSON, Parquet).")
-    split_column: str | None = Field("split", description="Column with the split's name; null: all rows are split 'all'.")
+    caption_column: str = Field(
+        "caption", description="Column with the caption, or a list of captions (JSON, Parquet)."
+    )
+    split_column: str | None = Field(
+        "split", description="Column with the split's name; null: all rows are split 'all'."
+    )
     absent_files: Literal["bad", "skip"] = Field(
         "bad", description="An image that is not there is a bad item, or (skip) is left out and counted."
     )
@@ -69,7 +80,9 @@ class _Features(Strict):
     table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
     split_column: str = Field("split", description="Column with the split's name.")
     features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
-    tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
+    tensor: str | None = Field(
+        None, description="Name of the tensor in a safetensors file; null: its only one."
+    )
 
 
 class ImageFeatures(_Features):
@@ -81,7 +94,9 @@ class ImageFeatures(_Features):
 class CaptionFeatures(_Features):
     """The captions' table and the features that row-align with it."""
 
-    image_column: str = Field("image", description="Column that names the caption's image; empty: an unpaired caption.")
+    image_column: str = Field(
+        "image", description="Column that names the caption's image; empty: an unpaired caption."
+    )
     caption_column: str = Field("caption", description="Column with the caption.")
 
 
@@ -104,7 +119,42 @@ MANIFESTS: dict[str, type[ScenesManifest] | type[TableManifest] | type[Embedding
 
 def manifest_path(recipe: Recipe) -> Path:
     """The file of the recipe's manifest."""
-    return shelf.find("data_manifests", recipe.data.manifest)
+    return shelf.find("data_manifests", recipe.data.manifest, said_by="data.manifest: ")
+
+
+def read_manifest(recipe: Recipe) -> Manifest:
+    """Read and validate the recipe's manifest; where its files lie may still be open."""
+    file = read_yaml(manifest_path(recipe))
+    kind = file.data.get("kind")
+    if isinstance(kind, str) and kind in MANIFESTS:
+        manifest: Manifest = validate(MANIFESTS[kind], file)
+        _check_encoders(recipe, manifest)
+        return manifest
+    place = file.where(("kind",))
+    if "kind" in file.data:
+        raise InputError(f"{place}: kind: got {shown(kind)}{did_you_mean(str(kind), list(MANIFESTS))}")
+    for near in get_close_matches("kind", file.data, n=1):
+        raise InputError(f"{file.where((near,))}: {near}: unknown key; did you mean kind?")
+    raise InputError(
+        f"{place}: kind: this key is required, and is missing{did_you_mean('', list(MANIFESTS))}"
+    )
+
+
+def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise InputError if an encoder cannot read what the manifest describes."""
+    described = f"the manifest {manifest.name} is of kind {manifest.kind}"
+    for modality in ("image", "text"):
+        kind = recipe.encoders.of(modality).kind
+        if kind == "features" and manifest.kind != "embeddings":
+            raise InputError(
+                f"encoders.{modality}: kind features needs a manifest of kind embeddings, but {described}",
+                "Name an encoder that reads the items themselves, for example kind: open_clip.",
+            )
+        if kind != "features" and manifest.kind == "embeddings" and modality == "image":
+            raise InputError(
+                f"encoders.image: kind {kind} reads pictures, but {described}, which has none",
+                "Use its stored features: --set encoders.image.kind=features",
+            )
 
 
 def load_manifest(recipe: Recipe) -> Manifest:
@@ -112,18 +162,14 @@ def load_manifest(recipe: Recipe) -> Manifest:
 
     Raises InputError if the manifest is missing or wrong, or if its files need a root that nobody has named.
     """
-    file = read_yaml(manifest_path(recipe))
-    kind = file.data.get("kind")
-    if kind not in MANIFESTS:
-        found = f"got {kind!r}" if "kind" in file.data else "this key is missing"
-        raise InputError(f"{file.where(('kind',))}: kind: {found}{did_you_mean(str(kind), list(MANIFESTS))}")
-    manifest: Manifest = validate(MANIFESTS[kind], file)
+    manifest = read_manifest(recipe)
     if isinstance(manifest, ScenesManifest):
         return manifest
     root = recipe.data.root or manifest.root
     if root is None:
         raise InputError(
-            f"data.root: the manifest {file.path} does not say where its files lie", "Name it: --set data.root=FOLDER"
+            f"data.root: the manifest {manifest_path(recipe)} does not say where its files lie",
+            "Name it: --set data.root=FOLDER",
         )
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")

@@ -21,9 +21,9 @@ IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
 class Split:
     """One split: its images and captions in the order that every store of it keeps.
 
-    ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where there is
-    none), width, height (0 where unknown). ``captions``: caption_id, image_id (None for an unpaired caption), split,
-    text, feature_row.
+    ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
+    there is none), width, height (0 where unknown). ``captions``: caption_id, image_id (None for an
+    unpaired caption), split, text, feature_row.
     """
 
     name: str
@@ -33,7 +33,8 @@ class Split:
     @cached_property
     def image_of_caption(self) -> npt.NDArray[np.int64]:
         """(captions,) row of each caption's image in ``images``; -1 for an unpaired caption."""
-        return pd.Index(self.images["image_id"]).get_indexer(self.captions["image_id"]).astype(np.int64)
+        rows = pd.Index(self.images["image_id"]).get_indexer(pd.Index(self.captions["image_id"]))
+        return np.asarray(rows, np.int64)
 
     def table(self, modality: str) -> pd.DataFrame:
         """The table of "image" or "text"."""
@@ -43,8 +44,8 @@ class Split:
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Row-paired rows (images, captions): each image that has captions, with one of them.
 
-        The caption is drawn with a fixed seed, so that every run pairs alike. Not the first one: many data sets sort
-        the captions of an image, and first captions are then no fair sample of the captions.
+        The caption is drawn with a fixed seed, so that every run pairs alike. Not the first one: many data
+        sets sort the captions of an image, and first captions are then no fair sample of the captions.
         """
         shuffled = np.random.default_rng(0).permutation(np.flatnonzero(self.image_of_caption >= 0))
         images, drawn = np.unique(self.image_of_caption[shuffled], return_index=True)
@@ -66,17 +67,20 @@ class PreparedData:
         return Path(self.source["root"]) if self.source.get("root") else self.folder
 
     def split(self, name: str, used_as: str) -> Split:
-        """The split of that name; raise InputError naming the recipe key ``used_as`` if it has no images or captions."""
+        """The split of that name; InputError naming the key ``used_as`` if it has no images or captions."""
         images = self.images[self.images["split"] == name].reset_index(drop=True)
         captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
         if images.empty or captions.empty:
-            there = sorted(self.images["split"].unique())
+            there = sorted({*self.images["split"], *self.captions["split"]})
             what = "has no captions" if len(images) else "has no images" if len(captions) else "is empty"
-            raise InputError(f"{used_as}: split {name!r} {what}{did_you_mean(name, there)} (splits: {', '.join(there)})")
+            near = "" if name in there else did_you_mean(name, there)
+            raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(there)})")
         return Split(name, images, captions)
 
 
-def write_prepared(folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]) -> None:
+def write_prepared(
+    folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]
+) -> None:
     """Write the two tables and the description of their source into ``folder``."""
     images.to_parquet(folder / IMAGES, index=False)
     captions.to_parquet(folder / CAPTIONS, index=False)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.features import FeatureFile
-from cs_aligner_cli.data.frames import read_frame
+from cs_aligner_cli.data.frames import read_frame, text_column
+from cs_aligner_cli.data.images import ABSENT, digest, look_at_all
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     EmbeddingsManifest,
@@ -28,17 +27,14 @@ from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.errors import InputError
 
-# A picture of more pixels than this is a decompression bomb or a mistake; PIL would only warn.
-MAX_PIXELS = 100_000_000
-
 
 @dataclass
 class Source:
     """What a reader found.
 
-    ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column ``digest`` of the
-    content; ``bad`` lists each dropped item with its reason; ``skipped`` counts what was left out on request;
-    ``description`` is what encoders need to find the content again.
+    ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column
+    ``digest`` of the content; ``bad`` lists each dropped item with its reason; ``skipped`` counts what was
+    left out on request; ``description`` is what encoders need to find the content again.
     """
 
     images: pd.DataFrame
@@ -59,7 +55,7 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
                 image_id = f"{split}-{i:05d}"
                 locator = f"images/{image_id}.png"
                 draw(scene, manifest.size).save(folder / locator, compress_level=1)
-                images.append((image_id, split, locator, _digest((folder / locator).read_bytes())))
+                images.append((image_id, split, locator, digest((folder / locator).read_bytes())))
                 told = scene_captions(scene, manifest.captions_per_image)
                 texts += [(image_id, split, text) for text in told]
                 advance()
@@ -72,24 +68,25 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
 def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
     """Read a table of image paths and captions, and decode every image once to know that it is whole."""
     assert manifest.root is not None  # load_manifest has seen to it
-    columns = [manifest.image_column, manifest.caption_column, *([manifest.split_column] if manifest.split_column else [])]
-    rows = read_frame(manifest.root / manifest.table, columns).explode(manifest.caption_column)
-    captions = pd.DataFrame(
-        {
-            "image_id": rows[manifest.image_column].astype(str),
-            "split": rows[manifest.split_column].astype(str) if manifest.split_column else "all",
-            "text": rows[manifest.caption_column].fillna("").astype(str),
-            "feature_row": -1,
-        }
-    ).reset_index(drop=True)
-    images = captions[["image_id", "split"]].drop_duplicates("image_id").reset_index(drop=True)
+    table = manifest.root / manifest.table
+    image_column, caption_column, split_column = (
+        manifest.image_column,
+        manifest.caption_column,
+        manifest.split_column,
+    )
+    rows = read_frame(table, [c for c in (image_column, caption_column, split_column) if c])
+    columns = {
+        "image_id": _ids(text_column(rows, image_column, table)),
+        "split": text_column(rows, split_column, table, required=True) if split_column else "all",
+        "text": rows[caption_column],
+    }
+    captions = pd.DataFrame(columns).explode("text", ignore_index=True).assign(feature_row=-1)
+    captions["text"] = text_column(captions, "text", table)
+    named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
+    images = named.drop_duplicates("image_id", ignore_index=True)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
     source = Source(images, captions, {"kind": "table", "root": str(manifest.root)})
-    if manifest.absent_files == "skip":
-        there = np.array([(manifest.root / locator).is_file() for locator in images["locator"]], dtype=bool)
-        source.skipped["images without a file"] = int((~there).sum())
-        source.images = images[there].reset_index(drop=True)
-    _check_images(source, manifest.root, console)
+    _check_images(source, manifest.root, manifest.absent_files == "skip", console)
     return source
 
 
@@ -97,44 +94,60 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     """Read the two tables and check that the feature files row-align with them and are finite."""
     assert manifest.root is not None
     root, of_images, of_captions = manifest.root, manifest.images, manifest.captions
-    table = read_frame(root / of_images.table, [of_images.id_column, of_images.split_column])
+    path = root / of_images.table
+    table = read_frame(path, [of_images.id_column, of_images.split_column])
     images = pd.DataFrame(
-        {"image_id": table[of_images.id_column].astype(str), "split": table[of_images.split_column].astype(str)}
+        {
+            "image_id": text_column(table, of_images.id_column, path, required=True),
+            "split": text_column(table, of_images.split_column, path, required=True),
+        }
     )
-    columns = [of_captions.image_column, of_captions.caption_column, of_captions.split_column]
-    table = read_frame(root / of_captions.table, columns)
+    twice = images.loc[images["image_id"].duplicated(), "image_id"]
+    if len(twice):
+        raise InputError(f"{path}: image {twice.iloc[0]!r} is listed twice; names must be unique")
+    path = root / of_captions.table
+    table = read_frame(path, [of_captions.image_column, of_captions.caption_column, of_captions.split_column])
     captions = pd.DataFrame(
         {
-            "image_id": table[of_captions.image_column].astype(str).replace("", None),
-            "split": table[of_captions.split_column].astype(str),
-            "text": table[of_captions.caption_column].astype(str),
+            "image_id": _ids(text_column(table, of_captions.image_column, path)),
+            "split": text_column(table, of_captions.split_column, path, required=True),
+            "text": text_column(table, of_captions.caption_column, path),
         }
     )
     description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
-        file = _aligned_features(root, part, len(frame))
-        frame["feature_row"] = np.arange(len(frame))
-        frame["digest"] = _row_digests(file)
-        description[f"{modality}_features"] = {"path": str(file.path), "tensor": part.tensor}
-    images = images.assign(locator="", width=0, height=0)
-    return Source(images, captions.drop(columns="digest"), description)
+    total = len(images) + len(captions)
+    with console.progress("checking features", total) as advance:
+        for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
+            file = _aligned_features(root, part, len(frame))
+            features = {"path": str(file.path), "tensor": part.tensor, "stamp": file_stamps([file.path])}
+            description[f"{modality}_features"] = features
+            frame["feature_row"] = np.arange(len(frame))
+            digests = _checked_rows(file, modality == "image", advance)
+            if modality == "image":
+                frame["digest"] = digests
+    return Source(images.assign(locator="", width=0, height=0), captions, description)
 
 
 SourceReader: TypeAlias = Callable[[Any, Path, Console], Source]
 SOURCES: dict[str, SourceReader] = {"scenes": read_scenes, "table": read_table, "embeddings": read_embeddings}
 
 
-def source_files(manifest: Manifest) -> list[Path]:
-    """The files whose change makes a prepared data set stale."""
+def source_files(manifest: Manifest) -> list[str]:
+    """The files, there or not, whose change makes a prepared data set stale."""
     if isinstance(manifest, ScenesManifest):
         return []
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
-        names = [part for p in (manifest.images, manifest.captions) for part in (p.table, p.features)]
-        return [path for path in (manifest.root / name for name in names) if path.is_file()]
-    folder = manifest.root / manifest.image_dir
+        parts = (manifest.images, manifest.captions)
+        return [str(manifest.root / name) for part in parts for name in (part.table, part.features)]
     table = manifest.root / manifest.table
-    return [*([table] if table.is_file() else []), *(p for p in folder.rglob("*") if p.is_file() and p != table)]
+    names = text_column(read_frame(table, [manifest.image_column]), manifest.image_column, table).unique()
+    return [str(table), *(str(manifest.root / manifest.image_dir / name) for name in names)]
+
+
+def _ids(text: pd.Series[str]) -> pd.Series[Any]:
+    """Names of images, None for the empty ones."""
+    return text.astype(object).where(text != "", None)
 
 
 def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: int) -> FeatureFile:
@@ -144,50 +157,41 @@ def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: i
     return file
 
 
-def _row_digests(file: FeatureFile) -> list[str]:
+def _checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., None]) -> list[str]:
+    """See that all rows are finite; return their digests where asked."""
     digests: list[str] = []
+    row = 0
     for block in file.blocks():
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
-            bad_row = len(digests) + int(np.argmin(finite))
-            raise InputError(f"{file.path}: row {bad_row} (counted from 0) holds NaN or infinity")
-        digests += [_digest(row.tobytes()) for row in block]
+            raise InputError(
+                f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity"
+            )
+        if with_digests:
+            digests += [digest(values.tobytes()) for values in block]
+        row += len(block)
+        advance(len(block))
     return digests
 
 
-def _check_images(source: Source, root: Path, console: Console) -> None:
+def _check_images(source: Source, root: Path, skip_absent: bool, console: Console) -> None:
     """Decode every image; move those that fail to ``bad``, and record size and digest of the others."""
-    locators: Sequence[str] = source.images["locator"].tolist()
-    found: list[tuple[int, int, str, str]] = []
-    with console.progress("checking images", len(locators)) as advance, ThreadPoolExecutor() as pool:
-        for result in pool.map(lambda locator: _look_at(root / locator), locators):
-            found.append(result)
-            advance()
     images = source.images
-    images[["width", "height", "digest", "reason"]] = pd.DataFrame(found, index=images.index, columns=range(4))
-    failed = images["reason"] != ""
+    paths = [root / locator for locator in images["locator"]]
+    with console.progress("checking images", len(paths)) as advance:
+        looks = list(look_at_all(paths, advance))
+    absent = np.array([skip_absent and seen.reason == ABSENT for seen in looks], dtype=bool)
+    if skip_absent:
+        source.skipped["images without a file"] = int(absent.sum())
     source.bad += [
-        {"kind": "image", "item": str(root / row.locator), "reason": str(row.reason)}
-        for row in images[failed].itertuples()
+        {"kind": "image", "item": str(path), "reason": seen.reason}
+        for path, seen, skipped in zip(paths, looks, absent, strict=True)
+        if seen.reason and not skipped
     ]
-    source.images = images[~failed].drop(columns="reason").assign(feature_row=-1).reset_index(drop=True)
-
-
-def _look_at(path: Path) -> tuple[int, int, str, str]:
-    """Width, height, digest and, if the file is no whole image, the reason."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return 0, 0, "", f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
-            image.load()
-            return image.width, image.height, _digest(path.read_bytes()), ""
-    except FileNotFoundError:
-        return 0, 0, "", "no such file"
-    except Image.UnidentifiedImageError:
-        return 0, 0, "", "not an image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "damaged"
-        return 0, 0, "", f"damaged: {str(error).removeprefix(str(path))}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    images = images.assign(
+        width=[seen.width for seen in looks],
+        height=[seen.height for seen in looks],
+        digest=[seen.digest for seen in looks],
+        feature_row=-1,
+    )
+    source.images = images[[not seen.reason for seen in looks]].reset_index(drop=True)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.errors import InputError
@@ -33,18 +34,24 @@ def load_features(
 ) -> tuple[nn.Module, Callable[[pd.DataFrame], Tensor], int, dict[str, Any]]:
     """Module, loader, dimension and identity of the stored features of one modality.
 
-    Raises InputError if the data set brings no features.
+    Raises InputError if the data set brings no features, or if they are not those that prepare has checked.
     """
     where = data.source.get(f"{modality}_features")
     if where is None:
         raise InputError(
-            f"encoders.{modality}: kind features needs a manifest of kind embeddings, but the data are {data.source['kind']}",
+            f"encoders.{modality}: kind features needs a manifest of kind embeddings, "
+            f"but the data are of kind {data.source['kind']}",
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
-    file = FeatureFile(Path(where["path"]), where["tensor"])
+    path = Path(where["path"])
+    if file_stamps([path]) != where["stamp"]:
+        raise InputError(
+            f"{path}: has changed since the data were prepared", "Check it again: csalign prepare"
+        )
+    file = FeatureFile(path, where["tensor"])
 
     def load(rows: pd.DataFrame) -> Tensor:
-        return torch.from_numpy(file.read(rows["feature_row"].to_numpy())).float()
+        return torch.from_numpy(file.read(rows["feature_row"].to_numpy()))
 
     identity = {"kind": "features", "file": file.path.name, "tensor": where["tensor"], "power": spec.power}
-    return SignedPower(spec.power), load, int(file.shape[1]), identity
+    return SignedPower(spec.power), load, file.shape[1], identity

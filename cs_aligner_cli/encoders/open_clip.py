@@ -8,19 +8,43 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
+from socket import gaierror
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import open_clip
 import pandas as pd
 import torch
+from huggingface_hub import constants as hub
 from open_clip.push_to_hf_hub import save_config_for_hf
-from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import OpenClipEncoder
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+_HUB_SECONDS = 5
+# What open_clip raises, itself or through torch and safetensors, on files that it cannot make sense of.
+_NOT_LOADED = (
+    *(
+        RuntimeError,
+        ValueError,
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        EOFError,
+        ImportError,
+    ),
+    *(StopIteration, UnpicklingError, SafetensorError),
+)
 
 
 class OpenClip:
@@ -32,11 +56,18 @@ class OpenClip:
     def __init__(self, spec: OpenClipEncoder, seed: int) -> None:
         with TemporaryDirectory() as scratch:
             name = _name(spec, Path(scratch))
-            self.model_cfg: dict[str, Any] = _model_config(name, spec)
+            _refuse_unknown(name, spec)
+            self.model_cfg: dict[str, Any] = _guard(lambda: open_clip.get_model_config(name), spec)
+            _refuse_without_text_parts(name, spec, self.model_cfg)
             self.model, self.preprocess = _create(name, spec, seed)
-            self.tokenizer: Callable[[list[str]], Tensor] = _guard(lambda: open_clip.get_tokenizer(name), spec)
+            self.tokenizer: Callable[[list[str]], Tensor] = _guard(
+                lambda: open_clip.get_tokenizer(name), spec
+            )
         if not isinstance(self.model, open_clip.CustomTextCLIP):
-            raise InputError(f"{spec.model}: {type(self.model).__name__} models have no plain text tower; use a CLIP model")
+            kind = type(self.model).__name__
+            raise InputError(
+                f"encoders: {spec.model}: {kind} models have no plain text tower; use a CLIP model"
+            )
         self.dim = int(self.model_cfg["embed_dim"])
         self.identity = {
             "kind": "open_clip",
@@ -60,62 +91,120 @@ class OpenClip:
 
         def read(path: Path) -> Tensor:
             try:
-                with Image.open(path) as image:
-                    return self.preprocess(image.convert("RGB"))  # type: ignore[no-any-return]
-            except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"{path}: could be decoded by prepare, but not now: {error}") from None
+                return self.preprocess(read_image(path)[0])  # type: ignore[no-any-return]
+            except BadImageError as error:
+                raise InputError(
+                    f"{path}: {error}; it was whole when the data were prepared",
+                    "Check it again: csalign prepare",
+                ) from None
 
         return lambda rows: torch.stack(list(pool.map(read, [root / locator for locator in rows["locator"]])))
 
     def save(self, folder: Path, logit_scale: float) -> None:
-        """Write an open_clip folder: ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads it."""
+        """Write a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads."""
         folder.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
             self.model.logit_scale.fill_(torch.tensor(logit_scale).log())
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         save_file(tensors, folder / "open_clip_model.safetensors")
-        save_config_for_hf(self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True})
+        save_config_for_hf(
+            self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True}
+        )
+        if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
+            self.tokenizer.save_pretrained(folder)
 
 
 def _name(spec: OpenClipEncoder, scratch: Path) -> str:
-    """The name under which open_clip finds the model; a config of the recipe becomes a local-dir without weights."""
+    """The name by which open_clip finds the model; a recipe's config becomes a local-dir without weights."""
     if spec.config is None:
         return spec.model or ""
     (scratch / "open_clip_config.json").write_text(json.dumps({"model_cfg": spec.config.model_dump()}))
     return f"local-dir:{scratch}"
 
 
-def _model_config(name: str, spec: OpenClipEncoder) -> dict[str, Any]:
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
+def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
+    """Raise InputError, before anything is built, for a model, weights or a file that are not there."""
+    scheme, _, rest = name.partition(":")
+    if spec.config is None and scheme == "local-dir":
+        folder = Path(rest)
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(
-                f"encoders: {folder} holds no open_clip_config.json",
+                f"encoders: {folder} {'has no open_clip_config.json' if folder.is_dir() else 'is no folder'}",
                 "An open_clip folder is written by open_clip, or by a csalign run with tune: full.",
             )
-        if spec.config is None and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise InputError(f"encoders: {folder} holds a configuration but no weights")
-    elif not name.startswith("hf-hub:") and name not in open_clip.list_models():
-        raise InputError(f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}")
-    config: dict[str, Any] = _guard(lambda: open_clip.get_model_config(name), spec)
-    return config
+        if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
+            raise InputError(
+                f"encoders: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})"
+            )
+    elif scheme == "hf-hub":
+        _refuse_unreachable(rest.split("@")[0], spec)
+    elif spec.config is None and name not in open_clip.list_models():
+        raise InputError(
+            f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if spec.pretrained in tags:
+        weights = open_clip.get_pretrained_cfg(name, spec.pretrained)
+        _refuse_other_activation(name, spec, weights)
+        _refuse_unreachable(weights.get("hf_hub", "").rpartition("/")[0], spec)
+    elif spec.pretrained and Path(spec.pretrained).suffix:
+        if not Path(spec.pretrained).is_file():
+            raise InputError(f"encoders: pretrained: {spec.pretrained}: no such file")
+    elif spec.pretrained:
+        model = spec.model or "a model of your own config"
+        raise InputError(
+            f"encoders: {model} has no weights {spec.pretrained!r}{did_you_mean(spec.pretrained, tags)}"
+        )
+
+
+def _refuse_other_activation(name: str, spec: OpenClipEncoder, weights: dict[str, Any]) -> None:
+    """Weights that were trained with QuickGELU give wrong features without it; open_clip only warns."""
+    if weights.get("quick_gelu") and not open_clip.get_model_config(name).get("quick_gelu"):
+        raise InputError(
+            f"encoders: the weights {spec.pretrained} were trained with QuickGELU, which {name} has not",
+            f"Use model: {name}-quickgelu" if f"{name}-quickgelu" in open_clip.list_models() else "",
+        )
+
+
+def _refuse_without_text_parts(name: str, spec: OpenClipEncoder, model_cfg: dict[str, Any]) -> None:
+    """Some text towers and tokenizers come from the hub, whatever the weights."""
+    if not name.startswith("local-dir:"):
+        for key in ("hf_model_name", "hf_tokenizer_name"):
+            _refuse_unreachable(model_cfg.get("text_cfg", {}).get(key, ""), spec)
+
+
+def _refuse_unreachable(repository: str, spec: OpenClipEncoder) -> None:
+    """Ask once whether the hub can be reached; its own client would go on trying for half a minute."""
+    if not repository or (Path(hub.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir():
+        return
+    try:
+        urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except HTTPError:
+        return  # it answers
+    except (URLError, TimeoutError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, gaierror | TimeoutError | ConnectionError):
+            why = f"{repository} is not cached, and {hub.ENDPOINT} cannot be reached ({reason})"
+            raise _not_loaded(spec, why) from None
 
 
 def _create(name: str, spec: OpenClipEncoder, seed: int) -> tuple[Any, Any]:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    pretrained = spec.pretrained
-    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        raise InputError(f"encoders: {spec.model or 'config'} has no weights {pretrained!r}{did_you_mean(pretrained, tags)}")
+    from_config = spec.config is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, _, preprocess = _guard(
             lambda: open_clip.create_model_and_transforms(
-                name, pretrained=pretrained, force_custom_text=True, pretrained_text=False
+                name,
+                pretrained=None if from_config else spec.pretrained,
+                force_custom_text=True,
+                pretrained_text=False,
+                # Without this, weights that cannot be downloaded leave random ones behind, with a log line.
+                require_pretrained=not (from_config or spec.random_init),
             ),
             spec,
         )
-    if spec.config and pretrained:  # open_clip itself reads checkpoint files only for the names it knows
-        _guard(lambda: open_clip.load_checkpoint(model, pretrained), spec)
+    if from_config and spec.pretrained:  # open_clip itself reads checkpoint files only for the names it knows
+        _guard(lambda: open_clip.load_checkpoint(model, spec.pretrained), spec)
     return model, preprocess
 
 
@@ -124,20 +213,24 @@ def _guard(call: Callable[[], Any], spec: OpenClipEncoder) -> Any:
     logging.disable()  # open_clip logs, on the root logger, what it then raises
     try:
         return call()
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-        what = f"{spec.model or 'the model of config'}{f' ({spec.pretrained})' if spec.pretrained else ''}"
-        raise InputError(
-            f"encoders: open_clip cannot load {what}: {error}",
-            "Without a network, fetch the model's files elsewhere and name their folder (model: local-dir:FOLDER) or the "
-            "checkpoint (pretrained: FILE).",
-        ) from None
+    except _NOT_LOADED as error:
+        raise _not_loaded(spec, str(error) or type(error).__name__) from None
     finally:
         logging.disable(logging.NOTSET)
 
 
+def _not_loaded(spec: OpenClipEncoder, why: str) -> InputError:
+    what = f"{spec.model or 'the model of config'}{f' ({spec.pretrained})' if spec.pretrained else ''}"
+    return InputError(
+        f"encoders: open_clip cannot load {what}: {why}",
+        "Without a network, fetch the model's files elsewhere and name their folder (model: "
+        "local-dir:FOLDER) or the checkpoint (pretrained: FILE).",
+    )
+
+
 def _weights_digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()

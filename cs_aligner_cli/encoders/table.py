@@ -25,9 +25,10 @@ from cs_aligner_cli.recipe import FeaturesEncoder, OpenClipEncoder, Recipe
 class Encoder:
     """One tower.
 
-    ``load(rows)`` turns rows of the modality's table into a model input (a CPU tensor, first axis the items);
-    ``module`` maps that input to (B, dim) embeddings, not normalised; ``identity`` says exactly what this tower is;
-    ``clip`` is the whole open_clip model that the tower belongs to, None for stored features.
+    ``load(rows)`` turns rows of the modality's table into a model input (a CPU tensor, first axis the
+    items); ``module`` maps that input to (B, dim) embeddings, not normalised; ``identity`` says exactly
+    what this tower is; ``clip`` is the whole open_clip model that the tower belongs to, None for stored
+    features.
     """
 
     modality: str
@@ -39,7 +40,7 @@ class Encoder:
 
 
 def load_encoders(recipe: Recipe, data: PreparedData, device: torch.device) -> dict[str, Encoder]:
-    """Both towers in eval mode on ``device``; towers that name the same open_clip model share one copy of it."""
+    """Both towers in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
     models: dict[str, OpenClip] = {}
     encoders = {}
     for modality in MODALITIES:
@@ -52,7 +53,14 @@ def load_encoders(recipe: Recipe, data: PreparedData, device: torch.device) -> d
             if key not in models:
                 models[key] = OpenClip(spec, recipe.seed)
             clip = models[key]
-            encoder = Encoder(modality, clip.dim, clip.tower(modality), clip.loader(modality, data.root), clip.identity, clip)
+            encoder = Encoder(
+                modality,
+                clip.dim,
+                clip.tower(modality),
+                clip.loader(modality, data.root),
+                clip.identity,
+                clip,
+            )
         encoder.module.eval().to(device)
         encoders[modality] = encoder
     return encoders

@@ -1,4 +1,4 @@
-"""embed: from prepared data and encoders to the frozen stores, and through trained towers to the aligned stores."""
+"""embed: from prepared data and encoders to the frozen stores, through trained towers to the aligned ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.artifacts import Artifact, file_stamps
-from cs_aligner_cli.checkpoint import load_towers
+from cs_aligner_cli.checkpoint import load_towers, read_plans
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows, prefetched
 from cs_aligner_cli.data.prepared import PreparedData, Split
@@ -27,8 +27,8 @@ EmbedRows: TypeAlias = Callable[[str, Rows], npt.NDArray[np.float32]]
 def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Make every store that can be made now: the frozen ones, and the aligned ones once training is done.
 
-    Returns {"status": done or fresh, "stores": {name: {split: summary}}, "waiting_for_training": [name]}. Raises InputError if the data are not
-    prepared, an encoder does not load, or trained weights do not fit.
+    Returns {"status": done or fresh, "stores": {name: {split: summary}}, "waiting_for_training": [name]}.
+    Raises InputError if the data are not prepared, an encoder does not load, or trained weights do not fit.
     """
     layout = Layout(recipe)
     layout.prepared.require()
@@ -43,7 +43,7 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
 
 
 class _Job:
-    """What the stores of one command share: the tables, the frozen encoders (loaded when needed), the device."""
+    """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
     def __init__(self, recipe: Recipe, layout: Layout, console: Console, force: bool) -> None:
         self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
@@ -56,7 +56,7 @@ class _Job:
 
     def frozen(self, split_name: str) -> dict[str, Any]:
         """The store of one split as the encoders give it."""
-        split = self.data.split(split_name, "split")
+        split = self.data.split(split_name, self._key_of(split_name))
 
         def start() -> tuple[EmbedRows, dict[str, Any]]:
             identity = {m: encoder.identity for m, encoder in self.encoders.items()}
@@ -67,14 +67,15 @@ class _Job:
 
     def aligned(self, name: str, split_name: str) -> dict[str, Any]:
         """The store of one split as trained towers give it."""
-        split = self.data.split(split_name, "split")
+        split = self.data.split(split_name, self._key_of(split_name))
         weights = self.layout.weights(name)
 
         def start() -> tuple[EmbedRows, dict[str, Any]]:
             frozen = Store(self.layout.frozen(split_name).path)
             dims = {m: frozen.array(m).shape[1] for m in MODALITIES}
+            live = any(plan.tune == "full" for plan in read_plans(weights).values())
             # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
-            encoders = load_encoders(self.recipe, self.data, self.device)
+            encoders = load_encoders(self.recipe, self.data, self.device) if live else {}
             towers = load_towers(weights, encoders, dims).to(self.device)
             inputs = Inputs(towers.plans, encoders, {split.name: frozen})
             size = self.recipe.embed.batch_size
@@ -84,8 +85,20 @@ class _Job:
         own = file_stamps([weights]) if self.recipe.embed.weights and weights.is_file() else ""
         return self._store(self.layout.aligned(name, split_name), split, own, start)
 
+    def _key_of(self, split_name: str) -> str:
+        """The recipe's key that names a split."""
+        recipe, train = self.recipe, self.recipe.train
+        named = {"eval_retrieval.split": recipe.eval_retrieval.split, "gap_report.split": recipe.gap_split}
+        if train is not None and recipe.trains:
+            named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
+        return next(key for key, name in named.items() if name == split_name)
+
     def _store(
-        self, artifact: Artifact, split: Split, sources: str, start: Callable[[], tuple[EmbedRows, dict[str, Any]]]
+        self,
+        artifact: Artifact,
+        split: Split,
+        sources: str,
+        start: Callable[[], tuple[EmbedRows, dict[str, Any]]],
     ) -> dict[str, Any]:
         record = None if self.force else artifact.fresh(sources)
         if record is not None:
@@ -108,7 +121,7 @@ class _Job:
     def _in_batches(
         self, embed_rows_of: EmbedRows, modality: str, rows: Rows, advance: Callable[..., None]
     ) -> npt.NDArray[np.float32]:
-        # A few batches a time, so that the progress moves and the loading of batches overlaps with the encoder.
+        # A few batches a time, so that the progress moves and loading overlaps with the encoder.
         chunk = 8 * self.recipe.embed.batch_size
         blocks = []
         for begin in range(0, len(rows), chunk):

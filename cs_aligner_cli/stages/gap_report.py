@@ -21,6 +21,7 @@ from cs_aligner_cli.store import Store
 
 Pairs = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]
 REPORT = "report.html"
+NO_SPACE = "image and text rows share no space, so that nothing can be compared between them"
 _KS = (1, 5, 10)
 
 
@@ -53,7 +54,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
                 "pairs": report["pairs"],
                 "gap_report": {name: values for name, values in report["stores"].items() if values},
                 "null_floor": report["null"],
-                "notes": report["note"],
+                "notes": [*report["note"], *(f"{name}: {NO_SPACE}" for name, found in report["stores"].items() if not found)],
             }
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
@@ -82,11 +83,6 @@ def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tupl
             report["stores"][name] = measure_gap(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
             report["null"][name] = null_floor(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
             report["retrieval"][name] = _retrieval(arrays["image"].all(), arrays["text"].all(), split)
-        else:
-            report["note"].append(
-                f"{name}: image ({arrays['image'].shape[1]}-d) and text ({arrays['text'].shape[1]}-d) rows share no "
-                "space, so that nothing can be compared between them."
-            )
         advance()
     return report, pairs
 

@@ -23,8 +23,8 @@ _SHOWN = 5
 def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Make the prepared data set of a recipe; return its summary with ``status`` done or fresh.
 
-    Raises InputError if the manifest or its files are wrong or nothing usable is left, TooManyBadItems (after the
-    output is in place) if more items were bad than ``data.max_bad_fraction``.
+    Raises InputError if the manifest or its files are wrong or nothing usable is left, TooManyBadItems (after
+    the output is in place) if more items were bad than ``data.max_bad_fraction``.
     """
     manifest = load_manifest(recipe)
     artifact = Layout(recipe).prepared
@@ -35,8 +35,9 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
             source = SOURCES[manifest.kind](manifest, build.folder, console)
             images, captions = _linked(source)
             if images.empty or captions.empty:
-                reasons = "; ".join(f"{b['item']}: {b['reason']}" for b in source.bad[:_SHOWN])
-                raise InputError(f"{manifest_path(recipe)}: no usable pairs of images and captions are left", reasons)
+                raise InputError(
+                    f"{manifest_path(recipe)}: no usable images and captions are left", _reasons(source)
+                )
             build.summary = _report(manifest, source, images, captions)
             columns = ["image_id", "split", "locator", "feature_row", "width", "height"]
             write_prepared(build.folder, images[columns], captions, source.description)
@@ -46,46 +47,56 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
 
 
+def _reasons(source: Source) -> str:
+    reasons = [f"{item['item']}: {item['reason']}" for item in source.bad[:_SHOWN]]
+    return "\n".join(
+        [*reasons, *(f"skipped: {count} {what}" for what, count in source.skipped.items() if count)]
+    )
+
+
 def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Drop empty captions and captions that do not fit their image; number the rest."""
     images, captions = source.images, source.captions
-    if images["image_id"].duplicated().any():
-        twice = images.loc[images["image_id"].duplicated(), "image_id"].iloc[0]
-        raise InputError(f"image {twice!r} is listed twice in the table of images; ids must be unique")
-    bad_images = len([item for item in source.bad if item["kind"] == "image"])
-    split_of_image = images.set_index("image_id")["split"]
-    image_split = captions["image_id"].map(split_of_image)
+    image_split = captions["image_id"].map(images.set_index("image_id")["split"])
     paired = captions["image_id"].notna()
-    empty = captions["text"].str.strip() == ""
     # An image that was dropped or skipped takes its captions along; they are no bad items of their own.
     lost = paired & image_split.isna()
-    other_split = paired & image_split.notna() & (image_split != captions["split"])
-    for mask, reason in ((empty, "empty caption"), (other_split & ~empty, "caption and image are in different splits")):
+    empty = ~lost & (captions["text"].str.strip() == "")
+    other_split = ~lost & ~empty & paired & (image_split != captions["split"])
+    reasons = {"empty caption": empty, "caption and image are in different splits": other_split}
+    for reason, mask in reasons.items():
         source.bad += [
-            {"kind": "caption", "item": f"caption row {i} of image {image_id}", "reason": reason}
-            for i, image_id in captions.loc[mask & ~lost, "image_id"].items()
+            {"kind": "caption", "item": f"caption {i} (counted from 0) of image {image_id}", "reason": reason}
+            for i, image_id in captions.loc[mask, "image_id"].items()
         ]
     if lost.any():
-        known = bad_images > 0 or any(source.skipped.values())
-        name = "captions of dropped or skipped images" if known else "captions of images that are not listed"
+        dropped = any(item["kind"] == "image" for item in source.bad) or any(source.skipped.values())
+        name = (
+            "captions of dropped or skipped images" if dropped else "captions of images that are not listed"
+        )
         source.skipped[name] = int(lost.sum())
     captions = captions[~(lost | empty | other_split)].reset_index(drop=True)
     captions.insert(0, "caption_id", [f"{i:08d}" for i in range(len(captions))])
     return images, captions
 
 
-def _report(manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame) -> dict[str, Any]:
-    splits = {
-        str(split): {"images": int((images["split"] == split).sum()), "captions": int((captions["split"] == split).sum())}
-        for split in dict.fromkeys([*images["split"], *captions["split"]])
-    }
+def _report(
+    manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame
+) -> dict[str, Any]:
+    counts = {"images": images["split"].value_counts(), "captions": captions["split"].value_counts()}
+    names = dict.fromkeys([*images["split"].unique(), *captions["split"].unique()])
+    splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
     bad = {kind: sum(item["kind"] == kind for item in source.bad) for kind in ("image", "caption")}
     return {
         "name": manifest.name,
         "splits": splits,
         "duplicates": {
             **_duplicates("images with the same content", images, "digest"),
-            **_duplicates("captions of one image with the same text", captions, ["image_id", "text"]),
+            **_duplicates(
+                "captions of one image with the same text",
+                captions.dropna(subset="image_id"),
+                ["image_id", "text"],
+            ),
         },
         "bad": {"images": bad["image"], "captions": bad["caption"], "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
@@ -97,7 +108,7 @@ def _report(manifest: Manifest, source: Source, images: pd.DataFrame, captions: 
 
 
 def _duplicates(name: str, frame: pd.DataFrame, keys: str | list[str]) -> dict[str, Any]:
-    """How many rows repeat an earlier one, and how many of the repeated contents appear in several splits (a leak)."""
+    """How many rows repeat an earlier one, and how many repeated contents are in several splits (a leak)."""
     repeated = frame[frame.duplicated(keys, keep=False)]
     across = int((repeated.groupby(keys)["split"].nunique() > 1).sum()) if len(repeated) else 0
     return {name: {"repeats": int(frame.duplicated(keys).sum()), "contents_in_several_splits": across}}
@@ -118,7 +129,7 @@ def _refuse_too_many_bad(summary: dict[str, Any], limit: float, report: Any) -> 
     bad = summary["bad"]
     shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in bad["first"])
     raise TooManyBadItems(
-        f"{bad['images']} images and {bad['captions']} captions are bad: {summary['bad_fraction']:.1%} of a modality, "
-        f"more than data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
+        f"{bad['images']} images and {bad['captions']} captions are bad: {summary['bad_fraction']:.1%} of a "
+        f"modality, more than data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
         f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=..."
     )
