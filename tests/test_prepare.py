@@ -32,7 +32,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def data_recipe(tmp_path: Path, write_yaml: WriteYaml) -> Callable[..., Path]:
-    """``data_recipe(root, kind="table", table="x.csv")``: a manifest with these keys, and a recipe for it."""
+    """``data_recipe(root, kind="table", table="x.csv")``: a manifest with these keys and a recipe for it."""
 
     def write(root: Path | None = None, **manifest: Any) -> Path:
         write_yaml("manifest.yaml", name="mine", **({"root": str(root)} if root else {}), **manifest)
