@@ -1,6 +1,6 @@
 """The price of adding CS: one training step of InfoNCE + CS against open_clip's ClipLoss alone, same batch.
 
-    python benchmarks/objectives.py
+python benchmarks/objectives.py
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def main() -> None:
     for size in SIZES:
         image, text = (torch.nn.functional.normalize(torch.randn(size, DIM), dim=1) for _ in range(2))
         alone, both = best_of(clip_loss, image, text, scale), best_of(infonce_and_cs, image, text, scale)
-        print(f"batch {size:5d}, d = {DIM}: ClipLoss {alone * 1e3:7.1f} ms, InfoNCE + CS {both * 1e3:7.1f} ms, ratio {both / alone:.1f}")
+        print(
+            f"batch {size:5d}, d = {DIM}: ClipLoss {alone * 1e3:7.1f} ms, InfoNCE + CS {both * 1e3:7.1f} ms, ratio {both / alone:.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,15 @@ def vectors(images: int, per_image: int, dim: int) -> tuple[npt.NDArray[np.float
     """Unit rows: each caption is its image plus noise."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((images, dim), dtype=np.float32)
-    text = np.repeat(image, per_image, axis=0) + 4 * rng.standard_normal((images * per_image, dim), dtype=np.float32)
+    text = np.repeat(image, per_image, axis=0) + 4 * rng.standard_normal(
+        (images * per_image, dim), dtype=np.float32
+    )
     return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))  # type: ignore[return-value]
 
 
-def dense(image: npt.NDArray[np.float32], text: npt.NDArray[np.float32], owner: npt.NDArray[np.int64]) -> dict[str, float]:
+def dense(
+    image: npt.NDArray[np.float32], text: npt.NDArray[np.float32], owner: npt.NDArray[np.int64]
+) -> dict[str, float]:
     """R@k from the whole score matrix and a full argsort of it."""
     scores = text @ image.T
     found = {}
@@ -37,11 +41,15 @@ def dense(image: npt.NDArray[np.float32], text: npt.NDArray[np.float32], owner: 
         found[f"t2i R@{k}"] = float((order[:, :k] == owner[:, None]).any(axis=1).mean())
     order = np.argsort(-scores.T, axis=1, kind="stable")
     for k in KS:
-        found[f"i2t R@{k}"] = float((owner[order[:, :k]] == np.arange(len(image))[:, None]).any(axis=1).mean())
+        found[f"i2t R@{k}"] = float(
+            (owner[order[:, :k]] == np.arange(len(image))[:, None]).any(axis=1).mean()
+        )
     return found
 
 
-def ours(image: npt.NDArray[np.float32], text: npt.NDArray[np.float32], owner: npt.NDArray[np.int64]) -> dict[str, float]:
+def ours(
+    image: npt.NDArray[np.float32], text: npt.NDArray[np.float32], owner: npt.NDArray[np.int64]
+) -> dict[str, float]:
     """R@k (and the exact ranks) by cs_aligner_cli."""
     from cs_aligner_cli.retrieval import evaluate_retrieval
 
@@ -73,10 +81,16 @@ def main() -> None:
     size = sys.argv[1:4] if len(sys.argv) == 4 else ["5000", "5", "512"]
     results = {}
     for side in SIDES:
-        output = subprocess.run([sys.executable, __file__, side, *size], check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(
+            [sys.executable, __file__, side, *size], check=True, capture_output=True, text=True
+        ).stdout
         results[side] = json.loads(output)
-        print(f"{side:>6}: {results[side]['seconds']:6.2f} s, {results[side]['peak_mb']:7.0f} MB above the inputs")
-    worst = max(abs(results["ours"]["found"][key] - value) for key, value in results["dense"]["found"].items())
+        print(
+            f"{side:>6}: {results[side]['seconds']:6.2f} s, {results[side]['peak_mb']:7.0f} MB above the inputs"
+        )
+    worst = max(
+        abs(results["ours"]["found"][key] - value) for key, value in results["dense"]["found"].items()
+    )
     print(
         f"{size[0]} images x {int(size[0]) * int(size[1])} captions, d = {size[2]}: "
         f"ours takes {results['ours']['seconds'] / results['dense']['seconds']:.2f} of the time and "

@@ -44,7 +44,9 @@ class Layout:
         if any(getattr(recipe.encoders.of(m), "random_init", False) for m in MODALITIES):
             parts["seed"] = recipe.seed
         folder = recipe.embed.dir or self.folder / "embeddings" / FROZEN
-        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+        return Artifact(
+            f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,)
+        )
 
     @property
     def variants(self) -> dict[str, Train]:
@@ -98,7 +100,7 @@ class Layout:
         """The embeddings of one split as trained towers give them."""
         embed = self.recipe.embed
         parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
-        needs = (self.frozen(split),)
+        needs: tuple[Artifact, ...] = (self.frozen(split),)
         if embed.weights is None:
             parts["checkpoint"] = embed.checkpoint
             needs = (self.trained(name), *needs)
@@ -112,7 +114,10 @@ class Layout:
 
     def stores(self, split: str) -> dict[str, Artifact]:
         """Every store of a split that is measured: frozen, the control, aligned."""
-        return {FROZEN: self.frozen(split), **{name: self.aligned(name, split) for name in self.aligned_names}}
+        return {
+            FROZEN: self.frozen(split),
+            **{name: self.aligned(name, split) for name in self.aligned_names},
+        }
 
     @cached_property
     def retrieval(self) -> Artifact:
@@ -133,7 +138,11 @@ class Layout:
             "gap report",
             self.folder / "gap_report",
             "csalign gap-report",
-            {"gap_report": {**parts, "split": self.recipe.gap_split}, "name": self.recipe.name, "seed": self.recipe.seed},
+            {
+                "gap_report": {**parts, "split": self.recipe.gap_split},
+                "name": self.recipe.name,
+                "seed": self.recipe.seed,
+            },
             tuple(self.stores(self.recipe.gap_split).values()),
         )
 

@@ -20,7 +20,9 @@ def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False)
     from cs_aligner_cli.provenance import record_stage
 
     # Imported here, since a stage brings torch along and --help must not wait for that.
-    function: Callable[[Recipe, Console, bool], dict[str, Any]] = getattr(import_module(f"cs_aligner_cli.stages.{stage}"), stage)
+    function: Callable[[Recipe, Console, bool], dict[str, Any]] = getattr(
+        import_module(f"cs_aligner_cli.stages.{stage}"), stage
+    )
     with ExitStack() as stack:
         for folder in dict.fromkeys(f for f in (recipe.folder, recipe.data.dir, recipe.embed.dir) if f):
             stack.enter_context(lock(folder))
@@ -34,7 +36,13 @@ def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
 
     Embedding comes twice: the frozen stores that training reads, then the aligned stores that it makes possible.
     """
-    order = ["prepare", "embed", *(["train", "embed"] if recipe.trains else []), "eval_retrieval", "gap_report"]
+    order = [
+        "prepare",
+        "embed",
+        *(["train", "embed"] if recipe.trains else []),
+        "eval_retrieval",
+        "gap_report",
+    ]
     results: dict[str, dict[str, Any]] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do

@@ -64,7 +64,9 @@ def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
 class Towers(nn.Module):
     """Both towers and the logit scale: everything that training may change."""
 
-    def __init__(self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], logit_scale: float) -> None:
+    def __init__(
+        self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], logit_scale: float
+    ) -> None:
         super().__init__()
         self.plans = dict(plans)
         self.parts = nn.ModuleDict({m: _module(plan, encoders.get(m)) for m, plan in plans.items()})
@@ -79,7 +81,9 @@ def _module(plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
     if plan.tune == "full":
         assert encoder is not None
         if not list(encoder.module.parameters()):
-            raise InputError(f"train.{encoder.modality}.tune: full, but stored features have no weights to train")
+            raise InputError(
+                f"train.{encoder.modality}.tune: full, but stored features have no weights to train"
+            )
         return encoder.module
     if plan.adapter is None:
         return nn.Identity()
@@ -89,7 +93,9 @@ def _module(plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
 class Inputs:
     """Where a tower's inputs come from: the frozen stores, or the items themselves for a live tower."""
 
-    def __init__(self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], stores: Mapping[str, Store]) -> None:
+    def __init__(
+        self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], stores: Mapping[str, Store]
+    ) -> None:
         self._load: dict[str, Callable[[Split, Rows], Tensor]] = {}
         for modality, plan in plans.items():
             if plan.tune == "full":
@@ -114,7 +120,13 @@ def _cached(modality: str, stores: Mapping[str, Store]) -> Callable[[Split, Rows
 
 @torch.inference_mode()
 def embed_split(
-    towers: Towers, inputs: Inputs, modality: str, split: Split, rows: Rows, device: torch.device, batch_size: int
+    towers: Towers,
+    inputs: Inputs,
+    modality: str,
+    split: Split,
+    rows: Rows,
+    device: torch.device,
+    batch_size: int,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The towers' embeddings (len(rows), out_dim) of some rows of a split, in eval mode."""
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

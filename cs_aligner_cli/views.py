@@ -27,14 +27,28 @@ def prepare_tables(result: Result) -> list[Table]:
         ),
         *((f"unlike the manifest: {text}", "") for text in result["unlike_manifest"]),
     ]
-    tables = [table(f"prepared data set {result['name']} in {result['folder']}", ["split", "images", "captions"], counts)]
+    tables = [
+        table(
+            f"prepared data set {result['name']} in {result['folder']}",
+            ["split", "images", "captions"],
+            counts,
+        )
+    ]
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 
 
 def embed_tables(result: Result) -> list[Table]:
     """Rows and dimensions of every store."""
     rows = [
-        (name, split, part["image"]["rows"], part["image"]["dim"], part["text"]["rows"], part["text"]["dim"], part["status"])
+        (
+            name,
+            split,
+            part["image"]["rows"],
+            part["image"]["dim"],
+            part["text"]["rows"],
+            part["text"]["dim"],
+            part["status"],
+        )
         for name, splits in result["stores"].items()
         for split, part in splits.items()
     ]
@@ -66,7 +80,7 @@ def retrieval_tables(result: Result) -> list[Table]:
         for store, directions in result["eval_retrieval"].items()
         for direction, metrics in directions.items()
     ]
-    names = next(iter(result["eval_retrieval"].values()), {"i2t": {}})["i2t"]
+    names: list[str] = list(next(iter(result["eval_retrieval"].values()), {"i2t": {}})["i2t"])
     title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in percent)"
     return [table(title, ["store", "direction", *(name.replace("_", " ") for name in names)], rows)]
 
@@ -78,7 +92,9 @@ def gap_tables(result: Result) -> list[Table]:
     if not stores:
         return []
     last, floor = list(result["null_floor"].items())[-1]
-    rows = [(n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names]
+    rows = [
+        (n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names
+    ]
     title = f"modality gap on split {result['split']}: {result['pairs']} pairs"
     return [table(title, ["metric", *stores, f"null floor of {last}"], rows)]
 

@@ -68,7 +68,10 @@ def _default(value: Any) -> str:
 
 def _allowed(info: FieldInfo) -> list[str]:
     found = _literals(info.annotation)
-    for metadata in (*info.metadata, *(m for a in typing.get_args(info.annotation) for m in getattr(a, "__metadata__", ()))):
+    for metadata in (
+        *info.metadata,
+        *(m for a in typing.get_args(info.annotation) for m in getattr(a, "__metadata__", ())),
+    ):
         for constraint in (metadata, *getattr(metadata, "metadata", ())):
             for name, sign in _BOUNDS.items():
                 if (bound := getattr(constraint, name, None)) is not None:

@@ -1,4 +1,4 @@
-"""The embedding store: rows and keys in order, shards that are kept, and what makes a store stale or refuses it."""
+"""The embedding store: rows and keys in order, shards that are kept, what makes it stale, what is refused."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_an_empty_or_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no shards"):
         StoredArray(tmp_path)
     (tmp_path / "shard-00000.npy").write_bytes(b"half")
-    with pytest.raises(InputError, match="shard-00000.npy: cannot be read as an npy array"):
+    with pytest.raises(InputError, match=r"shard-00000\.npy: cannot be read as an npy array"):
         StoredArray(tmp_path)
 
 

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from cs_aligner_cli.cli import app
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
-pytestmark = pytest.mark.skipif(not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}")
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}"
+)
 
 
 def _run(recipe: str, run_dir: Path, *settings: str) -> dict:  # type: ignore[type-arg]
@@ -36,5 +38,8 @@ def test_every_photo_goes_from_file_to_report(tmp_path: Path) -> None:
     assert data["eval_retrieval"]["aligned"]["i2t"]["queries"] == 200
     assert data["eval_retrieval"]["aligned"]["t2i"]["queries"] == 1000
     report = json.loads((tmp_path / "data" / "report.json").read_text())
-    assert report["splits"] == {"train": {"images": 800, "captions": 4000}, "dev": {"images": 200, "captions": 1000}}
+    assert report["splits"] == {
+        "train": {"images": 800, "captions": 4000},
+        "dev": {"images": 200, "captions": 1000},
+    }
     assert report["skipped"]["images without a file"] == 6000

@@ -34,14 +34,26 @@ def run(recipe: Path, *settings: str) -> dict:  # type: ignore[type-arg]
 def test_run_json_holds_what_scripts_rely_on(features_recipe: Path) -> None:
     data = run(features_recipe, "train.pairwise_only=true", "seed=5", "train.epochs=15")
     assert data["seed"] == 5
-    assert set(data["eval_retrieval"]) == {"pairwise_only", "aligned"}  # 24-d and 16-d features share no space
+    assert set(data["eval_retrieval"]) == {
+        "pairwise_only",
+        "aligned",
+    }  # 24-d and 16-d features share no space
     for directions in data["eval_retrieval"].values():
         for direction in ("i2t", "t2i"):
             assert {"R@1", "R@5", "R@10", "median_rank", "mean_rank"} <= set(directions[direction])
             assert 0 <= directions[direction]["R@1"] <= directions[direction]["R@10"] <= 1
     metrics = data["gap_report"]["aligned"]
-    assert {"centroid_gap", "centroid_gap_debiased", "rmg", "paired_cosine", "alignment", "linear_separability"} <= set(metrics)
-    assert {"uniformity_image", "uniformity_text", "cs_divergence_v@0.5", "cs_divergence_u@0.5"} <= set(metrics)
+    assert {
+        "centroid_gap",
+        "centroid_gap_debiased",
+        "rmg",
+        "paired_cosine",
+        "alignment",
+        "linear_separability",
+    } <= set(metrics)
+    assert {"uniformity_image", "uniformity_text", "cs_divergence_v@0.5", "cs_divergence_u@0.5"} <= set(
+        metrics
+    )
     assert data["null_floor"]["aligned"]["centroid_gap"] > 0
     assert any("share no space" in note for note in data["notes"])
     assert Path(data["report"]).read_text().lower().startswith("<!doctype html>")
@@ -142,7 +154,9 @@ def test_frozen_towers_of_one_space_are_measured_beside_the_aligned_ones(
     assert "train" not in only["status"]
 
 
-def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_recipe: Path, tmp_path: Path) -> None:
+def test_several_runs_share_one_prepared_data_set_and_frozen_store(
+    features_recipe: Path, tmp_path: Path
+) -> None:
     shared = [f"data.dir={tmp_path / 'data'}", f"embed.dir={tmp_path / 'frozen'}"]
     run(features_recipe, *shared, f"run_dir={tmp_path / 'a'}")
     second = run(features_recipe, *shared, f"run_dir={tmp_path / 'b'}", "seed=1")
@@ -175,12 +189,21 @@ def test_an_adapter_file_from_another_dimension_is_refused(
     other = tmp_path / "other"
     shutil.copytree(features_root, other)
     np.save(other / "image_mobilenet_v2.npy", np.load(other / "image_mobilenet_v2.npy")[:, :7])
-    settings = ["--set", f"data.root={other}", "--set", f"run_dir={tmp_path / 'o'}", "--set", f"embed.weights={weights}"]
+    settings = [
+        "--set",
+        f"data.root={other}",
+        "--set",
+        f"run_dir={tmp_path / 'o'}",
+        "--set",
+        f"embed.weights={weights}",
+    ]
     message = csalign("run", features_recipe, "-q", *settings, code=2)
     assert f"{weights}: its image tower takes 24 dimensions, but the image embeddings have 7" in message
 
 
-def test_trained_weights_align_another_data_set(features_recipe: Path, features_root: Path, tmp_path: Path) -> None:
+def test_trained_weights_align_another_data_set(
+    features_recipe: Path, features_root: Path, tmp_path: Path
+) -> None:
     first = run(features_recipe)
     weights = Path(first["run_dir"]) / "train" / "aligned" / "best.safetensors"
     again = run(features_recipe, f"run_dir={tmp_path / 'again'}", f"embed.weights={weights}")

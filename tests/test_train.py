@@ -111,7 +111,11 @@ def test_learning_rate_warms_up_linearly_and_ends_near_zero() -> None:
 def test_weight_decay_leaves_biases_and_logit_scale_alone() -> None:
     module = torch.nn.Linear(3, 2)
     module.log_logit_scale = torch.nn.Parameter(torch.tensor(1.0))
-    decay = {id(p): g["weight_decay"] for g in make_optimizer(module, Train(weight_decay=0.3)).param_groups for p in g["params"]}
+    decay = {
+        id(p): g["weight_decay"]
+        for g in make_optimizer(module, Train(weight_decay=0.3)).param_groups
+        for p in g["params"]
+    }
     assert decay == {id(module.weight): 0.3, id(module.bias): 0.0, id(module.log_logit_scale): 0.0}
 
 
@@ -125,7 +129,9 @@ def test_training_learns_and_logs_every_term(features_recipe: Path) -> None:
     summary = _trained(recipe)["train"]["runs"]["aligned"]  # type: ignore[index]
     steps = _steps(recipe)
     assert len(steps) == summary["steps"]
-    assert {"loss", "terms", "grad_norm_ratio", "grad_norm", "logit_scale", "lr", "epoch", "step"} <= set(steps[0])
+    assert {"loss", "terms", "grad_norm_ratio", "grad_norm", "logit_scale", "lr", "epoch", "step"} <= set(
+        steps[0]
+    )
     assert set(steps[0]["terms"]) == {"infonce", "cs"}  # type: ignore[call-overload]
     assert steps[0]["grad_norm_ratio"]["cs"] > 0  # type: ignore[index]
     for line in steps:
@@ -149,7 +155,9 @@ def test_weight_zero_values_the_divergence_but_does_not_train_on_it(features_rec
 def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: Path, tmp_path: Path) -> None:
     both = load_recipe(str(features_recipe), ["train.pairwise_only=true"])
     _trained(both)
-    alone = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", f"run_dir={tmp_path / 'alone'}"])
+    alone = load_recipe(
+        str(features_recipe), ["train.objective.divergence.weight=0", f"run_dir={tmp_path / 'alone'}"]
+    )
     _trained(alone)
     control = load_file(Layout(both).trained("pairwise_only").path / "last.safetensors")
     twin = load_file(Layout(alone).trained("aligned").path / "last.safetensors")
@@ -161,7 +169,9 @@ def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: P
 def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Path, tmp_path: Path) -> None:
     weights = []
     for i, seed in enumerate((3, 3, 4)):
-        recipe = load_recipe(str(features_recipe), [f"seed={seed}", f"run_dir={tmp_path / str(i)}", "train.epochs=2"])
+        recipe = load_recipe(
+            str(features_recipe), [f"seed={seed}", f"run_dir={tmp_path / str(i)}", "train.epochs=2"]
+        )
         _trained(recipe)
         weights.append(load_file(Layout(recipe).trained("aligned").path / "best.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -170,11 +180,14 @@ def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Pat
 
 def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -> None:
     scale = "train.objective.pairwise.logit_scale"
-    fixed = load_recipe(str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"])
+    fixed = load_recipe(
+        str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"]
+    )
     _trained(fixed)
     assert {round(line["logit_scale"], 3) for line in _steps(fixed)} == {50.0}  # type: ignore[call-overload]
     learned = load_recipe(
-        str(features_recipe), [f"{scale}.init=1", f"{scale}.max=1.01", "train.lr=0.05", "train.epochs=15", "train.log_steps=1"]
+        str(features_recipe),
+        [f"{scale}.init=1", f"{scale}.max=1.01", "train.lr=0.05", "train.epochs=15", "train.log_steps=1"],
     )
     _trained(learned)
     values = [line["logit_scale"] for line in _steps(learned)]
@@ -183,14 +196,21 @@ def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -
 
 def test_median_bandwidth_and_u_estimator_train(features_recipe: Path) -> None:
     part = "train.objective.divergence"
-    recipe = load_recipe(str(features_recipe), [f"{part}.bandwidth=median", f"{part}.estimator=u", "train.epochs=2"])
+    recipe = load_recipe(
+        str(features_recipe), [f"{part}.bandwidth=median", f"{part}.estimator=u", "train.epochs=2"]
+    )
     assert _trained(recipe)["train"]["status"] == "done"
 
 
 def test_a_linear_adapter_on_one_tower_and_a_frozen_other(features_recipe: Path) -> None:
     recipe = load_recipe(
         str(features_recipe),
-        ["train.text.tune=frozen", "train.image.adapter={kind: linear}", "train.embed_dim=16", "train.epochs=2"],
+        [
+            "train.text.tune=frozen",
+            "train.image.adapter={kind: linear}",
+            "train.embed_dim=16",
+            "train.epochs=2",
+        ],
     )
     _trained(recipe, "prepare", "embed", "train", "embed")
     frozen = Store(Layout(recipe).frozen("dev").path).array("text").all()
@@ -200,7 +220,9 @@ def test_a_linear_adapter_on_one_tower_and_a_frozen_other(features_recipe: Path)
 
 def test_a_tower_without_adapter_must_have_the_shared_dimension(features_recipe: Path) -> None:
     recipe = load_recipe(str(features_recipe), ["train.text.tune=frozen", "train.embed_dim=8"])
-    with pytest.raises(InputError, match=r"train\.text\.tune: frozen keeps the tower's own 16 dimensions, but .* has 8"):
+    with pytest.raises(
+        InputError, match=r"train\.text\.tune: frozen keeps the tower's own 16 dimensions, but .* has 8"
+    ):
         _trained(recipe)
     with pytest.raises(InputError, match="stored features have no weights to train"):
         _trained(load_recipe(str(features_recipe), ["train.text.tune=full", "train.embed_dim=16"]))
@@ -223,7 +245,14 @@ def _csalign(*arguments: str) -> list[str]:
 
 def _killed_and_resumed(recipe_file: Path, run_dir: Path, *settings: str) -> str:
     """Kill a training run with SIGKILL some way in, resume it, and return what the second command said."""
-    arguments = ["train", str(recipe_file), "--set", f"run_dir={run_dir}", "--set", "train.checkpoint_steps=3"]
+    arguments = [
+        "train",
+        str(recipe_file),
+        "--set",
+        f"run_dir={run_dir}",
+        "--set",
+        "train.checkpoint_steps=3",
+    ]
     arguments += [part for setting in settings for part in ("--set", setting)]
     state = run_dir / "train" / "aligned.partial" / "last.json"
     process = subprocess.Popen(_csalign(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -233,7 +262,9 @@ def _killed_and_resumed(recipe_file: Path, run_dir: Path, *settings: str) -> str
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert state.is_file() and not (run_dir / "train" / "aligned").exists(), "the run ended before it was killed"
+    assert state.is_file() and not (run_dir / "train" / "aligned").exists(), (
+        "the run ended before it was killed"
+    )
     resumed = subprocess.run(_csalign(*arguments), capture_output=True, text=True, check=True)
     return resumed.stderr
 
@@ -273,7 +304,13 @@ def live_recipe(tmp_path: Path) -> Path:
         "run_dir": "live",
         "data": {"manifest": "few.yaml"},
         "encoders": {"image": {"kind": "open_clip", "random_init": True, "config": config}},
-        "train": {"image": {"tune": "full"}, "text": {"tune": "full"}, "epochs": 4, "batch_size": 12, "val_split": "val"},
+        "train": {
+            "image": {"tune": "full"},
+            "text": {"tune": "full"},
+            "epochs": 4,
+            "batch_size": 12,
+            "val_split": "val",
+        },
     }
     path = tmp_path / "live.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -34,7 +34,9 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     record = None if force else artifact.fresh()
     if record is None:
         with artifact.building() as build:
-            split = PreparedData(layout.prepared.path).split(recipe.eval_retrieval.split, "eval_retrieval.split")
+            split = PreparedData(layout.prepared.path).split(
+                recipe.eval_retrieval.split, "eval_retrieval.split"
+            )
             stores = layout.stores(split.name)
             results: dict[str, Any] = {}
             notes: list[str] = []
@@ -43,10 +45,15 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
                     store = Store(stored.path)
                     dims = {m: store.array(m).shape[1] for m in MODALITIES}
                     if dims["image"] == dims["text"]:
-                        arrays = {m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy() for m in MODALITIES}
+                        arrays = {
+                            m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy()
+                            for m in MODALITIES
+                        }
                         results[name] = _evaluate(recipe.eval_retrieval, split, arrays, build.folder / name)
                     else:
-                        notes.append(f"{name}: image ({dims['image']}-d) and text ({dims['text']}-d) share no space")
+                        notes.append(
+                            f"{name}: image ({dims['image']}-d) and text ({dims['text']}-d) share no space"
+                        )
                     advance()
             build.summary = {
                 "split": split.name,

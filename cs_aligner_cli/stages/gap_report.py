@@ -45,7 +45,9 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
                 advance()
             page = render_page(report, figures).encode()
             write_bytes(build.folder / REPORT, page)
-            write_bytes(build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode())
+            write_bytes(
+                build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode()
+            )
             write_json(build.folder / "report.json", report)
             for name, png in figures.items():
                 write_bytes(build.folder / f"{name}.png", png)
@@ -54,20 +56,27 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
                 "pairs": report["pairs"],
                 "gap_report": {name: values for name, values in report["stores"].items() if values},
                 "null_floor": report["null"],
-                "notes": [*report["note"], *(f"{name}: {NO_SPACE}" for name, found in report["stores"].items() if not found)],
+                "notes": [
+                    *report["note"],
+                    *(f"{name}: {NO_SPACE}" for name, found in report["stores"].items() if not found),
+                ],
             }
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
 
 
-def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tuple[dict[str, Any], dict[str, Pairs]]:
+def _measure(
+    recipe: Recipe, layout: Layout, split: Split, advance: Any
+) -> tuple[dict[str, Any], dict[str, Pairs]]:
     spec = recipe.gap_report
     rows = _sampled_pairs(spec, split)
     report: dict[str, Any] = {
         "name": recipe.name,
         "split": split.name,
         "pairs": len(rows["image"]),
-        "note": [f"{len(rows['image'])} of {len(split.images)} images, each paired with one of its captions drawn at random."],
+        "note": [
+            f"{len(rows['image'])} of {len(split.images)} images, each paired with one of its captions drawn at random."
+        ],
         "stores": {},
         "null": {},
         "retrieval": {},

@@ -16,7 +16,7 @@ from cs_aligner_cli.artifacts import Build
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import PairBatches, Rows, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import CsalignError, InputError
 from cs_aligner_cli.layout import MODALITIES, Layout
@@ -67,7 +67,13 @@ class _Run:
     def __init__(
         self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str
     ) -> None:
-        self.spec, self.seed, self.folder, self.console, self.name = spec, recipe.seed, build.folder, console, name
+        self.spec, self.seed, self.folder, self.console, self.name = (
+            spec,
+            recipe.seed,
+            build.folder,
+            console,
+            name,
+        )
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
         self.split = data.split(spec.split, "train.split")
@@ -76,7 +82,9 @@ class _Run:
         self.batches = PairBatches(self.split, train_rows, spec.batch_size, recipe.seed)
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
-        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
+        stores = (
+            {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
+        )
         live = [m for m in MODALITIES if getattr(spec, m).tune == "full"]
         encoders = load_encoders(recipe, data, self.device) if live else {}
         torch.manual_seed(recipe.seed)
@@ -97,7 +105,9 @@ class _Run:
             train_rows = np.union1d(train_rows, held_out)
             held_out = np.unique(self.val_split.image_of_caption[self.val_split.image_of_caption >= 0])
         if len(train_rows) < 2:
-            raise InputError(f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on")
+            raise InputError(
+                f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on"
+            )
         return train_rows, held_out
 
     def run(self) -> dict[str, Any]:
@@ -156,7 +166,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        gradients = ((image, values.image_grad), (text, values.text_grad), (logit_scale, values.logit_scale_grad))
+        gradients = (
+            (image, values.image_grad),
+            (text, values.text_grad),
+            (logit_scale, values.logit_scale_grad),
+        )
         trained = [(output, gradient) for output, gradient in gradients if output.requires_grad]
         torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
         norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), self.spec.grad_clip or math.inf)
@@ -188,7 +202,10 @@ class _Run:
         captions = captions_of(self.val_split, self.val_rows)
         rows = {"image": self.val_rows, "text": captions}
         size = self.batches.batch_size
-        embedded = {m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES}
+        embedded = {
+            m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size)
+            for m in MODALITIES
+        }
         image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
         found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))
         val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
