@@ -53,7 +53,8 @@ def main() -> None:
         image, text = (torch.nn.functional.normalize(torch.randn(size, DIM), dim=1) for _ in range(2))
         alone, both = best_of(clip_loss, image, text, scale), best_of(infonce_and_cs, image, text, scale)
         print(
-            f"batch {size:5d}, d = {DIM}: ClipLoss {alone * 1e3:7.1f} ms, InfoNCE + CS {both * 1e3:7.1f} ms, ratio {both / alone:.1f}"
+            f"batch {size:5d}, d = {DIM}: ClipLoss {alone * 1e3:7.1f} ms, InfoNCE + CS {both * 1e3:7.1f} ms, "
+            f"ratio {both / alone:.1f}"
         )
 
 

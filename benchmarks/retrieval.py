@@ -24,9 +24,7 @@ def vectors(images: int, per_image: int, dim: int) -> tuple[npt.NDArray[np.float
     """Unit rows: each caption is its image plus noise."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((images, dim), dtype=np.float32)
-    text = np.repeat(image, per_image, axis=0) + 4 * rng.standard_normal(
-        (images * per_image, dim), dtype=np.float32
-    )
+    text = np.repeat(image, per_image, axis=0) + 4 * rng.standard_normal((images * per_image, dim), dtype=np.float32)
     return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))  # type: ignore[return-value]
 
 
@@ -41,9 +39,7 @@ def dense(
         found[f"t2i R@{k}"] = float((order[:, :k] == owner[:, None]).any(axis=1).mean())
     order = np.argsort(-scores.T, axis=1, kind="stable")
     for k in KS:
-        found[f"i2t R@{k}"] = float(
-            (owner[order[:, :k]] == np.arange(len(image))[:, None]).any(axis=1).mean()
-        )
+        found[f"i2t R@{k}"] = float((owner[order[:, :k]] == np.arange(len(image))[:, None]).any(axis=1).mean())
     return found
 
 
@@ -85,16 +81,13 @@ def main() -> None:
             [sys.executable, __file__, side, *size], check=True, capture_output=True, text=True
         ).stdout
         results[side] = json.loads(output)
-        print(
-            f"{side:>6}: {results[side]['seconds']:6.2f} s, {results[side]['peak_mb']:7.0f} MB above the inputs"
-        )
-    worst = max(
-        abs(results["ours"]["found"][key] - value) for key, value in results["dense"]["found"].items()
-    )
+        print(f"{side:>6}: {results[side]['seconds']:6.2f} s, {results[side]['peak_mb']:7.0f} MB above the inputs")
+    worst = max(abs(results["ours"]["found"][key] - value) for key, value in results["dense"]["found"].items())
     print(
         f"{size[0]} images x {int(size[0]) * int(size[1])} captions, d = {size[2]}: "
         f"ours takes {results['ours']['seconds'] / results['dense']['seconds']:.2f} of the time and "
-        f"{results['ours']['peak_mb'] / results['dense']['peak_mb']:.2f} of the memory; largest difference in R@k {worst:.1e}"
+        f"{results['ours']['peak_mb'] / results['dense']['peak_mb']:.2f} of the memory; "
+        f"largest difference in R@k {worst:.1e}"
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.recipe import LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.recipe_train import LinearAdapter, ResidualMlpAdapter
 
 
 def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:

@@ -24,9 +24,7 @@ def as_rows(array: ArrayLike, name: str) -> Tensor:
         # torch warns on read-only memory maps although nothing here writes to its inputs.
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     if array.ndim != 2 or 0 in array.shape:
-        raise InputError(
-            f"{name}: expected a non-empty (rows, dimensions) array, got shape {tuple(array.shape)}"
-        )
+        raise InputError(f"{name}: expected a non-empty (rows, dimensions) array, got shape {tuple(array.shape)}")
     if not array.is_floating_point():
         raise InputError(f"{name}: expected floating-point values, got {array.dtype}")
     return array if array.dtype in (torch.float32, torch.float64) else array.float()

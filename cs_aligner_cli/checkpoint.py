@@ -60,9 +60,7 @@ def load_weights(path: Path, towers: Towers) -> None:
     try:
         towers.load_state_dict(_tensors(path))
     except RuntimeError as error:
-        raise InputError(
-            f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
 
 def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -99,9 +97,7 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     with written_aside(path) as aside:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata
-        )
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
 
 
 def _open(path: Path) -> Any:

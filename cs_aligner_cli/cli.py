@@ -47,9 +47,7 @@ RecipeArgument = Annotated[
         show_default=False,
     ),
 ]
-Name = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
-]
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -57,9 +55,7 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout in place of tables.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Do the work again even if its inputs have not changed.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Do the work again even if its inputs have not changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its traceback too.")]
 
@@ -103,16 +99,13 @@ def _stage(
         if result["status"] == "fresh":
             console.say(f"{stage}: nothing to do, its inputs have not changed (--force redoes it)")
         for name in result.get("waiting_for_training", ()):
-            console.say(
-                f"no finished training run {name} yet: csalign train, then csalign embed makes its store"
-            )
+            console.say(f"no finished training run {name} yet: csalign train, then csalign embed makes its store")
         for note in result.get("notes", ()):
             console.say(note)
         if stage == "gap_report":
             console.say(f"report: {result['report']}")
         head = {"command": stage, "name": loaded.name, "run_dir": str(loaded.folder)}
-        # Twice, since prepare's result has the data set's name under the same key.
-        console.result({**head, **result, **head}, TABLES[stage](result))
+        console.result({**head, **result}, TABLES[stage](result))
 
     _finish(call, debug)
 
@@ -212,9 +205,7 @@ def run(
             "eval_retrieval": results["eval_retrieval"]["eval_retrieval"],
             "gap_report": results["gap_report"]["gap_report"],
             "null_floor": results["gap_report"]["null_floor"],
-            "notes": list(
-                dict.fromkeys([*results["eval_retrieval"]["notes"], *results["gap_report"]["notes"]])
-            ),
+            "notes": list(dict.fromkeys([*results["eval_retrieval"]["notes"], *results["gap_report"]["notes"]])),
             "report": report,
         }
         console.result(data, run_tables(results))
@@ -246,9 +237,7 @@ def show(name: Name, debug: Debug = False) -> None:
 @recipes.command()
 def copy(
     name: Name,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The new file; an existing one is left as it is.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; an existing one is left as it is.")],
     debug: Debug = False,
 ) -> None:
     """Copy a recipe, to make it your own."""
@@ -322,9 +311,7 @@ def _text(recipe: Path) -> str:
 def _described(name: str) -> dict[str, str]:
     """The command of a shipped recipe (its first line) and what it does (its other leading comment lines)."""
     lines = _text(shelf.find("recipes", name)).splitlines()
-    comments = [
-        line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)
-    ]
+    comments = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
     about = " ".join(line for line in comments[1:] if not line.startswith("yaml-language-server:"))
     return {"command": comments[0].replace(f"recipes/{name}.yaml", name), "about": about}
 

@@ -35,6 +35,7 @@ NOBODY_READS = 141
 _NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without a terminal a progress bar is noise in a log file; a line every so often is news.
 _PLAIN_INTERVAL = 10.0
+_PIPE_WIDTH = 140
 
 
 class _Rich(RichConsole):
@@ -49,7 +50,8 @@ class Console:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._out = _Rich(soft_wrap=not sys.stdout.isatty(), emoji=False)
+        # In a file or a pipe there is no window whose width a table could be cut to.
+        self._out = _Rich(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
         self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
 
     def say(self, message: str) -> None:

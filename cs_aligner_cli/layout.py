@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.artifacts import Artifact
-from cs_aligner_cli.recipe import Recipe, Train
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe_train import Train
 
 ALIGNED = "aligned"
 PAIRWISE_ONLY = "pairwise_only"
@@ -44,9 +45,7 @@ class Layout:
         if any(getattr(recipe.encoders.of(m), "random_init", False) for m in MODALITIES):
             parts["seed"] = recipe.seed
         folder = recipe.embed.dir or self.folder / "embeddings" / FROZEN
-        return Artifact(
-            f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,)
-        )
+        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
 
     @property
     def variants(self) -> dict[str, Train]:

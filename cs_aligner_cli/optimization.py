@@ -10,16 +10,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cs_aligner_cli.objectives import DIVERGENCES, PAIRWISE, Term
-from cs_aligner_cli.recipe import Objective, Train
+from cs_aligner_cli.recipe_train import Objective, Train
 
 
 def make_terms(objective: Objective) -> list[Term]:
     """The objective's named terms: the pairwise term first, then the divergence."""
     pairwise, divergence = objective.pairwise, objective.divergence
     rank = PAIRWISE[pairwise.kind]
-    part = partial(
-        DIVERGENCES[divergence.kind], bandwidth=divergence.bandwidth, estimator=divergence.estimator
-    )
+    part = partial(DIVERGENCES[divergence.kind], bandwidth=divergence.bandwidth, estimator=divergence.estimator)
 
     def divergence_loss(image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None) -> Tensor:
         return part(image, text)
@@ -37,9 +35,7 @@ def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(
-        [group for group in groups if group["params"]], lr=spec.lr, betas=(spec.betas[0], spec.betas[1])
-    )
+    return AdamW([group for group in groups if group["params"]], lr=spec.lr, betas=(spec.betas[0], spec.betas[1]))
 
 
 def learning_rate(spec: Train, step: int, steps: int) -> float:

@@ -14,6 +14,7 @@ import pandas as pd
 from cs_aligner_cli.artifacts import read_json, write_json, written_aside
 from cs_aligner_cli.errors import InputError
 
+NO_SPACE = "image and text rows differ in dimension: they share no space, so nothing can be compared between them"
 Rows = npt.NDArray[np.int64]
 
 
@@ -73,6 +74,11 @@ class Store:
     def array(self, modality: str) -> StoredArray:
         """The embeddings of "image" or "text"."""
         return StoredArray(self.folder / modality)
+
+    @property
+    def shares_space(self) -> bool:
+        """Whether image and text rows can be compared: two unimodal encoders may differ in dimension."""
+        return self.array("image").shape[1] == self.array("text").shape[1]
 
     def keys(self, modality: str) -> pd.DataFrame:
         """The key table: image_id, or caption_id and image_id; row i names row i of the array."""

@@ -18,7 +18,7 @@ from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
-from cs_aligner_cli.recipe import Adapter, Train
+from cs_aligner_cli.recipe_train import Adapter, Train
 from cs_aligner_cli.store import Store
 
 _DEFAULT_DIM = 512
@@ -44,11 +44,12 @@ def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
     common = next(iter({*dims.values()})) if len({*dims.values()}) == 1 else None
     out_dim = train.embed_dim or common or (min(fixed) if fixed else _DEFAULT_DIM)
     for modality in MODALITIES:
-        if tunes[modality].tune != "adapter" and dims[modality] != out_dim:
+        tune, own = tunes[modality].tune, dims[modality]
+        if tune != "adapter" and own != out_dim:
             raise InputError(
-                f"train.{modality}.tune: {tunes[modality].tune} keeps the tower's own {dims[modality]} dimensions, but the "
-                f"shared space has {out_dim}",
-                f"Give it an adapter (--set train.{modality}.tune=adapter), or set train.embed_dim to {dims[modality]}.",
+                f"train.{modality}.tune: {tune} keeps the tower's own {own} dimensions, but the shared space has "
+                f"{out_dim}",
+                f"Give it an adapter (--set train.{modality}.tune=adapter), or set train.embed_dim to {own}.",
             )
     return {
         m: TowerPlan(
@@ -64,9 +65,7 @@ def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
 class Towers(nn.Module):
     """Both towers and the logit scale: everything that training may change."""
 
-    def __init__(
-        self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], logit_scale: float
-    ) -> None:
+    def __init__(self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], logit_scale: float) -> None:
         super().__init__()
         self.plans = dict(plans)
         self.parts = nn.ModuleDict({m: _module(plan, encoders.get(m)) for m, plan in plans.items()})
@@ -81,9 +80,7 @@ def _module(plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
     if plan.tune == "full":
         assert encoder is not None
         if not list(encoder.module.parameters()):
-            raise InputError(
-                f"train.{encoder.modality}.tune: full, but stored features have no weights to train"
-            )
+            raise InputError(f"train.{encoder.modality}.tune: full, but stored features have no weights to train")
         return encoder.module
     if plan.adapter is None:
         return nn.Identity()

@@ -22,9 +22,11 @@ NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 class Strict(BaseModel):
     """Base of every recipe and manifest section: frozen, unknown keys refused, no silent conversions."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+# In the JSON Schema: a section without a kind is one of the default kind, and matches no other.
+KIND_IS_NEEDED: dict[str, Any] = {"required": ["kind"]}
 
 
 class CommandLineText(str):
@@ -122,9 +124,7 @@ def _misspelt_kind(key: str) -> bool:
 
 def _place(file: YamlFile, path: KeyPath, given: Any, overrides: Overrides) -> str:
     """Where the value was given: by --set (at it, above it, or inside a section that is wrong), or a line."""
-    by_set = any(
-        path[: len(p)] == p or (p[: len(path)] == path and isinstance(given, dict)) for p in overrides
-    )
+    by_set = any(path[: len(p)] == p or (p[: len(path)] == path and isinstance(given, dict)) for p in overrides)
     return "--set" if by_set else file.where(path)
 
 
@@ -292,9 +292,5 @@ def key_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
-        keys += [
-            key
-            for section in section_models(info.annotation)
-            for key in key_paths(section, f"{prefix}{name}.")
-        ]
+        keys += [key for section in section_models(info.annotation) for key in key_paths(section, f"{prefix}{name}.")]
     return list(dict.fromkeys(keys))

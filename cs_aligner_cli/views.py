@@ -29,7 +29,7 @@ def prepare_tables(result: Result) -> list[Table]:
     ]
     tables = [
         table(
-            f"prepared data set {result['name']} in {result['folder']}",
+            f"prepared data set {result['data_set']} in {result['folder']}",
             ["split", "images", "captions"],
             counts,
         )
@@ -81,7 +81,7 @@ def retrieval_tables(result: Result) -> list[Table]:
         for direction, metrics in directions.items()
     ]
     names: list[str] = list(next(iter(result["eval_retrieval"].values()), {"i2t": {}})["i2t"])
-    title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in percent)"
+    title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in %)"
     return [table(title, ["store", "direction", *(name.replace("_", " ") for name in names)], rows)]
 
 
@@ -92,9 +92,7 @@ def gap_tables(result: Result) -> list[Table]:
     if not stores:
         return []
     last, floor = list(result["null_floor"].items())[-1]
-    rows = [
-        (n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names
-    ]
+    rows = [(n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names]
     title = f"modality gap on split {result['split']}: {result['pairs']} pairs"
     return [table(title, ["metric", *stores, f"null floor of {last}"], rows)]
 

@@ -167,7 +167,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
             return [self._item(child, (*key_path, i)) for i, child in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-            self._fail(node, f"the tag {node.tag} is not allowed")
+            self._fail(node, f"the tag {node.tag} is not allowed here")
         try:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):

@@ -21,9 +21,7 @@ from cs_aligner_cli.errors import InputError
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
-    return Artifact(
-        "thing", tmp_path / "out" / "thing", "csalign make-it", {"train": {"lr": 1.0, "steps": 3}}
-    )
+    return Artifact("thing", tmp_path / "out" / "thing", "csalign make-it", {"train": {"lr": 1.0, "steps": 3}})
 
 
 def build(artifact: Artifact, text: str = "content", sources: str = "") -> None:
@@ -87,9 +85,7 @@ def test_require_names_what_is_missing_or_has_changed_and_the_command(artifact: 
         artifact.require()
     build(artifact)
     changed = replace(artifact, recipe={"train": {"lr": 0.5, "steps": 3}})
-    with pytest.raises(
-        InputError, match=r"stale: train.lr was 1.0 and is now 0.5\nMake it again: csalign make-it"
-    ):
+    with pytest.raises(InputError, match=r"stale: train.lr was 1.0 and is now 0.5\nMake it again: csalign make-it"):
         changed.require()
 
 
@@ -240,9 +236,7 @@ def test_many_files_are_synced_in_one_go(artifact: Artifact, monkeypatch: pytest
     assert calls == ["sync"]
 
 
-def test_write_bytes_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_bytes_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(tmp_path / "deep" / "file", b"old")
 
     def full(handle: int) -> None:
@@ -282,9 +276,7 @@ def test_file_stamps_follow_name_size_time_and_absence(tmp_path: Path) -> None:
     assert file_stamps([tmp_path / ("x" * 300), "a\0b"])
 
 
-def test_a_second_process_is_refused_while_the_first_works(
-    tmp_path: Path, csalign: Any, features_recipe: Path
-) -> None:
+def test_a_second_process_is_refused_while_the_first_works(tmp_path: Path, csalign: Any, features_recipe: Path) -> None:
     code = "import sys; from pathlib import Path; from cs_aligner_cli.artifacts import lock\n"
     code += "with lock(Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

@@ -96,9 +96,7 @@ def test_every_stage_takes_the_same_options(csalign: Callable[..., Any]) -> None
         (("train", "a", "b"), "unexpected extra argument"),
     ],
 )
-def test_a_wrong_command_line_is_refused(
-    arguments: tuple[str, ...], message: str, csalign: Callable[..., Any]
-) -> None:
+def test_a_wrong_command_line_is_refused(arguments: tuple[str, ...], message: str, csalign: Callable[..., Any]) -> None:
     called = csalign(*arguments)
     assert (called.exit_code, called.stdout) == (2, "")
     assert message in called.stderr
@@ -155,14 +153,12 @@ def test_a_traceback_is_shown_only_on_request(error: Exception, capsys: Capture)
 
 def test_debug_reaches_every_command(csalign: Callable[..., Any]) -> None:
     for command in (("train",), ("run",), ("recipe", "validate"), ("recipe", "show")):
-        plain, debug = (
-            subprocess_free(csalign, *command, "absent.yaml", *more) for more in ((), ("--debug",))
-        )
+        plain, debug = (_code_and_stderr(csalign, *command, "absent.yaml", *more) for more in ((), ("--debug",)))
         assert (plain[0], debug[0]) == (2, 2)
         assert "Traceback" not in plain[1] and "Traceback" in debug[1]
 
 
-def subprocess_free(csalign: Callable[..., Any], *arguments: str) -> tuple[int, str]:
+def _code_and_stderr(csalign: Callable[..., Any], *arguments: str) -> tuple[int, str]:
     """Exit code and stderr, tracebacks allowed."""
     from typer.testing import CliRunner
 
@@ -201,9 +197,7 @@ def test_markup_and_emoji_codes_in_messages_are_plain_text(text: str, capsys: Ca
     assert capsys.readouterr().out.count(text) == 3
 
 
-def test_a_file_with_markup_in_its_name_is_named_as_it_is(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_file_with_markup_in_its_name_is_named_as_it_is(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "[red]x.yaml").write_text("name: [")
     assert refused("recipe", "validate", "[red]x.yaml").startswith("[red]x.yaml:1: is not valid YAML")
     (tmp_path / "[red]x.yaml").write_text("name: x\nseed: '[/red]'")
@@ -233,9 +227,7 @@ def test_quiet_says_nothing_but_warnings(capsys: Capture) -> None:
     assert capsys.readouterr().err == "warning: beware\n"
 
 
-def test_progress_without_a_terminal_is_silent_when_quick(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_without_a_terminal_is_silent_when_quick(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     with Console().progress("work", 2) as advance:
         advance(2)
     assert capsys.readouterr() == ("", "")
@@ -307,16 +299,25 @@ def test_ctrl_c_and_sigterm_end_a_command_with_130(tmp_path: Path) -> None:
         assert not (tmp_path / str(int(number)) / "runs" / "x" / "data").exists()
 
 
-def test_a_reader_that_goes_away_is_no_bug() -> None:
+@pytest.mark.parametrize("command", ["schema", "list"])
+def test_a_reader_that_goes_away_is_no_bug(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    run = subprocess.run([*CSALIGN, "recipe", "schema"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    run = _writing_to(writing, command)
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, "")
 
 
+def _writing_to(stdout: Any, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe command with a buffered stdout, as users have it."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    arguments = [*CSALIGN, "recipe", command]
+    return subprocess.run(arguments, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_no_bug() -> None:
+@pytest.mark.parametrize("command", ["schema", "list"])
+def test_a_full_disk_is_no_bug(command: str) -> None:
     with Path("/dev/full").open("w") as full:
-        run = subprocess.run([*CSALIGN, "recipe", "schema"], stdout=full, stderr=subprocess.PIPE, text=True)
+        run = _writing_to(full, command)
     assert (run.returncode, run.stderr) == (2, "csalign: No space left on device\n")

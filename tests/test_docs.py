@@ -12,9 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def test_the_recipe_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "recipe_reference", REPOSITORY / "docs" / "recipe_reference.py"
-    )
+    spec = importlib.util.spec_from_file_location("recipe_reference", REPOSITORY / "docs" / "recipe_reference.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

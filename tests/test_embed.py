@@ -29,9 +29,7 @@ def done(csalign: Csalign, command: str, recipe: Path, *options: str) -> Any:
     return called.json
 
 
-def written(
-    folder: Path, array: npt.NDArray[np.float32], shard_rows: int, dtype: str = "float32"
-) -> ShardWriter:
+def written(folder: Path, array: npt.NDArray[np.float32], shard_rows: int, dtype: str = "float32") -> ShardWriter:
     writer = ShardWriter(folder, len(array), shard_rows, dtype)
     for number, rows in writer.missing():
         writer.write(number, array[rows])
@@ -42,9 +40,7 @@ def written(
 
 
 @pytest.mark.parametrize("shard_rows", [1, 3, 10, 11, 50])
-def test_rows_come_back_from_any_number_of_shards_in_the_order_asked_for(
-    tmp_path: Path, shard_rows: int
-) -> None:
+def test_rows_come_back_from_any_number_of_shards_in_the_order_asked_for(tmp_path: Path, shard_rows: int) -> None:
     array = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
     written(tmp_path / "image", array, shard_rows)
     assert len(list((tmp_path / "image").iterdir())) == -(-11 // shard_rows)
@@ -80,15 +76,11 @@ def test_values_are_stored_in_the_type_asked_for_and_read_as_float32(tmp_path: P
     np.testing.assert_array_equal(taken, array[[4, 0]].astype(np.float16))
 
 
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(70_000.0, "float16"), (np.nan, "float32"), (np.inf, "float32")]
-)
+@pytest.mark.parametrize(("value", "dtype"), [(70_000.0, "float16"), (np.nan, "float32"), (np.inf, "float32")])
 def test_what_the_type_cannot_hold_is_refused_with_its_row(tmp_path: Path, value: float, dtype: str) -> None:
     array = np.ones((7, 2), np.float32)
     array[5, 1] = value
-    with pytest.raises(
-        InputError, match=f"image row 5 of the store has a value that is not finite in {dtype}"
-    ):
+    with pytest.raises(InputError, match=f"image row 5 of the store has a value that is not finite in {dtype}"):
         written(tmp_path / "image", array, 3, dtype)
     assert len(list((tmp_path / "image").iterdir())) == 1  # the shard before it, and no half one
 
@@ -145,9 +137,7 @@ def test_stores_hold_the_features_and_keys_of_their_split_in_order(
         assert list(keys["caption_id"]) == list(captions["caption_id"][rows])
         assert list(keys["image_id"]) == list(captions["image_id"][rows])
         text = np.load(features_root / "text_minilm.npy")
-        np.testing.assert_array_equal(
-            store.array("text").all(), text[np.flatnonzero(rows)].astype(np.float32)
-        )
+        np.testing.assert_array_equal(store.array("text").all(), text[np.flatnonzero(rows)].astype(np.float32))
         assert store.identity["image"]["file"] == "image_mobilenet_v2.npy"
         assert store.identity["image"]["power"] == 0.5
 
@@ -179,9 +169,7 @@ def test_a_cut_job_computes_only_what_is_missing_and_ends_bitwise_equal(
     (partial / "text" / ".shard-00002.npy.tmp").write_bytes(b"half a shard")
     (partial / "image" / "shard-00001.npy").unlink()
     kept = {f"{p.parent.name}/{p.name}": p.stat().st_mtime_ns for p in partial.rglob("shard-*.npy")}
-    assert set(kept) == {
-        f"{m}/shard-0000{i}.npy" for m, i in (("image", 0), ("image", 2), ("text", 0), ("text", 1))
-    }
+    assert set(kept) == {f"{m}/shard-0000{i}.npy" for m, i in (("image", 0), ("image", 2), ("text", 0), ("text", 1))}
 
     computed: list[str] = []
 
@@ -195,12 +183,8 @@ def test_a_cut_job_computes_only_what_is_missing_and_ends_bitwise_equal(
     folder, reference = partial.with_name("train"), tmp_path / "whole" / "embeddings" / "frozen" / "train"
     assert not partial.exists()
     assert all((folder / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
-    files = sorted(
-        str(p.relative_to(reference)) for p in reference.rglob("*") if p.is_file() and p.suffix != ".json"
-    )
-    assert files == sorted(
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"
-    )
+    files = sorted(str(p.relative_to(reference)) for p in reference.rglob("*") if p.is_file() and p.suffix != ".json")
+    assert files == sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".json")
     assert all((folder / name).read_bytes() == (reference / name).read_bytes() for name in files)
 
 
@@ -301,9 +285,7 @@ def test_features_that_changed_after_prepare_are_refused(
     done(csalign, "prepare", features_recipe)
     np.save(features_root / "image_mobilenet_v2.npy", np.ones((10, 24), np.float32))
     message = refused("embed", features_recipe, "-q")
-    assert message.startswith(
-        f"{features_root / 'image_mobilenet_v2.npy'}: has changed since the data were prepared"
-    )
+    assert message.startswith(f"{features_root / 'image_mobilenet_v2.npy'}: has changed since the data were prepared")
     assert message.endswith("csalign prepare")
 
 
@@ -349,8 +331,7 @@ def test_weights_of_another_run_align_another_data_set(
     done(csalign, "run", features_recipe, "--set", "train.epochs=2", "--set", "eval_retrieval.split=test")
     for modality, dim in (("image", 24), ("text", 16)):
         mine, theirs = (
-            StoredArray(tmp_path / run / "embeddings" / "aligned" / "test" / modality)
-            for run in ("other", "run")
+            StoredArray(tmp_path / run / "embeddings" / "aligned" / "test" / modality) for run in ("other", "run")
         )
         assert mine.shape == theirs.shape != (0, dim)
         np.testing.assert_array_equal(mine.all(), theirs.all())
@@ -374,9 +355,7 @@ def test_weights_for_other_dimensions_are_refused(
     np.save(features_root / "text_minilm.npy", text[:, :9])
     done(csalign, "prepare", recipe)
     message = refused("embed", recipe, "-q")
-    assert message.startswith(
-        f"{trained}: its text tower takes 16 dimensions, but the text embeddings have 9"
-    )
+    assert message.startswith(f"{trained}: its text tower takes 16 dimensions, but the text embeddings have 9")
 
 
 def test_weights_that_are_missing_or_no_weights_are_refused(

@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cs_aligner_cli.encoders import OpenClip, embed_rows
+from cs_aligner_cli.encoders import embed_rows
 from cs_aligner_cli.encoders.features import SignedPower
+from cs_aligner_cli.encoders.open_clip import OpenClip
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import OpenClipEncoder
+from cs_aligner_cli.recipe_encoders import OpenClipEncoder
 from cs_aligner_cli.store import StoredArray
 
 Csalign = Callable[..., Any]
@@ -273,7 +274,7 @@ def test_checkpoints_that_are_none(saved: Path, tiny_clip_config: dict[str, Any]
         return found
 
     assert message() == f"encoders: pretrained: {file}: no such file"
-    for content in (b"", b"junk", pickle.dumps(Planted(tmp_path / "trace")), pickle.dumps([1, 2])):
+    for content in (b"", b"junk", pickle.dumps(Planted(tmp_path / "trace"), 2), pickle.dumps([1, 2], 2)):
         file.write_bytes(content)
         assert "open_clip cannot load the model of config" in message()
     for value in ({}, [1], {"state_dict": Planted(tmp_path / "trace")}, {"logit_scale": torch.zeros(())}):

@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 from cs_aligner_cli.cli import app
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}")
 
 
 def _run(recipe: str, run_dir: Path, *settings: str) -> dict:  # type: ignore[type-arg]

@@ -52,9 +52,7 @@ def plain_metrics(image, text, bandwidths):
     x, y = unit(np.asarray(image, np.float64)), unit(np.asarray(text, np.float64))
     n = len(x)
     cosine, distance = np.dot, lambda u, v: (1 - np.dot(u, v)) / 2
-    squared_gap = (
-        mean_over(x, x, cosine, False) + mean_over(y, y, cosine, False) - 2 * mean_over(x, y, cosine)
-    )
+    squared_gap = mean_over(x, x, cosine, False) + mean_over(y, y, cosine, False) - 2 * mean_over(x, y, cosine)
     m = np.mean([distance(a, b) for a, b in zip(x, y, strict=True)])
     within = (mean_over(x, x, distance, False) + mean_over(y, y, distance, False)) / 2
     found = {
@@ -557,9 +555,7 @@ def told(gaps, cosines=None, recalls=None, floors=None):
     stores = {name: {"centroid_gap": gap} for name, gap in gaps.items()}
     for name, cosine in (cosines or {}).items():
         stores[name]["paired_cosine"] = cosine
-    retrieval = {
-        name: {"i2t": {"R@1": r + 0.01}, "t2i": {"R@1": r - 0.01}} for name, r in (recalls or {}).items()
-    }
+    retrieval = {name: {"i2t": {"R@1": r + 0.01}, "t2i": {"R@1": r - 0.01}} for name, r in (recalls or {}).items()}
     null = {name: {"centroid_gap": floor} for name, floor in (floors or {}).items()}
     return [
         sentence.replace("\N{NO-BREAK SPACE}", " ")

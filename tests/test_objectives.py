@@ -231,9 +231,7 @@ def test_median_bandwidth_of_collapsed_rows_is_an_error():
 def test_cs_error_texts():
     x, y = random_rows(0, 4, 3), random_rows(1, 5, 3)
     for bad in (0, -1.0, math.nan, math.inf):
-        with pytest.raises(
-            InputError, match=r'^bandwidth: expected a finite number above 0 or "median", got'
-        ):
+        with pytest.raises(InputError, match=r'^bandwidth: expected a finite number above 0 or "median", got'):
             cs_divergence(x, y, bad)
     with pytest.raises(InputError, match="expected a number above 0 or \"median\", got 'mean'"):
         cs_divergence(x, y, "mean")
@@ -255,9 +253,7 @@ def test_infonce_is_open_clips_loss(scale):
     leaves = (image, text, logit_scale)
     ours, theirs = infonce(image, text, logit_scale), ClipLoss()(image, text, logit_scale)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-    for grad, expected in zip(
-        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True
-    ):
+    for grad, expected in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
     assert infonce(image.detach().numpy(), text.detach().numpy(), scale).item() == ours.item()
 
@@ -326,9 +322,7 @@ def test_evaluate_terms_gives_the_gradient_of_the_summed_loss(dtype):
     scale = log_scale.exp()
     result = evaluate_terms(TERMS, image, text, scale, groups)
     assert (result.image_grad.dtype, result.logit_scale_grad.shape) == (dtype, ())
-    torch.autograd.backward(
-        [image, text, scale], [result.image_grad, result.text_grad, result.logit_scale_grad]
-    )
+    torch.autograd.backward([image, text, scale], [result.image_grad, result.text_grad, result.logit_scale_grad])
     rtol = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(result.total.double(), total.detach().double(), rtol=rtol, atol=rtol)
     for parameter, grad in zip(parameters, expected, strict=True):

@@ -80,8 +80,6 @@ print(json.dumps({
 def test_the_constraints_name_every_direct_dependency() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    pinned = {
-        line.split("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
-    }
+    pinned = {line.split("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
     for requirement in wanted:
         assert requirement.split(">=")[0].split("[")[0].lower() in pinned

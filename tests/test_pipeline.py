@@ -51,9 +51,7 @@ def test_run_json_holds_what_scripts_rely_on(features_recipe: Path) -> None:
         "alignment",
         "linear_separability",
     } <= set(metrics)
-    assert {"uniformity_image", "uniformity_text", "cs_divergence_v@0.5", "cs_divergence_u@0.5"} <= set(
-        metrics
-    )
+    assert {"uniformity_image", "uniformity_text", "cs_divergence_v@0.5", "cs_divergence_u@0.5"} <= set(metrics)
     assert data["null_floor"]["aligned"]["centroid_gap"] > 0
     assert any("share no space" in note for note in data["notes"])
     assert Path(data["report"]).read_text().lower().startswith("<!doctype html>")
@@ -154,9 +152,7 @@ def test_frozen_towers_of_one_space_are_measured_beside_the_aligned_ones(
     assert "train" not in only["status"]
 
 
-def test_several_runs_share_one_prepared_data_set_and_frozen_store(
-    features_recipe: Path, tmp_path: Path
-) -> None:
+def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_recipe: Path, tmp_path: Path) -> None:
     shared = [f"data.dir={tmp_path / 'data'}", f"embed.dir={tmp_path / 'frozen'}"]
     run(features_recipe, *shared, f"run_dir={tmp_path / 'a'}")
     second = run(features_recipe, *shared, f"run_dir={tmp_path / 'b'}", "seed=1")
@@ -201,9 +197,7 @@ def test_an_adapter_file_from_another_dimension_is_refused(
     assert f"{weights}: its image tower takes 24 dimensions, but the image embeddings have 7" in message
 
 
-def test_trained_weights_align_another_data_set(
-    features_recipe: Path, features_root: Path, tmp_path: Path
-) -> None:
+def test_trained_weights_align_another_data_set(features_recipe: Path, features_root: Path, tmp_path: Path) -> None:
     first = run(features_recipe)
     weights = Path(first["run_dir"]) / "train" / "aligned" / "best.safetensors"
     again = run(features_recipe, f"run_dir={tmp_path / 'again'}", f"embed.weights={weights}")

@@ -37,9 +37,7 @@ def data_recipe(tmp_path: Path, write_yaml: WriteYaml) -> Callable[..., Path]:
     def write(root: Path | None = None, **manifest: Any) -> Path:
         write_yaml("manifest.yaml", name="mine", **({"root": str(root)} if root else {}), **manifest)
         stored = {"encoders": {"image": {"kind": "features"}}} if manifest["kind"] == "embeddings" else {}
-        return write_yaml(
-            "recipe.yaml", name="r", run_dir="run", data={"manifest": "manifest.yaml"}, **stored
-        )
+        return write_yaml("recipe.yaml", name="r", run_dir="run", data={"manifest": "manifest.yaml"}, **stored)
 
     return write
 
@@ -59,9 +57,7 @@ def embeddings_recipe(features_root: Path, data_recipe: Callable[..., Path]) -> 
     return write
 
 
-def prepared(
-    csalign: Csalign, recipe: Path, *options: str, code: int = 0
-) -> tuple[dict[str, Any], PreparedData]:
+def prepared(csalign: Csalign, recipe: Path, *options: str, code: int = 0) -> tuple[dict[str, Any], PreparedData]:
     called = csalign("prepare", recipe, "--json", *options)
     assert called.exit_code == code, called.stderr
     return called.json if code == 0 else {}, PreparedData(recipe.parent / "run" / "data")
@@ -75,9 +71,7 @@ def report(recipe: Path) -> Any:
 
 
 def test_scenes_are_drawn_and_told(csalign: Csalign, data_recipe: Callable[..., Path]) -> None:
-    recipe = data_recipe(
-        kind="scenes", images={"train": 6, "val": 2, "test": 3}, captions_per_image=4, size=48
-    )
+    recipe = data_recipe(kind="scenes", images={"train": 6, "val": 2, "test": 3}, captions_per_image=4, size=48)
     summary, data = prepared(csalign, recipe)
     assert summary["splits"] == {
         "train": {"images": 6, "captions": 24},
@@ -176,10 +170,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(
     table_root: Path, csalign: Csalign, data_recipe: Callable[..., Path]
 ) -> None:
     (table_root / "t.csv").write_bytes("\ufeffimage,caption,split\r\npictures/001.png,x,a\r\n".encode())
-    assert (
-        prepared(csalign, data_recipe(table_root, kind="table", table="t.csv"))[0]["splits"]["a"]["images"]
-        == 1
-    )
+    assert prepared(csalign, data_recipe(table_root, kind="table", table="t.csv"))[0]["splits"]["a"]["images"] == 1
 
 
 def test_embeddings_keep_the_rows_of_their_features(
@@ -295,12 +286,7 @@ def huge_png() -> bytes:
 
     side = (30_000).to_bytes(4, "big")
     rows = zlib.compress(bytes(3751 * 2000), 9)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", side * 2 + b"\1\0\0\0\0")
-        + chunk(b"IDAT", rows)
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side * 2 + b"\1\0\0\0\0") + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def merely_large_png() -> bytes:
@@ -393,9 +379,7 @@ def test_captions_that_are_empty_or_in_another_split_are_bad(
     photos_root: Path, csalign: Csalign, photos_recipe: Path
 ) -> None:
     table = photos_root / "captions.csv"
-    table.write_text(
-        table.read_text() + '00.jpg,"",train\n00.jpg,"  ",train\n00.jpg,told elsewhere,test\n,alone,dev\n'
-    )
+    table.write_text(table.read_text() + '00.jpg,"",train\n00.jpg,"  ",train\n00.jpg,told elsewhere,test\n,alone,dev\n')
     prepared(csalign, photos_recipe, code=3)
     found = [(item["kind"], item["item"], item["reason"]) for item in report(photos_recipe)["bad_items"]]
     assert found == [
@@ -447,9 +431,7 @@ def status(csalign: Csalign, recipe: Path, *options: str) -> str:
 def test_only_what_has_changed_is_prepared_again(
     photos_root: Path, csalign: Csalign, data_recipe: Callable[..., Path]
 ) -> None:
-    recipe = data_recipe(
-        photos_root, kind="table", table="captions.csv", image_dir="images", absent_files="skip"
-    )
+    recipe = data_recipe(photos_root, kind="table", table="captions.csv", image_dir="images", absent_files="skip")
     assert [status(csalign, recipe) for _ in range(2)] == ["done", "fresh"]
     assert status(csalign, recipe, "--force") == "done"
     for name in ("captions.csv", "images/00.jpg"):
@@ -475,9 +457,7 @@ def test_a_run_inside_the_data_folder_does_not_make_itself_stale(
     assert [status(csalign, recipe, *inside) for _ in range(2)] == ["done", "fresh"]
 
 
-def test_changed_features_are_prepared_again(
-    features_root: Path, csalign: Csalign, features_recipe: Path
-) -> None:
+def test_changed_features_are_prepared_again(features_root: Path, csalign: Csalign, features_recipe: Path) -> None:
     assert [status(csalign, features_recipe) for _ in range(2)] == ["done", "fresh"]
     for name in ("images.csv", "captions.csv", "image_mobilenet_v2.npy", "text_minilm.npy"):
         os.utime(features_root / name, ns=(0, 0))
@@ -504,9 +484,7 @@ def test_the_manifest_itself(refused: Refused, write_yaml: WriteYaml, tmp_path: 
 
     assert f"{tmp_path / 'gone.yaml'}: no such file" in message("gone.yaml")
     assert "did you mean flickr8k?" in message("flickr8")
-    assert "did you mean captions_per_image?" in message(
-        "m.yaml", name="m", kind="scenes", captions_per_imge=3
-    )
+    assert "did you mean captions_per_image?" in message("m.yaml", name="m", kind="scenes", captions_per_imge=3)
     assert 'm.yaml:2: kind: got "tabel"; did you mean table?' in message("m.yaml", name="m", kind="tabel")
     assert "kind: this key is required" in message("m.yaml", name="m")
     assert "kind: got " in message("m.yaml", name="m", kind=["table"])
@@ -517,9 +495,7 @@ def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_pat
     recipe = write_yaml("r.yaml", name="r", run_dir="run", data={"manifest": "flickr8k_images"})
     assert "--set data.root=FOLDER" in refused("prepare", recipe)
     nowhere = tmp_path / "nowhere"
-    assert f"data.root: {nowhere} is not a folder" in refused(
-        "prepare", recipe, "--set", f"data.root={nowhere}"
-    )
+    assert f"data.root: {nowhere} is not a folder" in refused("prepare", recipe, "--set", f"data.root={nowhere}")
     (tmp_path / "empty").mkdir()
     message = refused("prepare", recipe, "--set", f"data.root={tmp_path / 'empty'}")
     assert message == f"{tmp_path / 'empty' / 'captions.csv'}: no such file"
@@ -678,9 +654,7 @@ def test_features_that_are_missing_or_of_another_format(
     features_root: Path, refused: Refused, embeddings_recipe: Callable[..., Path]
 ) -> None:
     (features_root / "f.h5").write_bytes(b"")
-    assert refused("prepare", embeddings_recipe(captions={"features": "gone.npy"})).endswith(
-        "gone.npy: no such file"
-    )
+    assert refused("prepare", embeddings_recipe(captions={"features": "gone.npy"})).endswith("gone.npy: no such file")
     message = refused("prepare", embeddings_recipe(captions={"features": "f.h5"}))
     assert message.endswith("unknown feature format '.h5'; expected .npy or .safetensors")
 
@@ -698,14 +672,10 @@ def test_a_list_of_captions_cannot_align_with_feature_rows(
 ) -> None:
     rows = [{"image": "0000.jpg", "caption": ["a", "b"], "split": "train"}] * 1000
     (features_root / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "has a list in the column 'caption'" in refused(
-        "prepare", embeddings_recipe(captions={"table": "c.jsonl"})
-    )
+    assert "has a list in the column 'caption'" in refused("prepare", embeddings_recipe(captions={"table": "c.jsonl"}))
 
 
-def test_nothing_usable_is_left(
-    refused: Refused, photos_root: Path, data_recipe: Callable[..., Path]
-) -> None:
+def test_nothing_usable_is_left(refused: Refused, photos_root: Path, data_recipe: Callable[..., Path]) -> None:
     for photo in (photos_root / "images").iterdir():
         photo.write_text("no photo")
     recipe = data_recipe(photos_root, kind="table", table="captions.csv", image_dir="images")

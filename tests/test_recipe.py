@@ -17,11 +17,11 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cs_aligner_cli import recipe as recipe_module
 from cs_aligner_cli import shelf
 from cs_aligner_cli.data.manifest import MANIFESTS
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe import Recipe, load_recipe, recipe_schema
+from cs_aligner_cli.recipe_encoders import exported_model
 from cs_aligner_cli.validation import key_paths, section_models
 from cs_aligner_cli.yamlfile import dump_yaml, read_yaml
 
@@ -115,9 +115,7 @@ def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(
         message = refused("recipe", "validate", file)
         assert f": {wrong}: unknown key; did you mean {right}" in message
         problems = [line for line in message.splitlines() if "problems:" not in line]
-        assert len(problems) == (2 if path == ("name",) else 1), (
-            message
-        )  # without its name a recipe lacks a key
+        assert len(problems) == (2 if path == ("name",) else 1), message  # without its name a recipe lacks a key
         assert re.search(rf"misspelt\.yaml:\d+: {re.escape(wrong)}:", message)
 
 
@@ -188,9 +186,7 @@ def schema() -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("key", key_paths(Recipe))
-def test_any_value_is_accepted_or_refused_in_plain_words(
-    key: str, schema: jsonschema.Draft202012Validator
-) -> None:
+def test_any_value_is_accepted_or_refused_in_plain_words(key: str, schema: jsonschema.Draft202012Validator) -> None:
     path = tuple(key.split("."))
     for value in ANY_VALUES:
         data = _set(_base_for(path), path, value)
@@ -394,9 +390,7 @@ def test_paths_are_relative_to_the_file_that_states_them_and_with_set_to_the_cur
 ) -> None:
     (tmp_path / "sub").mkdir()
     encoders = "encoders: {image: {kind: open_clip, model: 'local-dir:m'}, text: {kind: open_clip, model: a, pretrained: w.pt}}"
-    text = (
-        f"name: x\nrun_dir: r\ndata: {{root: ../d, manifest: m.yaml}}\nembed: {{weights: /w}}\n{encoders}\n"
-    )
+    text = f"name: x\nrun_dir: r\ndata: {{root: ../d, manifest: m.yaml}}\nembed: {{weights: /w}}\n{encoders}\n"
     (tmp_path / "sub" / "r.yaml").write_text(text)
     by_file = load_recipe("sub/r.yaml")
     assert by_file.run_dir == tmp_path / "sub" / "r"
@@ -424,7 +418,7 @@ def test_paths_are_relative_to_the_file_that_states_them_and_with_set_to_the_cur
 def test_the_run_directory_is_named_after_the_recipe_and_run_names_a_trained_model(tmp_path: Path) -> None:
     recipe = loaded("name: x\nencoders: {image: {kind: open_clip, model: 'run:first'}}")
     assert recipe.folder == tmp_path / "runs" / "x"
-    expected = recipe_module.exported_model(tmp_path / "runs" / "first")
+    expected = exported_model(tmp_path / "runs" / "first")
     assert recipe.encoders.image.model == f"local-dir:{expected}"  # type: ignore[union-attr]
 
 
@@ -512,9 +506,7 @@ def test_validate_finds_what_is_wrong_with_the_manifest(
         ("table: x.csv", "m.yaml:3: table: unknown key"),
     ],
 )  # fmt: skip
-def test_problems_of_a_manifest_are_told_like_those_of_a_recipe(
-    text: str, message: str, refused: Refused
-) -> None:
+def test_problems_of_a_manifest_are_told_like_those_of_a_recipe(text: str, message: str, refused: Refused) -> None:
     Path("m.yaml").write_text(f"name: x\nkind: scenes\n{text}")
     report = refused("recipe", "validate", "scenes", "--set", "data.manifest=m.yaml")
     assert message in report
@@ -577,10 +569,7 @@ def test_every_field_is_described_and_every_number_is_bounded(info: FieldInfo) -
 @pytest.mark.parametrize("model", _all_models(), ids=lambda model: model.__name__)
 def test_every_section_is_described_and_its_defaults_are_valid(model: type[BaseModel]) -> None:
     assert model.__doc__ and model.__doc__.rstrip().endswith(".")
-    if (
-        not any(info.is_required() for info in model.model_fields.values())
-        and model.__name__ != "OpenClipEncoder"
-    ):
+    if not any(info.is_required() for info in model.model_fields.values()) and model.__name__ != "OpenClipEncoder":
         assert model.model_validate({}) == model()
 
 
@@ -608,9 +597,7 @@ def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
 
 def test_the_shipped_schema_is_up_to_date(csalign: Callable[..., Any]) -> None:
     text = (shelf.folder("recipes") / shelf.RECIPE_SCHEMA).read_text(encoding="utf-8")
-    assert text == csalign("recipe", "schema").stdout, (
-        "run csalign recipe schema > recipes/recipe.schema.json"
-    )
+    assert text == csalign("recipe", "schema").stdout, "run csalign recipe schema > recipes/recipe.schema.json"
     jsonschema.Draft202012Validator.check_schema(json.loads(text))
 
 
@@ -625,9 +612,7 @@ def test_the_schema_takes_every_shipped_recipe_and_no_misspelt_key(
         assert not schema.is_valid(renamed(data, path, misspellings(path[-1])[0])), path
 
 
-@pytest.mark.parametrize(
-    "section", ["encoders.image", "encoders.text", "train.image.adapter", "train.text.adapter"]
-)
+@pytest.mark.parametrize("section", ["encoders.image", "encoders.text", "train.image.adapter", "train.text.adapter"])
 def test_the_schema_agrees_on_which_kind_is_meant_where_none_is_named(
     section: str, schema: jsonschema.Draft202012Validator
 ) -> None:

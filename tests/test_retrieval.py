@@ -210,9 +210,7 @@ def test_block_size_does_not_show(monkeypatch, entries):
     monkeypatch.setattr(scores_module, "_BLOCK_ENTRIES", entries)
     image, text = tied_rows(0, 23, 5), tied_rows(1, 61, 5)
     owners = scattered_owners(2, 61, 23)
-    result, expected = (
-        evaluate(image, text, owners, ks=(1, 5)) for evaluate in (evaluate_retrieval, brute_evaluation)
-    )
+    result, expected = (evaluate(image, text, owners, ks=(1, 5)) for evaluate in (evaluate_retrieval, brute_evaluation))
     for direction in ("i2t", "t2i"):
         assert result[direction] == pytest.approx(expected[direction], rel=1e-12)
     for found, wanted in zip(search(build_index(text), image, 9), brute_search(image, text, 9), strict=True):

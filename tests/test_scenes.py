@@ -79,9 +79,7 @@ def any_of(words: Iterable[str]) -> str:
 
 
 THING = rf"(?:an?|the) (?:(?:{any_of(SIZE_WORDS)}) )?(?:{any_of(COLOUR_WORDS)}) (?:{any_of(SHAPE_WORDS)})\b"
-MENTION = re.compile(
-    rf"(?:an?|the) ({any_of(SIZE_WORDS)})? ?({any_of(COLOUR_WORDS)}) ({any_of(SHAPE_WORDS)})\b"
-)
+MENTION = re.compile(rf"(?:an?|the) ({any_of(SIZE_WORDS)})? ?({any_of(COLOUR_WORDS)}) ({any_of(SHAPE_WORDS)})\b")
 RELATION = re.compile(rf"({THING}) (?:is |lies )?({any_of(RELATIONS)}) (?=({THING}))")
 BETWEEN = re.compile(rf"({THING}) between ({THING}) and ({THING})")
 RELATING_WORD = re.compile(r"\b(?:(?:left|right) of|above|higher|below|under|lower|next|beside|between)\b")
@@ -242,9 +240,7 @@ def test_places_in_captions_are_true(splits):
         for one, words in PLACE.findall(text):
             assert is_at(PLACES[words], find(scene, one)), (text, scene)
             seen.add(words)
-        assert not re.search(
-            r"\b(?:at|left|right|top|middle|centre)\b", RELATION.sub("", PLACE.sub("", text))
-        ), text
+        assert not re.search(r"\b(?:at|left|right|top|middle|centre)\b", RELATION.sub("", PLACE.sub("", text))), text
     assert seen == PLACES.keys()
 
 

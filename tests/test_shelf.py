@@ -25,12 +25,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_yaml_file_of_the_repository_is_on_the_shelf() -> None:
     assert shelf.names("recipes") == sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml"))
-    assert shelf.names("data_manifests") == sorted(
-        p.stem for p in (REPOSITORY / "data_manifests").glob("*.yaml")
-    )
-    assert {"flickr8k", "flickr8k_gap", "flickr8k_images", "scenes", "scenes_clip"} <= set(
-        shelf.names("recipes")
-    )
+    assert shelf.names("data_manifests") == sorted(p.stem for p in (REPOSITORY / "data_manifests").glob("*.yaml"))
+    assert {"flickr8k", "flickr8k_gap", "flickr8k_images", "scenes", "scenes_clip"} <= set(shelf.names("recipes"))
     for kind in ("recipes", "data_manifests"):
         for name in shelf.names(kind):
             assert read_yaml(shelf.find(kind, name)).data["name"] == name
@@ -114,13 +110,9 @@ def test_a_copy_is_at_home_where_it_lies(csalign: Callable[..., Any], tmp_path: 
     assert Path("again.yaml").read_text() == Path("mine.yaml").read_text()
 
 
-def test_a_copy_never_overwrites(
-    csalign: Callable[..., Any], refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_copy_never_overwrites(csalign: Callable[..., Any], refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: precious")
-    assert (
-        refused("recipe", "copy", "scenes", "mine.yaml") == "mine.yaml: exists already, and is left as it is"
-    )
+    assert refused("recipe", "copy", "scenes", "mine.yaml") == "mine.yaml: exists already, and is left as it is"
     assert (tmp_path / "mine.yaml").read_text() == "name: precious"
     (tmp_path / "link.yaml").symlink_to(tmp_path / "target.yaml")
     assert "exists already" in refused("recipe", "copy", "scenes", "link.yaml")

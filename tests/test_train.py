@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import Layout
 from cs_aligner_cli.optimization import learning_rate, make_optimizer, step_seed
 from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, Train, load_recipe
+from cs_aligner_cli.recipe import Recipe, load_recipe
+from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.store import Store
 
 QUIET = Console(quiet=True)
@@ -104,7 +106,7 @@ def test_learning_rate_warms_up_linearly_and_ends_near_zero() -> None:
     assert rates[:25] == pytest.approx([0.5 * (step + 1) / 25 for step in range(25)])
     assert rates[25] == pytest.approx(0.5)
     assert rates[25 + 37] == pytest.approx(0.25, abs=0.01)
-    assert all(later <= sooner for sooner, later in zip(rates[25:], rates[26:], strict=False))
+    assert all(later <= sooner for sooner, later in itertools.pairwise(rates[25:]))
     assert 0 < rates[-1] < 1e-3
 
 
@@ -129,9 +131,7 @@ def test_training_learns_and_logs_every_term(features_recipe: Path) -> None:
     summary = _trained(recipe)["train"]["runs"]["aligned"]  # type: ignore[index]
     steps = _steps(recipe)
     assert len(steps) == summary["steps"]
-    assert {"loss", "terms", "grad_norm_ratio", "grad_norm", "logit_scale", "lr", "epoch", "step"} <= set(
-        steps[0]
-    )
+    assert {"loss", "terms", "grad_norm_ratio", "grad_norm", "logit_scale", "lr", "epoch", "step"} <= set(steps[0])
     assert set(steps[0]["terms"]) == {"infonce", "cs"}  # type: ignore[call-overload]
     assert steps[0]["grad_norm_ratio"]["cs"] > 0  # type: ignore[index]
     for line in steps:
@@ -155,9 +155,7 @@ def test_weight_zero_values_the_divergence_but_does_not_train_on_it(features_rec
 def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: Path, tmp_path: Path) -> None:
     both = load_recipe(str(features_recipe), ["train.pairwise_only=true"])
     _trained(both)
-    alone = load_recipe(
-        str(features_recipe), ["train.objective.divergence.weight=0", f"run_dir={tmp_path / 'alone'}"]
-    )
+    alone = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", f"run_dir={tmp_path / 'alone'}"])
     _trained(alone)
     control = load_file(Layout(both).trained("pairwise_only").path / "last.safetensors")
     twin = load_file(Layout(alone).trained("aligned").path / "last.safetensors")
@@ -169,9 +167,7 @@ def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: P
 def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Path, tmp_path: Path) -> None:
     weights = []
     for i, seed in enumerate((3, 3, 4)):
-        recipe = load_recipe(
-            str(features_recipe), [f"seed={seed}", f"run_dir={tmp_path / str(i)}", "train.epochs=2"]
-        )
+        recipe = load_recipe(str(features_recipe), [f"seed={seed}", f"run_dir={tmp_path / str(i)}", "train.epochs=2"])
         _trained(recipe)
         weights.append(load_file(Layout(recipe).trained("aligned").path / "best.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -180,9 +176,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Pat
 
 def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -> None:
     scale = "train.objective.pairwise.logit_scale"
-    fixed = load_recipe(
-        str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"]
-    )
+    fixed = load_recipe(str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"])
     _trained(fixed)
     assert {round(line["logit_scale"], 3) for line in _steps(fixed)} == {50.0}  # type: ignore[call-overload]
     learned = load_recipe(
@@ -196,9 +190,7 @@ def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -
 
 def test_median_bandwidth_and_u_estimator_train(features_recipe: Path) -> None:
     part = "train.objective.divergence"
-    recipe = load_recipe(
-        str(features_recipe), [f"{part}.bandwidth=median", f"{part}.estimator=u", "train.epochs=2"]
-    )
+    recipe = load_recipe(str(features_recipe), [f"{part}.bandwidth=median", f"{part}.estimator=u", "train.epochs=2"])
     assert _trained(recipe)["train"]["status"] == "done"
 
 
@@ -262,9 +254,7 @@ def _killed_and_resumed(recipe_file: Path, run_dir: Path, *settings: str) -> str
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert state.is_file() and not (run_dir / "train" / "aligned").exists(), (
-        "the run ended before it was killed"
-    )
+    assert state.is_file() and not (run_dir / "train" / "aligned").exists(), "the run ended before it was killed"
     resumed = subprocess.run(_csalign(*arguments), capture_output=True, text=True, check=True)
     return resumed.stderr
 

@@ -132,6 +132,7 @@ def test_duplicate_keys_are_refused_with_both_lines(tmp_path: Path, text: str, m
         ("a: !local x", "r.yaml:1: the tag !local is not allowed"),
         ("a: !!binary aGk=", "r.yaml:1: the tag tag:yaml.org,2002:binary is not allowed"),
         ("a: !!set {x}", "r.yaml:1: the tag tag:yaml.org,2002:set is not allowed"),
+        ("a: !!str [x]", "r.yaml:1: the tag tag:yaml.org,2002:str is not allowed here"),
         ("a: !!map x", "r.yaml:1: the tag tag:yaml.org,2002:map is not allowed"),
         ("b:\n\na: !!int abc", 'r.yaml:3: cannot be read as int: "abc"'),
         ("a: !!bool maybe", 'r.yaml:1: cannot be read as bool: "maybe"'),
@@ -142,9 +143,7 @@ def test_duplicate_keys_are_refused_with_both_lines(tmp_path: Path, text: str, m
         ("a: 1".encode("utf-16"), "r.yaml: is not UTF-8 text"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_line(
-    tmp_path: Path, text: str | bytes, message: str
-) -> None:
+def test_what_cannot_be_read_is_refused_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert refusal(tmp_path, text).startswith(message)
 
 
@@ -203,14 +202,10 @@ def test_merge_keys_take_only_mappings(tmp_path: Path) -> None:
 
 
 def test_aliases_cannot_explode_and_nesting_cannot_overflow(tmp_path: Path) -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(
-        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
-    )
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
     assert re.match(r"r\.yaml:\d+: more than 20000 values: do aliases multiply", refusal(tmp_path, bomb))
     for endless in ("a: &a [*a]", "a: &a {b: *a}", "a: " + 3000 * "[", "a: " + 3000 * "[" + 3000 * "]"):
-        assert refusal(tmp_path, endless).startswith(
-            "r.yaml: is nested too deeply, or an alias contains itself"
-        )
+        assert refusal(tmp_path, endless).startswith("r.yaml: is nested too deeply, or an alias contains itself")
 
 
 @pytest.mark.parametrize(

@@ -31,18 +31,14 @@ class FeatureFile:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.suffix not in SUFFIXES:
-            raise InputError(
-                f"{path}: unknown feature format {path.suffix!r}; expected {' or '.join(SUFFIXES)}"
-            )
+            raise InputError(f"{path}: unknown feature format {path.suffix!r}; expected {' or '.join(SUFFIXES)}")
         self.path = path
         self._bfloat16 = False
         self._array = map_npy(path) if path.suffix == ".npy" else self._map_tensor(tensor)
         if not (np.issubdtype(self._array.dtype, np.floating) or self._bfloat16):
             raise InputError(f"{path}: expected floating-point features, found {self._array.dtype}")
         if self._array.ndim != 2 or 0 in self._array.shape:
-            raise InputError(
-                f"{path}: expected features of shape (rows, dimensions), found {self._array.shape}"
-            )
+            raise InputError(f"{path}: expected features of shape (rows, dimensions), found {self._array.shape}")
         self.shape: tuple[int, int] = self._array.shape
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -68,9 +64,7 @@ class FeatureFile:
                 name = tensor or (names[0] if len(names) == 1 else None)
                 if name is None:
                     listed = ", ".join(names) or "none"
-                    raise InputError(
-                        f"{self.path}: name one of its tensors with the manifest's key tensor: {listed}"
-                    )
+                    raise InputError(f"{self.path}: name one of its tensors with the manifest's key tensor: {listed}")
                 if name not in names:
                     raise InputError(f"{self.path}: holds no tensor {name!r}{did_you_mean(name, names)}")
                 entry = file.get_slice(name)

@@ -95,26 +95,18 @@ def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     for a missing or unreadable file, an unknown format, or a missing column (with the nearest name).
     """
     if path.suffix not in FORMATS:
-        raise InputError(
-            f"{path}: unknown table format {path.suffix!r}; expected one of: {', '.join(FORMATS)}"
-        )
+        raise InputError(f"{path}: unknown table format {path.suffix!r}; expected one of: {', '.join(FORMATS)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         frame = FORMATS[path.suffix](path, columns)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: is not UTF-8 text (it holds the byte {error.object[error.start]:#x})"
-        ) from None
+        raise InputError(f"{path}: is not UTF-8 text (it holds the byte {error.object[error.start]:#x})") from None
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}"
-        ) from None
+        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
     for column in columns:
         if column not in frame.columns and len(frame.columns):
-            raise InputError(
-                f"{path}: no column {column!r}{did_you_mean(column, [str(c) for c in frame.columns])}"
-            )
+            raise InputError(f"{path}: no column {column!r}{did_you_mean(column, [str(c) for c in frame.columns])}")
     if frame.empty:
         raise InputError(f"{path}: holds no rows")
     return frame[list(dict.fromkeys(columns))]
@@ -133,7 +125,5 @@ def text_column(frame: pd.DataFrame, column: str, path: Path, required: bool = F
         )
     text = cells.where(cells.notna(), "").astype(str)
     if required and (text == "").any():
-        raise InputError(
-            f"{path}: row {(text == '').argmax()} (counted from 0) has nothing in the column {column!r}"
-        )
+        raise InputError(f"{path}: row {(text == '').argmax()} (counted from 0) has nothing in the column {column!r}")
     return text

@@ -27,15 +27,11 @@ class _Described(Strict):
     source: str | None = Field(None, description="Where it is obtained.")
     licence: str | None = Field(None, description="Terms of use.")
     citation: str | None = Field(None, description="How to cite it.")
-    expected: dict[str, Counts] = Field(
-        {}, description="Counts per split; a difference is reported, not refused."
-    )
+    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
 
 
 class _OnDisk(_Described):
-    root: FilePath | None = Field(
-        None, description="Folder of the files; null: the recipe's data.root must name it."
-    )
+    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
 
 
 class SceneCounts(Strict):
@@ -60,9 +56,7 @@ class TableManifest(_OnDisk):
     """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
 
     kind: Literal["table"] = Field("table", description="One row per image and caption.")
-    table: Path = Field(
-        strict=False, description="The table's file, relative to root; the suffix tells the format."
-    )
+    table: Path = Field(strict=False, description="The table's file, relative to root; the suffix tells the format.")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
     image_column: str = Field("image", description="Column with the image's path, relative to image_dir.")
     caption_column: str = Field(
@@ -80,9 +74,7 @@ class _Features(Strict):
     table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
     split_column: str = Field("split", description="Column with the split's name.")
     features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
-    tensor: str | None = Field(
-        None, description="Name of the tensor in a safetensors file; null: its only one."
-    )
+    tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
 
 
 class ImageFeatures(_Features):
@@ -94,9 +86,7 @@ class ImageFeatures(_Features):
 class CaptionFeatures(_Features):
     """The captions' table and the features that row-align with it."""
 
-    image_column: str = Field(
-        "image", description="Column that names the caption's image; empty: an unpaired caption."
-    )
+    image_column: str = Field("image", description="Column that names the caption's image; empty: an unpaired caption.")
     caption_column: str = Field("caption", description="Column with the caption.")
 
 
@@ -135,9 +125,7 @@ def read_manifest(recipe: Recipe) -> Manifest:
         raise InputError(f"{place}: kind: got {shown(kind)}{did_you_mean(str(kind), list(MANIFESTS))}")
     for near in get_close_matches("kind", file.data, n=1):
         raise InputError(f"{file.where((near,))}: {near}: unknown key; did you mean kind?")
-    raise InputError(
-        f"{place}: kind: this key is required, and is missing{did_you_mean('', list(MANIFESTS))}"
-    )
+    raise InputError(f"{place}: kind: this key is required, and is missing{did_you_mean('', list(MANIFESTS))}")
 
 
 def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:

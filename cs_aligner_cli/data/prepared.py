@@ -78,9 +78,7 @@ class PreparedData:
         return Split(name, images, captions)
 
 
-def write_prepared(
-    folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]
-) -> None:
+def write_prepared(folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]) -> None:
     """Write the two tables and the description of their source into ``folder``."""
     images.to_parquet(folder / IMAGES, index=False)
     captions.to_parquet(folder / CAPTIONS, index=False)

@@ -164,9 +164,7 @@ def _checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., 
     for block in file.blocks():
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
-            raise InputError(
-                f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity"
-            )
+            raise InputError(f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity")
         if with_digests:
             digests += [digest(values.tobytes()) for values in block]
         row += len(block)

@@ -14,7 +14,7 @@ from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import FeaturesEncoder
+from cs_aligner_cli.recipe_encoders import FeaturesEncoder
 
 
 class SignedPower(nn.Module):
@@ -45,9 +45,7 @@ def load_features(
         )
     path = Path(where["path"])
     if file_stamps([path]) != where["stamp"]:
-        raise InputError(
-            f"{path}: has changed since the data were prepared", "Check it again: csalign prepare"
-        )
+        raise InputError(f"{path}: has changed since the data were prepared", "Check it again: csalign prepare")
     file = FeatureFile(path, where["tensor"])
 
     def load(rows: pd.DataFrame) -> Tensor:

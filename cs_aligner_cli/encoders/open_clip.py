@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,24 +27,14 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.recipe import OpenClipEncoder
+from cs_aligner_cli.recipe_encoders import OpenClipEncoder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 _HUB_SECONDS = 5
 # What open_clip raises, itself or through torch and safetensors, on files that it cannot make sense of.
 _NOT_LOADED = (
-    *(
-        RuntimeError,
-        ValueError,
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        EOFError,
-        ImportError,
-    ),
-    *(StopIteration, UnpicklingError, SafetensorError),
+    *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError, EOFError),
+    *(ArithmeticError, ImportError, StopIteration, struct.error, UnpicklingError, SafetensorError),
 )
 
 
@@ -60,14 +51,10 @@ class OpenClip:
             self.model_cfg: dict[str, Any] = _guard(lambda: open_clip.get_model_config(name), spec)
             _refuse_without_text_parts(name, spec, self.model_cfg)
             self.model, self.preprocess = _create(name, spec, seed)
-            self.tokenizer: Callable[[list[str]], Tensor] = _guard(
-                lambda: open_clip.get_tokenizer(name), spec
-            )
+            self.tokenizer: Callable[[list[str]], Tensor] = _guard(lambda: open_clip.get_tokenizer(name), spec)
         if not isinstance(self.model, open_clip.CustomTextCLIP):
             kind = type(self.model).__name__
-            raise InputError(
-                f"encoders: {spec.model}: {kind} models have no plain text tower; use a CLIP model"
-            )
+            raise InputError(f"encoders: {spec.model}: {kind} models have no plain text tower; use a CLIP model")
         self.dim = int(self.model_cfg["embed_dim"])
         self.identity = {
             "kind": "open_clip",
@@ -107,9 +94,7 @@ class OpenClip:
             self.model.logit_scale.fill_(torch.tensor(logit_scale).log())
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         save_file(tensors, folder / "open_clip_model.safetensors")
-        save_config_for_hf(
-            self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True}
-        )
+        save_config_for_hf(self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True})
         if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
             self.tokenizer.save_pretrained(folder)
 
@@ -133,15 +118,11 @@ def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
                 "An open_clip folder is written by open_clip, or by a csalign run with tune: full.",
             )
         if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
-            raise InputError(
-                f"encoders: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})"
-            )
+            raise InputError(f"encoders: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
     elif scheme == "hf-hub":
         _refuse_unreachable(rest.split("@")[0], spec)
     elif spec.config is None and name not in open_clip.list_models():
-        raise InputError(
-            f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}"
-        )
+        raise InputError(f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if spec.pretrained in tags:
         weights = open_clip.get_pretrained_cfg(name, spec.pretrained)
@@ -152,9 +133,7 @@ def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
             raise InputError(f"encoders: pretrained: {spec.pretrained}: no such file")
     elif spec.pretrained:
         model = spec.model or "a model of your own config"
-        raise InputError(
-            f"encoders: {model} has no weights {spec.pretrained!r}{did_you_mean(spec.pretrained, tags)}"
-        )
+        raise InputError(f"encoders: {model} has no weights {spec.pretrained!r}{did_you_mean(spec.pretrained, tags)}")
 
 
 def _refuse_other_activation(name: str, spec: OpenClipEncoder, weights: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from cs_aligner_cli.encoders.features import load_features
 from cs_aligner_cli.encoders.open_clip import OpenClip
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
-from cs_aligner_cli.recipe import FeaturesEncoder, OpenClipEncoder, Recipe
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe_encoders import FeaturesEncoder, OpenClipEncoder
 
 
 @dataclass

@@ -77,9 +77,7 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         (left, bottom), (right, top) = ax.transData.transform([(x, min(ys)), (x, max(ys))])
         taken.append(Bbox.from_extents(left - 7, bottom - 9, right + 7, top + 9))
     for name, (x, ys) in marks.items():
-        label = ax.annotate(
-            name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False
-        )
+        label = ax.annotate(name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False)
         # The first place comes again at the end: where none is clear, an overlap is better than no label.
         for offset in (*_LABEL_OFFSETS, _LABEL_OFFSETS[0]):
             label.set_position(offset)

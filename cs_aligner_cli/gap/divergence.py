@@ -12,9 +12,7 @@ from torch import Tensor
 BLOCK = 512
 
 
-def subset_divergences(
-    z: Tensor, first: Tensor, second: Tensor, bandwidths: Sequence[float]
-) -> dict[str, Tensor]:
+def subset_divergences(z: Tensor, first: Tensor, second: Tensor, bandwidths: Sequence[float]) -> dict[str, Tensor]:
     """D_CS between subsets of the unit rows z (N, d), float64, for several bandwidths and choices of subsets.
 
     ``first`` and ``second`` are 0/1 masks (N, draws), disjoint, with at least two rows each in every draw.
@@ -36,9 +34,7 @@ def subset_divergences(
     return {**kept, **left_out}
 
 
-def _kernel_sums(
-    z: Tensor, first: Tensor, second: Tensor, bandwidths: Sequence[float]
-) -> tuple[Tensor, float]:
+def _kernel_sums(z: Tensor, first: Tensor, second: Tensor, bandwidths: Sequence[float]) -> tuple[Tensor, float]:
     """Return sums of k(z_i, z_j), i != j, within first, within second, across: (bandwidths, 3, draws).
 
     They are relative to exp(-nearest / (2 s^2)), nearest being the smallest squared distance between two

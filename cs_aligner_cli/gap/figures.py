@@ -133,8 +133,7 @@ def divergence_curve(stores: Stores, bandwidths: Sequence[float] = CURVE_BANDWID
     """
     widths = sorted(bandwidths)
     curves = {
-        name: _curves(image, text, widths, seed)
-        for name, image, text in _samples(stores, _MAX_CURVE_PAIRS, seed)
+        name: _curves(image, text, widths, seed) for name, image, text in _samples(stores, _MAX_CURVE_PAIRS, seed)
     }
     bottom, top = _log_limits([values for v, _, null in curves.values() for values in (v, null)])
     with panels(list(curves), share_axes=True) as (figure, axes):
@@ -142,9 +141,7 @@ def divergence_curve(stores: Stores, bandwidths: Sequence[float] = CURVE_BANDWID
             ax.set(xscale="log", yscale="log", ylim=(bottom, top))
             ax.fill_between(widths, bottom, null, color="#C4C4C4", lw=0, label="null floor of V")
             ax.plot(widths, v, color="black", lw=1.8, marker="o", ms=4, label="V, diagonals kept")
-            ax.plot(
-                widths, u, color=SERIES[1], lw=1.8, ls="--", marker="s", ms=4, label="U, diagonals left out"
-            )
+            ax.plot(widths, u, color=SERIES[1], lw=1.8, ls="--", marker="s", ms=4, label="U, diagonals left out")
             ax.grid(color=GRID, lw=0.6)
             ax.set_xticks(widths, [f"{s:.2g}" for s in widths])
             ax.set_xticks([], minor=True)

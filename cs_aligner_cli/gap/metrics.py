@@ -154,9 +154,7 @@ def linear_separability(x: Tensor, y: Tensor, seed: int = 0) -> float:
         model = LogisticRegression(max_iter=1000).fit(
             np.concatenate([images[train], texts[train]]), np.repeat([0, 1], len(train))
         )
-        correct += float(
-            (model.predict(images[held_out]) == 0).sum() + (model.predict(texts[held_out]) == 1).sum()
-        )
+        correct += float((model.predict(images[held_out]) == 0).sum() + (model.predict(texts[held_out]) == 1).sum())
     return correct / (2 * len(images))
 
 

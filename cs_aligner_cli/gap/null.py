@@ -38,9 +38,7 @@ def null_floor(
         raise InputError(f"draws: expected at least 1 split, got {draws}")
     clouds = paired_rows(image, text)
     first, second = split_halves(len(clouds[0]), draws, seed)
-    per_cloud = [
-        {**_centroids(z, first, second), **subset_divergences(z, first, second, bandwidths)} for z in clouds
-    ]
+    per_cloud = [{**_centroids(z, first, second), **subset_divergences(z, first, second, bandwidths)} for z in clouds]
     return {key: float(torch.stack([floor[key] for floor in per_cloud]).mean()) for key in per_cloud[0]}
 
 

@@ -75,13 +75,9 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=format_number, percent=_percent, rank=_rank)
-    template = environment.from_string(
-        files("cs_aligner_cli.gap").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
+    template = environment.from_string(files("cs_aligner_cli.gap").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     provenance = dict(report.get("provenance", {}))
     recipe = provenance.pop("recipe", "")
     stores = report["stores"]

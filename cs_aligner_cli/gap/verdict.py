@@ -19,9 +19,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     """
     measured = [name for name, values in report["stores"].items() if "centroid_gap" in values]
     if not measured:
-        return [
-            "No store has its image and text rows in one space, so no gap between them can be measured yet."
-        ]
+        return ["No store has its image and text rows in one space, so no gap between them can be measured yet."]
     if len(measured) == 1:
         return [_alone(report, measured[0])]
     return [_compared(report, reference, measured[-1]) for reference in measured[:-1]]
@@ -55,9 +53,7 @@ def _compared(report: Mapping[str, Any], reference: str, store: str) -> str:
         sentence += f"; paired cosine went {cosines[0]:.2f}{_ARROW}{cosines[1]:.2f}"
     sentence += f".{_floor(report, store)}"
     if None not in cosines and _closed_without_pairs(before, after):
-        sentence += (
-            " But the paired cosine did not rise: the clouds moved together, the pairs did not come closer."
-        )
+        sentence += " But the paired cosine did not rise: the clouds moved together, the pairs did not come closer."
     return sentence
 
 

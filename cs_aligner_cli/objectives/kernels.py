@@ -36,9 +36,7 @@ def _gram_distances(x: Tensor, y: Tensor) -> Tensor:
     return (squares - 2 * (x @ y.T)).clamp(min=0.0)
 
 
-def log_mean_kernel(
-    x: Tensor, y: Tensor | None, bandwidth: float, *, exclude_diagonal: bool = False
-) -> Tensor:
+def log_mean_kernel(x: Tensor, y: Tensor | None, bandwidth: float, *, exclude_diagonal: bool = False) -> Tensor:
     """Return ``log mean_ij exp(-||x_i - y_j||^2 / (2 bandwidth^2))`` as a scalar; y None means x with itself.
 
     x is (M, d), y (N, d), of one dtype, which is the result's. ``exclude_diagonal`` leaves the M pairs (i, i)

@@ -18,9 +18,7 @@ from cs_aligner_cli.errors import InputError
 Groups: TypeAlias = npt.NDArray[np.integer] | Tensor
 
 
-def infonce(
-    image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, groups: Groups | None = None
-) -> Tensor:
+def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, groups: Groups | None = None) -> Tensor:
     """Return the symmetric InfoNCE loss of the pairs (image_i, text_i) as a scalar tensor.
 
     The mean of the cross-entropies of image against texts and of text against images, with logits
@@ -52,9 +50,7 @@ def _false_negatives(groups: Groups, rows: int, device: torch.device) -> Tensor:
     """(N, N) mask of the pairs i != j whose rows share a group."""
     labels = torch.as_tensor(groups, device=device)
     if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(
-            f"groups: expected {rows} integers, got shape {tuple(labels.shape)} of {labels.dtype}"
-        )
+        raise InputError(f"groups: expected {rows} integers, got shape {tuple(labels.shape)} of {labels.dtype}")
     return (labels.unsqueeze(1) == labels).fill_diagonal_(False)
 
 

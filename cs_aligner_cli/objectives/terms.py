@@ -85,10 +85,7 @@ def _leaves(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, T
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], weight: float) -> list[Tensor]:
     grads = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [
-        torch.zeros_like(leaf) if grad is None else weight * grad
-        for leaf, grad in zip(leaves, grads, strict=True)
-    ]
+    return [torch.zeros_like(leaf) if grad is None else weight * grad for leaf, grad in zip(leaves, grads, strict=True)]
 
 
 def _norm(grads: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import EvalRetrieval, Recipe
 from cs_aligner_cli.retrieval import build_index, evaluate_retrieval, search, write_index
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.store import NO_SPACE, Store
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -34,33 +34,25 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     record = None if force else artifact.fresh()
     if record is None:
         with artifact.building() as build:
-            split = PreparedData(layout.prepared.path).split(
-                recipe.eval_retrieval.split, "eval_retrieval.split"
-            )
+            split = PreparedData(layout.prepared.path).split(recipe.eval_retrieval.split, "eval_retrieval.split")
             stores = layout.stores(split.name)
             results: dict[str, Any] = {}
             notes: list[str] = []
             with console.progress("searching", len(stores)) as advance:
                 for name, stored in stores.items():
                     store = Store(stored.path)
-                    dims = {m: store.array(m).shape[1] for m in MODALITIES}
-                    if dims["image"] == dims["text"]:
-                        arrays = {
-                            m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy()
-                            for m in MODALITIES
-                        }
+                    if store.shares_space:
+                        arrays = {m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy() for m in MODALITIES}
                         results[name] = _evaluate(recipe.eval_retrieval, split, arrays, build.folder / name)
                     else:
-                        notes.append(
-                            f"{name}: image ({dims['image']}-d) and text ({dims['text']}-d) share no space"
-                        )
+                        notes.append(f"{name}: {NO_SPACE}")
                     advance()
             build.summary = {
                 "split": split.name,
                 "images": len(split.images),
                 "captions": len(split.captions),
-                "protocol": "exact cosine search; a query is a hit at k if any of its true answers is among the k best; "
-                "equal scores rank by row",
+                "protocol": "exact cosine search; a query is a hit at k if any of its true answers is among the k "
+                "best; equal scores rank by row",
                 "eval_retrieval": results,
                 "notes": notes,
             }

@@ -17,19 +17,18 @@ from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.provenance import git_state, versions
 from cs_aligner_cli.recipe import GapReport, Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.store import NO_SPACE, Store
 
 Pairs = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]
 REPORT = "report.html"
-NO_SPACE = "image and text rows share no space, so that nothing can be compared between them"
 _KS = (1, 5, 10)
 
 
 def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Measure and draw the gap of every store of the report's split; return the metrics per store and the page's path.
 
-    Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, or the split holds
-    too few pairs.
+    Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, or
+    the split holds too few pairs.
     """
     layout = Layout(recipe)
     artifact = layout.gap
@@ -45,9 +44,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
                 advance()
             page = render_page(report, figures).encode()
             write_bytes(build.folder / REPORT, page)
-            write_bytes(
-                build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode()
-            )
+            write_bytes(build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode())
             write_json(build.folder / "report.json", report)
             for name, png in figures.items():
                 write_bytes(build.folder / f"{name}.png", png)
@@ -65,9 +62,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
 
 
-def _measure(
-    recipe: Recipe, layout: Layout, split: Split, advance: Any
-) -> tuple[dict[str, Any], dict[str, Pairs]]:
+def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tuple[dict[str, Any], dict[str, Pairs]]:
     spec = recipe.gap_report
     rows = _sampled_pairs(spec, split)
     report: dict[str, Any] = {
@@ -87,7 +82,7 @@ def _measure(
         store = Store(artifact.path)
         arrays = {m: store.array(m) for m in MODALITIES}
         report["stores"][name] = {}
-        if arrays["image"].shape[1] == arrays["text"].shape[1]:
+        if store.shares_space:
             pairs[name] = arrays["image"].take(rows["image"]), arrays["text"].take(rows["text"])
             report["stores"][name] = measure_gap(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
             report["null"][name] = null_floor(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)

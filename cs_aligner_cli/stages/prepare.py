@@ -35,9 +35,7 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
             source = SOURCES[manifest.kind](manifest, build.folder, console)
             images, captions = _linked(source)
             if images.empty or captions.empty:
-                raise InputError(
-                    f"{manifest_path(recipe)}: no usable images and captions are left", _reasons(source)
-                )
+                raise InputError(f"{manifest_path(recipe)}: no usable images and captions are left", _reasons(source))
             build.summary = _report(manifest, source, images, captions)
             columns = ["image_id", "split", "locator", "feature_row", "width", "height"]
             write_prepared(build.folder, images[columns], captions, source.description)
@@ -49,9 +47,7 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
 
 def _reasons(source: Source) -> str:
     reasons = [f"{item['item']}: {item['reason']}" for item in source.bad[:_SHOWN]]
-    return "\n".join(
-        [*reasons, *(f"skipped: {count} {what}" for what, count in source.skipped.items() if count)]
-    )
+    return "\n".join([*reasons, *(f"skipped: {count} {what}" for what, count in source.skipped.items() if count)])
 
 
 def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -71,24 +67,20 @@ def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
         ]
     if lost.any():
         dropped = any(item["kind"] == "image" for item in source.bad) or any(source.skipped.values())
-        name = (
-            "captions of dropped or skipped images" if dropped else "captions of images that are not listed"
-        )
+        name = "captions of dropped or skipped images" if dropped else "captions of images that are not listed"
         source.skipped[name] = int(lost.sum())
     captions = captions[~(lost | empty | other_split)].reset_index(drop=True)
     captions.insert(0, "caption_id", [f"{i:08d}" for i in range(len(captions))])
     return images, captions
 
 
-def _report(
-    manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame
-) -> dict[str, Any]:
+def _report(manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame) -> dict[str, Any]:
     counts = {"images": images["split"].value_counts(), "captions": captions["split"].value_counts()}
     names = dict.fromkeys([*images["split"].unique(), *captions["split"].unique()])
     splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
     bad = {kind: sum(item["kind"] == kind for item in source.bad) for kind in ("image", "caption")}
     return {
-        "name": manifest.name,
+        "data_set": manifest.name,
         "splits": splits,
         "duplicates": {
             **_duplicates("images with the same content", images, "digest"),

@@ -22,7 +22,9 @@ from cs_aligner_cli.errors import CsalignError, InputError
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import evaluate_terms
 from cs_aligner_cli.optimization import learning_rate, make_optimizer, make_terms, step_seed
-from cs_aligner_cli.recipe import OPEN_CLIP_FOLDER, Recipe, Train
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe_encoders import OPEN_CLIP_FOLDER
+from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, embed_split, plan_towers
@@ -64,9 +66,7 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
 class _Run:
     """One training run: what it trains on, and the loop."""
 
-    def __init__(
-        self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str
-    ) -> None:
+    def __init__(self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str) -> None:
         self.spec, self.seed, self.folder, self.console, self.name = (
             spec,
             recipe.seed,
@@ -82,9 +82,7 @@ class _Run:
         self.batches = PairBatches(self.split, train_rows, spec.batch_size, recipe.seed)
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
-        stores = (
-            {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
-        )
+        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
         live = [m for m in MODALITIES if getattr(spec, m).tune == "full"]
         encoders = load_encoders(recipe, data, self.device) if live else {}
         torch.manual_seed(recipe.seed)
@@ -105,9 +103,7 @@ class _Run:
             train_rows = np.union1d(train_rows, held_out)
             held_out = np.unique(self.val_split.image_of_caption[self.val_split.image_of_caption >= 0])
         if len(train_rows) < 2:
-            raise InputError(
-                f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on"
-            )
+            raise InputError(f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on")
         return train_rows, held_out
 
     def run(self) -> dict[str, Any]:
@@ -194,7 +190,7 @@ class _Run:
             if term.weight and not math.isfinite(terms[term.name]):
                 raise DivergedError(
                     f"{self.name}: step {step + 1}: the term {term.name} is {terms[term.name]}\n"
-                    "A lower train.lr, a longer warm-up or a wider bandwidth usually helps; the checkpoints so far are kept."
+                    "A lower train.lr, a longer warm-up or a wider bandwidth usually helps."
                 )
 
     def _validate(self, step: int, state: dict[str, Any], log: TextIO) -> None:
@@ -203,8 +199,7 @@ class _Run:
         rows = {"image": self.val_rows, "text": captions}
         size = self.batches.batch_size
         embedded = {
-            m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size)
-            for m in MODALITIES
+            m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES
         }
         image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
         found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))

@@ -1,0 +1,143 @@
+"""The recipe's section on encoders: the two towers before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag, ValidationInfo, model_validator
+
+from cs_aligner_cli.validation import KIND_IS_NEEDED, Strict, by_kind, resolve_path
+
+OPEN_CLIP_FOLDER = "open_clip"
+
+
+def _divides(section: Strict, small: str, large: str) -> None:
+    part, whole = getattr(section, small), getattr(section, large)
+    if whole % part:
+        raise ValueError(f"{small} ({part}) must divide {large} ({whole})")
+
+
+class VisionConfig(Strict):
+    """open_clip's vision_cfg, as far as a small ViT needs it."""
+
+    image_size: int = Field(64, ge=8, le=1024, description="Side of the square input, pixels.")
+    patch_size: int = Field(8, ge=2, le=256, description="Side of a patch, pixels.")
+    width: int = Field(128, ge=8, le=8192, description="Width of the transformer.")
+    layers: int = Field(4, ge=1, le=200, description="Number of transformer blocks.")
+    head_width: int = Field(32, ge=4, le=512, description="Width of one attention head; divides width.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> VisionConfig:
+        _divides(self, "head_width", "width")
+        _divides(self, "patch_size", "image_size")
+        return self
+
+
+class TextConfig(Strict):
+    """open_clip's text_cfg, as far as a small text transformer needs it."""
+
+    context_length: int = Field(32, ge=4, le=4096, description="Tokens per caption; longer captions are cut.")
+    width: int = Field(128, ge=8, le=8192, description="Width of the transformer.")
+    heads: int = Field(4, ge=1, le=256, description="Attention heads; divides width.")
+    layers: int = Field(3, ge=1, le=200, description="Number of transformer blocks.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextConfig:
+        _divides(self, "heads", "width")
+        return self
+
+
+class ClipConfig(Strict):
+    """A small open_clip architecture, named in open_clip's own words."""
+
+    embed_dim: int = Field(128, ge=2, le=8192, description="Dimension of the joint embedding space.")
+    vision_cfg: VisionConfig = Field(VisionConfig(), description="The image tower.")
+    text_cfg: TextConfig = Field(TextConfig(), description="The text tower.")
+
+
+class FeaturesEncoder(Strict):
+    """Features that another program computed; the manifest (kind: embeddings) says where they lie."""
+
+    kind: Literal["features"] = Field("features", description="Stored features.")
+    power: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Signed power applied to each value (0.5: the square root, as for post-ReLU features).",
+    )
+
+
+class OpenClipEncoder(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """A tower of an open_clip model, with the model's own preprocessing and tokenizer."""
+
+    kind: Literal["open_clip"] = Field("open_clip", description="An open_clip model.")
+    model: str | None = Field(
+        None,
+        description="Architecture name (ViT-B-32), hf-hub:ORG/NAME, local-dir:FOLDER as open_clip saves it,"
+        " or run:NAME: the model that the run in ./runs/NAME trained.",
+    )
+    pretrained: str | None = Field(
+        None, description="Pretrained tag of the named architecture, or a checkpoint's path."
+    )
+    config: ClipConfig | None = Field(None, description="Instead of model: a small architecture of your own.")
+    random_init: bool = Field(
+        False,
+        description="Begin from random weights (seeded by the recipe), for models trained from scratch.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any, info: ValidationInfo) -> Any:
+        """Paths inside local-dir:FOLDER and of checkpoint files follow the rule of every other path."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        model, pretrained = data.get("model"), data.get("pretrained")
+        if isinstance(model, str) and model.startswith("run:"):
+            data["model"] = f"local-dir:{exported_model(Path.cwd() / 'runs' / model.removeprefix('run:'))}"
+        elif isinstance(model, str) and model.startswith("local-dir:"):
+            data["model"] = f"local-dir:{resolve_path(model, info, prefix='local-dir:')}"
+        if isinstance(pretrained, str) and Path(pretrained).suffix:  # a file; pretrained tags have no dot
+            data["pretrained"] = str(resolve_path(pretrained, info))
+        return data
+
+    @model_validator(mode="after")
+    def _one_source(self) -> OpenClipEncoder:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give exactly one of model and config")
+        own_weights = self.model is not None and self.model.startswith(("local-dir:", "hf-hub:"))
+        if own_weights and (self.pretrained or self.random_init):
+            raise ValueError("a model from local-dir: or hf-hub: brings its weights; drop pretrained and random_init")
+        if not own_weights and bool(self.pretrained) == self.random_init:
+            raise ValueError(
+                "say where the weights come from: either pretrained (a tag or a file) or random_init: true"
+            )
+        return self
+
+
+def exported_model(run_dir: Path) -> Path:
+    """Where a run with fully trained towers leaves its model as an open_clip folder."""
+    return run_dir / "train" / "aligned" / OPEN_CLIP_FOLDER
+
+
+Encoder = Annotated[
+    Annotated[FeaturesEncoder, Tag("features")] | Annotated[OpenClipEncoder, Tag("open_clip")],
+    by_kind("features"),
+]
+
+
+class Encoders(Strict):
+    """The two towers as they come, before any training."""
+
+    image: Encoder = Field(
+        OpenClipEncoder(kind="open_clip", config=ClipConfig(), random_init=True),
+        description="The image tower; without this section a small open_clip model with random weights.",
+    )
+    text: Encoder | None = Field(
+        None, description="The text tower; null: of the same kind and model as the image tower."
+    )
+
+    def of(self, modality: str) -> FeaturesEncoder | OpenClipEncoder:
+        """The encoder of "image" or "text"."""
+        return self.text if modality == "text" and self.text is not None else self.image

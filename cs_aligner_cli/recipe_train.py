@@ -1,0 +1,154 @@
+"""The recipe's section on training: adapters, objective, and how it is optimised."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, Tag, model_validator
+
+from cs_aligner_cli.validation import KIND_IS_NEEDED, NAME_PATTERN, Strict, by_kind
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class LinearAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """One linear map (identity at the start where the dimensions agree)."""
+
+    kind: Literal["linear"] = Field("linear", description="A linear map.")
+    bias: bool = Field(True, description="Add a learned offset.")
+
+
+class ResidualMlpAdapter(Strict):
+    """A skip path plus a two-layer MLP (zero at the start, so that training begins at the skip path)."""
+
+    kind: Literal["residual_mlp"] = Field("residual_mlp", description="Skip path plus MLP.")
+    hidden_dim: int = Field(1024, ge=1, le=65536, description="Hidden units.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the hidden units.")
+
+
+Adapter = Annotated[
+    Annotated[LinearAdapter, Tag("linear")] | Annotated[ResidualMlpAdapter, Tag("residual_mlp")],
+    by_kind("residual_mlp"),
+]
+
+
+class Tower(Strict):
+    """What is trained of one tower."""
+
+    tune: Literal["frozen", "adapter", "full"] = Field(
+        "adapter",
+        description="frozen: nothing; adapter: a map on cached features; full: the encoder itself, live.",
+    )
+    adapter: Adapter = Field(ResidualMlpAdapter(), description="Used with tune: adapter.")
+
+
+class LogitScale(Strict):
+    """The inverse temperature, as open_clip counts it (100 = temperature 0.01)."""
+
+    init: float = Field(1 / 0.07, gt=0, le=1000, description="Value at the start.")
+    learn: bool = Field(True, description="Train it; false: it stays at init.")
+    max: float = Field(100.0, gt=0, le=1000, description="Upper clamp of the learned value (CLIP's is 100).")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogitScale:
+        if self.init > self.max:
+            raise ValueError(f"init ({self.init:g}) must not exceed max ({self.max:g})")
+        return self
+
+
+class InfoNce(Strict):
+    """Symmetric InfoNCE; captions of one image are no negatives of each other."""
+
+    kind: Literal["infonce"] = Field("infonce", description="CLIP's loss.")
+    weight: float = Field(1.0, ge=0, description="Weight of the term.")
+    logit_scale: LogitScale = Field(LogitScale(), description="The inverse temperature.")
+
+
+def _bandwidth(value: Any) -> Any:
+    """Pydantic would report each member of the union; a user needs one message."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "median" or (is_number and value > 0 and math.isfinite(value)):
+        return value
+    raise ValueError("expected a number more than 0 (sigma of the Gaussian kernel), or median")
+
+
+Bandwidth = Annotated[Annotated[float, Field(gt=0)] | Literal["median"], BeforeValidator(_bandwidth)]
+
+
+class CauchySchwarz(Strict):
+    """The Cauchy-Schwarz divergence between the two clouds."""
+
+    kind: Literal["cs"] = Field("cs", description="Cauchy-Schwarz divergence.")
+    weight: float = Field(1.0, ge=0, description="lambda; 0 still logs the value but trains without it.")
+    bandwidth: Bandwidth = Field(
+        0.7071,
+        description="sigma of the Gaussian kernel, or median: the median pairwise distance of each batch.",
+    )
+    estimator: Literal["v", "u"] = Field("v", description="v: diagonals included (the paper's); u: diagonal-free.")
+
+
+Pairwise: TypeAlias = InfoNce
+Divergence: TypeAlias = CauchySchwarz
+
+
+class Objective(Strict):
+    """The loss: pairwise term plus weighted divergence."""
+
+    pairwise: Pairwise = Field(InfoNce(), description="Ranks pairs.")
+    divergence: Divergence = Field(CauchySchwarz(), description="Brings the two distributions together.")
+
+
+class Train(Strict):
+    """What is trained, on what, and how."""
+
+    split: SplitName = Field("train", description="The split trained on.")
+    val_split: SplitName | None = Field(
+        None, description="Split for validation; null: val_fraction of split is held out."
+    )
+    val_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the images held out where val_split is null.")
+    image: Tower = Field(Tower(), description="The image tower.")
+    text: Tower = Field(Tower(), description="The text tower.")
+    embed_dim: int | None = Field(
+        None,
+        ge=2,
+        le=65536,
+        description="Adapters' output dimension; null: the towers' own if they share one, else 512.",
+    )
+    objective: Objective = Field(Objective(), description="The loss.")
+    pairwise_only: bool = Field(
+        False, description="Also train a control: the same recipe and seed with divergence weight 0."
+    )
+    epochs: int = Field(12, ge=1, description="Passes over the images.")
+    batch_size: int = Field(512, ge=2, description="Pairs per step: the size of the contrast.")
+    lr: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.9, 0.98],
+        min_length=2,
+        max_length=2,
+        description="AdamW's decay rates of the moments (open_clip's for ViTs).",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay, on matrices only.")
+    warmup_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps with linear warm-up; then cosine to 0."
+    )
+    grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
+    device: Device = Field("auto", description="Where training runs.")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Also save the last state every so many steps; null: each epoch."
+    )
+    log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
+
+    @property
+    def cached_towers(self) -> bool:
+        """Whether some tower trains on cached features, and so needs the training split's frozen store."""
+        return self.image.tune != "full" or self.text.tune != "full"
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Train:
+        if self.image.tune == self.text.tune == "frozen":
+            raise ValueError(
+                "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
+            )
+        return self
