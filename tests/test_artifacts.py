@@ -196,6 +196,7 @@ def test_a_kill_between_any_two_steps_leaves_an_old_or_a_new_output(tmp_path: Pa
         assert record is not None, f"lost at step {number}"
         found = (artifact.path / "file").read_text()
         assert record["inputs"]["sources"] == found
+        assert names(artifact.path) == ["file", "stage.json"]
         with artifact.building("newer") as building:
             assert not building.resumed
             (building.folder / "file").write_text("newer")

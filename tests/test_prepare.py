@@ -324,6 +324,7 @@ def spoilt_photos(photos_root: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.filterwarnings("default")  # as users run it: what PIL only warns of must be refused, too
 def test_bad_images_are_counted_and_listed_and_exit_with_3(
     spoilt_photos: dict[str, str],
     csalign: Csalign,
