@@ -7,13 +7,13 @@ import signal
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from cs_aligner_cli import __version__, shelf
 from cs_aligner_cli.console import Console, guarded, print_json
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.errors import InputError, TooManyBadItems
 
 _HELP = "Align vision and language, from data to report, driven by one YAML recipe."
 _EPILOG = (
@@ -91,11 +91,15 @@ def _stage(
     def call() -> None:
         from cs_aligner_cli.pipeline import run_stage
         from cs_aligner_cli.recipe import load_recipe
-        from cs_aligner_cli.views import TABLES
+        from cs_aligner_cli.views import TABLES, stage_data
 
         loaded = load_recipe(recipe, overrides or ())
         console = Console(as_json, quiet)
-        result = run_stage(stage, loaded, console, force)
+        try:
+            result = run_stage(stage, loaded, console, force)
+        except TooManyBadItems as error:
+            console.result(stage_data(stage, loaded, error.result), TABLES[stage](error.result))
+            raise
         if result["status"] == "fresh":
             console.say(f"{stage}: nothing to do, its inputs have not changed (--force redoes it)")
         for name in result.get("waiting_for_training", ()):
@@ -104,8 +108,7 @@ def _stage(
             console.say(note)
         if stage == "gap_report":
             console.say(f"report: {result['report']}")
-        head = {"command": stage, "name": loaded.name, "run_dir": str(loaded.folder)}
-        console.result({**head, **result}, TABLES[stage](result))
+        console.result(stage_data(stage, loaded, result), TABLES[stage](result))
 
     _finish(call, debug)
 
@@ -189,27 +192,17 @@ def run(
     def call() -> None:
         from cs_aligner_cli.pipeline import run_all
         from cs_aligner_cli.recipe import load_recipe
-        from cs_aligner_cli.views import run_tables
+        from cs_aligner_cli.views import prepare_tables, run_data, run_tables, stage_data
 
         loaded = load_recipe(recipe, overrides or ())
         console = Console(as_json, quiet)
-        results = run_all(loaded, console, force)
-        report = results["gap_report"]["report"]
-        data: dict[str, Any] = {
-            "command": "run",
-            "name": loaded.name,
-            "run_dir": str(loaded.folder),
-            "seed": loaded.seed,
-            "status": {stage: result["status"] for stage, result in results.items()},
-            "train": results.get("train", {}).get("runs", {}),
-            "eval_retrieval": results["eval_retrieval"]["eval_retrieval"],
-            "gap_report": results["gap_report"]["gap_report"],
-            "null_floor": results["gap_report"]["null_floor"],
-            "notes": list(dict.fromkeys([*results["eval_retrieval"]["notes"], *results["gap_report"]["notes"]])),
-            "report": report,
-        }
-        console.result(data, run_tables(results))
-        console.say(f"report: {report}")
+        try:
+            results = run_all(loaded, console, force)
+        except TooManyBadItems as error:
+            console.result(stage_data("prepare", loaded, error.result), prepare_tables(error.result))
+            raise
+        console.result(run_data(loaded, results), run_tables(results))
+        console.say(f"report: {results['gap_report']['report']}")
 
     _finish(call, debug)
 

@@ -69,6 +69,9 @@ class Console:
             print_json(data)
             return
         for table in tables:
+            # Printed apart: Rich would wrap a title to the width of its table.
+            title, table.title = table.title, None
+            self._out.print(Text(str(title), style="bold"))
             self._out.print(table)
 
     @contextmanager

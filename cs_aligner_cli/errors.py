@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 # A list of names longer than this (open_clip's models, a wide table's columns) is cut.
 _MAX_LISTED = 20
@@ -28,9 +29,13 @@ class InputError(CsalignError, ValueError):
 
 
 class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
-    """The work is done, but more items were bad than the recipe allows (exit code 3)."""
+    """The work is done, but more items were bad than the recipe allows (exit code 3); ``result`` is the stage's."""
 
     exit_code = 3
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def did_you_mean(given: str, valid: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cs_aligner_cli.artifacts import lock
 from cs_aligner_cli.console import Console
+from cs_aligner_cli.errors import TooManyBadItems
 from cs_aligner_cli.recipe import Recipe
 
 STAGES = ("prepare", "embed", "train", "eval_retrieval", "gap_report")
@@ -24,9 +25,15 @@ def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False)
         import_module(f"cs_aligner_cli.stages.{stage}"), stage
     )
     with ExitStack() as stack:
-        for folder in dict.fromkeys(f for f in (recipe.folder, recipe.data.dir, recipe.embed.dir) if f):
+        # Folders that runs may share are held only by the stage that writes them, so that runs can go side by side.
+        shared = {"prepare": recipe.data.dir, "embed": recipe.embed.dir}.get(stage)
+        for folder in (recipe.folder, *([shared] if shared else [])):
             stack.enter_context(lock(folder))
-        result = function(recipe, console, force)
+        try:
+            result = function(recipe, console, force)
+        except TooManyBadItems as error:
+            record_stage(Layout(recipe), stage, error.result)
+            raise
         record_stage(Layout(recipe), stage, result)
     return result
 

@@ -62,7 +62,9 @@ class Embed(Strict):
     """How embeddings are computed and stored."""
 
     device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Autocast precision of the encoders.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Autocast precision of the frozen encoders; trained towers run in fp32."
+    )
     batch_size: int = Field(128, ge=1, description="Items per forward pass.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")

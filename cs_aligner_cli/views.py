@@ -1,4 +1,4 @@
-"""What a person sees of each stage's result: tables and closing lines."""
+"""What is shown of each stage's result: tables for people, one object for --json."""
 
 from __future__ import annotations
 
@@ -8,9 +8,33 @@ from typing import Any
 from rich.table import Table
 
 from cs_aligner_cli.console import table
+from cs_aligner_cli.recipe import Recipe
 
 Result = dict[str, Any]
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def stage_data(stage: str, recipe: Recipe, result: Result) -> Result:
+    """What one stage's --json holds."""
+    return {"command": stage, "name": recipe.name, "run_dir": str(recipe.folder), **result}
+
+
+def run_data(recipe: Recipe, results: dict[str, Result]) -> Result:
+    """What the --json of a whole run holds: the status of every stage and all numbers per store."""
+    retrieval, gap = results["eval_retrieval"], results["gap_report"]
+    return {
+        "command": "run",
+        "name": recipe.name,
+        "run_dir": str(recipe.folder),
+        "seed": recipe.seed,
+        "status": {stage: result["status"] for stage, result in results.items()},
+        "train": results.get("train", {}).get("runs", {}),
+        "eval_retrieval": retrieval["eval_retrieval"],
+        "gap_report": gap["gap_report"],
+        "null_floor": gap["null_floor"],
+        "notes": list(dict.fromkeys([*retrieval["notes"], *gap["notes"]])),
+        "report": gap["report"],
+    }
 
 
 def prepare_tables(result: Result) -> list[Table]:

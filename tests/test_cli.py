@@ -116,7 +116,7 @@ def _raising(error: BaseException) -> Callable[[], None]:
     ("error", "code", "message"),
     [
         (InputError("r.yaml:2: wrong", "Do this."), 2, "csalign: r.yaml:2: wrong\nDo this.\n"),
-        (TooManyBadItems("5 of 10 are bad"), 3, "csalign: 5 of 10 are bad\n"),
+        (TooManyBadItems("5 of 10 are bad", {}), 3, "csalign: 5 of 10 are bad\n"),
         (
             KeyboardInterrupt(),
             130,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -41,8 +42,9 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
             write_prepared(build.folder, images[columns], captions, source.description)
             write_json(build.folder / REPORT, {**build.summary, "bad_items": source.bad})
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
-    _refuse_too_many_bad(summary, recipe.data.max_bad_fraction, artifact.path / REPORT)
-    return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
+    result = {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
+    _refuse_too_many_bad(result, recipe.data.max_bad_fraction, artifact.path / REPORT)
+    return result
 
 
 def _reasons(source: Source) -> str:
@@ -115,13 +117,14 @@ def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
     ]
 
 
-def _refuse_too_many_bad(summary: dict[str, Any], limit: float, report: Any) -> None:
-    if summary["bad_fraction"] <= limit:
+def _refuse_too_many_bad(result: dict[str, Any], limit: float, report: Path) -> None:
+    if result["bad_fraction"] <= limit:
         return
-    bad = summary["bad"]
+    bad = result["bad"]
     shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in bad["first"])
     raise TooManyBadItems(
-        f"{bad['images']} images and {bad['captions']} captions are bad: {summary['bad_fraction']:.1%} of a "
+        f"{bad['images']} images and {bad['captions']} captions are bad: {result['bad_fraction']:.1%} of a "
         f"modality, more than data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
-        f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=..."
+        f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=...",
+        result,
     )
