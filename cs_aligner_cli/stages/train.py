@@ -67,13 +67,8 @@ class _Run:
     """One training run: what it trains on, and the loop."""
 
     def __init__(self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str) -> None:
-        self.spec, self.seed, self.folder, self.console, self.name = (
-            spec,
-            recipe.seed,
-            build.folder,
-            console,
-            name,
-        )
+        self.spec, self.name, self.console = spec, name, console
+        self.seed, self.folder = recipe.seed, build.folder
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
         self.split = data.split(spec.split, "train.split")
