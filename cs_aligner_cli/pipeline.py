@@ -12,8 +12,6 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.errors import TooManyBadItems
 from cs_aligner_cli.recipe import Recipe
 
-STAGES = ("prepare", "embed", "train", "eval_retrieval", "gap_report")
-
 
 def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Run one stage with its output folders locked, and note it in the run's record."""

@@ -122,3 +122,11 @@ def write_keys(folder: Path, tables: dict[str, pd.DataFrame], identity: dict[str
         columns = ["image_id"] if modality == "image" else ["caption_id", "image_id"]
         table[columns].to_parquet(folder / f"{modality}.parquet", index=False)
     write_json(folder / "identity.json", identity)
+
+
+def nothing_to_compare(split: str) -> InputError:
+    """The error of a measurement that no store of a split allows: an empty result must not look like a success."""
+    return InputError(
+        f"nothing to measure on split {split!r}: {NO_SPACE}",
+        "Train adapters into a shared space first (train: null leaves only the frozen towers).",
+    )

@@ -104,7 +104,7 @@ def retrieval_tables(result: Result) -> list[Table]:
         for store, directions in result["eval_retrieval"].items()
         for direction, metrics in directions.items()
     ]
-    names: list[str] = list(next(iter(result["eval_retrieval"].values()), {"i2t": {}})["i2t"])
+    names: list[str] = list(next(iter(result["eval_retrieval"].values()))["i2t"])
     title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in %)"
     return [table(title, ["store", "direction", *(name.replace("_", " ") for name in names)], rows)]
 
@@ -113,8 +113,6 @@ def gap_tables(result: Result) -> list[Table]:
     """Every metric per store, and the null floor of the last one: what its two clouds would read without a gap."""
     stores = result["gap_report"]
     names = list(dict.fromkeys(name for values in stores.values() for name in values))
-    if not stores:
-        return []
     last, floor = list(result["null_floor"].items())[-1]
     rows = [(n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names]
     title = f"modality gap on split {result['split']}: {result['pairs']} pairs"

@@ -152,6 +152,25 @@ def test_frozen_towers_of_one_space_are_measured_beside_the_aligned_ones(
     assert "train" not in only["status"]
 
 
+def test_towers_without_a_shared_space_are_no_empty_success(features_recipe: Path) -> None:
+    for stage in ("prepare", "embed"):
+        csalign(stage, features_recipe, "--set", "train=null")
+    for stage in ("eval-retrieval", "gap-report"):
+        message = csalign(stage, features_recipe, "--set", "train=null", code=2)
+        assert "nothing to measure on split 'dev'" in message
+        assert "Train adapters into a shared space first" in message
+
+
+def test_a_leak_between_splits_is_told_even_when_quiet(features_recipe: Path, features_root: Path) -> None:
+    quiet = ["prepare", str(features_recipe), "-q"]
+    assert "leak" not in CliRunner().invoke(app, quiet).stderr
+    image = np.load(features_root / "image_mobilenet_v2.npy")
+    image[-1] = image[0]  # a test image like a training image
+    np.save(features_root / "image_mobilenet_v2.npy", image)
+    told = CliRunner().invoke(app, quiet).stderr
+    assert "warning: 1 contents of images with the same content stand in several splits: a leak" in told
+
+
 def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_recipe: Path, tmp_path: Path) -> None:
     shared = [f"data.dir={tmp_path / 'data'}", f"embed.dir={tmp_path / 'frozen'}"]
     run(features_recipe, *shared, f"run_dir={tmp_path / 'a'}")

@@ -16,7 +16,7 @@ from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import EvalRetrieval, Recipe
 from cs_aligner_cli.retrieval import build_index, evaluate_retrieval, search, write_index
-from cs_aligner_cli.store import NO_SPACE, Store
+from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -25,7 +25,7 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     """Evaluate every store of ``eval_retrieval.split``; return the numbers per store and where they lie.
 
     A store whose image and text dimensions differ shares no space and is left out with a note. Raises InputError if a
-    store is missing or stale, or if a k is larger than a gallery.
+    store is missing or stale, if no store shares a space, or if a k is larger than a gallery.
     """
     layout = Layout(recipe)
     artifact = layout.retrieval
@@ -47,6 +47,8 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
                     else:
                         notes.append(f"{name}: {NO_SPACE}")
                     advance()
+            if not results:
+                raise nothing_to_compare(split.name)
             build.summary = {
                 "split": split.name,
                 "images": len(split.images),

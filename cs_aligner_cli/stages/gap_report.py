@@ -17,7 +17,7 @@ from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.provenance import git_state, versions
 from cs_aligner_cli.recipe import GapReport, Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import NO_SPACE, Store
+from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
 
 Pairs = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]
 REPORT = "report.html"
@@ -27,8 +27,8 @@ _KS = (1, 5, 10)
 def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Measure and draw the gap of every store of the report's split; return the metrics per store and the page's path.
 
-    Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, or
-    the split holds too few pairs.
+    Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, no
+    store shares a space, or the split holds too few pairs.
     """
     layout = Layout(recipe)
     artifact = layout.gap
@@ -40,6 +40,8 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
             split = PreparedData(layout.prepared.path).split(recipe.gap_split, "gap_report.split")
             with console.progress("measuring the gap", len(layout.stores(split.name)) + 1) as advance:
                 report, pairs = _measure(recipe, layout, split, advance)
+                if not pairs:
+                    raise nothing_to_compare(split.name)
                 figures = _figures(report, pairs, recipe.seed)
                 advance()
             page = render_page(report, figures).encode()
@@ -104,8 +106,6 @@ def _retrieval(image: Any, text: Any, split: Split) -> dict[str, Any]:
 
 
 def _figures(report: dict[str, Any], pairs: dict[str, Pairs], seed: int) -> dict[str, bytes]:
-    if not pairs:
-        return {}
     points = {
         name: {
             "gap": report["stores"][name]["centroid_gap"],

@@ -42,6 +42,9 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
             write_prepared(build.folder, images[columns], captions, source.description)
             write_json(build.folder / REPORT, {**build.summary, "bad_items": source.bad})
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
+    for what, found in summary["duplicates"].items():
+        if found["contents_in_several_splits"]:
+            console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
     result = {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
     _refuse_too_many_bad(result, recipe.data.max_bad_fraction, artifact.path / REPORT)
     return result
