@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cs_aligner_cli.objectives import DIVERGENCES, PAIRWISE, Term
-from cs_aligner_cli.recipe_train import Objective, Train
+from cs_aligner_cli.recipe_objective import Objective
+from cs_aligner_cli.recipe_train import Train
 
 
 def make_terms(objective: Objective) -> list[Term]:
