@@ -50,7 +50,7 @@ def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, 
                 f"but the {modality} embeddings have {dims[modality]}",
                 "Use the encoders that it was trained on.",
             )
-    towers = Towers(plans, encoders, logit_scale=1.0)
+    towers = Towers(plans, encoders)
     load_weights(path, towers)
     return towers
 

@@ -55,7 +55,7 @@ class Layout:
             return {}
         variants = {ALIGNED: train}
         divergence = train.objective.divergence
-        if train.pairwise_only and divergence.weight > 0:
+        if train.pairwise_only and divergence.weight != 0:
             without = divergence.model_copy(update={"weight": 0.0})
             objective = train.objective.model_copy(update={"divergence": without})
             variants = {PAIRWISE_ONLY: train.model_copy(update={"objective": objective}), **variants}
@@ -76,7 +76,7 @@ class Layout:
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
         train = self.variants[variant]
-        ignored = {"device", "log_steps", "checkpoint_steps", "pairwise_only"}
+        ignored = {"device", "log_steps", "checkpoint_steps", "conflict_steps", "pairwise_only"}
         cached = [self.frozen(split) for split in self.training_splits] if train.cached_towers else []
         return Artifact(
             f"training run {variant}",

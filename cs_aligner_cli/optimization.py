@@ -1,32 +1,14 @@
-"""From the recipe to what drives training: the objective's terms, the optimizer, the learning rate of a step."""
+"""From the recipe to what drives training: the optimizer, and the learning rate and random seed of a step."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from cs_aligner_cli.objectives import DIVERGENCES, PAIRWISE, Term
-from cs_aligner_cli.recipe_objective import Objective
 from cs_aligner_cli.recipe_train import Train
-
-
-def make_terms(objective: Objective) -> list[Term]:
-    """The objective's named terms: the pairwise term first, then the divergence."""
-    pairwise, divergence = objective.pairwise, objective.divergence
-    rank = PAIRWISE[pairwise.kind]
-    part = partial(DIVERGENCES[divergence.kind], bandwidth=divergence.bandwidth, estimator=divergence.estimator)
-
-    def divergence_loss(image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None) -> Tensor:
-        return part(image, text)
-
-    return [
-        Term(pairwise.kind, pairwise.weight, rank),
-        Term(divergence.kind, divergence.weight, divergence_loss),
-    ]
 
 
 def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
@@ -47,6 +29,6 @@ def learning_rate(spec: Train, step: int, steps: int) -> float:
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A seed for the random draws of one step, so that resuming needs no generator state."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest())
+def step_seed(seed: int, *where: int) -> int:
+    """A seed for the random draws at one place of training (step, part), so that resuming needs no generator state."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, (seed, *where))).encode(), digest_size=7).digest())

@@ -66,6 +66,12 @@ class Train(Strict):
     )
     epochs: int = Field(12, ge=1, description="Passes over the images.")
     batch_size: int = Field(512, ge=2, description="Pairs per step: the size of the contrast.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Pairs that go through the towers at once (it must divide batch_size); null: the whole batch. "
+        "The loss is that of the whole batch either way.",
+    )
     lr: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.98],
@@ -83,11 +89,22 @@ class Train(Strict):
         None, ge=1, description="Also save the last state every so many steps; null: each epoch."
     )
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
+    conflict_steps: int | None = Field(
+        None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
+    )
 
     @property
     def cached_towers(self) -> bool:
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
         return self.image.tune != "full" or self.text.tune != "full"
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Train:
+        size, micro = self.batch_size, self.micro_batch_size
+        if micro is not None and size % micro:
+            near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - micro), d))
+            raise ValueError(f"micro_batch_size ({micro}) must divide batch_size ({size}); the nearest is {near}")
+        return self
 
     @model_validator(mode="after")
     def _trains_something(self) -> Train:

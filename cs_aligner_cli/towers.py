@@ -18,6 +18,7 @@ from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.objectives import Logits
 from cs_aligner_cli.recipe_train import Adapter, Train
 from cs_aligner_cli.store import Store
 
@@ -63,13 +64,25 @@ def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
 
 
 class Towers(nn.Module):
-    """Both towers and the logit scale: everything that training may change."""
+    """Both towers and the logits' scale and bias: everything that training may change."""
 
-    def __init__(self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], logit_scale: float) -> None:
+    def __init__(
+        self,
+        plans: Mapping[str, TowerPlan],
+        encoders: Mapping[str, Encoder],
+        logit_scale: float = 1.0,
+        logit_bias: float = 0.0,
+    ) -> None:
         super().__init__()
         self.plans = dict(plans)
         self.parts = nn.ModuleDict({m: _module(plan, encoders.get(m)) for m, plan in plans.items()})
         self.log_logit_scale = nn.Parameter(torch.tensor(logit_scale).log())
+        self.logit_bias = nn.Parameter(torch.tensor(logit_bias))
+
+    @property
+    def logits(self) -> Logits:
+        """What turns cosines into logits."""
+        return Logits(self.log_logit_scale.exp(), self.logit_bias)
 
     def forward(self, modality: str, inputs: Tensor) -> Tensor:
         """L2-normalised float32 embeddings (B, out_dim) of one modality's inputs."""

@@ -62,6 +62,19 @@ def by_kind(default: str) -> Discriminator:
     return Discriminator(kind_of)
 
 
+# The tag of the member of a union that is written as a plain value, where the others are sections.
+PLAIN = "plain"
+
+
+def plain_or_kind(default: str) -> Discriminator:
+    """As ``by_kind``, but a value that is no section is the member with the tag PLAIN."""
+
+    def form_of(value: Any) -> Any:
+        return by_kind(default).discriminator(value) if isinstance(value, dict | BaseModel) else PLAIN  # type: ignore[operator]
+
+    return Discriminator(form_of)
+
+
 M = TypeVar("M", bound=Strict)
 # What was given with --set: key path to raw text.
 Overrides: TypeAlias = Mapping[KeyPath, str]
@@ -246,6 +259,8 @@ def _locate(root: type[BaseModel], loc: tuple[int | str, ...]) -> _Spot:
     spot = _Spot((), root, root, ())
     rivals: tuple[type[BaseModel], ...] = ()
     for part in loc:
+        if part == PLAIN:
+            continue
         sections = tuple(section_models(spot.annotation))
         tagged = [section for section in sections if part in _kinds(section)]
         if len(sections) > 1 and tagged:

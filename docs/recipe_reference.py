@@ -32,13 +32,13 @@ _LIKE_IMAGE = ("encoders.text", "train.text")
 
 def page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([_INTRODUCTION, "## The top level", *_section(Recipe, "")]) + "\n"
+    return "\n".join([_INTRODUCTION, "## The top level", *_section(Recipe, "", set())]) + "\n"
 
 
-def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The table of one section's own keys, then its sub-sections."""
+def _section(model: type[BaseModel], prefix: str, told: set[tuple[str, type[BaseModel]]]) -> Iterator[str]:
+    """The table of one section's own keys, then its sub-sections; ``told`` are those that were described already."""
     inner = {name: list(section_models(info.annotation)) for name, info in model.model_fields.items()}
-    values = [name for name, models in inner.items() if not models]
+    values = [name for name, models in inner.items() if not isinstance(model.model_fields[name].default, BaseModel)]
     if values:
         yield _TABLE
         yield from (_row(prefix + name, model.model_fields[name]) for name in values)
@@ -48,9 +48,12 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield f"\n## `{key}`\n\n{model.model_fields[name].description} Its keys are those of `{prefix}image`."
             continue
         for member in models:
+            if (key, member) in told:
+                continue
+            told.add((key, member))
             kind = f", kind `{member.model_fields['kind'].default}`" if len(models) > 1 else ""
             yield f"\n## `{key}`{kind}\n\n{member.__doc__}"
-            yield from _section(member, key + ".")
+            yield from _section(member, key + ".", told)
 
 
 def _row(key: str, info: FieldInfo) -> str:
@@ -68,15 +71,19 @@ def _default(value: Any) -> str:
 
 def _allowed(info: FieldInfo) -> list[str]:
     found = _literals(info.annotation)
-    for metadata in (
-        *info.metadata,
-        *(m for a in typing.get_args(info.annotation) for m in getattr(a, "__metadata__", ())),
-    ):
-        for constraint in (metadata, *getattr(metadata, "metadata", ())):
+    for constraint in (*info.metadata, *_inner_constraints(info.annotation)):
+        for part in (constraint, *getattr(constraint, "metadata", ())):
             for name, sign in _BOUNDS.items():
-                if (bound := getattr(constraint, name, None)) is not None:
+                if (bound := getattr(part, name, None)) is not None:
                     found.append(f"{sign}{bound:,}")
     return list(dict.fromkeys(found))
+
+
+def _inner_constraints(annotation: Any) -> Iterator[Any]:
+    """What is asked of the values inside a union or list."""
+    for argument in typing.get_args(annotation):
+        yield from getattr(argument, "__metadata__", ())
+        yield from _inner_constraints(argument)
 
 
 def _literals(annotation: Any) -> list[str]:

@@ -5,35 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
+from samples import Rows, random_rows, tensor_rows
 
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.objectives import (
-    DIVERGENCES,
-    PAIRWISE,
-    Term,
-    cs_divergence,
-    evaluate_terms,
-    infonce,
-    median_bandwidth,
-)
-from cs_aligner_cli.objectives.kernels import squared_distances
-
-Rows = npt.NDArray[np.float64]
-
-
-def random_rows(seed: int, rows: int, width: int, unit: bool = True) -> Rows:
-    x = np.random.default_rng(seed).normal(size=(rows, width))
-    return x / np.linalg.norm(x, axis=1, keepdims=True) if unit else x
-
-
-def tensor_rows(seed: int, rows: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(random_rows(seed, rows, width))
+from cs_aligner_cli.objectives import auto_bandwidth, cs_divergence, infonce, median_bandwidth
 
 
 def loop_log_mean(x: Rows, y: Rows, sigma: float, diagonal: bool) -> float:
@@ -65,7 +45,7 @@ def test_cs_equals_a_double_loop(estimator, dtype, sigma, m, n, unit):
         value = cs_divergence(given_x, given_y, sigma, estimator)
         assert value.shape == ()
         assert value.dtype == (torch.float32 if dtype is np.float32 else torch.float64)
-        assert value.item() == pytest.approx(expected, rel=1e-6 if dtype is np.float32 else 1e-12)
+        assert value.item() == pytest.approx(expected, rel=1e-5 if dtype is np.float32 else 1e-12)
 
 
 def test_cs_of_rows_far_from_the_origin_and_close_together():
@@ -73,17 +53,6 @@ def test_cs_of_rows_far_from_the_origin_and_close_together():
     x, y = x.astype(np.float32), y.astype(np.float32)
     expected = loop_cs(x.astype(np.float64), y.astype(np.float64), 0.01, "v")
     assert cs_divergence(x, y, 0.01).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_squared_distances_hold_a_float32_shift():
-    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    exact = (x.double().unsqueeze(1) - x.double()).square().sum(-1)
-    assert torch.equal(squared_distances(x).diagonal(), torch.zeros(20))
-    shifted = (x + 1000) - 1000  # what is left of x after the shift has rounded it
-    exact_shifted = (shifted.double().unsqueeze(1) - shifted.double()).square().sum(-1)
-    torch.testing.assert_close(squared_distances(x).double(), exact, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(squared_distances(x + 1000).double(), exact_shifted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(squared_distances(x + 1000, x + 1000), squared_distances(x + 1000))
 
 
 @pytest.mark.parametrize("estimator", ["v", "u"])
@@ -143,7 +112,7 @@ def test_cs_gradient(estimator, sigma):
 def test_tiny_bandwidth_on_far_rows_stays_finite(estimator):
     x = torch.nn.functional.normalize(tensor_rows(0, 16, 64).float() + 1, dim=1).requires_grad_()
     y = (-x.detach().roll(1, 0)).requires_grad_()
-    assert torch.exp(-squared_distances(x, y) / (2 * 0.05**2)).sum() == 0  # every kernel value underflows
+    assert torch.exp(-torch.cdist(x, y).square() / (2 * 0.05**2)).sum() == 0  # every kernel value underflows
     value = cs_divergence(x, y, 0.05, estimator)
     value.backward()
     assert value.isfinite()
@@ -294,79 +263,27 @@ def test_infonce_error_texts():
             infonce(image, text, 1.0, bad)
 
 
-TERMS = (
-    Term("infonce", 1.0, infonce),
-    Term("cs", 2.5, lambda image, text, logit_scale, groups: cs_divergence(image, text, 0.5)),
-    Term("image norm", -0.1, lambda image, text, logit_scale, groups: image.square().mean()),
-)
+def test_auto_bandwidth_is_the_smallest_sigma_with_the_share_of_effective_pairs():
+    x, y = random_rows(0, 60, 16), random_rows(1, 50, 16) + 0.3
+    squares = ((x[:, None] - y) ** 2).sum(-1)
+
+    def share(sigma):
+        k = np.exp(-squares / (2 * sigma**2))
+        return k.sum() ** 2 / (k**2).sum() / k.size
+
+    for wanted in (0.1, 0.5, 0.9, 0.99):
+        sigma = auto_bandwidth(x, y, wanted)
+        assert share(sigma) == pytest.approx(wanted, abs=0.003)
+        assert share(sigma) >= wanted > share(0.99 * sigma)
+    assert auto_bandwidth(10 * x, 10 * y) == pytest.approx(10 * auto_bandwidth(x, y), rel=2e-3)
+    large = auto_bandwidth(random_rows(0, 3000, 16), random_rows(1, 2000, 16) + 0.3)
+    assert large == pytest.approx(auto_bandwidth(x, y), rel=0.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_evaluate_terms_gives_the_gradient_of_the_summed_loss(dtype):
-    torch.manual_seed(0)
-    towers = [torch.nn.Linear(6, 4, dtype=dtype) for _ in range(2)]
-    log_scale = torch.nn.Parameter(torch.tensor(2.0))
-    parameters = [*towers[0].parameters(), *towers[1].parameters(), log_scale]
-    groups = torch.tensor([0, 0, 1, 2, 3])
-    features = [tensor_rows(seed, 5, 6).to(dtype) for seed in (0, 1)]
-
-    def embed():
-        return [tower(x) for tower, x in zip(towers, features, strict=True)]
-
-    image, text = embed()
-    scale = log_scale.exp()
-    total = sum(term.weight * term.loss(image, text, scale, groups) for term in TERMS)
-    expected = torch.autograd.grad(total, parameters)
-
-    image, text = embed()
-    scale = log_scale.exp()
-    result = evaluate_terms(TERMS, image, text, scale, groups)
-    assert (result.image_grad.dtype, result.logit_scale_grad.shape) == (dtype, ())
-    torch.autograd.backward([image, text, scale], [result.image_grad, result.text_grad, result.logit_scale_grad])
-    rtol = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
-    torch.testing.assert_close(result.total.double(), total.detach().double(), rtol=rtol, atol=rtol)
-    for parameter, grad in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, grad, rtol=rtol, atol=rtol)
-
-
-def test_evaluate_terms_names_every_value_and_gradient_norm():
-    image, text = tensor_rows(0, 5, 4), tensor_rows(1, 5, 4)
-    scale = torch.tensor(3.0)
-    with torch.no_grad():  # the gradient is taken whether or not the caller records one
-        result = evaluate_terms(TERMS, image, text, scale)
-    assert list(result.values) == list(result.grad_norms) == ["infonce", "cs", "image norm"]
-    for term in TERMS:
-        leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
-        value = term.loss(*leaves, scale, None)
-        grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        norm = abs(term.weight) * math.sqrt(sum(g.square().sum().item() for g in grads if g is not None))
-        assert result.values[term.name].item() == pytest.approx(value.item())
-        assert not result.values[term.name].requires_grad
-        assert result.grad_norms[term.name].item() == pytest.approx(norm)
-    assert not image.requires_grad
-
-
-def test_a_term_of_weight_zero_is_valued_and_nothing_else():
-    def broken(image, text, logit_scale, groups):
-        return (image.sum() + logit_scale) * torch.inf
-
-    image, text, scale = tensor_rows(0, 5, 4), tensor_rows(1, 5, 4), torch.tensor(3.0)
-    alone = evaluate_terms(TERMS[:1], image, text, scale)
-    beside = evaluate_terms((*TERMS[:1], Term("broken", 0.0, broken)), image, text, scale)
-    assert beside.values["broken"].isinf()
-    assert beside.grad_norms["broken"] == 0
-    for name in ("total", "image_grad", "text_grad", "logit_scale_grad"):
-        assert torch.equal(getattr(alone, name), getattr(beside, name))
-    only_zero = evaluate_terms((Term("broken", 0.0, broken),), image, text, scale)
-    assert only_zero.total == 0
-    assert only_zero.image_grad.abs().sum() == 0
-
-
-def test_terms_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="distinct names"):
-        evaluate_terms((TERMS[0], TERMS[0]), tensor_rows(0, 2, 2), tensor_rows(1, 2, 2), torch.tensor(1.0))
-
-
-def test_tables_name_the_functions():
-    assert DIVERGENCES["cs"] is cs_divergence
-    assert PAIRWISE["infonce"] is infonce
+def test_auto_bandwidth_error_texts():
+    x = random_rows(0, 5, 3)
+    with pytest.raises(InputError, match="effective_share: expected a share between 0 and 1, got 1"):
+        auto_bandwidth(x, x, 1.0)
+    for bad in (np.ones((4, 3)), np.full((4, 3), np.nan)):
+        with pytest.raises(InputError, match='bandwidth "auto": the distances between the clouds are all equal or not'):
+            auto_bandwidth(bad, bad)

@@ -91,7 +91,7 @@ def misspellings(key: str) -> list[str]:
     middle = len(key) // 2
     swapped = key[: middle - 1] + key[middle] + key[middle - 1] + key[middle + 1 :]
     wrong = [key[:middle] + key[middle - 1] + key[middle:], key[:-1], swapped]
-    return wrong if len(key) > 3 and swapped != key else wrong[:2]
+    return [name for name in (wrong if len(key) > 3 and swapped != key else wrong[:2]) if name]
 
 
 def _shipped(kind: shelf.Kind) -> list[Any]:
@@ -167,8 +167,15 @@ def _base_for(path: Path_) -> dict[str, Any]:
             data["encoders"] = {tower: {"kind": "open_clip", "random_init": True, "config": {}}}
         if path[:2] == ("encoders", tower) and path[2:3] == ("power",):
             data["encoders"] = {tower: {"kind": "features"}}
-        if path == ("train", tower, "adapter", "bias"):
-            data["train"] = {tower: {"adapter": {"kind": "linear"}}}
+    sections: list[type[BaseModel]] = [Recipe]
+    for depth, key in enumerate(path[:-1]):
+        if path[0] == "encoders":
+            break
+        found = next(section.model_fields[key] for section in sections if key in section.model_fields)
+        members = list(section_models(found.annotation))
+        sections = [section for section in members if path[depth + 1] in section.model_fields]
+        if sections != members:
+            _set(data, (*path[: depth + 1], "kind"), sections[0].model_fields["kind"].default)
     return data
 
 
@@ -245,10 +252,19 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("encoders: {image: {kind: openclip}}", 'r.yaml:2: encoders.image.kind: got "openclip"; expected one of: features, open_clip; did you mean open_clip?'),
         ("encoders: {image: {kind: [1]}}", "r.yaml:2: encoders.image.kind: got [1]; expected one of: features, open_clip"),
         ("encoders: {image: {kind: null}}", "r.yaml:2: encoders.image.kind: got null; expected one of: features, open_clip"),
-        ("train: {objective: {pairwise: {kind: siglip}}}", 'r.yaml:2: train.objective.pairwise.kind: got "siglip"; expected one of: infonce'),
+        ("train: {objective: {pairwise: {kind: sigmoid}}}", 'r.yaml:2: train.objective.pairwise.kind: got "sigmoid"; expected one of: infonce, siglip, align_uniform, l2_contrastive; did you mean siglip?'),
+        ("train: {objective: {divergence: {kind: mdm}}}", 'r.yaml:2: train.objective.divergence.kind: got "mdm"; expected one of: cs, mmd, energy, hoelder, gaussian_kl, jeffreys, frechet, coral, sliced_wasserstein, sinkhorn; did you mean mmd?'),
+        ("train: {objective: {divergence: {bandwidth: []}}}", "r.yaml:2: train.objective.divergence.bandwidth: got []; a mixture needs at least one sigma, as in [0.5, 1.0]"),
+        ("train: {objective: {divergence: {bandwidth: [1, x]}}}", 'r.yaml:2: train.objective.divergence.bandwidth: got [1, "x"]; expected numbers more than 0 in a mixture, as in [0.5, 1.0]'),
+        ("train: {objective: {divergence: {bandwidth: {kind: medain}}}}", 'r.yaml:2: train.objective.divergence.bandwidth.kind: got "medain"; expected one of: median, auto, annealed; did you mean median?'),
+        ("train: {objective: {divergence: {weight: -1}}}", "r.yaml:2: train.objective.divergence.weight: got -1; expected a number of at least 0, or a section of kind scheduled or relative"),
+        ("train: {objective: {divergence: {weight: {begin: 0.5, until: 0.2}}}}", "r.yaml:2: train.objective.divergence.weight: begin (0.5) must lie before until (0.2)"),
+        ("train: {objective: {divergence: {shrinkage: 0.2}}}", "r.yaml:2: train.objective.divergence.shrinkage: unknown key of kind cs; it belongs to kind gaussian_kl or jeffreys or frechet"),
+        ("train: {objective: {divergence: {estimator: u, approximation: {kind: nystroem}}}}", "r.yaml:2: train.objective.divergence: approximation goes with estimator: v and products: fp32"),
+        ("train: {objective: {pairwise: {weight: 0}, divergence: {weight: {kind: relative}}}}", "r.yaml:2: train.objective: divergence.weight is relative to the pairwise term, whose weight is 0"),
         *(
-            (f"train: {{objective: {{divergence: {{bandwidth: {given}}}}}}}", f"r.yaml:2: train.objective.divergence.bandwidth: got {told}; expected a number more than 0 (sigma of the Gaussian kernel), or median")
-            for given, told in [("meadian", '"meadian"'), ("0", "0"), ("true", "true"), ("null", "null"), ("[1]", "[1]"), (".inf", "inf"), (".nan", "nan")]
+            (f"train: {{objective: {{divergence: {{bandwidth: {given}}}}}}}", f"r.yaml:2: train.objective.divergence.bandwidth: got {told}; expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
+            for given, told in [("meadian", '"meadian"'), ("0", "0"), ("true", "true"), ("null", "null"), (".inf", "inf"), (".nan", "nan")]
         ),
         ("encoders: {image: {kind: open_clip}}", "r.yaml:2: encoders.image: give exactly one of model and config"),
         ("encoders: {image: {kind: open_clip, model: ViT-B-32}}", "r.yaml:2: encoders.image: say where the weights come from: either pretrained (a tag or a file) or random_init: true"),
@@ -297,7 +313,7 @@ def test_all_problems_come_in_one_report() -> None:
             "  r.yaml:6: train.objective.divergence.weigth: unknown key; did you mean "
             "train.objective.divergence.weight?",
             '  r.yaml:6: train.objective.divergence.bandwidth: got "no"; expected a number more than 0 '
-            "(sigma of the Gaussian kernel), or median",
+            "(sigma), a list of them, median, auto, or a section with a kind",
             "  --set: train.lrr: unknown key; did you mean train.lr?",
             '  --set: eval_retrieval.ks.1: got "x"; expected a whole number',
             "  --set: eval_retrieval.ks.2: got 0; expected at least 1",
@@ -577,17 +593,19 @@ def _kinds(*path: str) -> set[str]:
     """The kinds that the schema allows at a key path of the recipe."""
     sections: list[type[BaseModel]] = [Recipe]
     for key in path:
-        sections = [m for section in sections for m in section_models(section.model_fields[key].annotation)]
+        owners = [section for section in sections if key in section.model_fields]
+        sections = [m for section in owners for m in section_models(section.model_fields[key].annotation)]
     return {kind for section in sections for kind in typing.get_args(section.model_fields["kind"].annotation)}
 
 
 def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
     from cs_aligner_cli.adapters import ADAPTERS
     from cs_aligner_cli.data.sources import SOURCES
-    from cs_aligner_cli.objectives import DIVERGENCES, PAIRWISE
+    from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, PAIRWISE
 
     assert set(PAIRWISE) == _kinds("train", "objective", "pairwise")
     assert set(DIVERGENCES) == _kinds("train", "objective", "divergence")
+    assert set(APPROXIMATIONS) == _kinds("train", "objective", "divergence", "approximation")
     assert set(ADAPTERS) == _kinds("train", "image", "adapter")
     assert set(SOURCES) == set(MANIFESTS)
     for kind, model in MANIFESTS.items():

@@ -87,11 +87,14 @@ class OpenClip:
 
         return lambda rows: torch.stack(list(pool.map(read, [root / locator for locator in rows["locator"]])))
 
-    def save(self, folder: Path, logit_scale: float) -> None:
+    def save(self, folder: Path, logit_scale: float, logit_bias: float | None) -> None:
         """Write a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads."""
         folder.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
             self.model.logit_scale.fill_(torch.tensor(logit_scale).log())
+        if logit_bias is not None:
+            self.model.logit_bias = nn.Parameter(torch.tensor(logit_bias))
+            self.model_cfg = {**self.model_cfg, "init_logit_bias": logit_bias}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         save_file(tensors, folder / "open_clip_model.safetensors")
         save_config_for_hf(self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True})

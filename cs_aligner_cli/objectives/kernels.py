@@ -1,51 +1,67 @@
-"""Gaussian kernel sums under every divergence: squared distances and the log of a mean kernel."""
+"""The kernels that divergences sum over pairs, evaluated in place on a tile of distances."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-
-def widen(x: Tensor) -> Tensor:
-    """Return x in float64, or as it is on a device that has none.
-
-    A divergence is a small difference of log means: taken in float32, rounding alone leaves a relative error
-    of 1e-6 to 1e-3 in it.
-    """
-    return x if x.device.type == "mps" else x.double()
+from cs_aligner_cli.errors import InputError
 
 
-def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return ``||x_i - y_j||^2`` as (M, N) for x (M, d) and y (N, d), or (M, M) for x with itself.
+class KernelTile(NamedTuple):
+    """A kernel on one tile: ``values``, and ``slopes * factor``, which is -dk / d(||a - b||^2 / 2)."""
 
-    Values are never negative, and the diagonal of x with itself is exactly 0. Gradients flow to x and y.
-    """
-    # ||a||^2 + ||b||^2 - 2ab cancels when rows lie far from the origin. Distances do not see a common shift,
-    # so take the mean out first; detached, because their gradient does not see it either.
-    if y is None:
-        x = x - x.detach().mean(dim=0)
-        return _gram_distances(x, x).fill_diagonal_(0.0)
-    centre = (x.detach().mean(dim=0) + y.detach().mean(dim=0)) / 2
-    return _gram_distances(x - centre, y - centre)
+    values: Tensor
+    slopes: Tensor
+    factor: float
 
 
-def _gram_distances(x: Tensor, y: Tensor) -> Tensor:
-    squares = x.square().sum(dim=1).unsqueeze(1) + y.square().sum(dim=1)
-    return (squares - 2 * (x @ y.T)).clamp(min=0.0)
+@dataclass(frozen=True)
+class Gaussian:
+    """The mean of the Gaussian kernels ``exp(-||a - b||^2 / (2 sigma^2))`` over one or several ``sigmas``."""
+
+    sigmas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for sigma in self.sigmas:
+            if not 0 < sigma**2 < math.inf:
+                raise InputError(f"bandwidth: the square of sigma = {sigma:g} is no number above 0")
+
+    @property
+    def widest(self) -> float:
+        """The largest sigma: its kernel decides how far a pair can lie before the mixture underflows."""
+        return max(self.sigmas)
+
+    def evaluate(self, nearness: Tensor, reference: float | Tensor) -> KernelTile:
+        """The kernel times ``exp(-reference)`` of a tile of ``nearness = -||a - b||^2 / 2``, which is used up."""
+        if len(self.sigmas) == 1:
+            (sigma,) = self.sigmas
+            nearness.mul_(1 / sigma**2)
+            if isinstance(reference, Tensor) or reference != 0:
+                nearness.sub_(reference)
+            return KernelTile(nearness.exp_(), nearness, 1 / sigma**2)
+        values, slopes = torch.zeros_like(nearness), torch.zeros_like(nearness)
+        for sigma in self.sigmas:
+            part = torch.mul(nearness, 1 / sigma**2).sub_(reference).exp_()
+            values.add_(part, alpha=1 / len(self.sigmas))
+            slopes.add_(part, alpha=1 / (len(self.sigmas) * sigma**2))
+        return KernelTile(values, slopes, 1.0)
 
 
-def log_mean_kernel(x: Tensor, y: Tensor | None, bandwidth: float, *, exclude_diagonal: bool = False) -> Tensor:
-    """Return ``log mean_ij exp(-||x_i - y_j||^2 / (2 bandwidth^2))`` as a scalar; y None means x with itself.
+@dataclass(frozen=True)
+class NegativeDistance:
+    """The kernel ``-||a - b||``, whose maximum mean discrepancy is the energy distance."""
 
-    x is (M, d), y (N, d), of one dtype, which is the result's. ``exclude_diagonal`` leaves the M pairs (i, i)
-    of x with itself out of sum and count. The logsumexp is over the exponents, never over kernel values, so
-    the result stays finite where every kernel value underflows.
-    """
-    exponents = squared_distances(x, y) / (-2 * bandwidth**2)
-    pairs = exponents.numel()
-    if exclude_diagonal:
-        exponents = exponents.fill_diagonal_(-math.inf)
-        pairs -= len(exponents)
-    return torch.logsumexp(exponents.flatten(), dim=0) - math.log(pairs)
+    def evaluate(self, nearness: Tensor, reference: float | Tensor) -> KernelTile:
+        """The kernel of a tile of ``nearness = -||a - b||^2 / 2``, which is used up; the slope at 0 is taken as 0."""
+        values = nearness.mul_(-2).clamp_(min=0).sqrt_()
+        slopes = values.reciprocal()
+        slopes.masked_fill_(slopes.isinf(), 0.0)
+        return KernelTile(values.neg_(), slopes, 1.0)
+
+
+Kernel: TypeAlias = Gaussian | NegativeDistance

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
 from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
+from cs_aligner_cli.objectives.kernels import Gaussian
+from cs_aligner_cli.objectives.tiles import Dots, Rows, hide_same_group
 
 Groups: TypeAlias = npt.NDArray[np.integer] | Tensor
 
@@ -28,30 +31,125 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
     the multiplicative scale itself (1 / temperature), a float or a 0-d tensor. ``groups`` (N,) are integers:
     rows of one group, such as the captions of one image, are no negatives of each other.
 
-    Computed and returned in float32, or in float64 where image or text is, whatever the autocast.
+    Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is, whatever the
+    autocast.
 
     Raises InputError if the shapes do not fit together or groups are not N integers.
     """
+    image, text = _pairs(image, text)
+    scale = _scalar(logit_scale, image)
+    return InfoNceLoss.apply(image, text, scale, _checked(groups, image))  # type: ignore[no-any-return]
+
+
+def siglip(
+    image: ArrayLike,
+    text: ArrayLike,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    groups: Groups | None = None,
+) -> Tensor:
+    """Return the sigmoid loss of the pairs (image_i, text_i) as a scalar tensor.
+
+    ``-1/N sum_ij log sigmoid(z_ij (logit_scale image_i . text_j + logit_bias))`` with z_ij = 1 for pairs and -1 for
+    all others (Zhai et al., SigLIP, arXiv 2303.15343; equal to open_clip's SigLipLoss). Arguments, precision and
+    errors are those of ``infonce``; pairs of one group that are not (i, i) are left out.
+    """
+    image, text = _pairs(image, text)
+    scalars = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    return _SigLip.apply(image, text, *scalars, _checked(groups, image))  # type: ignore[no-any-return]
+
+
+def align_uniform(image: ArrayLike, text: ArrayLike, uniformity_weight: float = 1.0, t: float = 2.0) -> Tensor:
+    """Return alignment plus intra-modal uniformity, the decoupled form of a contrastive loss, as a scalar tensor.
+
+    ``mean_i ||x_i - y_i||^2 + uniformity_weight * (U(x) + U(y)) / 2`` with
+    ``U(x) = log mean_{i != j} exp(-t ||x_i - x_j||^2)`` (Wang & Isola, ICML 2020, with alpha = 2; across modalities
+    alignment alone acts, so nothing pushes the two clouds apart). image and text are (N, d) with N >= 2; precision
+    and memory as in ``infonce``. Raises InputError if they do not fit together, or unless t > 0.
+    """
+    image, text = _pairs(image, text)
+    if len(image) < 2:
+        raise InputError("uniformity needs at least 2 pairs, got 1")
+    if not (math.isfinite(t) and t > 0):
+        raise InputError(f"t: expected a number above 0, got {t:g}")
+    kernel = Gaussian((1 / math.sqrt(2 * t),))
+    uniformity = LogMeanKernel.apply(image, kernel) + LogMeanKernel.apply(text, kernel)
+    return _squared_distance(image, text) + uniformity_weight * uniformity / 2  # type: ignore[no-any-return]
+
+
+def l2_contrastive(
+    image: ArrayLike,
+    text: ArrayLike,
+    logit_scale: float | Tensor,
+    groups: Groups | None = None,
+    contrastive_weight: float = 0.2,
+) -> Tensor:
+    """Return the squared distance within pairs plus a contrastive term, as a scalar tensor.
+
+    ``mean_i ||x_i - y_i||^2 + contrastive_weight * infonce``: the objective of ECLIPSE's prior (Patel et al., arXiv
+    2312.04655, with weight 0.2), which regresses one embedding on the other; here InfoNCE counts both directions.
+    Arguments and errors are those of ``infonce``.
+    """
+    image, text = _pairs(image, text)
+    return _squared_distance(image, text) + contrastive_weight * infonce(image, text, logit_scale, groups)
+
+
+def _squared_distance(image: Tensor, text: Tensor) -> Tensor:
+    return (image - text).square().sum(dim=1).mean()
+
+
+def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Both as tensors of one dtype, row by row a pair."""
     image, text = as_rows(image, "image"), as_rows(text, "text")
     same_width(image, text)
     if len(image) != len(text):
         raise InputError(f"image and text rows are not pairs: {len(image)} against {len(text)}")
     dtype = torch.promote_types(image.dtype, text.dtype)
-    scale = torch.as_tensor(logit_scale, dtype=dtype, device=image.device)
-    with torch.autocast(device_type=image.device.type, enabled=False):
-        logits = (scale * image.to(dtype)) @ text.to(dtype).T
-        if groups is not None:
-            logits = logits.masked_fill(_false_negatives(groups, len(image), image.device), -math.inf)
-        labels = torch.arange(len(image), device=image.device)
-        return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    return image.to(dtype), text.to(dtype)
 
 
-def _false_negatives(groups: Groups, rows: int, device: torch.device) -> Tensor:
-    """(N, N) mask of the pairs i != j whose rows share a group."""
-    labels = torch.as_tensor(groups, device=device)
-    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"groups: expected {rows} integers, got shape {tuple(labels.shape)} of {labels.dtype}")
-    return (labels.unsqueeze(1) == labels).fill_diagonal_(False)
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
-PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {"infonce": infonce}
+def _checked(groups: Groups | None, image: Tensor) -> Tensor | None:
+    if groups is None:
+        return None
+    labels = torch.as_tensor(groups, device=image.device)
+    if labels.shape != (len(image),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"groups: expected {len(image)} integers, got shape {tuple(labels.shape)} of {labels.dtype}")
+    return labels
+
+
+class _SigLip(torch.autograd.Function):
+    """One pass over tiles: the loss has no normaliser, so value and gradients come together."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            rows = Rows(x, "fp32"), Rows(y, "fp32")
+            dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+            loss, d_scale, d_bias = (x.new_zeros(()) for _ in range(3))
+            for i, j, dots in Dots(*rows, keep=False):
+                logits = hide_same_group(scale * dots + bias, groups, i, j)
+                loss += softplus(logits).sum()
+                weights = logits.sigmoid_()
+                d_scale += torch.dot(weights.flatten(), dots.flatten())
+                d_bias += weights.sum()
+                rows[1].add_weighted(weights, j, dx[i])
+                rows[0].add_weighted(weights.T, i, dy[j])
+            # Of a pair, -log sigmoid(z) = softplus(z) - z.
+            paired = (x * y).sum()
+            loss = (loss - scale * paired) / len(x) - bias
+            ctx.grads = (
+                dx.sub_(y).mul_(scale / len(x)),
+                dy.sub_(x).mul_(scale / len(x)),
+                (d_scale - paired) / len(x),
+                d_bias / len(x) - 1,
+            )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *(upstream * grad for grad in ctx.grads), None

@@ -1,53 +1,80 @@
-"""An objective as a weighted sum of named terms, evaluated together with every term's gradient."""
+"""An objective as a weighted sum of named terms, evaluated together with its gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cs_aligner_cli.arrays import as_rows
+from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
 
-TermLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+class Logits(NamedTuple):
+    """What turns cosines into logits: ``scale * cosine + bias``, both 0-d tensors."""
+
+    scale: Tensor
+    bias: Tensor
+
+
+TermLoss: TypeAlias = Callable[[Tensor, Tensor, Logits, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand ``weight * loss(image, text, logit_scale, groups)``; the loss returns a scalar tensor."""
+    """One summand ``weight * loss(image, text, logits, groups)``; the loss returns a scalar tensor.
+
+    ``relative``, where given, replaces the weight: it is chosen so that the L2 norm of the term's weighted gradient
+    is ``relative`` times that of the first term's. ``sums`` says that the loss is one of the sums over pairs that
+    ``evaluate_pairs`` can take together, and which.
+    """
 
     name: str
     weight: float
     loss: TermLoss
+    relative: float | None = None
+    sums: Literal["infonce"] | GramDivergence | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class TermValues:
     """What an objective is worth on one batch, and its gradient with respect to the embeddings.
 
-    ``values``: name to unweighted loss, a detached scalar. ``grad_norms``: name to the L2 norm of the
-    gradient of weight * loss with respect to image and text together. ``total``: the weighted sum.
-    ``image_grad``, ``text_grad``, ``logit_scale_grad``: gradients of ``total``, in the shape and dtype of
-    what went in.
+    ``values``: name to unweighted loss, a detached scalar. ``weights``: name to the weight it had. ``grad_norms``:
+    name to the L2 norm of the gradient of weight * loss with respect to image and text together; empty unless the
+    terms were evaluated separately. ``total``: the weighted sum. ``image_grad``, ``text_grad``, ``logit_grads``:
+    gradients of ``total``, in the shape and dtype of what went in.
     """
 
     values: dict[str, Tensor]
+    weights: dict[str, float]
     grad_norms: dict[str, Tensor]
     total: Tensor
     image_grad: Tensor
     text_grad: Tensor
-    logit_scale_grad: Tensor
+    logit_grads: Logits
 
 
 def evaluate_terms(
-    terms: Sequence[Term], image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor | None = None
+    terms: Sequence[Term],
+    image: Tensor,
+    text: Tensor,
+    logits: Logits,
+    groups: Tensor | None = None,
+    *,
+    separate: bool = True,
 ) -> TermValues:
-    """Evaluate every term on image (M, d), text (N, d) and the 0-d logit_scale, each term with its gradient.
+    """Evaluate every term on image (M, d), text (N, d) and the logits' scalars, with the gradient of their sum.
 
     The inputs' graphs are neither used nor freed: the caller sends the gradient on through them by
-    ``torch.autograd.backward([image, text, logit_scale], [image_grad, text_grad, logit_scale_grad])``,
-    which equals ``total.backward()`` of the summed loss. Gradients are summed in float32 or better.
+    ``torch.autograd.backward([image, text, *logits], [image_grad, text_grad, *logit_grads])``, which equals
+    ``total.backward()`` of the summed loss. Gradients are summed in float32 or better.
+
+    ``separate`` takes every term by itself, which tells its gradient's norm; a term with a ``relative`` weight
+    needs that. Otherwise InfoNCE and a divergence of kernel sums share their tiles, which is faster.
 
     A term of weight 0 is valued, but adds neither to the total nor to the gradient, even where its value is
     not finite; its gradient norm is 0. Raises ValueError if two terms share a name.
@@ -55,38 +82,81 @@ def evaluate_terms(
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
         raise ValueError(f"terms must have distinct names, got {names}")
-    leaves = _leaves(image, text, logit_scale)
-    total = leaves[0].new_zeros(())
-    sums = [torch.zeros_like(leaf) for leaf in leaves]
+    leaves = _leaves(image, text, logits)
+    if separate or not _share_tiles(terms):
+        found = _separately(terms, leaves, groups)
+    else:
+        found = _together(terms, leaves, groups)
+    dtypes = (image.dtype, text.dtype, logits.scale.dtype, logits.bias.dtype)
+    image_grad, text_grad, *logit_grads = (grad.to(dtype) for grad, dtype in zip(found.grads, dtypes, strict=True))
+    weights = {term.name: weight for term, weight in zip(terms, found.weights, strict=True)}
+    total = sum((weights[n] * value for n, value in found.values.items() if weights[n]), leaves[0].new_zeros(()))
+    return TermValues(found.values, weights, found.norms, total, image_grad, text_grad, Logits(*logit_grads))
+
+
+class _Found(NamedTuple):
+    values: dict[str, Tensor]
+    weights: list[float]
+    norms: dict[str, Tensor]
+    grads: list[Tensor]
+
+
+def _separately(terms: Sequence[Term], leaves: Sequence[Tensor], groups: Tensor | None) -> _Found:
     values: dict[str, Tensor] = {}
+    weights: list[float] = []
     norms: dict[str, Tensor] = {}
+    sums = [torch.zeros_like(leaf) for leaf in leaves]
+    image, text, *scalars = leaves
     for term in terms:
-        with torch.set_grad_enabled(term.weight != 0):
-            value = term.loss(*leaves, groups)
+        counts = term.weight != 0 or term.relative is not None
+        with torch.set_grad_enabled(counts):
+            value = term.loss(image, text, Logits(*scalars), groups)
         values[term.name] = value.detach()
-        norms[term.name] = total.new_zeros(())
-        if term.weight == 0:
-            continue
-        total = total + term.weight * value.detach()
-        grads = _gradients(value, leaves, term.weight)
-        norms[term.name] = _norm(grads[:2])
-        sums = [total_grad + grad for total_grad, grad in zip(sums, grads, strict=True)]
-    return TermValues(
-        values, norms, total, sums[0].to(image.dtype), sums[1].to(text.dtype), sums[2].to(logit_scale.dtype)
+        grads = _gradients(value, leaves) if counts else [torch.zeros_like(leaf) for leaf in leaves]
+        norm = torch.sqrt(sum((grad.square().sum() for grad in grads[:2]), grads[0].new_zeros(())))
+        weight = term.weight
+        if term.relative is not None:
+            weight = term.relative * float(norms[terms[0].name] / norm) if norm > 0 else 0.0
+        weights.append(weight)
+        norms[term.name] = abs(weight) * norm
+        if weight != 0:
+            sums = [total + weight * grad for total, grad in zip(sums, grads, strict=True)]
+    return _Found(values, weights, norms, sums)
+
+
+def _share_tiles(terms: Sequence[Term]) -> bool:
+    """Whether the terms are InfoNCE and a divergence of kernel sums, both with a weight that is known."""
+    return (
+        len(terms) == 2
+        and terms[0].sums == "infonce"
+        and isinstance(terms[1].sums, GramDivergence)
+        and all(term.weight != 0 and term.relative is None for term in terms)
     )
 
 
-def _leaves(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _together(terms: Sequence[Term], leaves: Sequence[Tensor], groups: Tensor | None) -> _Found:
+    pairwise, divergence = terms
+    assert isinstance(divergence.sums, GramDivergence)
+    image, text, scale, bias = leaves
+    dtype = torch.promote_types(image.dtype, text.dtype)
+    weights = [pairwise.weight, divergence.weight]
+    found = evaluate_pairs(
+        image.to(dtype), text.to(dtype), InfoNce(scale, groups), divergence.sums, weights=(weights[0], weights[1])
+    )
+    assert found.infonce is not None and found.divergence is not None
+    assert found.x_grad is not None and found.y_grad is not None and found.scale_grad is not None
+    values = {pairwise.name: found.infonce, divergence.name: found.divergence}
+    grads = [found.x_grad, found.y_grad, found.scale_grad, torch.zeros_like(bias)]
+    return _Found({name: value.to(dtype) for name, value in values.items()}, weights, {}, grads)
+
+
+def _leaves(image: Tensor, text: Tensor, logits: Logits) -> list[Tensor]:
     """Fresh leaves with the inputs' values; half precisions are widened so that gradients are not rounded."""
-    image, text = as_rows(image.detach(), "image"), as_rows(text.detach(), "text")
-    scale = logit_scale.detach().to(torch.promote_types(logit_scale.dtype, torch.float32))
-    return image.clone().requires_grad_(), text.clone().requires_grad_(), scale.clone().requires_grad_()
+    rows = [as_rows(image.detach(), "image"), as_rows(text.detach(), "text")]
+    scalars = [s.detach().to(torch.promote_types(s.dtype, torch.float32)) for s in logits]
+    return [leaf.clone().requires_grad_() for leaf in (*rows, *scalars)]
 
 
-def _gradients(value: Tensor, leaves: Sequence[Tensor], weight: float) -> list[Tensor]:
+def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     grads = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if grad is None else weight * grad for leaf, grad in zip(leaves, grads, strict=True)]
-
-
-def _norm(grads: Sequence[Tensor]) -> Tensor:
-    return torch.sqrt(sum((grad.square().sum() for grad in grads), grads[0].new_zeros(())))
+    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]

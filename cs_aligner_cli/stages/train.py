@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,10 +21,12 @@ from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import CsalignError, InputError
 from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.objective import TrainingObjective
 from cs_aligner_cli.objectives import evaluate_terms
-from cs_aligner_cli.optimization import learning_rate, make_optimizer, make_terms, step_seed
+from cs_aligner_cli.optimization import learning_rate, make_optimizer, step_seed
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_encoders import OPEN_CLIP_FOLDER
+from cs_aligner_cli.recipe_objective import LogitBias, LogitScale
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.store import Store
@@ -82,13 +85,17 @@ class _Run:
         encoders = load_encoders(recipe, data, self.device) if live else {}
         torch.manual_seed(recipe.seed)
         plans = plan_towers(spec, {m: _dim(m, {k: encoders[k] for k in live}, stores) for m in MODALITIES})
-        self.towers = Towers(plans, encoders, spec.objective.pairwise.logit_scale.init).to(self.device)
+        self.scale_spec: LogitScale | None = getattr(spec.objective.pairwise, "logit_scale", None)
+        self.bias_spec: LogitBias | None = getattr(spec.objective.pairwise, "logit_bias", None)
+        starts = [part.init if part else fallback for part, fallback in ((self.scale_spec, 1.0), (self.bias_spec, 0.0))]
+        self.towers = Towers(plans, encoders, *starts).to(self.device)
         self.inputs = Inputs(plans, encoders, stores)
         whole_clip = len(live) == len(MODALITIES) and encoders["image"].clip is encoders["text"].clip
         self.clip = encoders["image"].clip if whole_clip else None
-        self.towers.log_logit_scale.requires_grad_(spec.objective.pairwise.logit_scale.learn)
+        self.towers.log_logit_scale.requires_grad_(self.scale_spec is not None and self.scale_spec.learn)
+        self.towers.logit_bias.requires_grad_(self.bias_spec is not None and self.bias_spec.learn)
         self.optimizer = make_optimizer(self.towers, spec)
-        self.terms = make_terms(spec.objective)
+        self.objective = TrainingObjective(spec.objective, self.steps)
 
     def _parts(self) -> tuple[Rows, Rows]:
         """Image rows to train on and to validate on."""
@@ -105,9 +112,12 @@ class _Run:
         """Train to the end; return the summary for the stage's record."""
         state = load_state(self.folder, self.towers, self.optimizer)
         if state is None:
-            state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}}
+            state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
         elif state["step"]:
             self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
+        self.objective.state = state["objective"]
+        if self.objective.wants_start:
+            self._start_objective()
         remaining = range(state["step"], self.steps)
         with (
             _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
@@ -117,12 +127,12 @@ class _Run:
                 metrics = self._step(step, batch, groups)
                 done = step + 1
                 epoch_ends = done % self.batches.steps_per_epoch == 0
-                if done % self.spec.log_steps == 0 or done == self.steps:
+                if self._logs(done):
                     _write(log, metrics)
                 if epoch_ends:
                     self._validate(done, state, log)
                 if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
-                    state |= {"step": done, "log_bytes": log.tell()}
+                    state |= {"step": done, "log_bytes": log.tell(), "objective": self.objective.state}
                     save_state(self.folder, self.towers, self.optimizer, state)
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
         save_weights(self.folder / "last.safetensors", self.towers)
@@ -136,6 +146,7 @@ class _Run:
             "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
             "best_step": state["best_step"],
             "val_R@1": state["val"],
+            **self.objective.describe(),
         }
 
     def _load(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -143,48 +154,81 @@ class _Run:
         rows = {"image": images, "text": captions}
         return {m: self.inputs(m, self.split, rows[m]) for m in MODALITIES}, torch.from_numpy(images)
 
+    def _logs(self, done: int) -> bool:
+        return done % self.spec.log_steps == 0 or done == self.steps
+
+    def _start_objective(self) -> None:
+        """Let the objective choose its bandwidth on the held-out pairs, one caption each, before training."""
+        captions = captions_of(self.val_split, self.val_rows)
+        _, firsts = np.unique(self.val_split.image_of_caption[captions], return_index=True)
+        embedded = self._embed_val({"image": self.val_rows, "text": captions[firsts]})
+        sigma = self.objective.start(*(torch.from_numpy(embedded[m]) for m in MODALITIES))
+        self.console.say(
+            f"{self.name}: bandwidth auto: sigma {sigma:.4g}, chosen on {len(self.val_rows)} held-out pairs"
+        )
+
     def _step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
         """One optimizer step; returns what is logged of it."""
-        torch.manual_seed(step_seed(self.seed, step))  # for dropout
         self.towers.train()
-        image, text = (self.towers(m, batch[m].to(self.device)) for m in MODALITIES)
-        logit_scale = self.towers.log_logit_scale.exp()
-        values = evaluate_terms(self.terms, image, text, logit_scale, groups.to(self.device))
-        terms = {name: float(value) for name, value in values.values.items()}
-        self._refuse_non_finite(step, terms)
+        size = len(groups)
+        parts = [slice(i, i + self._micro(size)) for i in range(0, size, self._micro(size))]
+        # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
+        # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
+        whole = len(parts) == 1
+        with torch.set_grad_enabled(whole):
+            embedded = [
+                [self._forward(step, number, m, batch[m][part]) for number, part in enumerate(parts)]
+                for m in MODALITIES
+            ]
+            image, text = (torch.cat(outputs) if not whole else outputs[0] for outputs in embedded)
+        logits = self.towers.logits
+        terms = self.objective.terms(step, image.detach(), text.detach())
+        values = evaluate_terms(terms, image, text, logits, groups.to(self.device), separate=self._logs(step + 1))
+        self.objective.observe(values)
+        losses = {name: float(value) for name, value in values.values.items()}
+        self._refuse_non_finite(step, losses, values.weights)
 
         lr = learning_rate(self.spec, step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        gradients = (
-            (image, values.image_grad),
-            (text, values.text_grad),
-            (logit_scale, values.logit_scale_grad),
-        )
-        trained = [(output, gradient) for output, gradient in gradients if output.requires_grad]
-        torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
+        gradients = {"image": values.image_grad, "text": values.text_grad}
+        _backward(zip(logits, values.logit_grads, strict=True))
+        for number, part in enumerate(parts):
+            outputs = (image, text) if whole else (self._forward(step, number, m, batch[m][part]) for m in MODALITIES)
+            _backward((output, gradients[m][part]) for m, output in zip(MODALITIES, outputs, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), self.spec.grad_clip or math.inf)
         self.optimizer.step()
-        with torch.no_grad():  # open_clip clamps after the step, too
-            self.towers.log_logit_scale.clamp_(0, math.log(self.spec.objective.pairwise.logit_scale.max))
-        pairwise, divergence = (float(values.grad_norms[term.name]) for term in self.terms)
+        if self.scale_spec:
+            with torch.no_grad():  # open_clip clamps after the step, too
+                self.towers.log_logit_scale.clamp_(0, math.log(self.scale_spec.max))
         return {
             "step": step + 1,
             "epoch": step // self.batches.steps_per_epoch + 1,
             "lr": lr,
             "loss": float(values.total),
-            "terms": terms,
-            "grad_norm_ratio": {self.terms[1].name: divergence / pairwise if pairwise else None},
+            "terms": losses,
+            "weights": values.weights,
+            "grad_norm_ratio": {self.objective.divergence: _ratio(values.grad_norms)},
             "grad_norm": float(norm),
-            "logit_scale": float(logit_scale.detach()),
+            "logit_scale": float(logits.scale.detach()),
+            **self.objective.describe(),
         }
 
-    def _refuse_non_finite(self, step: int, terms: dict[str, float]) -> None:
-        for term in self.terms:
-            if term.weight and not math.isfinite(terms[term.name]):
+    def _micro(self, size: int) -> int:
+        """Pairs that go through the towers at once."""
+        return min(self.spec.micro_batch_size or size, size)
+
+    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> Tensor:
+        """Embed one part of a batch; the same call draws the same dropout again."""
+        torch.manual_seed(step_seed(self.seed, step, part, MODALITIES.index(modality)))
+        return self.towers(modality, inputs.to(self.device))  # type: ignore[no-any-return]
+
+    def _refuse_non_finite(self, step: int, terms: dict[str, float], weights: dict[str, float]) -> None:
+        for name, value in terms.items():
+            if weights[name] and not math.isfinite(value):
                 raise DivergedError(
-                    f"{self.name}: step {step + 1}: the term {term.name} is {terms[term.name]}\n"
+                    f"{self.name}: step {step + 1}: the term {name} is {value}\n"
                     "A lower train.lr, a longer warm-up or a wider bandwidth usually helps."
                 )
 
@@ -192,10 +236,7 @@ class _Run:
         """R@1 on the validation images with all their captions; the mean of both directions picks the best weights."""
         captions = captions_of(self.val_split, self.val_rows)
         rows = {"image": self.val_rows, "text": captions}
-        size = self.batches.batch_size
-        embedded = {
-            m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES
-        }
+        embedded = self._embed_val(rows)
         image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
         found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))
         val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
@@ -205,18 +246,39 @@ class _Run:
             save_weights(self.folder / "best.safetensors", self.towers)
             state |= {"best": mean, "best_step": step, "val": val}
 
+    def _embed_val(self, rows: dict[str, Rows]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+        size = self._micro(self.batches.batch_size)
+        return {
+            m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES
+        }
+
     def _export_clip(self) -> None:
         """Leave fully trained towers of one open_clip model as an open_clip folder, with the best weights."""
         if self.clip is None:
             return
         load_weights(self.folder / "best.safetensors", self.towers)
-        self.clip.save(self.folder / OPEN_CLIP_FOLDER, float(self.towers.log_logit_scale.detach().exp()))
+        scale, bias = (float(value.detach()) for value in self.towers.logits)
+        self.clip.save(self.folder / OPEN_CLIP_FOLDER, scale, bias if self.bias_spec else None)
 
 
 def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:
     if modality in live:
         return live[modality].dim
     return next(iter(stores.values())).array(modality).shape[1]
+
+
+def _backward(outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Send gradients through the graphs of those outputs that have one."""
+    trained = [(output, gradient) for output, gradient in outputs if output.requires_grad]
+    torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
+
+
+def _ratio(grad_norms: dict[str, Tensor]) -> float | None:
+    """The divergence's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
+    if not grad_norms:
+        return None
+    pairwise, divergence = map(float, grad_norms.values())
+    return divergence / pairwise if pairwise else None
 
 
 def _open_log(path: Path, size: int) -> TextIO:

@@ -1,0 +1,169 @@
+"""Objectives that are sums over pairs of rows: InfoNCE, divergences of kernel sums, and both over shared tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
+from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
+from cs_aligner_cli.objectives.tiles import Products, Rows
+
+
+@dataclass(frozen=True)
+class GramDivergence:
+    """``m_xx + m_yy - 2 m_xy``, m being the mean of ``kernel`` over pairs or, with ``logarithm``, the log of it.
+
+    ``diagonal`` says whether the pairs (i, i) count within a cloud.
+    """
+
+    kernel: Kernel
+    logarithm: bool
+    diagonal: bool = True
+    products: Products = "fp32"
+
+    def value(self, xx: PairSum, yy: PairSum, xy: PairSum) -> Tensor:
+        """The divergence from its three sums, as a 0-d float64 tensor."""
+        if self.logarithm:
+            return xx.log_mean + yy.log_mean - 2 * xy.log_mean
+        return xx.mean + yy.mean - 2 * xy.mean
+
+    def slope(self, pair_sum: PairSum) -> float:
+        """The derivative of m with respect to the sum's ``total``."""
+        return float(1 / pair_sum.total) if self.logarithm else pair_sum.unit / pair_sum.pairs
+
+
+class InfoNce(NamedTuple):
+    """InfoNCE's part of an objective: its logit scale, a 0-d tensor, and which rows are no negatives of each other."""
+
+    logit_scale: Tensor
+    groups: Tensor | None = None
+
+
+class PairValues(NamedTuple):
+    """What an objective is worth: its parts (None where it has none) and the gradients of their weighted sum.
+
+    ``x_grad`` (M, d), ``y_grad`` (N, d) and the 0-d ``scale_grad`` are None where no gradient was asked for.
+    """
+
+    infonce: Tensor | None
+    divergence: Tensor | None
+    x_grad: Tensor | None
+    y_grad: Tensor | None
+    scale_grad: Tensor | None
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    x: Tensor,
+    y: Tensor,
+    infonce: InfoNce | None,
+    divergence: GramDivergence | None,
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
+    gradient: bool = True,
+) -> PairValues:
+    """Value InfoNCE, a divergence or both on x (M, d) and y (N, d), with the gradient of their weighted sum.
+
+    The products x_i . y_j are computed once for both. Rows are float32 or float64, and so are products, exponents
+    and gradients; sums are taken in float64. Nothing of size M x N is held (see ``tiles``).
+    """
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if infonce is None:
+            # Distances do not see a common shift, and far from the origin their expansion would cancel.
+            centre = (x.mean(dim=0) + y.mean(dim=0)) / 2
+            x, y = x - centre, y - centre
+        products = divergence.products if divergence else "fp32"
+        image, text = Rows(x, products), Rows(y, products)
+        cross = Cross(
+            image,
+            text,
+            scale=float(infonce.logit_scale) if infonce else None,
+            groups=_shared_groups(infonce),
+            kernel=divergence.kernel if divergence else None,
+            keep=gradient,
+        )
+        infonce_value = _infonce(cross) if infonce else None
+        divergence_value, cross_weight = None, 0.0
+        own: list[PairSum] = []
+        if divergence:
+            own = [
+                within(rows, divergence.kernel, diagonal=divergence.diagonal, gradient=gradient)
+                for rows in (image, text)
+            ]
+            divergence_value = divergence.value(own[0], own[1], cross.kernel_sum)
+            cross_weight = -2 * weights[1] * divergence.slope(cross.kernel_sum)
+        if not gradient:
+            return PairValues(infonce_value, divergence_value, None, None, None)
+        x_grad, y_grad, scale_grad = cross.gradients(weights[0] / (2 * len(x)), cross_weight)
+        for grad, pair_sum in zip((x_grad, y_grad), own, strict=False):
+            assert divergence is not None and pair_sum.grad is not None
+            grad.add_(pair_sum.grad, alpha=weights[1] * divergence.slope(pair_sum))
+        return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
+
+
+def _infonce(cross: Cross) -> Tensor:
+    """The mean cross-entropy of rows and columns, float64."""
+    return (cross.row_log_sums.double() + cross.column_log_sums.double() - 2 * cross.paired_logits.double()).mean() / 2
+
+
+def _shared_groups(infonce: InfoNce | None) -> Tensor | None:
+    """The groups, or None if no two rows share one: then no logit has to be masked."""
+    if infonce is None or infonce.groups is None or len(torch.unique(infonce.groups)) == len(infonce.groups):
+        return None
+    return infonce.groups
+
+
+class InfoNceLoss(torch.autograd.Function):
+    """InfoNCE of row-paired x, y (N, d) and a 0-d logit scale; groups as in ``InfoNce``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, logit_scale: Tensor, groups: Tensor | None) -> Tensor:
+        found = evaluate_pairs(x, y, InfoNce(logit_scale, groups), None, gradient=any(ctx.needs_input_grad))
+        ctx.grads = found.x_grad, found.y_grad, found.scale_grad
+        ctx.scale_dtype = logit_scale.dtype
+        assert found.infonce is not None
+        return found.infonce.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dy, d_scale = ctx.grads
+        return upstream * dx, upstream * dy, (upstream * d_scale).to(ctx.scale_dtype), None
+
+
+class GramLoss(torch.autograd.Function):
+    """A divergence of kernel sums between x (M, d) and y (N, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, divergence: GramDivergence) -> Tensor:
+        found = evaluate_pairs(x, y, None, divergence, gradient=any(ctx.needs_input_grad))
+        ctx.grads = found.x_grad, found.y_grad
+        assert found.divergence is not None
+        return found.divergence.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dy = ctx.grads
+        return upstream * dx, upstream * dy, None
+
+
+class LogMeanKernel(torch.autograd.Function):
+    """``log mean_{i != j} k(x_i, x_j)`` of one sample x (N, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Gaussian) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            found = within(Rows(x - x.mean(dim=0), "fp32"), kernel, diagonal=False, gradient=ctx.needs_input_grad[0])
+        ctx.grad = None if found.grad is None else found.grad / float(found.total)
+        return found.log_mean.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return upstream * ctx.grad, None

@@ -1,0 +1,221 @@
+"""Kernel sums and softmax sums over all pairs of rows, with their gradients: exact, in memory linear in the rows.
+
+Nothing here holds an M x N matrix. ``within`` goes once over the pairs of one cloud and uses their symmetry;
+``Cross`` goes over the pairs of two clouds twice, because a softmax's gradient needs its sums first, and shares
+every product between logits and kernel. For M = N rows of d that is N^2 d multiply-adds for ``within`` with its
+gradient, of which half are its products, and 3 N^2 d for ``Cross``, plus up to one more for products taken again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
+from cs_aligner_cli.objectives.tiles import Dots, Rows, Scratch, hide_same_group, nearness, tile_of, upper_tiles
+
+# Exponents may spread this far before float32 loses the small ones: then sums follow a moving reference.
+_SAFE_SPREAD = 80.0
+
+
+@dataclass(eq=False)
+class PairSum:
+    """A sum of kernel values over ``pairs`` pairs, in units of ``exp(reference)``, and its gradient to the rows."""
+
+    total: Tensor
+    reference: float
+    pairs: int
+    grad: Tensor | None = None
+
+    @property
+    def log_mean(self) -> Tensor:
+        """Log of the mean kernel value, for a kernel that is positive."""
+        return self.total.log() + (self.reference - math.log(self.pairs))
+
+    @property
+    def unit(self) -> float:
+        """What ``total`` counts in: ``exp(reference)``."""
+        return math.exp(self.reference)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean kernel value."""
+        return self.total * (self.unit / self.pairs)
+
+
+def within(x: Rows, kernel: Kernel, *, diagonal: bool, gradient: bool) -> PairSum:
+    """Sum the kernel over the pairs (x_i, x_j) of one cloud, with or without i = j."""
+    size = len(x)
+    total, pulled, slope_sums = _accumulators(x, gradient)
+    reference = _Reference(kernel, 0.0 if diagonal else 2 * x.radius)
+    rows, columns = tile_of(x, x)
+    scratch = Scratch(x.x, rows, max(rows, columns))
+    for i, j in upper_tiles(size, rows, columns):
+        h = x.dots(i, x, j, out=scratch.like(i, j))
+        h = nearness(x, i, x, j, h, out=h)
+        on_diagonal = i == j
+        if on_diagonal:
+            h.fill_diagonal_(0.0 if diagonal else -math.inf)
+        shrink = reference.raise_to(h)
+        for sums in (total, pulled, slope_sums) if shrink != 1 else ():
+            sums.mul_(shrink)
+        tile = kernel.evaluate(h, reference.value)
+        if on_diagonal and not diagonal:
+            for part in (tile.values, tile.slopes):
+                part.fill_diagonal_(0.0)  # -||a - a|| is no number, exp(-inf) is 0 already
+        total += (1 if on_diagonal else 2) * _sum(tile.values)
+        if gradient:
+            x.add_weighted(tile.slopes, j, pulled[i])
+            slope_sums[i] += tile.slopes.sum(dim=1)
+            if not on_diagonal:
+                x.add_weighted(tile.slopes.T, i, pulled[j])
+                slope_sums[j] += tile.slopes.sum(dim=0)
+    pairs = size * size if diagonal else size * (size - 1)
+    grad = None
+    if gradient:
+        # d total / d x_i = 2 sum_j slope_ij (x_j - x_i)
+        grad = pulled.addcmul_(slope_sums.unsqueeze(1), x.x, value=-1).mul_(2 * tile.factor)
+    return PairSum(total, reference.value, pairs, grad)
+
+
+class _Reference:
+    """The exponent that sums are relative to: 0 where nothing can underflow, else the largest met so far."""
+
+    def __init__(self, kernel: Kernel, reach: float) -> None:
+        self._widest = kernel.widest if isinstance(kernel, Gaussian) else math.inf
+        self._moves = reach**2 / (2 * self._widest**2) > _SAFE_SPREAD
+        self.value = -math.inf if self._moves else 0.0
+
+    def raise_to(self, tile: Tensor) -> float:
+        """Follow a tile of nearness; return the factor that former sums take."""
+        if not self._moves:
+            return 1.0
+        former, largest = self.value, float(tile.max()) / self._widest**2
+        if not largest > former:
+            return 1.0
+        self.value = largest
+        return math.exp(former - largest)
+
+
+def _accumulators(x: Rows, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The total, the pulled rows (N, d) and the sums of slopes (N,); empty ones where no gradient is wanted."""
+    rows = x.x if gradient else x.x[:0]
+    return x.x.new_zeros((), dtype=_wide(x.x)), torch.zeros_like(rows), rows.new_zeros(len(rows))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _sum(tile: Tensor) -> Tensor:
+    """Rows in the tile's own type, their sums in float64: as exact as it needs to be, without a copy of the tile."""
+    return tile.sum(dim=1).sum(dtype=_wide(tile))
+
+
+class Cross:
+    """The pairs (x_i, y_j) of two clouds: the log-sums of softmax logits, a kernel's sum, and then their gradients.
+
+    ``scale`` turns dot products into the logits of the N = M pairs (x_i, y_i), None leaves logits out; pairs i != j
+    whose ``groups`` agree have no logit. ``kernel`` None leaves the kernel out.
+    """
+
+    def __init__(
+        self, x: Rows, y: Rows, *, scale: float | None, groups: Tensor | None, kernel: Kernel | None, keep: bool
+    ) -> None:
+        self.x, self.y, self.kernel = x, y, kernel
+        self._scale, self._groups = scale, groups
+        self._dots = Dots(x, y, keep)
+        self._scratch = [Scratch(x.x, *tile_of(x, y)) for _ in range(3)]
+        if scale is not None:
+            self._paired_dots = (x.x * y.x).sum(dim=1)
+            self.paired_logits = self._paired_dots * scale
+            # Where no logit can be far from 0, rows and columns share one exponential without a maximum of their own.
+            self._shared = 2 * scale * x.radius * y.radius <= _SAFE_SPREAD
+        self._total = x.x.new_zeros((), dtype=_wide(x.x))
+        self._reference = _Reference(kernel, x.radius + y.radius) if kernel is not None else None
+        self._measure()
+
+    @property
+    def kernel_sum(self) -> PairSum:
+        """The kernel's sum over all pairs, without gradient."""
+        assert self._reference is not None
+        return PairSum(self._total, self._reference.value, len(self.x) * len(self.y))
+
+    def _measure(self) -> None:
+        if self._scale is not None:
+            # A pair's own logit is never hidden, so a maximum that starts from it is finite.
+            start = torch.zeros_like(self.paired_logits) if self._shared else self.paired_logits
+            row_maxima, column_maxima = start.clone(), start.clone()
+            row_sums, column_sums = torch.zeros_like(start), torch.zeros_like(start)
+        for i, j, dots in self._dots:
+            if self._scale is not None:
+                logits = self._logits(i, j, dots)
+                if self._shared:
+                    row_sums[i] += logits.exp_().sum(dim=1)
+                    column_sums[j] += logits.sum(dim=0)
+                else:
+                    scratch = self._scratch[1].like(i, j)
+                    _online(logits, 1, row_maxima[i], row_sums[i], scratch)
+                    _online(logits, 0, column_maxima[j], column_sums[j], scratch)
+            if self.kernel is not None and self._reference is not None:
+                h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
+                self._total *= self._reference.raise_to(h)
+                self._total += _sum(self.kernel.evaluate(h, self._reference.value).values)
+        if self._scale is not None:
+            self.row_log_sums = row_maxima + row_sums.log()
+            self.column_log_sums = column_maxima + column_sums.log()
+
+    def _logits(self, i: slice, j: slice, dots: Tensor) -> Tensor:
+        logits = torch.mul(dots, self._scale, out=self._scratch[0].like(i, j))  # type: ignore[arg-type]
+        return hide_same_group(logits, self._groups, i, j)
+
+    def gradients(self, logit_weight: float, kernel_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients to x (M, d), y (N, d) and the scale of a weighted sum of what was measured.
+
+        The sum is ``logit_weight * sum_i (row_log_sums_i + column_log_sums_i - 2 logit_ii) + kernel_weight *
+        kernel_sum.total``.
+        """
+        dx, dy = torch.zeros_like(self.x.x), torch.zeros_like(self.y.x)
+        x_slopes, y_slopes = dx.new_zeros(len(dx)), dy.new_zeros(len(dy))
+        d_scale = self._total.new_zeros(())
+        for i, j, dots in self._dots:
+            weights: Tensor | None = None
+            if self._scale is not None:
+                weights = self._softmaxes(i, j, dots)
+                d_scale += logit_weight * torch.dot(weights.flatten(), dots.flatten())
+                weights.mul_(logit_weight * self._scale)
+            if self.kernel is not None and self._reference is not None:
+                h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
+                tile = self.kernel.evaluate(h, self._reference.value)
+                alpha = kernel_weight * tile.factor
+                x_slopes[i].add_(tile.slopes.sum(dim=1), alpha=alpha)
+                y_slopes[j].add_(tile.slopes.sum(dim=0), alpha=alpha)
+                weights = tile.slopes.mul_(alpha) if weights is None else weights.add_(tile.slopes, alpha=alpha)
+            assert weights is not None
+            self.y.add_weighted(weights, j, dx[i])
+            self.x.add_weighted(weights.T, i, dy[j])
+        dx.addcmul_(x_slopes.unsqueeze(1), self.x.x, value=-1)
+        dy.addcmul_(y_slopes.unsqueeze(1), self.y.x, value=-1)
+        if self._scale is not None:
+            dx.add_(self.y.x, alpha=-2 * logit_weight * self._scale)
+            dy.add_(self.x.x, alpha=-2 * logit_weight * self._scale)
+            d_scale -= 2 * logit_weight * self._paired_dots.sum(dtype=d_scale.dtype)
+        return dx, dy, d_scale
+
+    def _softmaxes(self, i: slice, j: slice, dots: Tensor) -> Tensor:
+        """The softmax of every row plus that of every column, on one tile."""
+        logits, rows, columns = self._logits(i, j, dots), self.row_log_sums[i].unsqueeze(1), self.column_log_sums[j]
+        if self._shared:
+            return logits.exp_().mul_(torch.add((-rows).exp(), (-columns).exp(), out=self._scratch[1].like(i, j)))
+        by_column = torch.sub(logits, columns, out=self._scratch[1].like(i, j)).exp_()
+        return logits.sub_(rows).exp_().add_(by_column)
+
+
+def _online(logits: Tensor, dim: int, maxima: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Take one tile into running sums of exp(logits - maxima) along ``dim``; both are changed in place."""
+    larger = torch.maximum(maxima, logits.amax(dim=dim))
+    sums.mul_(maxima.sub_(larger).exp_()).add_(torch.sub(logits, larger.unsqueeze(dim), out=out).exp_().sum(dim=dim))
+    maxima.copy_(larger)

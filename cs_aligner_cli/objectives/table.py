@@ -1,0 +1,28 @@
+"""What a recipe can name: every kind of pairwise term and of divergence, with the function behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from torch import Tensor
+
+from cs_aligner_cli.objectives.densities import hoelder_divergence
+from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
+from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
+
+# Each takes (image, text), the logits and groups that its signature names, and the recipe's options by their names.
+PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {
+    "infonce": infonce,
+    "siglip": siglip,
+    "align_uniform": align_uniform,
+    "l2_contrastive": l2_contrastive,
+}
+# Each takes (image, text) and the recipe's options by their names.
+DIVERGENCES: Final[dict[str, Callable[..., Tensor]]] = {
+    "cs": cs_divergence,
+    "mmd": mmd,
+    "energy": energy_distance,
+    "hoelder": hoelder_divergence,
+}
+APPROXIMATIONS: Final[dict[str, Callable[..., Tensor]]] = {}

@@ -1,0 +1,134 @@
+"""The tiles that sums over all pairs of rows are taken over: their sizes, their products, their buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+# Tiles that stay in a processor's caches; a GPU wants fewer and larger ones.
+_TILE = {"cpu": (512, 2048)}
+_LARGE_TILE = (4096, 8192)
+# Products that Dots keeps for its second iteration: a constant, so memory stays linear in the rows.
+_KEPT_BYTES = 160 * 2**20
+
+Products: TypeAlias = Literal["fp32", "bf16"]
+
+
+class Rows:
+    """Rows (N, d) made ready for tiles: half their squared norms, and a bf16 copy where products are bf16."""
+
+    def __init__(self, x: Tensor, products: Products) -> None:
+        self.x = x
+        self.half_squares = x.square().sum(dim=1) / 2
+        self._factor = x.bfloat16() if products == "bf16" else x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def radius(self) -> float:
+        """The largest norm of a row."""
+        return math.sqrt(2 * float(self.half_squares.max()))
+
+    def dots(self, i: slice, other: Rows, j: slice, out: Tensor | None = None) -> Tensor:
+        """``x_i . y_j`` as a tile, written into ``out`` where that is given."""
+        left, right = self._factor[i], other._factor[j].T
+        if left.dtype == self.x.dtype:
+            return torch.mm(left, right, out=out) if out is not None else left @ right
+        product = (left @ right).to(self.x.dtype)
+        return product if out is None else out.copy_(product)
+
+    def add_weighted(self, weights: Tensor, i: slice, into: Tensor) -> None:
+        """``into += weights @ x_i`` for a tile of weights."""
+        if self._factor.dtype == self.x.dtype:
+            into.addmm_(weights, self._factor[i])
+        else:
+            into.add_(weights.to(self._factor.dtype) @ self._factor[i])
+
+
+def nearness(x: Rows, i: slice, y: Rows, j: slice, dots: Tensor, out: Tensor) -> Tensor:
+    """``-||x_i - y_j||^2 / 2`` from the dot products of a tile; up to rounding never above 0."""
+    return torch.sub(dots, x.half_squares[i].unsqueeze(1), out=out).sub_(y.half_squares[j])
+
+
+class Scratch:
+    """One buffer for tiles of changing shape: memory that is allocated anew for every tile costs more than its use."""
+
+    def __init__(self, x: Tensor, rows: int, columns: int) -> None:
+        self._buffer = x.new_empty(rows * columns)
+
+    def like(self, i: slice, j: slice) -> Tensor:
+        """The buffer in the shape of the tile (i, j)."""
+        shape = (i.stop - i.start, j.stop - j.start)
+        return self._buffer[: shape[0] * shape[1]].view(shape)
+
+
+def tile_of(x: Rows, y: Rows) -> tuple[int, int]:
+    """Rows and columns of the tiles of two clouds."""
+    rows, columns = _TILE.get(x.x.device.type, _LARGE_TILE)
+    return min(rows, len(x)), min(columns, len(y))
+
+
+def slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    """[start, stop) in parts of ``size``, the last one what is left."""
+    for begin in range(start, stop, size):
+        yield slice(begin, min(begin + size, stop))
+
+
+def upper_tiles(size: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles that cover every unordered pair once: the square ones on the diagonal, then what lies to their right."""
+    for i in slices(0, size, rows):
+        yield i, i
+        for j in slices(i.stop, size, columns):
+            yield i, j
+
+
+def tiles(x: Rows, y: Rows) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Every tile (i, j) of two clouds with its nearness, which may be used up: the next tile overwrites it."""
+    rows, columns = tile_of(x, y)
+    scratch = Scratch(x.x, rows, columns)
+    for i in slices(0, len(x), rows):
+        for j in slices(0, len(y), columns):
+            dots = x.dots(i, y, j, out=scratch.like(i, j))
+            yield i, j, nearness(x, i, y, j, dots, out=dots)
+
+
+class Dots:
+    """Iterates over the tiles (i, j, x_i . y_j); what fits into a fixed budget is kept for the second time."""
+
+    def __init__(self, x: Rows, y: Rows, keep: bool) -> None:
+        self._x, self._y = x, y
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._budget = _KEPT_BYTES if keep else 0
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        rows, columns = tile_of(self._x, self._y)
+        scratch = Scratch(self._x.x, rows, columns)
+        for i in slices(0, len(self._x), rows):
+            for j in slices(0, len(self._y), columns):
+                yield i, j, self._tile(i, j, scratch)
+
+    def _tile(self, i: slice, j: slice, scratch: Scratch) -> Tensor:
+        if (i.start, j.start) in self._kept:
+            return self._kept[i.start, j.start]
+        tile = scratch.like(i, j)
+        if tile.nbytes > self._budget:
+            return self._x.dots(i, self._y, j, out=tile)
+        self._budget -= tile.nbytes
+        self._kept[i.start, j.start] = self._x.dots(i, self._y, j)
+        return self._kept[i.start, j.start]
+
+
+def hide_same_group(tile: Tensor, groups: Tensor | None, i: slice, j: slice) -> Tensor:
+    """Set the pairs i != j of one group to -inf in a tile of logits, in place; None: there are no groups."""
+    if groups is None:
+        return tile
+    same = groups[i].unsqueeze(1) == groups[j]
+    first = max(i.start, j.start)
+    if first < min(i.stop, j.stop):  # the pairs (i, i) themselves stay
+        same[first - i.start :, first - j.start :].fill_diagonal_(False)
+    return tile.masked_fill_(same, -math.inf)

@@ -1,0 +1,87 @@
+"""Pairwise terms other than InfoNCE: against open_clip, plain formulas and finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from open_clip.loss import SigLipLoss
+from samples import tensor_rows
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.objectives import align_uniform, infonce, l2_contrastive, siglip, tiles
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_TILE", {"cpu": (4, 7)})
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (100.0, -3.0), (1.0, 2.0)])
+def test_siglip_is_open_clips_loss(scale: float, bias: float) -> None:
+    leaves = [tensor_rows(0, 10, 8).float(), tensor_rows(1, 10, 8).float(), torch.tensor(scale), torch.tensor(bias)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    ours, theirs = siglip(*leaves), SigLipLoss()(*leaves)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    for grad, expected in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+    assert siglip(leaves[0].detach().numpy(), leaves[1].detach().numpy(), scale, bias).item() == ours.item()
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 0, 1, 2, 2, 2])])
+def test_siglip_gradient_and_groups(groups: torch.Tensor | None) -> None:
+    inputs = [tensor_rows(0, 6, 3), tensor_rows(1, 6, 3), *(torch.tensor(v, dtype=torch.float64) for v in (5.0, -2.0))]
+    inputs = [leaf.requires_grad_() for leaf in inputs]
+    assert torch.autograd.gradcheck(lambda *leaves: siglip(*leaves, groups), inputs)
+    image, text, scale, bias = inputs
+    signs = 2 * torch.eye(6, dtype=torch.float64) - 1
+    counted = torch.ones(6, 6, dtype=torch.bool)
+    if groups is not None:
+        counted = (groups.unsqueeze(1) != groups) | torch.eye(6, dtype=torch.bool)
+    losses = -torch.nn.functional.logsigmoid(signs * (scale * image @ text.T + bias))
+    torch.testing.assert_close(siglip(*inputs, groups), losses[counted].sum() / 6)
+
+
+def test_align_uniform_is_its_formula() -> None:
+    x, y = tensor_rows(0, 9, 4).requires_grad_(), tensor_rows(1, 9, 4).requires_grad_()
+
+    def uniformity(z: torch.Tensor, t: float) -> torch.Tensor:
+        return torch.exp(-t * torch.pdist(z).square()).mean().log()
+
+    for weight, t in ((1.0, 2.0), (0.3, 5.0)):
+        expected = (x - y).square().sum(1).mean() + weight * (uniformity(x, t) + uniformity(y, t)) / 2
+        torch.testing.assert_close(align_uniform(x, y, weight, t), expected)
+        assert torch.autograd.gradcheck(lambda a, b: align_uniform(a, b, weight, t), (x, y))  # noqa: B023
+
+
+def test_l2_contrastive_is_regression_plus_a_light_infonce() -> None:
+    x, y = tensor_rows(0, 9, 4).requires_grad_(), tensor_rows(1, 9, 4).requires_grad_()
+    groups = torch.arange(9) // 2
+    expected = (x - y).square().sum(1).mean() + 0.2 * infonce(x, y, 20.0, groups)
+    torch.testing.assert_close(l2_contrastive(x, y, 20.0, groups), expected)
+    assert torch.autograd.gradcheck(lambda a, b: l2_contrastive(a, b, 20.0, groups, 0.5), (x, y))
+
+
+def test_half_precision_and_autocast_change_no_type() -> None:
+    x, y = tensor_rows(0, 9, 4).bfloat16(), tensor_rows(1, 9, 4).bfloat16()
+    losses = [lambda: siglip(x, y, 10.0, -10.0), lambda: align_uniform(x, y), lambda: l2_contrastive(x, y, 10.0)]
+    plain = [loss() for loss in losses]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = [loss() for loss in losses]
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in plain)
+    assert [value.item() for value in cast] == [value.item() for value in plain]
+
+
+def test_error_texts() -> None:
+    x, y = tensor_rows(0, 4, 3), tensor_rows(1, 3, 3)
+    for loss in (lambda: siglip(x, y, 1.0, 0.0), lambda: align_uniform(x, y), lambda: l2_contrastive(x, y, 1.0)):
+        with pytest.raises(InputError, match="image and text rows are not pairs: 4 against 3"):
+            loss()
+    with pytest.raises(InputError, match="uniformity needs at least 2 pairs, got 1"):
+        align_uniform(x[:1], x[:1])
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(InputError, match="t: expected a number above 0"):
+            align_uniform(x, x, t=bad)
+    with pytest.raises(InputError, match="groups: expected 4 integers"):
+        siglip(x, x, 1.0, 0.0, torch.arange(3))
