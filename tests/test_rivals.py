@@ -355,3 +355,15 @@ def test_sinkhorn_without_geomloss_names_the_remedy(monkeypatch):
             "the sinkhorn divergence needs geomloss, which is not installed\n"
             'Install it: pip install "cs-aligner-cli[sinkhorn]"'
         )
+
+
+def test_what_pykeops_says_on_import_stays_off_stdout(monkeypatch, tmp_path, capsys):
+    """geomloss uses pykeops where that is installed; this one only greets, as the real one does without CUDA."""
+    (tmp_path / "pykeops.py").write_text("print('[KeOps] Warning : CUDA libraries not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("geomloss", "pykeops")]:
+        monkeypatch.delitem(sys.modules, name)
+    require_geomloss()
+    said = capsys.readouterr()
+    assert "[KeOps]" in said.err
+    assert said.out == ""

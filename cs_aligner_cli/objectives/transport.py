@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -102,7 +104,9 @@ def sinkhorn(x: ArrayLike, y: ArrayLike, blur: float = 0.05, p: int = 2, scaling
 def require_geomloss() -> None:
     """Raise InputError unless geomloss, which ``sinkhorn`` needs, can be imported."""
     try:
-        import geomloss  # noqa: F401
+        # geomloss imports pykeops where that is installed, which greets on stdout; but stdout carries data.
+        with contextlib.redirect_stdout(sys.stderr):
+            import geomloss  # noqa: F401
     except ImportError as missing:
         raise InputError(
             "the sinkhorn divergence needs geomloss, which is not installed",
