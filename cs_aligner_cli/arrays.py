@@ -39,6 +39,13 @@ def same_width(x: Tensor, y: Tensor) -> None:
         )
 
 
+def as_float64(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
+    """x (M, d) and y (N, d) in float64, which autocast leaves alone, and the dtype of a result: theirs, widened."""
+    x, y = as_rows(x, "x"), as_rows(y, "y")
+    same_width(x, y)
+    return x.double(), y.double(), torch.promote_types(x.dtype, y.dtype)
+
+
 def l2_normalize(x: Tensor) -> Tensor:
     """Rows of x (N, d) scaled to unit L2 norm; a zero row stays zero."""
     return torch.nn.functional.normalize(x, dim=-1)

@@ -265,12 +265,12 @@ def validate(
     """
 
     def call() -> None:
-        from cs_aligner_cli.data.manifest import ScenesManifest, load_manifest, read_manifest
+        from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest
         from cs_aligner_cli.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
         manifest = read_manifest(loaded)
-        if isinstance(manifest, ScenesManifest) or loaded.data.root or manifest.root:
+        if isinstance(manifest, DrawnManifest) or loaded.data.root or manifest.root:
             load_manifest(loaded)
         else:
             Console(as_json, quiet).say("still to be named: the folder of the data, --set data.root=FOLDER")

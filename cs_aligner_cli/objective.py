@@ -12,6 +12,7 @@ from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, PAIRWISE
 from cs_aligner_cli.objectives.terms import TermLoss
+from cs_aligner_cli.objectives.transport import require_geomloss
 from cs_aligner_cli.recipe_objective import (
     AnnealedBandwidth,
     AnyDivergence,
@@ -43,6 +44,8 @@ class TrainingObjective:
         self._bandwidth: MedianBandwidth | AutoBandwidth | AnnealedBandwidth | list[float] | float | None
         self._bandwidth = _NAMED_BANDWIDTHS[bandwidth] if isinstance(bandwidth, str) else bandwidth
         self.state: dict[str, Any] = {}
+        if self.divergence == "sinkhorn":
+            require_geomloss()
 
     @property
     def wants_start(self) -> bool:

@@ -183,7 +183,9 @@ class Rff(Strict, json_schema_extra=KIND_IS_NEEDED):
     """Kernel sums through random Fourier features; for sigma of at least 0.5 on unit rows."""
 
     kind: Literal["rff"] = Field("rff", description="Random Fourier features.")
-    features: int = Field(4096, ge=2, le=2**20, description="Frequencies drawn.")
+    features: int = Field(
+        4096, ge=4, le=2**20, multiple_of=2, description="Features: cosines and sines of half as many frequencies."
+    )
 
 
 Approximation = Annotated[
@@ -194,7 +196,7 @@ Approximation = Annotated[
 
 class _Divergence(Strict):
     kind: str
-    weight: Weight = Field(1.0, description="lambda; 0 still logs the value but trains without it; or a section, below.")
+    weight: Weight = Field(1.0, description="lambda (0: logged, but trained without), or a section, below.")
 
 
 class _KernelSum(_Divergence):

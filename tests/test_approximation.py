@@ -266,10 +266,8 @@ def test_sums_lost_in_noise_are_refused():
 def test_error_texts():
     for approximate in (nystroem_cs, rff_cs):
         for bad in (0, -1.0, math.nan, math.inf, (1.0, 0.0)):
-            with pytest.raises(InputError, match=r"^bandwidth: expected a finite number above 0, got"):
+            with pytest.raises(InputError, match=r"^bandwidth: expected a finite number above 0 or \"median\", got"):
                 approximate(X, Y, bad)
-        with pytest.raises(InputError, match=r"^bandwidth: expected a number above 0 or several, got 'median'$"):
-            approximate(X, Y, "median")
         with pytest.raises(InputError, match=r"^bandwidth: a mixture needs at least one sigma, got none$"):
             approximate(X, Y, ())
         with pytest.raises(InputError, match="differ in dimension: 128 against 2"):

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError, did_you_mean
@@ -34,22 +34,44 @@ class _OnDisk(_Described):
     root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
 
 
-class SceneCounts(Strict):
-    """How many pictures are drawn for each split."""
+class DrawnCounts(Strict):
+    """How many images are drawn for each split."""
 
-    train: int = Field(2000, ge=1, description="Pictures to train on.")
-    val: int = Field(250, ge=1, description="Pictures to choose settings on.")
-    test: int = Field(500, ge=1, description="Pictures to report on.")
+    train: int = Field(2000, ge=1, description="Images to train on.")
+    val: int = Field(250, ge=1, description="Images to choose settings on.")
+    test: int = Field(500, ge=1, description="Images to report on.")
 
 
-class ScenesManifest(_Described):
+class DrawnManifest(_Described):
+    """A data set that the program makes itself, and that needs no files."""
+
+    seed: int = Field(0, ge=0, description="Seed of the drawings; the recipe's seed does not touch the data.")
+
+
+class ScenesManifest(DrawnManifest):
     """Captioned pictures that csalign draws itself."""
 
     kind: Literal["scenes"] = Field("scenes", description="Drawn by the program.")
-    images: SceneCounts = Field(SceneCounts(), description="Pictures per split.")
+    images: DrawnCounts = Field(DrawnCounts(), description="Pictures per split.")
     captions_per_image: int = Field(5, ge=1, le=5, description="Captions per picture.")
     size: int = Field(64, ge=32, le=512, description="Side of a picture, pixels.")
-    seed: int = Field(0, ge=0, description="Seed of the drawings; the recipe's seed does not touch the data.")
+
+
+class LatentManifest(DrawnManifest):
+    """Paired features of one latent variable: a toy whose shared information and gap are known."""
+
+    kind: Literal["latent"] = Field("latent", description="Drawn by the program.")
+    images: DrawnCounts = Field(DrawnCounts(), description="Pairs per split.")
+    dim: int = Field(64, ge=2, le=4096, description="Dimensions of the features.")
+    latent_dim: int = Field(16, ge=1, description="Dimensions of the latent variable; less than dim.")
+    noise: float = Field(0.2, ge=0, description="Length of each modality's own noise; the latent's part has length 1.")
+    gap: float = Field(2.0, ge=0, description="Distance between the two modalities' means.")
+
+    @model_validator(mode="after")
+    def _room_for_the_gap(self) -> LatentManifest:
+        if self.latent_dim >= self.dim:
+            raise ValueError(f"latent_dim ({self.latent_dim}) must be less than dim ({self.dim})")
+        return self
 
 
 class TableManifest(_OnDisk):
@@ -98,10 +120,11 @@ class EmbeddingsManifest(_OnDisk):
     captions: CaptionFeatures = Field(description="The captions.")
 
 
-Manifest: TypeAlias = ScenesManifest | TableManifest | EmbeddingsManifest
+Manifest: TypeAlias = ScenesManifest | LatentManifest | TableManifest | EmbeddingsManifest
 
-MANIFESTS: dict[str, type[ScenesManifest] | type[TableManifest] | type[EmbeddingsManifest]] = {
+MANIFESTS: dict[str, type[Manifest]] = {
     "scenes": ScenesManifest,
+    "latent": LatentManifest,
     "table": TableManifest,
     "embeddings": EmbeddingsManifest,
 }
@@ -133,12 +156,13 @@ def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
     described = f"the manifest {manifest.name} is of kind {manifest.kind}"
     for modality in ("image", "text"):
         kind = recipe.encoders.of(modality).kind
-        if kind == "features" and manifest.kind != "embeddings":
+        features = manifest.kind in ("embeddings", "latent")
+        if kind == "features" and not features:
             raise InputError(
                 f"encoders.{modality}: kind features needs a manifest of kind embeddings, but {described}",
                 "Name an encoder that reads the items themselves, for example kind: open_clip.",
             )
-        if kind != "features" and manifest.kind == "embeddings" and modality == "image":
+        if kind != "features" and features and modality == "image":
             raise InputError(
                 f"encoders.image: kind {kind} reads pictures, but {described}, which has none",
                 "Use its stored features: --set encoders.image.kind=features",
@@ -151,7 +175,7 @@ def load_manifest(recipe: Recipe) -> Manifest:
     Raises InputError if the manifest is missing or wrong, or if its files need a root that nobody has named.
     """
     manifest = read_manifest(recipe)
-    if isinstance(manifest, ScenesManifest):
+    if isinstance(manifest, DrawnManifest):
         return manifest
     root = recipe.data.root or manifest.root
     if root is None:

@@ -15,10 +15,13 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.frames import read_frame, text_column
 from cs_aligner_cli.data.images import ABSENT, digest, look_at_all
+from cs_aligner_cli.data.latent import draw_basis, draw_pairs
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
+    DrawnManifest,
     EmbeddingsManifest,
     ImageFeatures,
+    LatentManifest,
     Manifest,
     ScenesManifest,
     TableManifest,
@@ -63,6 +66,25 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
     frame = frame.assign(feature_row=-1, width=manifest.size, height=manifest.size)
     captions = pd.DataFrame(texts, columns=["image_id", "split", "text"]).assign(feature_row=-1)
     return Source(frame, captions, {"kind": "scenes"})
+
+
+def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Source:
+    """Draw the pairs of features into ``folder``; a caption is the pair's number."""
+    rng = np.random.default_rng(manifest.seed)
+    basis = draw_basis(manifest.dim, manifest.latent_dim, rng)
+    counts = manifest.images.model_dump()
+    options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap"})
+    pairs = draw_pairs(sum(counts.values()), rng=rng, basis=basis, **options)
+    description: dict[str, Any] = {"kind": "latent"}
+    for modality, features in zip(("image", "text"), pairs, strict=True):
+        np.save(folder / f"{modality}.npy", features)
+        description[f"{modality}_features"] = {"path": f"{modality}.npy", "tensor": None, "stamp": None}
+    names = [(f"{split}-{i:06d}", split) for split, count in counts.items() for i in range(count)]
+    images = pd.DataFrame(names, columns=["image_id", "split"])
+    images = images.assign(feature_row=np.arange(len(images)))
+    captions = images.assign(text=[f"pair {image_id}" for image_id in images["image_id"]])
+    digests = [digest(row.tobytes()) for row in pairs[0]]
+    return Source(images.assign(locator="", width=0, height=0, digest=digests), captions, description)
 
 
 def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
@@ -129,12 +151,17 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
 
 
 SourceReader: TypeAlias = Callable[[Any, Path, Console], Source]
-SOURCES: dict[str, SourceReader] = {"scenes": read_scenes, "table": read_table, "embeddings": read_embeddings}
+SOURCES: dict[str, SourceReader] = {
+    "scenes": read_scenes,
+    "latent": draw_latent,
+    "table": read_table,
+    "embeddings": read_embeddings,
+}
 
 
 def source_files(manifest: Manifest) -> list[str]:
     """The files, there or not, whose change makes a prepared data set stale."""
-    if isinstance(manifest, ScenesManifest):
+    if isinstance(manifest, DrawnManifest):
         return []
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -43,8 +42,8 @@ def load_features(
             f"but the data are of kind {data.source['kind']}",
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
-    path = Path(where["path"])
-    if file_stamps([path]) != where["stamp"]:
+    path = data.root / where["path"]
+    if where["stamp"] is not None and file_stamps([path]) != where["stamp"]:
         raise InputError(f"{path}: has changed since the data were prepared", "Check it again: csalign prepare")
     file = FeatureFile(path, where["tensor"])
 

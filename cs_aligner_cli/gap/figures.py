@@ -38,6 +38,7 @@ _MAX_CURVE_PAIRS = 5000
 _JOINED_PAIRS = 20
 # Below this a divergence of unit rows is rounding, and would stretch the logarithmic axis over empty decades.
 _SMALLEST_DIVERGENCE = 1e-6
+_CONFLICT_STYLES = (("black", "-"), (SERIES[0], "--"), (SERIES[1], "-."), (SERIES[2], ":"))
 _RECALL_MARKS = (("o", 64, "mean of both"), ("^", 26, "image to text"), ("v", 26, "text to image"))
 
 
@@ -161,6 +162,39 @@ def _curves(image: Floats, text: Floats, widths: Sequence[float], seed: int) -> 
     )
     v, u = (np.where(values > _SMALLEST_DIVERGENCE, values, np.nan) for values in (v, u))
     return v, u, np.maximum(null, _SMALLEST_DIVERGENCE)
+
+
+def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Draw the share of alignment's pull on pairs that the rest of the loss takes back, against temperature.
+
+    ``sweeps`` maps a store's name to rows of ``objectives.conflict_sweep``: one line for InfoNCE alone, and one for
+    every weight of D_CS at the bandwidth nearest to 0.7071. Raises InputError without any store.
+    """
+    if not sweeps:
+        raise InputError("conflict_curves: expected at least one store's sweep")
+    with panels(list(sweeps), share_axes=True) as (figure, axes):
+        for ax, rows in zip(axes, sweeps.values(), strict=True):
+            width = min((row["bandwidth"] for row in rows), key=lambda s: abs(s - 0.7071))
+            kept = [row for row in rows if row["bandwidth"] == width]
+            weights = sorted({row["weight"] for row in kept})
+            alone = [row for row in kept if row["weight"] == weights[0]]
+            lines = {"InfoNCE alone": ([row["temperature"] for row in alone], [row["cancelled"] for row in alone])}
+            for weight in weights:
+                beside = [row for row in kept if row["weight"] == weight]
+                label = f"with CS, weight {weight:g}"
+                lines[label] = ([row["temperature"] for row in beside], [row["cancelled_with"] for row in beside])
+            ax.axhline(0, color=GRID, lw=0.8, zorder=0)
+            ax.axhline(1, color=GRID, lw=0.8, zorder=0)
+            for (label, (temperatures, shares)), (colour, style) in zip(lines.items(), _CONFLICT_STYLES, strict=False):
+                ax.plot(temperatures, shares, color=colour, ls=style, lw=1.8, marker="o", ms=4, label=label)
+            ax.set(xscale="log", xlabel="temperature", ylabel="share of the pull taken back")
+            ax.set_ylim(-1.05, 1.1)
+            ticks = sorted({row["temperature"] for row in kept})
+            ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            ax.set_xticks([], minor=True)
+            ax.label_outer()
+        legend(figure, axes)
+        return png(figure)
 
 
 def _log_limits(values: Iterable[Floats]) -> tuple[float, float]:

@@ -69,6 +69,13 @@ METRICS: dict[str, Metric] = {
         "The same divergence without the diagonals: hardly biased, and may be slightly negative.",
         "falls to 0",
     ),
+    "mutual_information": Metric(
+        "Shared information, at least (nats)",
+        "InfoNCE's lower bound on what an image tells about its text, at the best of seven temperatures; it cannot "
+        "exceed the log of the number of pairs. High values go with any gap: ranking pairs and joining clouds are "
+        "two things.",
+        "may stay as it is",
+    ),
     "linear_separability": Metric(
         "Linear separability",
         "Held-out accuracy of a linear classifier that tells image rows from text rows. "

@@ -12,6 +12,7 @@ from torch import Tensor
 from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.divergence import subset_divergences, uniformity
+from cs_aligner_cli.objectives import mutual_information
 
 DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
 MIN_PAIRS = 4
@@ -45,6 +46,8 @@ def measure_gap(
       divergence log mean kxx + log mean kyy - 2 log mean kxy with a Gaussian kernel, diagonals kept (V, Yin
       et al., ICLR 2026) or left out of kxx and kyy (U, which can be negative). It equals
       ``objectives.cs_divergence``, but comes out of one pass over the distances for all bandwidths.
+    - ``mutual_information``: the largest bound log N - InfoNCE over temperatures, in nats (``objectives.conflict``);
+      in float32.
     - ``linear_separability``: accuracy of a logistic regression that tells image rows from text rows, over
       5 held-out folds of pairs drawn with ``seed``; both rows of a pair always share a fold.
 
@@ -60,6 +63,7 @@ def measure_gap(
         "uniformity_image": uniformity(x),
         "uniformity_text": uniformity(y),
         **cloud_divergences(x, y, bandwidths),
+        "mutual_information": mutual_information(x.float(), y.float()),
         "linear_separability": linear_separability(x, y, seed),
     }
 

@@ -45,6 +45,14 @@ _CAPTIONS = {
         "lies somewhat high, most of all on the left. U has hardly any such bias; where its line is missing "
         "it is zero or less, and no divergence was found.",
     ),
+    "conflict": _Caption(
+        "Why InfoNCE leaves a gap, and what CS gives back",
+        "InfoNCE pulls every pair together (alignment) and pushes all images away from all texts (uniformity across "
+        "modalities). The black line is the share of the pull that this push takes back: at 1 nothing of it is left, "
+        "and the pairs stay where they are, near or far. The other lines add the CS divergence (bandwidth 0.7071) "
+        "to the push: lower means that more of the pull is left, below 0 that CS even adds to it. Low temperatures "
+        "are where InfoNCE ranks pairs well without moving the clouds. Values below -1 lie outside the picture.",
+    ),
     "gap_against_recall": _Caption(
         "What closing the gap cost",
         "One mark per store: further left is a smaller gap, further up a better R@1; the bar spans the two "
@@ -70,7 +78,7 @@ def render_page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
 
     A retrieval direction holds "R@k" and "mAP" (fractions in [0, 1], shown in percent), "median_rank" and
     "mean_rank"; "R@1" is required, and other keys are not shown. ``figures`` maps a name to PNG bytes; the
-    four names of ``gap.figures`` have an explanation, others are shown under their name. Everything is
+    five names of ``gap.figures`` have an explanation, others are shown under their name. Everything is
     escaped. Raises InputError on an unknown metric.
     """
     from jinja2 import Environment, StrictUndefined

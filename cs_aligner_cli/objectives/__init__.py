@@ -1,10 +1,14 @@
 """Alignment objectives: pairwise terms, divergences between distributions, and their weighted sum."""
 
+from cs_aligner_cli.objectives.approximation import nystroem_cs, nystroem_error, rff_cs
 from cs_aligner_cli.objectives.bandwidths import auto_bandwidth, median_bandwidth
+from cs_aligner_cli.objectives.conflict import conflict, conflict_sweep, mutual_information
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
+from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.terms import Logits, Term, TermValues, evaluate_terms
+from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 __all__ = [
     "Logits",
@@ -12,14 +16,26 @@ __all__ = [
     "TermValues",
     "align_uniform",
     "auto_bandwidth",
+    "conflict",
+    "conflict_sweep",
+    "coral",
     "cs_divergence",
     "energy_distance",
     "evaluate_terms",
+    "frechet",
+    "gaussian_kl",
     "generalized_cs_divergence",
     "hoelder_divergence",
     "infonce",
+    "jeffreys",
     "l2_contrastive",
     "median_bandwidth",
     "mmd",
+    "mutual_information",
+    "nystroem_cs",
+    "nystroem_error",
+    "rff_cs",
     "siglip",
+    "sinkhorn",
+    "sliced_wasserstein",
 ]

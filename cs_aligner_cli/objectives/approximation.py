@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 
 # Rows whose features are held at a time.
 _BLOCK = 4096
@@ -22,9 +23,7 @@ _ROUNDING = 1e-12
 _MIN_RFF_SIGMA = 0.5
 
 
-def nystroem_cs(
-    x: ArrayLike, y: ArrayLike, bandwidth: float | Sequence[float], landmarks: int = 256, seed: int = 0
-) -> Tensor:
+def nystroem_cs(x: ArrayLike, y: ArrayLike, bandwidth: Bandwidth, landmarks: int = 256, seed: int = 0) -> Tensor:
     """Return an approximation of ``cs_divergence(x, y, bandwidth)`` (V-statistic) in time linear in the rows.
 
     With landmarks Z, ``a = mean_i k(x_i, Z)``, ``b = mean_j k(y_j, Z)``, the inner products of the RKHS mean
@@ -42,7 +41,8 @@ def nystroem_cs(
     is not positive or is lost in rounding (a divergence above 55), that is where the bandwidth is too small for
     the samples.
     """
-    x, y, sigmas = _checked(x, y, bandwidth)
+    x, y = _finite(x, y)
+    sigmas = resolve_bandwidth(bandwidth, x, y)
     if landmarks < 2:
         raise InputError(f"landmarks: expected at least 2, got {landmarks}")
     z = _landmarks(x, y, landmarks, seed)
@@ -57,7 +57,7 @@ def nystroem_cs(
 def nystroem_error(
     x: ArrayLike,
     y: ArrayLike,
-    bandwidth: float | Sequence[float],
+    bandwidth: Bandwidth,
     landmarks: int,
     repeats: int = 4,
     seed: int = 0,
@@ -77,9 +77,7 @@ def nystroem_error(
     return statistics.fmean(values), statistics.stdev(values)
 
 
-def rff_cs(
-    x: ArrayLike, y: ArrayLike, bandwidth: float | Sequence[float], features: int = 4096, seed: int = 0
-) -> Tensor:
+def rff_cs(x: ArrayLike, y: ArrayLike, bandwidth: Bandwidth, features: int = 4096, seed: int = 0) -> Tensor:
     """Return an approximation of ``cs_divergence(x, y, bandwidth)`` (V-statistic) by random Fourier features.
 
     The Gaussian kernel is ``E_w cos(w.(a - b))`` over w ~ N(0, I / sigma^2) (Rahimi & Recht 2007): with F / 2
@@ -91,7 +89,8 @@ def rff_cs(
     ``nystroem_cs``, which is the more exact one on embeddings. So are the errors, but the cross sum must exceed
     twice its standard error over frequencies, and a sigma below 0.5 is refused: on unit rows it fails there.
     """
-    x, y, sigmas = _checked(x, y, bandwidth)
+    x, y = _finite(x, y)
+    sigmas = resolve_bandwidth(bandwidth, x, y)
     if features < 4 or features % 2:
         raise InputError(f"features: expected an even number of at least 4, got {features}")
     if min(sigmas) < _MIN_RFF_SIGMA:
@@ -115,24 +114,14 @@ def rff_cs(
     return _cs_of_means(mean_x, mean_y, noise, setting, remedy).to(torch.promote_types(x.dtype, y.dtype))
 
 
-def _checked(
-    x: ArrayLike, y: ArrayLike, bandwidth: float | str | Sequence[float]
-) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-    """Both samples as tensors, and the kernel's sigmas."""
+def _finite(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Both samples as tensors, once they are seen to fit and to be finite."""
     x, y = as_rows(x, "x"), as_rows(y, "y")
     same_width(x, y)
     for name, rows in (("x", x), ("y", y)):
         if not all(block.detach().isfinite().all() for block in _blocks(rows)):
             raise InputError(f"{name}: the rows hold NaN or infinity")
-    if isinstance(bandwidth, str):
-        raise InputError(f"bandwidth: expected a number above 0 or several, got {bandwidth!r}")
-    sigmas = tuple(map(float, bandwidth)) if isinstance(bandwidth, Sequence) else (float(bandwidth),)
-    if not sigmas:
-        raise InputError("bandwidth: a mixture needs at least one sigma, got none")
-    for sigma in sigmas:
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise InputError(f"bandwidth: expected a finite number above 0, got {sigma:g}")
-    return x, y, sigmas
+    return x, y
 
 
 def _generator(seed: int) -> torch.Generator:

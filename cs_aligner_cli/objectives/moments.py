@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.arrays import ArrayLike, as_float64
 from cs_aligner_cli.errors import InputError
 
 
@@ -75,24 +75,23 @@ def coral(x: ArrayLike, y: ArrayLike) -> Tensor:
 
     Precision and errors are those of ``gaussian_kl``, but rows that all coincide are allowed.
     """
-    x, y, dtype = _float64(x, y)
+    x, y, dtype = _samples(x, y)
     return ((_covariance(x) - _covariance(y)).square().sum() / (4 * x.shape[1] ** 2)).to(dtype)
 
 
-def _float64(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both samples in float64, which autocast leaves alone, and the dtype to return."""
-    x, y = as_rows(x, "x"), as_rows(y, "y")
-    same_width(x, y)
+def _samples(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both samples in float64 and the dtype to return, once each has a covariance."""
+    x, y, dtype = as_float64(x, y)
     for name, rows in (("x", x), ("y", y)):
         if len(rows) < 2:
             raise InputError(f"{name}: a covariance needs at least 2 rows, got {len(rows)}")
-    return x.double(), y.double(), torch.promote_types(x.dtype, y.dtype)
+    return x, y, dtype
 
 
 def _fit_both(x: ArrayLike, y: ArrayLike, shrinkage: float) -> tuple[_Gaussian, _Gaussian, torch.dtype]:
     if not 0 < shrinkage <= 1:
         raise InputError(f"shrinkage: expected a number above 0 and up to 1, got {shrinkage}")
-    x, y, dtype = _float64(x, y)
+    x, y, dtype = _samples(x, y)
     return _fit(x, "x", shrinkage), _fit(y, "y", shrinkage), dtype
 
 

@@ -7,9 +7,12 @@ from typing import Final
 
 from torch import Tensor
 
+from cs_aligner_cli.objectives.approximation import nystroem_cs, rff_cs
 from cs_aligner_cli.objectives.densities import hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
+from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
+from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 # Each takes (image, text), the logits and groups that its signature names, and the recipe's options by their names.
 PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {
@@ -24,5 +27,12 @@ DIVERGENCES: Final[dict[str, Callable[..., Tensor]]] = {
     "mmd": mmd,
     "energy": energy_distance,
     "hoelder": hoelder_divergence,
+    "gaussian_kl": gaussian_kl,
+    "jeffreys": jeffreys,
+    "frechet": frechet,
+    "coral": coral,
+    "sliced_wasserstein": sliced_wasserstein,
+    "sinkhorn": sinkhorn,
 }
-APPROXIMATIONS: Final[dict[str, Callable[..., Tensor]]] = {}
+# Approximations of the Cauchy-Schwarz divergence; each takes (image, text), the bandwidth and its options.
+APPROXIMATIONS: Final[dict[str, Callable[..., Tensor]]] = {"nystroem": nystroem_cs, "rff": rff_cs}

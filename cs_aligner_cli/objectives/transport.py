@@ -9,7 +9,7 @@ import sys
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
+from cs_aligner_cli.arrays import ArrayLike, as_float64, l2_normalize
 from cs_aligner_cli.errors import InputError
 
 
@@ -30,7 +30,7 @@ def sliced_wasserstein(
     Computed in float64 whatever the autocast; returned in float32, or in float64 where x or y is. Raises
     InputError for rows that do not fit together, projections below 1 and a p that is neither 1 nor 2.
     """
-    x, y, dtype = _float64(x, y)
+    x, y, dtype = as_float64(x, y)
     _check_power(p)
     if projections < 1:
         raise InputError(f"projections: expected at least 1, got {projections}")
@@ -78,7 +78,7 @@ def sinkhorn(x: ArrayLike, y: ArrayLike, blur: float = 0.05, p: int = 2, scaling
     not finite give NaN. Raises InputError for rows that do not fit together, options out of range, and where
     geomloss is not installed.
     """
-    x, y, dtype = _float64(x, y)
+    x, y, dtype = as_float64(x, y)
     _check_power(p)
     if not (math.isfinite(blur) and blur > 0):
         raise InputError(f"blur: expected a finite number above 0, got {blur}")
@@ -123,10 +123,3 @@ def _diameter(x: Tensor, y: Tensor) -> float:
 def _check_power(p: int) -> None:
     if p not in (1, 2):
         raise InputError(f"p: expected 1 or 2, got {p}")
-
-
-def _float64(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both samples in float64, which autocast leaves alone, and the dtype to return."""
-    x, y = as_rows(x, "x"), as_rows(y, "y")
-    same_width(x, y)
-    return x.double(), y.double(), torch.promote_types(x.dtype, y.dtype)

@@ -11,17 +11,27 @@ from cs_aligner_cli.artifacts import write_bytes, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.gap import measure_gap, null_floor
-from cs_aligner_cli.gap.figures import cosine_histograms, divergence_curve, gap_against_recall, projection
+from cs_aligner_cli.gap.figures import (
+    conflict_curves,
+    cosine_histograms,
+    divergence_curve,
+    gap_against_recall,
+    projection,
+)
 from cs_aligner_cli.gap.page import render_page, report_rows
 from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.objectives import conflict_sweep
 from cs_aligner_cli.provenance import git_state, versions
 from cs_aligner_cli.recipe import GapReport, Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
 
-Pairs = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]
+Features = np.ndarray[Any, np.dtype[np.float32]]
+Pairs = tuple[Features, Features]
 REPORT = "report.html"
 _KS = (1, 5, 10)
+# The pairs that the conflict is taken on: the size of a large training batch.
+_CONFLICT_PAIRS = 1000
 
 
 def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
@@ -48,6 +58,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
             write_bytes(build.folder / REPORT, page)
             write_bytes(build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode())
             write_json(build.folder / "report.json", report)
+            write_bytes(build.folder / "conflict.csv", _conflict_table(report).to_csv(index=False).encode())
             for name, png in figures.items():
                 write_bytes(build.folder / f"{name}.png", png)
             build.summary = {
@@ -77,6 +88,7 @@ def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tupl
         "stores": {},
         "null": {},
         "retrieval": {},
+        "conflict": {},
         "provenance": {**versions(), "seed": recipe.seed, "git": git_state(), "recipe": recipe.to_yaml()},
     }
     pairs: dict[str, Pairs] = {}
@@ -88,6 +100,7 @@ def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tupl
             pairs[name] = arrays["image"].take(rows["image"]), arrays["text"].take(rows["text"])
             report["stores"][name] = measure_gap(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
             report["null"][name] = null_floor(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
+            report["conflict"][name] = _conflict(*pairs[name])
             report["retrieval"][name] = _retrieval(arrays["image"].all(), arrays["text"].all(), split)
         advance()
     return report, pairs
@@ -105,6 +118,17 @@ def _retrieval(image: Any, text: Any, split: Split) -> dict[str, Any]:
     return evaluate_retrieval(image, text, split.image_of_caption, ks=ks)
 
 
+def _conflict(image: Features, text: Features) -> list[dict[str, float]]:
+    """The conflict on evenly spaced pairs."""
+    kept = np.linspace(0, len(image) - 1, min(len(image), _CONFLICT_PAIRS)).round().astype(np.int64)
+    return conflict_sweep(image[kept], text[kept])
+
+
+def _conflict_table(report: dict[str, Any]) -> pd.DataFrame:
+    """The conflict of every store at every temperature, bandwidth and weight, one row each."""
+    return pd.DataFrame([{"store": name, **row} for name, rows in report["conflict"].items() for row in rows])
+
+
 def _figures(report: dict[str, Any], pairs: dict[str, Pairs], seed: int) -> dict[str, bytes]:
     points = {
         name: {
@@ -118,5 +142,6 @@ def _figures(report: dict[str, Any], pairs: dict[str, Pairs], seed: int) -> dict
         "projection": projection(pairs, seed=seed),
         "cosine_histograms": cosine_histograms(pairs, seed=seed),
         "divergence_curve": divergence_curve(pairs, seed=seed),
+        "conflict": conflict_curves(report["conflict"]),
         "gap_against_recall": gap_against_recall(points),
     }

@@ -22,7 +22,7 @@ from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import CsalignError, InputError
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objective import TrainingObjective
-from cs_aligner_cli.objectives import evaluate_terms
+from cs_aligner_cli.objectives import Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.optimization import learning_rate, make_optimizer, step_seed
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_encoders import OPEN_CLIP_FOLDER
@@ -155,7 +155,8 @@ class _Run:
         return {m: self.inputs(m, self.split, rows[m]) for m in MODALITIES}, torch.from_numpy(images)
 
     def _logs(self, done: int) -> bool:
-        return done % self.spec.log_steps == 0 or done == self.steps
+        every = [steps for steps in (self.spec.log_steps, self.spec.conflict_steps) if steps]
+        return any(done % steps == 0 for steps in every) or done == self.steps
 
     def _start_objective(self) -> None:
         """Let the objective choose its bandwidth on the held-out pairs, one caption each, before training."""
@@ -213,7 +214,22 @@ class _Run:
             "grad_norm": float(norm),
             "logit_scale": float(logits.scale.detach()),
             **self.objective.describe(),
+            **self._conflict(step + 1, terms[1], values, image.detach(), text.detach()),
         }
+
+    def _conflict(self, done: int, divergence: Term, values: TermValues, image: Tensor, text: Tensor) -> dict[str, Any]:
+        """What alignment and uniformity do to each other on this batch, where it is asked for."""
+        if not self.spec.conflict_steps or done % self.spec.conflict_steps:
+            return {}
+        logits = self.towers.logits
+        found = conflict(
+            image,
+            text,
+            float(logits.scale.detach()),
+            lambda x, y: divergence.loss(x, y, logits, None),
+            values.weights[divergence.name],
+        )
+        return {"conflict": found}
 
     def _micro(self, size: int) -> int:
         """Pairs that go through the towers at once."""
