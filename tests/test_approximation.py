@@ -248,6 +248,13 @@ def test_nystroem_errs_downwards_by_more_than_its_spread_and_less_than_its_rise(
     assert half < mean < exact < mean + (mean - half)
 
 
+def test_on_even_rows_with_a_small_gap_features_beat_landmarks():
+    x, y = (torch.nn.functional.normalize(torch.from_numpy(random_rows(s, 800, 256)) + (0.1 - 0.2 * s)) for s in (0, 1))
+    exact = cs_divergence(x, y, 1.0).item()
+    assert nystroem_cs(x, y, 1.0).item() < 0.8 * exact
+    assert rff_cs(x, y, 1.0).item() == pytest.approx(exact, rel=0.1)
+
+
 def test_sums_lost_in_noise_are_refused():
     apart = torch.zeros(4, 8, dtype=torch.float64), torch.full((4, 8), 9.0, dtype=torch.float64)
     for x, y, sigma in ((*apart, 0.5), (X, -X, 0.05)):

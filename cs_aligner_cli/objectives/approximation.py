@@ -33,6 +33,10 @@ def nystroem_cs(
     the Gaussian kernel, or several for the mean of their kernels. The ``landmarks`` are random rows, half of x and
     half of y as far as they go, drawn with ``seed``; M + N or more of them are all rows, and exact.
 
+    The error is what the landmarks do not span: small where the rows' spectrum falls and the samples lie apart, as
+    CLIP's do, but half of the value and more where rows fill many dimensions evenly and nearly share a mean; there
+    ``rff_cs`` is the better one.
+
     Symmetric only up to the draw of landmarks; never negative; 0 for equal samples. The gradient holds the
     landmarks fixed. Without a gradient, memory is a block of rows times landmarks beside the rows; with one, all
     rows times landmarks.
@@ -88,8 +92,9 @@ def rff_cs(
 
     Symmetric; never negative; 0 for equal samples; invariant under a common shift. Where a shift of the mean makes
     the divergence, the relative error is about ``2 / sqrt(features)``. Memory and precision are those of
-    ``nystroem_cs``, which is the more exact one on embeddings. So are the errors, but the cross sum must exceed
-    twice its standard error over frequencies, and a sigma below 0.5 is refused: on unit rows it fails there.
+    ``nystroem_cs``, which is the more exact one where a modality gap is wide. So are the errors, but the cross sum
+    must exceed twice its standard error over frequencies, and a sigma below 0.5 is refused: on unit rows it fails
+    there.
     """
     x, y, sigmas = _checked(x, y, bandwidth)
     if features < 4 or features % 2:
