@@ -184,7 +184,7 @@ def test_landmarks_are_shared_out_between_small_and_large_samples():
 
 @pytest.mark.parametrize("approximate", APPROXIMATIONS)
 def test_dtypes_and_autocast(approximate):
-    assert approximate(X, Y.float(), 0.8).dtype == torch.float64
+    assert approximate(X, Y.float(), 0.8).dtype == approximate(X.float(), Y, 0.8).dtype == torch.float64
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         x, y = X.to(dtype).requires_grad_(), Y.to(dtype)
         value = approximate(x, y, 0.8)
@@ -239,6 +239,20 @@ def test_nystroem_error_is_the_spread_over_draws():
     assert nystroem_error(X[:20], Y[:20], 0.8, 100)[1] == pytest.approx(0, abs=1e-9)
     with pytest.raises(InputError, match=r"^repeats: a standard deviation needs at least 2, got 1$"):
         nystroem_error(X, Y, 0.8, 32, repeats=1)
+
+
+def test_nystroem_errs_downwards_by_more_than_its_spread_and_less_than_its_rise():
+    exact = cs_divergence(X, Y, 0.5).item()
+    (half, _), (mean, deviation) = (nystroem_error(X, Y, 0.5, landmarks) for landmarks in (64, 128))
+    assert exact - mean > 4 * deviation
+    assert half < mean < exact < mean + (mean - half)
+
+
+def test_on_even_rows_with_a_small_gap_features_beat_landmarks():
+    x, y = (torch.nn.functional.normalize(torch.from_numpy(random_rows(s, 800, 256)) + (0.1 - 0.2 * s)) for s in (0, 1))
+    exact = cs_divergence(x, y, 1.0).item()
+    assert nystroem_cs(x, y, 1.0).item() < 0.8 * exact
+    assert rff_cs(x, y, 1.0).item() == pytest.approx(exact, rel=0.1)
 
 
 def test_sums_lost_in_noise_are_refused():
