@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "csalign needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
@@ -54,9 +54,16 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 docs: $(VENV)/.core ## write docs/recipe.md from the schema
 	$(BIN)/python docs/recipe_reference.py
 
-bench: $(VENV)/.core ## measure us and our peers in one run and print ratios
-	$(BIN)/python benchmarks/objectives.py
+bench: bench-objectives bench-retrieval ## measure us and our peers in one run and print ratios
+
+bench-objectives: $(VENV)/.test ## InfoNCE + CS over tiles: time, memory, error; GROWTH=FILE.png also 1k to 32k rows
+	$(BIN)/python benchmarks/objectives.py $(if $(GROWTH),--growth $(GROWTH))
+
+bench-retrieval: $(VENV)/.core ## retrieval metrics against the score matrix
 	$(BIN)/python benchmarks/retrieval.py
+
+bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
+	$(BIN)/python benchmarks/divergences.py --root $(DATA)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -95,6 +95,12 @@ class GapReport(Strict):
         [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS is reported."
     )
     max_pairs: int = Field(5000, ge=10, description="Pairs measured at most (evenly spaced); the report says how many.")
+    exact_pairs: int = Field(
+        20_000,
+        ge=10,
+        description="With more pairs than these, D_CS is approximated (Nystroem), and other metrics of all pairs of "
+        "rows take so many evenly spaced ones.",
+    )
 
 
 class Recipe(Strict):

@@ -20,13 +20,19 @@ from PIL import Image
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap import METRICS, measure_gap, null_floor
 from cs_aligner_cli.gap.divergence import subset_divergences
-from cs_aligner_cli.gap.figures import cosine_histograms, divergence_curve, gap_against_recall, projection
+from cs_aligner_cli.gap.figures import (
+    conflict_curves,
+    cosine_histograms,
+    divergence_curve,
+    gap_against_recall,
+    projection,
+)
 from cs_aligner_cli.gap.glossary import describe, in_report_order
 from cs_aligner_cli.gap.metrics import DEFAULT_BANDWIDTHS, linear_separability, paired_rows
 from cs_aligner_cli.gap.null import split_halves
 from cs_aligner_cli.gap.page import format_number, render_page, report_rows
 from cs_aligner_cli.gap.verdict import verdict
-from cs_aligner_cli.objectives import cs_divergence
+from cs_aligner_cli.objectives import conflict_sweep, cs_divergence
 
 
 def unit(rows):
@@ -79,6 +85,12 @@ def plain_metrics(image, text, bandwidths):
                 + math.log(mean_over(y, y, kernel, keep))
                 - 2 * math.log(mean_over(x, y, kernel))
             )
+    losses = []
+    for temperature in (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5):
+        logits = [[float(a @ b) / temperature for b in y] for a in x]
+        sums = [math.log(sum(map(math.exp, row))) for row in (*logits, *zip(*logits, strict=True))]
+        losses.append(sum(sums) / (2 * n) - sum(logits[i][i] for i in range(n)) / n)
+    found["mutual_information"] = max(0, math.log(n) - min(losses))
     return found
 
 
@@ -345,12 +357,32 @@ def test_importing_the_room_loads_neither_matplotlib_nor_sklearn():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_above_exact_pairs_the_divergence_is_approximated_and_says_how_far():
+    image, text = clouds(n=3000, d=12, gap=2.0)
+    exact, large = measure_gap(image, text), measure_gap(image, text, exact_pairs=500)
+    for s in ("0.5", "0.7071", "1"):
+        v, fall = large[f"cs_divergence_v@{s}"], large[f"cs_divergence_fall@{s}"]
+        assert v == pytest.approx(exact[f"cs_divergence_v@{s}"], rel=0.02)
+        assert v <= exact[f"cs_divergence_v@{s}"] + 1e-9
+        assert 0 <= fall < 0.05 * v
+    assert not any(key.startswith("cs_divergence_u") for key in large)
+    kept = np.linspace(0, 2999, 500).round().astype(int)
+    sampled = measure_gap(image[kept], text[kept])
+    for key in ("uniformity_image", "uniformity_text", "mutual_information", "linear_separability"):
+        assert large[key] == sampled[key]
+    for key in ("centroid_gap", "paired_cosine", "rmg"):
+        assert large[key] == exact[key]
+
+
 # Glossary
 
 
 def test_the_glossary_explains_every_metric_in_the_order_of_measure_gap():
     keys = [key for key in measure_gap(*clouds()) if key != "pairs"]
-    assert list(dict.fromkeys(key.partition("@")[0] for key in keys)) == list(METRICS)
+    large = measure_gap(*clouds(), exact_pairs=20)
+    families = dict.fromkeys(key.partition("@")[0] for key in [*keys, *large] if key != "pairs")
+    assert set(families) == set(METRICS)
+    assert in_report_order([*large])[-1] == "linear_separability"
     assert in_report_order(reversed(keys)) == keys
     assert describe("cs_divergence_u@0.5").label == "CS divergence, U, bandwidth 0.5"
 
@@ -410,8 +442,15 @@ def test_image_is_on_the_left_of_the_projection():
         assert 1 >= shares[0] >= shares[1] >= 0
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_conflict_curves_are_pictures_and_take_degenerate_stores(count):
+    sweeps = {f"store {n}": conflict_sweep(*clouds(n=20, gap=n)) for n in range(count)}
+    opened(conflict_curves(sweeps))
+    opened(conflict_curves({"point": conflict_sweep(np.ones((4, 3)), np.ones((4, 3)))}))
+
+
 def test_figures_without_a_store_are_refused():
-    for draw in (projection, cosine_histograms, divergence_curve, gap_against_recall):
+    for draw in (projection, cosine_histograms, divergence_curve, conflict_curves, gap_against_recall):
         with pytest.raises(InputError, match="expected at least one store"):
             draw({})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -190,7 +191,9 @@ def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> byte
             ax.set(xscale="log", xlabel="temperature", ylabel="share of the pull taken back")
             ax.set_ylim(-1.05, 1.1)
             ticks = sorted({row["temperature"] for row in kept})
-            ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            # A label that would run into its left neighbour's is left out.
+            crowded = {b for a, b in itertools.pairwise(ticks) if b < 1.5 * a}
+            ax.set_xticks(ticks, ["" if t in crowded else f"{t:g}" for t in ticks])
             ax.set_xticks([], minor=True)
             ax.label_outer()
         legend(figure, axes)

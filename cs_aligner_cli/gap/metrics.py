@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.divergence import subset_divergences, uniformity
-from cs_aligner_cli.objectives import mutual_information
+from cs_aligner_cli.objectives import mutual_information, nystroem_cs
 
 DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
 MIN_PAIRS = 4
+EXACT_PAIRS = 20_000
+_LANDMARKS = 1024
 _FOLDS = 5
 
 
@@ -24,6 +27,7 @@ def measure_gap(
     text: ArrayLike,
     bandwidths: Sequence[float] = DEFAULT_BANDWIDTHS,
     seed: int = 0,
+    exact_pairs: int = EXACT_PAIRS,
 ) -> dict[str, float]:
     """Measure the gap between image (N, d) and text (N, d), row i of one belonging to row i of the other.
 
@@ -46,26 +50,49 @@ def measure_gap(
       divergence log mean kxx + log mean kyy - 2 log mean kxy with a Gaussian kernel, diagonals kept (V, Yin
       et al., ICLR 2026) or left out of kxx and kyy (U, which can be negative). It equals
       ``objectives.cs_divergence``, but comes out of one pass over the distances for all bandwidths.
-    - ``mutual_information``: the largest bound log N - InfoNCE over temperatures, in nats (``objectives.conflict``);
-      in float32.
+    - ``mutual_information``: the largest bound log N - InfoNCE over temperatures, in nats
+      (``objectives.mutual_information``).
     - ``linear_separability``: accuracy of a logistic regression that tells image rows from text rows, over
       5 held-out folds of pairs drawn with ``seed``; both rows of a pair always share a fold.
+
+    With more than ``exact_pairs`` pairs, what takes all pairs of rows is not exact any more: uniformity, mutual
+    information and separability are those of that many evenly spaced pairs, and of D_CS there is V alone, by
+    ``objectives.nystroem_cs`` on all rows with 1,024 landmarks. Beside it stands ``cs_divergence_fall@s``, its fall
+    from half the landmarks to all of them, which says about how far it lies too low.
 
     Raises InputError on unequal row counts or widths, fewer than 4 pairs, rows that are not finite or of zero
     length, and bandwidths that are not positive or print alike.
     """
     x, y = paired_rows(image, text)
     check_bandwidths(bandwidths)
+    found: dict[str, float] = {"pairs": len(x), **_centroids(x, y), **_pairs(x, y)}
+    if len(x) <= exact_pairs:
+        divergences = cloud_divergences(x, y, bandwidths)
+    else:
+        divergences = _large_divergences(x, y, bandwidths, seed)
+        kept = evenly_spaced(len(x), exact_pairs)
+        x, y = x[kept], y[kept]
     return {
-        "pairs": len(x),
-        **_centroids(x, y),
-        **_pairs(x, y),
+        **found,
         "uniformity_image": uniformity(x),
         "uniformity_text": uniformity(y),
-        **cloud_divergences(x, y, bandwidths),
-        "mutual_information": mutual_information(x.float(), y.float()),
+        **divergences,
+        "mutual_information": mutual_information(x, y),
         "linear_separability": linear_separability(x, y, seed),
     }
+
+
+def evenly_spaced(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """At most ``count`` evenly spaced numbers of ``rows`` rows, in order."""
+    return np.linspace(0, rows - 1, min(rows, count)).round().astype(np.int64)
+
+
+def _large_divergences(x: Tensor, y: Tensor, bandwidths: Sequence[float], seed: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for s in bandwidths:
+        half, full = (float(nystroem_cs(x, y, s, landmarks, seed)) for landmarks in (_LANDMARKS // 2, _LANDMARKS))
+        found |= {f"cs_divergence_v@{s:.4g}": full, f"cs_divergence_fall@{s:.4g}": full - half}
+    return dict(sorted(found.items(), key=lambda item: "fall" in item[0]))
 
 
 def paired_rows(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:

@@ -76,11 +76,12 @@ def conflict_sweep(
 def mutual_information(image: ArrayLike, text: ArrayLike, temperatures: Sequence[float] = TEMPERATURES) -> float:
     """The largest lower bound log N - InfoNCE, in nats, over temperatures, for unit rows (N, d) that are pairs.
 
-    van den Oord et al. (2018); it cannot exceed log N, and reads 0 for pairs that share nothing. Computed in the
+    van den Oord et al. (2018); it cannot exceed log N, and is 0 where no temperature gives more. Computed in the
     rows' precision. Raises InputError as ``infonce``.
     """
     with torch.no_grad():
-        return max(math.log(len(image)) - float(infonce(image, text, 1 / t)) for t in temperatures)
+        losses = [float(infonce(image, text, 1 / temperature)) for temperature in temperatures]
+    return max(0.0, math.log(len(image)) - min(losses))
 
 
 def _split(pairs: tuple[Tensor, Tensor], logit_scale: float) -> tuple[dict[str, float], Tensor, Tensor]:

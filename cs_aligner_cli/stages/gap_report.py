@@ -18,6 +18,7 @@ from cs_aligner_cli.gap.figures import (
     gap_against_recall,
     projection,
 )
+from cs_aligner_cli.gap.metrics import evenly_spaced
 from cs_aligner_cli.gap.page import render_page, report_rows
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import conflict_sweep
@@ -82,9 +83,7 @@ def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tupl
         "name": recipe.name,
         "split": split.name,
         "pairs": len(rows["image"]),
-        "note": [
-            f"{len(rows['image'])} of {len(split.images)} images, each paired with one of its captions drawn at random."
-        ],
+        "note": _told(spec, len(rows["image"]), len(split.images)),
         "stores": {},
         "null": {},
         "retrieval": {},
@@ -98,18 +97,32 @@ def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tupl
         report["stores"][name] = {}
         if store.shares_space:
             pairs[name] = arrays["image"].take(rows["image"]), arrays["text"].take(rows["text"])
-            report["stores"][name] = measure_gap(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
-            report["null"][name] = null_floor(*pairs[name], bandwidths=spec.bandwidths, seed=recipe.seed)
+            options: dict[str, Any] = {"bandwidths": spec.bandwidths, "seed": recipe.seed}
+            report["stores"][name] = measure_gap(*pairs[name], exact_pairs=spec.exact_pairs, **options)
+            image, text = pairs[name]
+            exact = evenly_spaced(len(image), spec.exact_pairs)
+            report["null"][name] = null_floor(image[exact], text[exact], **options)
             report["conflict"][name] = _conflict(*pairs[name])
             report["retrieval"][name] = _retrieval(arrays["image"].all(), arrays["text"].all(), split)
         advance()
     return report, pairs
 
 
+def _told(spec: GapReport, pairs: int, images: int) -> list[str]:
+    """What a reader must know of the sample."""
+    notes = [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
+    if pairs > spec.exact_pairs:
+        notes.append(
+            f"The CS divergence is approximated by Nystroem's method on all {pairs} pairs; uniformity, shared "
+            f"information, separability and null floors come from {spec.exact_pairs} evenly spaced ones."
+        )
+    return notes
+
+
 def _sampled_pairs(spec: GapReport, split: Split) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     """Rows of images and of one caption of each; evenly spaced where there are more than ``max_pairs``."""
     images, captions = split.pairs
-    kept = np.linspace(0, len(images) - 1, min(len(images), spec.max_pairs)).round().astype(np.int64)
+    kept = evenly_spaced(len(images), spec.max_pairs)
     return {"image": images[kept], "text": captions[kept]}
 
 
@@ -120,7 +133,7 @@ def _retrieval(image: Any, text: Any, split: Split) -> dict[str, Any]:
 
 def _conflict(image: Features, text: Features) -> list[dict[str, float]]:
     """The conflict on evenly spaced pairs."""
-    kept = np.linspace(0, len(image) - 1, min(len(image), _CONFLICT_PAIRS)).round().astype(np.int64)
+    kept = evenly_spaced(len(image), _CONFLICT_PAIRS)
     return conflict_sweep(image[kept], text[kept])
 
 

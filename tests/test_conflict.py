@@ -1,0 +1,131 @@
+"""The conflict inside InfoNCE: its split, its gradients, and the toy that shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samples import random_rows, tensor_rows
+
+from cs_aligner_cli.data.latent import draw_basis, draw_pairs
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.objectives import conflict, conflict_sweep, cs_divergence, infonce, mutual_information
+
+
+def tangential_gradient(loss: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+    """The gradient to rows that are scaled to unit length inside: it has no radial part by itself."""
+    leaves = [row.clone().requires_grad_() for row in rows]
+    value = loss(*(torch.nn.functional.normalize(leaf) for leaf in leaves))
+    return torch.cat(torch.autograd.grad(value, leaves))
+
+
+@pytest.mark.parametrize("scale", [2.0, 20.0, 100.0])
+def test_the_split_and_its_gradients_equal_autograd(scale: float) -> None:
+    x, y = tensor_rows(0, 12, 5), tensor_rows(1, 12, 5)
+
+    def alignment(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return -scale * (image * text).sum(1).mean()
+
+    def uniformity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        logits = scale * image @ text.T
+        return (logits.logsumexp(0).mean() + logits.logsumexp(1).mean()) / 2
+
+    def divergence(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return cs_divergence(image, text, 0.6)
+
+    found = conflict(x, y, scale, divergence, weight=3.0)
+    pull, push = tangential_gradient(alignment, x, y), tangential_gradient(uniformity, x, y)
+    pushed = push + 3 * tangential_gradient(divergence, x, y)
+    flat = torch.nn.functional.cosine_similarity
+    expected = {
+        "alignment": alignment(x, y),
+        "uniformity": uniformity(x, y),
+        "infonce": infonce(x, y, scale),
+        "mutual_information": math.log(12) - infonce(x, y, scale),
+        "cosine": flat(pull.flatten(), push.flatten(), dim=0),
+        "cancelled": -(pull * push).sum() / pull.square().sum(),
+        "divergence": divergence(x, y),
+        "cosine_with": flat(pull.flatten(), pushed.flatten(), dim=0),
+        "cancelled_with": -(pull * pushed).sum() / pull.square().sum(),
+    }
+    assert list(found) == list(expected)
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-9)
+    assert found["alignment"] + found["uniformity"] == pytest.approx(found["infonce"])
+    assert conflict(3 * x, 0.1 * y, scale)["cancelled"] == pytest.approx(found["cancelled"])
+    assert list(conflict(x, y, scale)) == list(expected)[:6]
+
+
+def test_perfect_pairs_at_a_low_temperature_keep_nothing_of_the_pull() -> None:
+    x = random_rows(0, 50, 16)
+    near = x + 0.05 * random_rows(1, 50, 16)
+    low, high = conflict(x, near, 100.0), conflict(x, near, 1.0)
+    assert low["cancelled"] == pytest.approx(1, abs=1e-6)
+    assert low["cosine"] == pytest.approx(-1, abs=1e-6)
+    assert abs(high["cancelled"]) < 0.1
+    assert low["mutual_information"] == pytest.approx(math.log(50), abs=1e-6)
+
+
+def test_the_sweep_is_conflict_at_every_setting() -> None:
+    x, y = random_rows(0, 15, 6), random_rows(1, 15, 6) + 0.3
+    rows = conflict_sweep(x, y, temperatures=(0.05, 0.5), bandwidths=(0.5, 1.0), weights=(1.0, 4.0))
+    assert len(rows) == 8
+    for row in rows:
+        setting = {name: row.pop(name) for name in ("temperature", "bandwidth", "weight")}
+        divergence = partial(cs_divergence, bandwidth=setting["bandwidth"])
+        one = conflict(x, y, 1 / setting["temperature"], divergence, setting["weight"])
+        assert row == pytest.approx(one)
+
+
+def test_mutual_information_is_the_best_bound_and_never_negative() -> None:
+    x = tensor_rows(0, 40, 8)
+    assert mutual_information(x, x) == pytest.approx(math.log(40), abs=1e-6)
+    assert mutual_information(x, tensor_rows(1, 40, 8)) == pytest.approx(0, abs=0.2)
+    assert mutual_information(x, x.roll(1, 0)) == 0
+
+
+def test_error_texts() -> None:
+    x = random_rows(0, 4, 3)
+    with pytest.raises(InputError, match="at least 2 pairs, row by row, got 4 image and 3 text rows"):
+        conflict(x, x[:3], 1.0)
+    with pytest.raises(InputError, match="at least 2 pairs, row by row, got 1 image and 1 text rows"):
+        conflict_sweep(x[:1], x[:1])
+
+
+def test_latent_pairs_have_the_gap_and_the_shared_part_that_they_are_drawn_with() -> None:
+    rng = np.random.default_rng(0)
+    basis = draw_basis(20, 6, rng)
+    image, text = draw_pairs(20_000, dim=20, latent_dim=6, noise=0.5, gap=3.0, rng=rng, basis=basis)
+    offset = image.mean(0) - text.mean(0)
+    np.testing.assert_allclose(offset, 3 * basis[:, 6], atol=0.02)
+    centred = [rows - rows.mean(0) for rows in (image, text)]
+    assert np.square(centred[0] - centred[1]).sum(1).mean() == pytest.approx(2 * 0.5**2, rel=0.02)
+    assert np.square(centred[0]).sum(1).mean() == pytest.approx(1 + 0.5**2, rel=0.02)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(7), atol=1e-6)
+
+
+def test_the_toy_shows_the_argument(csalign: Callable[..., Any], tmp_path: Path) -> None:
+    """The frozen pairs share all they can and lie apart; InfoNCE keeps a gap, CS closes it and costs nothing."""
+    done = csalign("run", "conflict_toy", "--set", f"run_dir={tmp_path / 'toy'}", "--set", "train.epochs=12", "--json")
+    result = json.loads(done.stdout)
+    gap = result["gap_report"]
+    assert gap["frozen"]["centroid_gap"] > 1.2
+    assert gap["pairwise_only"]["centroid_gap"] > 0.2 > 0.1 > gap["aligned"]["centroid_gap"]
+    for store in ("pairwise_only", "aligned"):
+        assert gap[store]["mutual_information"] > math.log(1000) - 0.1
+        assert result["eval_retrieval"][store]["i2t"]["R@1"] > 0.99
+    log = (tmp_path / "toy" / "train" / "aligned" / "metrics.jsonl").read_text().splitlines()
+    conflicts = [line["conflict"] for line in map(json.loads, log) if "conflict" in line]
+    assert len(conflicts) > 10
+    assert conflicts[0]["cancelled"] > conflicts[0]["cancelled_with"]
+    page = (tmp_path / "toy" / "gap_report" / "report.html").read_text()
+    assert "Why InfoNCE leaves a gap" in page
+    assert (
+        (tmp_path / "toy" / "gap_report" / "conflict.csv").read_text().startswith("store,temperature,bandwidth,weight")
+    )
