@@ -174,6 +174,16 @@ def test_one_seed_gives_one_result_and_another_seed_another(features_recipe: Pat
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
+def test_logging_changes_nothing(features_recipe: Path, tmp_path: Path) -> None:
+    weights = []
+    for every, conflict_every in ((1, 2), (1000, "null")):
+        settings = [f"train.log_steps={every}", f"train.conflict_steps={conflict_every}", "train.epochs=2"]
+        recipe = load_recipe(str(features_recipe), [*settings, f"run_dir={tmp_path / str(every)}"])
+        _trained(recipe)
+        weights.append(load_file(Layout(recipe).trained("aligned").path / "last.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -> None:
     scale = "train.objective.pairwise.logit_scale"
     fixed = load_recipe(str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"])
@@ -248,7 +258,7 @@ def test_relative_weight_keeps_the_gradients_in_proportion(features_recipe: Path
     assert len({line["weights"]["cs"] for line in _steps(recipe)}) > 1  # type: ignore[index]
 
 
-@pytest.mark.parametrize("kind", ["cs", "energy", "hoelder", "frechet", "sinkhorn"])
+@pytest.mark.parametrize("kind", ["cs", "energy", "hoelder", "frechet", "sinkhorn", "sliced_wasserstein"])
 @pytest.mark.parametrize("pairwise", ["infonce", "siglip"])
 def test_micro_batches_equal_the_whole_batch(features_recipe: Path, tmp_path: Path, kind: str, pairwise: str) -> None:
     """Cached accumulation: the loss is that of the whole batch, whatever passes through the towers at once."""

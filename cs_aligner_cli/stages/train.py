@@ -184,7 +184,7 @@ class _Run:
             image, text = (torch.cat(outputs) if not whole else outputs[0] for outputs in embedded)
         logits = self.towers.logits
         terms = self.objective.terms(step, image.detach(), text.detach())
-        values = evaluate_terms(terms, image, text, logits, groups.to(self.device), separate=self._logs(step + 1))
+        values, norms = self._evaluate(step, terms, image, text, groups.to(self.device))
         self.objective.observe(values)
         losses = {name: float(value) for name, value in values.values.items()}
         self._refuse_non_finite(step, losses, values.weights)
@@ -210,12 +210,28 @@ class _Run:
             "loss": float(values.total),
             "terms": losses,
             "weights": values.weights,
-            "grad_norm_ratio": {self.objective.divergence: _ratio(values.grad_norms)},
+            "grad_norm_ratio": {self.objective.divergence: _ratio(norms)},
             "grad_norm": float(norm),
             "logit_scale": float(logits.scale.detach()),
             **self.objective.describe(),
             **self._conflict(step + 1, terms[1], values, image.detach(), text.detach()),
         }
+
+    def _evaluate(
+        self, step: int, terms: list[Term], image: Tensor, text: Tensor, groups: Tensor
+    ) -> tuple[TermValues, dict[str, Tensor]]:
+        """The terms on one batch, and their gradients' norms where the step is logged.
+
+        What a step is worth does not depend on whether it is logged, not even in its last bit.
+        """
+        seed = step_seed(self.seed, step)  # for the directions of a sliced divergence
+        torch.manual_seed(seed)
+        values = evaluate_terms(terms, image, text, self.towers.logits, groups, separate=False)
+        norms = values.grad_norms
+        if not norms and self._logs(step + 1):
+            torch.manual_seed(seed)
+            norms = evaluate_terms(terms, image, text, self.towers.logits, groups, separate=True).grad_norms
+        return values, norms
 
     def _conflict(self, done: int, divergence: Term, values: TermValues, image: Tensor, text: Tensor) -> dict[str, Any]:
         """What alignment and uniformity do to each other on this batch, where it is asked for."""
