@@ -116,6 +116,8 @@ class _Run:
         elif state["step"]:
             self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
         self.objective.state = state["objective"]
+        if self.objective.convention:
+            self.console.say(f"{self.name}: {self.objective.convention}")
         if self.objective.wants_start:
             self._start_objective()
         remaining = range(state["step"], self.steps)
