@@ -54,8 +54,8 @@ class TrainingObjective:
         if not isinstance(rule, MedianBandwidth):
             return None
         return (
-            f"bandwidth median: {rule.factor:g} x the median distance (not squared) between two rows of images and texts "
-            f"pooled, every {rule.every} steps, smoothed with momentum {rule.momentum:g}"
+            f"bandwidth median: {rule.factor:g} x the median distance (not squared) between two rows of images and "
+            f"texts pooled, every {rule.every} steps, smoothed with momentum {rule.momentum:g}"
         )
 
     @property
