@@ -72,6 +72,18 @@ class Rows:
         return torch.from_numpy(self._array.take(ids))
 
 
+class Part(Rows):
+    """Some rows of others, by their numbers (n,)."""
+
+    def __init__(self, rows: Rows, numbers: Ints) -> None:
+        self._of, self._numbers = rows, numbers
+        self.count, self.dim, self.longest = len(numbers), rows.dim, rows.longest
+
+    def take(self, rows: slice | Ints) -> Tensor:
+        """Rows as a float32 (n, d) tensor."""
+        return self._of.take(self._numbers[rows])
+
+
 def as_searched(array: RowsLike, name: str) -> Rows:
     """``array`` as unit rows; Rows stay as they are."""
     return array if isinstance(array, Rows) else Rows(array, name)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.rows import Ints, Rows
+from cs_aligner_cli.retrieval.rows import Ints, Part, Rows
 from cs_aligner_cli.retrieval.scores import (
     MARGIN,
     Scores,
@@ -279,19 +279,6 @@ class _Way:
     def found(self) -> Found:
         ids = np.empty((len(self.queries), self.k), np.int64)
         for block in query_blocks(len(self.queries) if self.k else 0, self.listed):
-            part = _Some(self.queries, block)
+            part = Part(self.queries, np.arange(block.start, block.stop))
             ids[block] = settle(part, self.items, self.best_ids[block], self.best[block], self.bound, self.k)
         return Found(self.pairs, self.before + 1, self.scores, ids, len(self.items))
-
-
-class _Some(Rows):
-    """A slice of other rows."""
-
-    def __init__(self, rows: Rows, part: slice) -> None:
-        self._of, self._start = rows, part.start
-        self.count, self.dim, self.longest = part.stop - part.start, rows.dim, rows.longest
-
-    def take(self, rows: slice | Ints) -> Tensor:
-        if isinstance(rows, slice):
-            return self._of.take(slice(rows.start + self._start, rows.stop + self._start))
-        return self._of.take(rows + self._start)
