@@ -76,7 +76,8 @@ def plan_index(kind: str, rows: int, dim: int, training_rows: int = 262144) -> I
         memory += rows * 8 + ivf.nlist * dim * 4
     if isinstance(inner, faiss.IndexHNSW):
         # Each row's links, twice as many on the ground floor as on each floor above, which keeps a 1 / M part.
-        links = inner.hnsw.nb_neighbors(1)
+        ends = faiss.vector_to_array(inner.hnsw.cum_nneighbor_per_level)
+        links = int(ends[2] - ends[1])
         memory = rows * (4 * dim + 4 * (2 * links + 2)) + rows * 4 * links // max(links - 1, 1)
     needed = 0 if index.is_trained else min(rows, max(training_rows, _least_training(index)))
     if needed < _least_training(index):
@@ -173,7 +174,9 @@ def _build_on_disk(index: Any, rows: Rows, folder: Path, part_rows: int, kind: s
     from faiss.contrib.ondisk import merge_ondisk
 
     if _ivf(index) is None:
-        raise InputError(f"index: {kind}: only inverted lists can stay on disk", "Take ivf or ivfpq, or on_disk: false.")
+        raise InputError(
+            f"index: {kind}: only inverted lists can stay on disk", "Take ivf or ivfpq, or on_disk: false."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     trained, parts = folder / ".trained", []
     faiss.write_index(index, str(trained))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from cs_aligner_cli.retrieval.rows import Ints
 from cs_aligner_cli.retrieval.scan import Found
 
@@ -33,7 +34,9 @@ class QueryScores:
     occurrence: Ints
 
 
-def query_scores(found: Found, ks: Sequence[int], grades: Floats | None = None, relevant_above: float = 0) -> QueryScores:
+def query_scores(
+    found: Found, ks: Sequence[int], grades: Floats | None = None, relevant_above: float = 0
+) -> QueryScores:
     """Score every query of a direction from the ranks of its judged items.
 
     ``grades`` (P,) are the judgements of ``found.pairs``; None: all are plain relevance. Items graded above

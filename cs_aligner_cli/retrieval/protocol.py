@@ -1,4 +1,4 @@
-"""Which items are queries, which are their true answers and how good, in which galleries: and the evaluation by that."""
+"""Which items are queries, what are their true answers, in which galleries: and the evaluation by that."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def scan(
         _Way(x, y, x_to_y, min(k, len(y)), 1) if x_to_y is not None else None,
         _Way(y, x, y_to_x, min(k, len(x)), 0) if y_to_x is not None else None,
     ]
-    tools = _Tools(len(x), len(y), torch.device(device))
+    place = torch.device(device)
+    tools = _TOOLS.get(place.type, _TorchTools)(len(x), len(y), place)
     for rows in _slices(len(x), tools.rows):
         left = x.take(rows).to(tools.device)
         for columns in _slices(len(y), tools.columns):
@@ -105,59 +106,57 @@ def _slices(total: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
-class _Tools:
-    """What all tiles share, and the two questions that are asked of a tile.
-
-    On the CPU numpy's comparison is two to three times as fast as torch's, its flags are counted eight at a time, and
-    all limits are asked of a strip of the tile while it is in a core's own cache.
-    """
+class _TorchTools:
+    """What all tiles share, and the two questions that are asked of a tile, in torch on any device."""
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         self.device = device
         self.rows = min(_TILE_ROWS, rows)
         self.columns = min(_TILE_COLUMNS, -(-columns // 1024) * 1024)
         self.scores = torch.empty(self.rows * self.columns, device=device)
+
+    def count_above(self, scores: Tensor, limits: Scores, axis: int) -> Ints:
+        """How many of the scores (B, C) along ``axis`` lie above each limit (T, places on the other axis)."""
+        given = torch.from_numpy(limits).to(self.device).unsqueeze(axis + 1)
+        return np.stack([(scores > limit).sum(dim=axis).cpu().numpy() for limit in given])
+
+    def where_above(self, scores: Tensor, limits: Scores, axis: int) -> tuple[Ints, Ints]:
+        """The rows and columns of the scores (B, C) that lie above the limit of their place on the other axis."""
+        rows, columns = (scores > torch.from_numpy(limits).to(self.device).unsqueeze(axis)).nonzero(as_tuple=True)
+        return rows.cpu().numpy(), columns.cpu().numpy()
+
+
+class _NumpyTools(_TorchTools):
+    """The same on the CPU: numpy's comparison is two to three times as fast as torch's, its flags are counted eight
+    at a time, and all limits are asked of a strip of the tile while it is in a core's own cache."""
+
+    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
+        super().__init__(rows, columns, device)
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
-    def count_above(self, scores: Tensor, limits: Tensor, axis: int) -> Ints:
-        """How many of the scores (B, C) along ``axis`` lie above each limit (T, places on the other axis)."""
-        if self.device.type != "cpu":
-            given = limits.to(scores.device).unsqueeze(axis + 1)
-            counts: Ints = np.stack([(scores > limit).sum(dim=axis).cpu().numpy() for limit in given])
-            return counts
+    def count_above(self, scores: Tensor, limits: Scores, axis: int) -> Ints:
         height, width = scores.shape
-        whole, given = scores.numpy(), limits.numpy()
-        counts = np.zeros((len(given), height if axis == 1 else self.columns), np.int64)
+        whole, given = scores.numpy(), limits[:, :, None] if axis == 1 else limits[:, None]
 
         def count(part: slice) -> Ints:
             flags = np.zeros((_STRIP, self.columns), bool)
+            inside = flags[: part.stop - part.start, :width]
             found = np.empty((len(given), _STRIP if axis == 1 else self.columns), np.int64)
             for i, limit in enumerate(given):
-                np.greater(
-                    whole[part],
-                    limit[part, None] if axis == 1 else limit,
-                    out=flags[: part.stop - part.start, :width],
-                )
+                np.greater(whole[part], limit[part] if axis == 1 else limit, out=inside)
                 found[i] = _packed_count(flags, axis)
             return found
 
-        parts = _slices(height, _STRIP)
-        for part, found in zip(parts, self.pool.map(count, parts), strict=True):
-            if axis == 1:
-                counts[:, part] = found[:, : part.stop - part.start]
-            else:
-                counts += found
-        return counts[:, : len(given[0])]
+        found = list(self.pool.map(count, _slices(height, _STRIP)))
+        if axis == 1:
+            return np.concatenate(found, axis=1)[:, :height]
+        return np.stack(found).sum(axis=0)[:, :width]
 
-    def where_above(self, scores: Tensor, limits: Tensor, axis: int) -> tuple[Ints, Ints]:
-        """The rows and columns of the scores (B, C) that lie above the limit of their place on the other axis."""
-        if self.device.type != "cpu":
-            rows, columns = (scores > limits.to(scores.device).unsqueeze(axis)).nonzero(as_tuple=True)
-            return rows.cpu().numpy(), columns.cpu().numpy()
-        whole, given = scores.numpy(), limits.numpy()
+    def where_above(self, scores: Tensor, limits: Scores, axis: int) -> tuple[Ints, Ints]:
+        whole, given = scores.numpy(), np.expand_dims(limits, axis)
 
         def where(part: slice) -> tuple[Ints, Ints]:
-            above = whole[part] > (given[part, None] if axis == 1 else given)
+            above = whole[part] > (given[part] if axis == 1 else given)
             rows, columns = np.divmod(np.flatnonzero(above), above.shape[1])
             return rows + part.start, columns
 
@@ -165,18 +164,22 @@ class _Tools:
         return np.concatenate([rows for rows, _ in found]), np.concatenate([columns for _, columns in found])
 
 
+_TOOLS: dict[str, type[_TorchTools]] = {"cpu": _NumpyTools}
+
+
 def _packed_count(flags: np.ndarray[tuple[int, int], np.dtype[np.bool_]], axis: int) -> Ints:
-    """The sums of flags (B, C) along an axis: eight flags are added as one integer, up to 128 times, without a carry."""
+    """The sums of flags (B, C) along an axis: eight flags are added as one integer, too few times for a carry."""
     lanes = flags.view(np.int64)
     if axis == 0:
         return lanes.sum(axis=0).view(np.uint8).astype(np.int64)
-    return lanes.reshape(len(flags), -1, 128).sum(axis=2).view(np.uint8).sum(axis=1)  # type: ignore[no-any-return]
+    bytes_ = lanes.reshape(len(flags), -1, 128).sum(axis=2).view(np.uint8)
+    return bytes_.sum(axis=1).astype(np.int64)
 
 
 class _Tile:
     """The scores of some rows of x with some rows of y."""
 
-    def __init__(self, tools: _Tools, left: Tensor, right: Tensor, rows: slice, columns: slice) -> None:
+    def __init__(self, tools: _TorchTools, left: Tensor, right: Tensor, rows: slice, columns: slice) -> None:
         self.tools, self.left, self.right, self.slices = tools, left, right, (rows, columns)
         self.scores = tools.scores[: len(left) * len(right)].view(len(left), len(right))
         torch.mm(left, right.T, out=self.scores)
@@ -221,7 +224,7 @@ class _Way:
         there, true_items = slots >= 0, self.pairs.item[slots]
         true_scores = np.where(there, self.scores[slots], np.inf).astype(np.float32)
         low, high = true_scores - self.bound, true_scores + self.bound
-        counts = tile.tools.count_above(tile.scores, torch.from_numpy(np.concatenate([high, low])), self.axis)
+        counts = tile.tools.count_above(tile.scores, np.concatenate([high, low]), self.axis)
         above, near = counts[: len(slots)], counts[len(slots) :] - counts[: len(slots)]
         near -= there & (true_items >= other.start) & (true_items < other.stop)  # the true item itself
         if near.sum() > _DENSE_SHARE * tile.scores.numel():
@@ -254,13 +257,14 @@ class _Way:
     def _keep_best(self, tile: _Tile, mine: slice, item0: int) -> None:
         """Merge the tile's best items into the lists, by their float32 products."""
         if item0 == 0 and self.listed <= self._turned(tile.scores).shape[1]:
-            values, places = self._turned(tile.scores).topk(self.listed, dim=1)
-            self.best[mine], self.best_ids[mine] = values.cpu().numpy(), places.cpu().numpy()
+            best, places = self._turned(tile.scores).topk(self.listed, dim=1)
+            self.best[mine], self.best_ids[mine] = best.cpu().numpy(), places.cpu().numpy()
             return
-        found = tile.tools.where_above(tile.scores, torch.from_numpy(self.best[mine, -1]), self.axis)
+        found = tile.tools.where_above(tile.scores, self.best[mine, -1], self.axis)
         if len(found[0]) == 0:
             return
-        values = tile.scores[tuple(torch.from_numpy(index).to(tile.scores.device) for index in found)].cpu().numpy()
+        place_in_tile = tuple(torch.from_numpy(index).to(tile.scores.device) for index in found)
+        values = tile.scores[place_in_tile].cpu().numpy()
         query, item = found if self.axis == 1 else found[::-1]
         order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort; tiles are no longer than 4096
         query, item, values = query[order], item[order] + item0, values[order]
