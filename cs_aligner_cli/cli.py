@@ -170,7 +170,7 @@ def eval_retrieval(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure retrieval both ways, with 95% intervals; build the indexes."""
+    """Measure retrieval both ways, with intervals; save indexes."""
     if compare is None:
         _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
 
@@ -198,7 +198,9 @@ def search(
     id_: Annotated[
         list[str] | None, typer.Option("--id", help="An image or caption of the split, by id; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
+    k: Annotated[
+        int | None, typer.Option("-k", help="How many results [default: 10, or all].", show_default=False)
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="Whose index is searched [default: aligned].", show_default=False)
     ] = None,
@@ -214,7 +216,7 @@ def search(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Search the saved index for sentences, photos or known items."""
+    """Search the index for sentences, photos or known ids."""
 
     def call() -> None:
         from cs_aligner_cli.recipe import load_recipe

@@ -138,7 +138,6 @@ class Layout:
     @cached_property
     def zero_shot(self) -> Artifact:
         """The results of zero-shot classification."""
-        assert self.recipe.zero_shot is not None
         split = self.recipe.zero_shot_split
         parts = {**self.recipe.zero_shot.model_dump(mode="json"), "split": split}
         return Artifact(

@@ -103,7 +103,7 @@ class Recipe(Strict):
     embed: Embed = Field(Embed(), description="How embeddings are computed.")
     train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
-    zero_shot: ZeroShot | None = Field(None, description="Zero-shot classification; null: none.")
+    zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
 
     @property
@@ -128,14 +128,15 @@ class Recipe(Strict):
     @property
     def zero_shot_split(self) -> str:
         """The split that zero-shot classifies."""
-        return (self.zero_shot and self.zero_shot.split) or self.eval_retrieval.split
+        return self.zero_shot.split or self.eval_retrieval.split
 
     @property
     def measured_splits(self) -> list[str]:
         """The splits that eval-retrieval, zero-shot and gap-report read, and the query bank's."""
         retrieval = self.eval_retrieval
         bank = [retrieval.query_bank.split] if retrieval.corrections else []
-        return list(dict.fromkeys([retrieval.split, self.gap_split, self.zero_shot_split, *bank]))
+        classified = [self.zero_shot_split] if self.zero_shot.classes else []
+        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
 
 
 def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:

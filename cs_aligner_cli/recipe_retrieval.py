@@ -82,8 +82,12 @@ class ZeroShot(Strict):
     """Zero-shot classification: every image goes to the class whose prompts it is nearest to."""
 
     split: SplitName | None = Field(None, description="The split classified; null: that of eval_retrieval.")
-    classes: FilePath = Field(description="A text file with one class name per line.")
-    labels: FilePath = Field(description="A table with the columns image and label: the class of each image.")
+    classes: FilePath | None = Field(
+        None, description="A text file with one class name per line; null: nothing is classified."
+    )
+    labels: FilePath | None = Field(
+        None, description="A table with the columns image and label: the class of each image."
+    )
     templates: list[str] = Field(
         ["a photo of a {}."], min_length=1, description="Prompts; {} is the class name. Their embeddings are averaged."
     )

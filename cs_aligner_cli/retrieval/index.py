@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ KINDS = (FLAT, "ivf", "hnsw", "pq", "opq", "sq", "ivfpq")
 # The names of an index that is a folder, as clip-retrieval has them: the lists stay on disk, beside the index.
 POPULATED, LISTS = "populated.index", "merged_index.ivfdata"
 _BLOCK = 65536
+_TRAINING_ROWS = 262144
 _FLAT_ERROR = "no FAISS factory string that builds an inner-product index"
 
 
@@ -39,16 +45,17 @@ class IndexPlan:
     training_rows: int
 
 
-def factory_of(kind: str, rows: int, dim: int) -> str:
+def factory_of(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_ROWS) -> str:
     """The FAISS factory string of a kind for so many rows; any other text is taken for a factory string itself.
 
     Lists: 4 sqrt(N) as FAISS' guidelines have it, at most one for 39 rows (fewer make its k-means warn). PQ: one byte
     for eight dimensions, so a 32nd of the float32 rows; OPQ rotates before that. SQ: one byte per dimension.
     """
-    lists = max(1, min(int(4 * rows**0.5), rows // 39))
+    taught = min(rows, training_rows)
+    lists = max(1, min(int(4 * rows**0.5), taught // 39))
     parts = next(m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0)
     # 8 bits are 256 centroids, trained on 39 rows each at least.
-    bits = next((b for b in (8, 6, 4) if rows >= 39 * 2**b), 4)
+    bits = next((b for b in (8, 6, 4) if taught >= 39 * 2**b), 4)
     code = f"PQ{parts}" if bits == 8 else f"PQ{parts}x{bits}"
     named = {
         FLAT: "Flat",
@@ -62,23 +69,14 @@ def factory_of(kind: str, rows: int, dim: int) -> str:
     return named.get(kind, kind)
 
 
-def plan_index(kind: str, rows: int, dim: int, training_rows: int = 262144) -> IndexPlan:
+def plan_index(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_ROWS) -> IndexPlan:
     """What an index of that kind (a key of KINDS, or a FAISS factory string) will be, without building it.
 
     Raises InputError if FAISS cannot make such an index, or if there are fewer rows than it must be trained on.
     """
-    factory = factory_of(kind, rows, dim)
+    factory = factory_of(kind, rows, dim, training_rows)
     index = _empty(factory, dim, kind)
-    code = index.sa_code_size() if hasattr(index, "sa_code_size") else 4 * dim
-    memory = rows * code
-    ivf, inner = _ivf(index), _innermost(index)
-    if ivf is not None:
-        memory += rows * 8 + ivf.nlist * dim * 4
-    if isinstance(inner, faiss.IndexHNSW):
-        # Each row's links, twice as many on the ground floor as on each floor above, which keeps a 1 / M part.
-        ends = faiss.vector_to_array(inner.hnsw.cum_nneighbor_per_level)
-        links = int(ends[2] - ends[1])
-        memory = rows * (4 * dim + 4 * (2 * links + 2)) + rows * 4 * links // max(links - 1, 1)
+    memory = _memory(index, rows, dim)
     needed = 0 if index.is_trained else min(rows, max(training_rows, _least_training(index)))
     if needed < _least_training(index):
         raise InputError(
@@ -86,6 +84,20 @@ def plan_index(kind: str, rows: int, dim: int, training_rows: int = 262144) -> I
             "Take a smaller index, or flat: it is exact, and needs no training.",
         )
     return IndexPlan(factory, rows, dim, int(memory), needed)
+
+
+def _memory(index: Any, rows: int, dim: int) -> int:
+    ivf, inner = _ivf(index), _innermost(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        # Each row's links, twice as many on the ground floor as on each floor above, which keeps a 1 / M part of the
+        # rows; beside them the row's floor and offset, and its code.
+        ends = faiss.vector_to_array(inner.hnsw.cum_nneighbor_per_level)
+        links = int(ends[2] - ends[1])
+        above = links / max(links - 1, 1)
+        return int(rows * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * (2 * links + above) + 12))
+    if ivf is not None:
+        return int(rows * (ivf.code_size + 8) + ivf.nlist * ivf.d * 4)
+    return rows * int(index.sa_code_size())
 
 
 def _least_training(index: Any) -> int:
@@ -122,7 +134,7 @@ def _innermost(index: Any) -> Any:
 def build_index(
     vectors: RowsLike,
     kind: str = FLAT,
-    training_rows: int = 262144,
+    training_rows: int = _TRAINING_ROWS,
     effort: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -155,6 +167,10 @@ def build_index(
 def _train(index: Any, rows: Rows, count: int, seed: int) -> None:
     drawn = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
     ivf = _ivf(index)
+    # FAISS writes to stderr where there are fewer than 39 rows per centroid; plan_index has decided about that.
+    for trained in (ivf, getattr(_innermost(index), "pq", None)):
+        if trained is not None:
+            trained.cp.min_points_per_centroid = 1
     if ivf is not None and faiss.get_num_gpus():
         ivf.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(ivf.d))
     index.train(rows.take(drawn).numpy())
@@ -188,11 +204,28 @@ def _build_on_disk(index: Any, rows: Rows, folder: Path, part_rows: int, kind: s
             part.add_with_ids(rows.take(block).numpy(), np.arange(block.start, block.stop))
         parts.append(folder / f".part-{start}")
         faiss.write_index(part, str(parts[-1]))
-    merge_ondisk(index, [str(part) for part in parts], str(folder / LISTS))
+    with _stdout_kept_clean():
+        merge_ondisk(index, [str(part) for part in parts], str(folder / LISTS))
     for leftover in (trained, *parts):
         leftover.unlink()
     faiss.write_index(index, str(folder / POPULATED))
     return index
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """FAISS' C++ tells on stdout, which carries our data, what it does with lists on disk: send that nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def search(index: Any, queries: RowsLike, k: int) -> tuple[Scores, Ints]:
@@ -261,7 +294,8 @@ def read_index(path: str | Path) -> Any:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
-        index = faiss.read_index(str(file), flags)
+        with _stdout_kept_clean():
+            index = faiss.read_index(str(file), flags)
     except RuntimeError:  # FAISS' own text is the source line that failed
         raise InputError(f"{file}: not a FAISS index, or damaged") from None
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:

@@ -150,7 +150,8 @@ class _NumpyTools(_TorchTools):
         found = list(self.pool.map(count, _slices(height, _STRIP)))
         if axis == 1:
             return np.concatenate(found, axis=1)[:, :height]
-        return np.stack(found).sum(axis=0)[:, :width]
+        counts: Ints = np.stack(found).sum(axis=0)
+        return counts[:, :width]
 
     def where_above(self, scores: Tensor, limits: Scores, axis: int) -> tuple[Ints, Ints]:
         whole, given = scores.numpy(), np.expand_dims(limits, axis)
@@ -171,9 +172,9 @@ def _packed_count(flags: np.ndarray[tuple[int, int], np.dtype[np.bool_]], axis: 
     """The sums of flags (B, C) along an axis: eight flags are added as one integer, too few times for a carry."""
     lanes = flags.view(np.int64)
     if axis == 0:
-        return lanes.sum(axis=0).view(np.uint8).astype(np.int64)
+        return np.asarray(lanes.sum(axis=0).view(np.uint8), np.int64)
     bytes_ = lanes.reshape(len(flags), -1, 128).sum(axis=2).view(np.uint8)
-    return bytes_.sum(axis=1).astype(np.int64)
+    return np.asarray(bytes_.sum(axis=1), np.int64)
 
 
 class _Tile:

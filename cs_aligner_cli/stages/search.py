@@ -25,6 +25,7 @@ from cs_aligner_cli.saved_index import index_keys, open_index
 from cs_aligner_cli.search_page import render_search_page
 from cs_aligner_cli.store import Store
 
+_K = 10
 _OTHER = {"image": "text", "text": "image"}
 
 
@@ -32,14 +33,14 @@ _OTHER = {"image": "text", "text": "image"}
 class Asked:
     """What is searched for; several of each may be asked at once.
 
-    ``gallery`` is "image", "text" or None (the modality that the query is not of); ``photos`` is where the photos lie
-    by their ids, for data sets of stored features.
+    ``k`` is None for 10, or the whole gallery where it is smaller; ``gallery`` is "image", "text" or None (the modality
+    that the query is not of); ``photos`` is where the photos lie by their ids, for data sets of stored features.
     """
 
     texts: Sequence[str] = ()
     images: Sequence[Path] = ()
     ids: Sequence[str] = ()
-    k: int = 10
+    k: int | None = None
     store: str | None = None
     gallery: str | None = None
     photos: Path | None = None
@@ -76,7 +77,8 @@ def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
                 folder = layout.retrieval.path / store / gallery
                 opened[gallery] = open_index(folder, gallery, layout.source_of(store, split.name))
             index, keys, described = opened[gallery]
-            scores, rows = nearest(index, query.row, asked.k)
+            k = min(_K, index.ntotal) if asked.k is None else asked.k
+            scores, rows = nearest(index, query.row, k)
             results.append(
                 {
                     "query": query.text or query.path,
@@ -88,7 +90,7 @@ def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
                 }
             )
             advance()
-    found = {"store": store, "split": split.name, "k": asked.k, "queries": results}
+    found = {"store": store, "split": split.name, "k": asked.k or _K, "queries": results}
     if asked.html is not None:
         write_bytes(asked.html, render_search_page(recipe.name, found).encode())
         found["html"] = str(asked.html)

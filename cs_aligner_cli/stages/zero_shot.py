@@ -16,7 +16,6 @@ from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.layout import Layout
 from cs_aligner_cli.queries import QueryEncoder, require_encoder
 from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_retrieval import ZeroShot
 from cs_aligner_cli.retrieval.rows import Ints, Rows
 from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
 from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
@@ -27,12 +26,13 @@ _TOP = 5
 def zero_shot(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Classify every labelled image of the split in every store; return accuracies per store.
 
-    Raises InputError if the recipe has no zero_shot section, its files do not fit the split, a store is missing or
+    Raises InputError if zero_shot.classes or labels is not set or does not fit the split, a store is missing or
     stale, or the text encoder is stored features.
     """
     spec = recipe.zero_shot
-    if spec is None:
-        raise InputError("the recipe has no section zero_shot", "It needs classes, labels and perhaps templates.")
+    if spec.classes is None or spec.labels is None:
+        missing = "classes" if spec.classes is None else "labels"
+        raise InputError(f"zero_shot.{missing} is not set", f"Name a file: --set zero_shot.{missing}=FILE")
     require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
     layout = Layout(recipe)
     artifact = layout.zero_shot
@@ -42,16 +42,18 @@ def zero_shot(recipe: Recipe, console: Console, force: bool = False) -> dict[str
     record = None if force else artifact.fresh(sources)
     if record is None:
         with artifact.building(sources) as build:
-            build.summary = _classified(recipe, spec, layout, console, build.folder)
+            build.summary = _classified(recipe, spec.classes, spec.labels, layout, console, build.folder)
             write_json(build.folder / "results.json", build.summary)
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
 
 
-def _classified(recipe: Recipe, spec: ZeroShot, layout: Layout, console: Console, folder: Path) -> dict[str, Any]:
-    split = PreparedData(layout.prepared.path).split(recipe.zero_shot_split, "zero_shot.split")
-    names = _class_names(spec.classes)
-    rows, labels = _labels(spec.labels, split, names)
+def _classified(
+    recipe: Recipe, class_file: Path, label_file: Path, layout: Layout, console: Console, folder: Path
+) -> dict[str, Any]:
+    spec, split = recipe.zero_shot, PreparedData(layout.prepared.path).split(recipe.zero_shot_split, "zero_shot.split")
+    names = _class_names(class_file)
+    rows, labels = _labels(label_file, split, names)
     prompts = [template.replace("{}", name) for name in names for template in spec.templates]
     results: dict[str, Any] = {}
     notes = [f"{len(split.images) - len(rows)} images have no label"] if len(rows) < len(split.images) else []
