@@ -196,7 +196,9 @@ def test_options_of_the_evaluation(
         sets = [part for s in ("train.pairwise_only=true", *settings) for part in ("--set", s)]
         embedded = csalign("embed", features_run, "-q", *sets)
         assert embedded.exit_code == 0, embedded.stderr
-        return csalign("eval-retrieval", features_run, "--json", *sets)
+        called = csalign("eval-retrieval", features_run, "--json", *sets)
+        assert called.exit_code == 0, called.stderr
+        return called
 
     folds = evaluated("eval_retrieval.folds=4", "eval_retrieval.captions_per_image=2").json
     assert folds["protocol"]["gallery_images"] == [10] * 4 and folds["protocol"]["gallery_captions"] == [20] * 4

@@ -63,7 +63,7 @@ def statistics(
         found[direction, "hubness"] = Statistic(moments, _skewness)
     recalls = [key for key in found if key[1].startswith("R@")]
     sums = np.hstack([found[key].sums for key in recalls])
-    found["both", "RSum"] = Statistic(sums, lambda s: 100 * (s[:, ::2] / s[:, 1::2]).sum(axis=1))
+    found["both", "RSum"] = Statistic(sums, _rsum)
     return found
 
 
@@ -72,9 +72,16 @@ def _summed(columns: list[Floats], clusters: Ints, count: int) -> Floats:
 
 
 def _mean(sums: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
+    # A draw without any query of a direction says nothing of it: NaN, and _interval leaves it out.
+    with np.errstate(invalid="ignore"):
         mean: Floats = sums[:, 0] / sums[:, 1]
     return mean
+
+
+def _rsum(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        total: Floats = 100 * (sums[:, ::2] / sums[:, 1::2]).sum(axis=1)
+    return total
 
 
 def _skewness(sums: Floats) -> Floats:
