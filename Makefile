@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench clean
+.PHONY: help demo test test-all check format docs bench bench-retrieval clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "csalign needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
@@ -56,6 +56,9 @@ docs: $(VENV)/.core ## write docs/recipe.md from the schema
 
 bench: $(VENV)/.core ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/retrieval.py metrics
+
+bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten minutes or so
 	$(BIN)/python benchmarks/retrieval.py
 
 clean: ## remove the virtual environment and caches

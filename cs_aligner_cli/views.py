@@ -222,7 +222,7 @@ def _listed(value: object) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 48 else f"{text[:45]}..."
 
 
 def _percent(fraction: float | None) -> str:
