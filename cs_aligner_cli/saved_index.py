@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pandas as pd
 
@@ -61,6 +62,13 @@ def save_index(
         "dim": plan.dim,
         "megabytes": plan.memory / 1e6,
     }
+    if plan.training_rows:
+        gpus = faiss.get_num_gpus()
+        described["trained"] = (
+            f"on {plan.training_rows:,} rows, {gpus} GPU"
+            if gpus
+            else f"on {plan.training_rows:,} rows, CPU (FAISS sees no GPU)"
+        )
     if plan.factory != "Flat":
         described["estimated_recall"] = _trial(spec, rows, queries, seed)
         say(f"{modality} index {plan.factory}: {_foretold(described)}")

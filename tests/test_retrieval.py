@@ -213,13 +213,15 @@ def test_evaluation_is_brute_force(make, images, texts, width):
         assert result[part] == pytest.approx(values, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize(("entries", "rows", "columns", "strip", "dense"), [
-    (1, 5, 1024, 1, 0), (77, 7, 1024, 3, 1), (160, 23, 2048, 32, 1 / 256), (1000, 1, 1024, 2, 1 / 9),
+@pytest.mark.parametrize(("entries", "rows", "columns", "strip", "block"), [
+    (1, 5, 1024, 1, 3), (77, 7, 1024, 3, 32), (160, 23, 2048, 32, 7), (1000, 1, 1024, 2, 1),
 ])  # fmt: skip
-def test_block_and_tile_sizes_do_not_show(monkeypatch, entries, rows, columns, strip, dense):
-    """Tiles of one row and tiles that divide neither queries nor gallery: the brute-force ranks still."""
+@pytest.mark.parametrize(("sparse", "dense"), [(0, 0), (0, 1), (1, 1), (1 / 16, 1 / 256)])
+def test_block_and_tile_sizes_do_not_show(monkeypatch, entries, rows, columns, strip, block, sparse, dense):
+    """Tiles of one row, tiles that divide neither queries nor gallery, every way to count: the brute-force ranks."""
     monkeypatch.setattr(scores_module, "_BLOCK_ENTRIES", entries)
-    for name, value in {"_TILE_ROWS": rows, "_TILE_COLUMNS": columns, "_STRIP": strip, "_DENSE_SHARE": dense}.items():
+    sizes = {"_TILE_ROWS": rows, "_TILE_COLUMNS": columns, "_STRIP": strip, "_BLOCK": block}
+    for name, value in {**sizes, "_SPARSE_SHARE": sparse, "_DENSE_SHARE": dense}.items():
         monkeypatch.setattr(scan_module, name, value)
     image, text = tied_rows(0, 23, 5), tied_rows(1, 61, 5)
     owners = scattered_owners(2, 61, 23)

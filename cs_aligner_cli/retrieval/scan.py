@@ -31,6 +31,8 @@ from cs_aligner_cli.retrieval.scores import (
 # The columns are a multiple of 1024 and a strip is no more than 255 rows, see _packed_count; a strip of float32 scores
 # (512 kB) stays in a core's cache, a tile (16 MB) in a large shared one.
 _TILE_ROWS, _TILE_COLUMNS, _STRIP = 1024, 4096, 32
+# Items whose maximum decides whether any of them is looked at; where more than this share of blocks must be, all are.
+_BLOCK, _SPARSE_SHARE = 32, 1 / 16
 # More near-ties than this share of a tile (collapsed embeddings) are scored as a whole, not one by one.
 _DENSE_SHARE = 1 / 256
 
@@ -184,11 +186,36 @@ class _Tile:
         self.tools, self.left, self.right, self.slices = tools, left, right, (rows, columns)
         self.scores = tools.scores[: len(left) * len(right)].view(len(left), len(right))
         torch.mm(left, right.T, out=self.scores)
+        self._maxima: dict[int, Scores] = {}
+        self._padded: dict[int, Tensor] = {}
 
     @cached_property
     def exact(self) -> Tensor:
         """The scores as the rule has them, where float32 is too coarse for most."""
         return exact_tile(self.left.cpu(), self.right.cpu())
+
+    def maxima(self, axis: int) -> Scores:
+        """The largest score of every query with every block of items, (queries, blocks); items lie along ``axis``."""
+        if axis not in self._maxima:
+            largest = self._blocks(axis).amax(dim=2 if axis == 1 else 1).cpu().numpy()
+            self._maxima[axis] = largest if axis == 1 else largest.T
+        return self._maxima[axis]
+
+    def values_of(self, axis: int, query: Ints, block: Ints) -> Scores:
+        """The scores (n, items of a block) of some queries with a block of items each; -inf beyond the last item."""
+        places = torch.from_numpy(query).to(self.scores.device), torch.from_numpy(block).to(self.scores.device)
+        blocks = self._blocks(axis)
+        values = blocks[places] if axis == 1 else blocks[places[1], :, places[0]]
+        return np.asarray(values.cpu().numpy(), np.float32)
+
+    def _blocks(self, axis: int) -> Tensor:
+        """The scores with ``axis`` cut into blocks; the last tile of a row or column may need padding for that."""
+        short = -self.scores.shape[axis] % _BLOCK
+        if short and axis not in self._padded:
+            sides = (0, short) if axis == 1 else (0, 0, 0, short)
+            self._padded[axis] = torch.nn.functional.pad(self.scores, sides, value=-torch.inf)
+        whole = self._padded.get(axis, self.scores)
+        return whole.view(len(whole), -1, _BLOCK) if axis == 1 else whole.view(-1, _BLOCK, whole.shape[1])
 
 
 class _Way:
@@ -221,15 +248,33 @@ class _Way:
             self._keep_best(tile, mine, other.start)
 
     def _count(self, tile: _Tile, slots: Ints, query0: int, other: slice) -> None:
-        """Add to ``before`` the items of the tile that come before the true items (slots, queries) of the queries."""
+        """Add to ``before`` the items of the tile that come before the true items (slots, queries) of the queries.
+
+        Few items of a tile reach the true scores of a good model: most blocks are dismissed by their maximum.
+        """
         there, true_items = slots >= 0, self.pairs.item[slots]
         true_scores = np.where(there, self.scores[slots], np.inf).astype(np.float32)
         low, high = true_scores - self.bound, true_scores + self.bound
+        maxima = tile.maxima(self.axis)
+        reached = [np.nonzero(maxima > limit[:, None]) for limit in low]
+        if sum(len(query) for query, _ in reached) > _SPARSE_SHARE * maxima.size * len(slots):
+            self._count_all(tile, slots, true_items, true_scores, query0, other)
+            return
+        for slot, (query, block), least, most in zip(slots, reached, low, high, strict=True):
+            values = tile.values_of(self.axis, query, block)
+            np.add.at(self.before, slot[query], (values > most[query, None]).sum(axis=1))
+            which, offset = np.nonzero((values > least[query, None]) & (values <= most[query, None]))
+            self._break_ties(slot[query[which]], query[which] + query0, block[which] * _BLOCK + offset + other.start)
+
+    def _count_all(
+        self, tile: _Tile, slots: Ints, true_items: Ints, true_scores: Scores, query0: int, other: slice
+    ) -> None:
+        there, low, high = slots >= 0, true_scores - self.bound, true_scores + self.bound
         counts = tile.tools.count_above(tile.scores, np.concatenate([high, low]), self.axis)
         above, near = counts[: len(slots)], counts[len(slots) :] - counts[: len(slots)]
         near -= there & (true_items >= other.start) & (true_items < other.stop)  # the true item itself
         if near.sum() > _DENSE_SHARE * tile.scores.numel():
-            above = self._count_dense(tile, true_items, true_scores, other)
+            above = self._count_exactly(tile, true_items, true_scores, other)
             near[:] = 0
         self.before[slots[there]] += above[there]
         turned = self._turned(tile.scores)
@@ -237,13 +282,17 @@ class _Way:
             chosen = np.flatnonzero(near[i])
             few = turned[torch.from_numpy(chosen).to(turned.device)].cpu().numpy()
             which, item = np.nonzero((few > low[i, chosen, None]) & (few <= high[i, chosen, None]))
-            pair, item = slots[i, chosen[which]], item + other.start
-            exact = pair_scores(self.queries, self.items, chosen[which] + query0, item)
-            limit, true_item = self.scores[pair], self.pairs.item[pair]
-            wins = (exact > limit) | ((exact == limit) & (item < true_item))
-            np.add.at(self.before, pair[wins], 1)
+            self._break_ties(slots[i, chosen[which]], chosen[which] + query0, item + other.start)
 
-    def _count_dense(self, tile: _Tile, true_items: Ints, true_scores: Scores, other: slice) -> Ints:
+    def _break_ties(self, pair: Ints, query: Ints, item: Ints) -> None:
+        """Score what float32 cannot tell from the true item of a pair, and count what comes before it."""
+        others = item != self.pairs.item[pair]
+        pair, query, item = pair[others], query[others], item[others]
+        scores, limit = pair_scores(self.queries, self.items, query, item), self.scores[pair]
+        wins = (scores > limit) | ((scores == limit) & (item < self.pairs.item[pair]))
+        np.add.at(self.before, pair[wins], 1)
+
+    def _count_exactly(self, tile: _Tile, true_items: Ints, true_scores: Scores, other: slice) -> Ints:
         exact, ids = self._turned(tile.exact), torch.arange(other.start, other.stop)
         counts = []
         for limit, item in zip(torch.from_numpy(true_scores), torch.from_numpy(true_items), strict=True):
@@ -261,12 +310,9 @@ class _Way:
             best, places = self._turned(tile.scores).topk(self.listed, dim=1)
             self.best[mine], self.best_ids[mine] = best.cpu().numpy(), places.cpu().numpy()
             return
-        found = tile.tools.where_above(tile.scores, self.best[mine, -1], self.axis)
-        if len(found[0]) == 0:
+        query, item, values = self._above(tile, self.best[mine, -1])
+        if len(query) == 0:
             return
-        place_in_tile = tuple(torch.from_numpy(index).to(tile.scores.device) for index in found)
-        values = tile.scores[place_in_tile].cpu().numpy()
-        query, item = found if self.axis == 1 else found[::-1]
         order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort; tiles are no longer than 4096
         query, item, values = query[order], item[order] + item0, values[order]
         hit, first, count = np.unique(query, return_index=True, return_counts=True)
@@ -280,6 +326,19 @@ class _Way:
         scores[row, place], ids[row, place] = values, item
         kept_scores, kept = torch.from_numpy(scores).topk(self.listed, dim=1)
         self.best[rows], self.best_ids[rows] = kept_scores.numpy(), np.take_along_axis(ids, kept.numpy(), axis=1)
+
+    def _above(self, tile: _Tile, limits: Scores) -> tuple[Ints, Ints, Scores]:
+        """Queries, items and scores of the tile that lie above the limit of their query."""
+        maxima = tile.maxima(self.axis)
+        reached, block = np.nonzero(maxima > limits[:, None])
+        if len(reached) <= _SPARSE_SHARE * maxima.size:
+            values = tile.values_of(self.axis, reached, block)
+            which, offset = np.nonzero(values > limits[reached, None])
+            return reached[which], block[which] * _BLOCK + offset, values[which, offset]
+        found = tile.tools.where_above(tile.scores, limits, self.axis)
+        values = tile.scores[tuple(torch.from_numpy(index).to(tile.scores.device) for index in found)].cpu().numpy()
+        query, item = found if self.axis == 1 else found[::-1]
+        return query, item, values
 
     def found(self) -> Found:
         ids = np.empty((len(self.queries), self.k), np.int64)
