@@ -129,20 +129,20 @@ def bare_products(images: int) -> dict[str, Any]:
     import torch
 
     from cs_aligner_cli.retrieval import evaluate_retrieval
-    from cs_aligner_cli.retrieval.scan import _TILE_COLUMNS, _TILE_ROWS
+    from cs_aligner_cli.retrieval.tiles import TILE_COLUMNS, TILE_ROWS
 
     image, text, owner = vectors(images)
     ours(*vectors(64))
     before = _peak()
     products, whole = 0.0, 0.0
-    tile = torch.empty(_TILE_ROWS * _TILE_COLUMNS)
+    tile = torch.empty(TILE_ROWS * TILE_COLUMNS)
 
     def multiply() -> float:
         start = time.perf_counter()
-        for i in range(0, images, _TILE_ROWS):
-            left = torch.from_numpy(image[i : i + _TILE_ROWS])
-            for j in range(0, len(text), _TILE_COLUMNS):
-                right = torch.from_numpy(text[j : j + _TILE_COLUMNS])
+        for i in range(0, images, TILE_ROWS):
+            left = torch.from_numpy(image[i : i + TILE_ROWS])
+            for j in range(0, len(text), TILE_COLUMNS):
+                right = torch.from_numpy(text[j : j + TILE_COLUMNS])
                 torch.mm(left, right.T, out=tile[: len(left) * len(right)].view(len(left), len(right)))
         return time.perf_counter() - start
 

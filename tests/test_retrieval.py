@@ -23,6 +23,7 @@ from cs_aligner_cli.retrieval import (
 )
 from cs_aligner_cli.retrieval import scan as scan_module
 from cs_aligner_cli.retrieval import scores as scores_module
+from cs_aligner_cli.retrieval import tiles as tiles_module
 
 Rows = npt.NDArray[np.float32]
 
@@ -220,8 +221,9 @@ def test_evaluation_is_brute_force(make, images, texts, width):
 def test_block_and_tile_sizes_do_not_show(monkeypatch, entries, rows, columns, strip, block, sparse, dense):
     """Tiles of one row, tiles that divide neither queries nor gallery, every way to count: the brute-force ranks."""
     monkeypatch.setattr(scores_module, "_BLOCK_ENTRIES", entries)
-    sizes = {"_TILE_ROWS": rows, "_TILE_COLUMNS": columns, "_STRIP": strip, "_BLOCK": block}
-    for name, value in {**sizes, "_SPARSE_SHARE": sparse, "_DENSE_SHARE": dense}.items():
+    for name, value in {"TILE_ROWS": rows, "TILE_COLUMNS": columns, "_STRIP": strip, "BLOCK": block}.items():
+        monkeypatch.setattr(tiles_module, name, value)
+    for name, value in {"BLOCK": block, "_SPARSE_SHARE": sparse, "_DENSE_SHARE": dense}.items():
         monkeypatch.setattr(scan_module, name, value)
     image, text = tied_rows(0, 23, 5), tied_rows(1, 61, 5)
     owners = scattered_owners(2, 61, 23)

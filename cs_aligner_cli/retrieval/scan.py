@@ -8,9 +8,7 @@ in ``scores``, whatever the tiles, the threads and the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,21 +16,11 @@ from torch import Tensor
 
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.retrieval.rows import Ints, Part, Rows
-from cs_aligner_cli.retrieval.scores import (
-    MARGIN,
-    Scores,
-    exact_tile,
-    pair_scores,
-    query_blocks,
-    rounding_bound,
-    settle,
-)
+from cs_aligner_cli.retrieval.scores import MARGIN, Scores, pair_scores, query_blocks, rounding_bound, settle
+from cs_aligner_cli.retrieval.tiles import BLOCK, Tile, slices, tools_for
 
-# The columns are a multiple of 1024 and a strip is no more than 255 rows, see _packed_count; a strip of float32 scores
-# (512 kB) stays in a core's cache, a tile (16 MB) in a large shared one.
-_TILE_ROWS, _TILE_COLUMNS, _STRIP = 1024, 4096, 32
-# Items whose maximum decides whether any of them is looked at; where more than this share of blocks must be, all are.
-_BLOCK, _SPARSE_SHARE = 32, 1 / 16
+# Where more than this share of a tile's blocks may hold a better item, all of the tile is looked at.
+_SPARSE_SHARE = 1 / 16
 # More near-ties than this share of a tile (collapsed embeddings) are scored as a whole, not one by one.
 _DENSE_SHARE = 1 / 256
 
@@ -90,132 +78,17 @@ def scan(
         _Way(x, y, x_to_y, min(k, len(y)), 1) if x_to_y is not None else None,
         _Way(y, x, y_to_x, min(k, len(x)), 0) if y_to_x is not None else None,
     ]
-    place = torch.device(device)
-    tools = _TOOLS.get(place.type, _TorchTools)(len(x), len(y), place)
-    for rows in _slices(len(x), tools.rows):
+    tools = tools_for(len(x), len(y), device)
+    for rows in slices(len(x), tools.rows):
         left = x.take(rows).to(tools.device)
-        for columns in _slices(len(y), tools.columns):
-            tile = _Tile(tools, left, y.take(columns).to(tools.device), rows, columns)
+        for columns in slices(len(y), tools.columns):
+            tile = Tile(tools, left, y.take(columns).to(tools.device), rows, columns)
             for way in ways:
                 if way is not None:
                     way.see(tile)
         advance(len(left))
     forth, back = (None if way is None else way.found() for way in ways)
     return forth, back
-
-
-def _slices(total: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
-
-
-class _TorchTools:
-    """What all tiles share, and the two questions that are asked of a tile, in torch on any device."""
-
-    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
-        self.device = device
-        self.rows = min(_TILE_ROWS, rows)
-        self.columns = min(_TILE_COLUMNS, -(-columns // 1024) * 1024)
-        self.scores = torch.empty(self.rows * self.columns, device=device)
-
-    def count_above(self, scores: Tensor, limits: Scores, axis: int) -> Ints:
-        """How many of the scores (B, C) along ``axis`` lie above each limit (T, places on the other axis)."""
-        given = torch.from_numpy(limits).to(self.device).unsqueeze(axis + 1)
-        return np.stack([(scores > limit).sum(dim=axis).cpu().numpy() for limit in given])
-
-    def where_above(self, scores: Tensor, limits: Scores, axis: int) -> tuple[Ints, Ints]:
-        """The rows and columns of the scores (B, C) that lie above the limit of their place on the other axis."""
-        rows, columns = (scores > torch.from_numpy(limits).to(self.device).unsqueeze(axis)).nonzero(as_tuple=True)
-        return rows.cpu().numpy(), columns.cpu().numpy()
-
-
-class _NumpyTools(_TorchTools):
-    """The same on the CPU: numpy's comparison is two to three times as fast as torch's, its flags are counted eight
-    at a time, and all limits are asked of a strip of the tile while it is in a core's own cache."""
-
-    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
-        super().__init__(rows, columns, device)
-        self.pool = ThreadPoolExecutor(torch.get_num_threads())
-
-    def count_above(self, scores: Tensor, limits: Scores, axis: int) -> Ints:
-        height, width = scores.shape
-        whole, given = scores.numpy(), limits[:, :, None] if axis == 1 else limits[:, None]
-
-        def count(part: slice) -> Ints:
-            flags = np.zeros((_STRIP, self.columns), bool)
-            inside = flags[: part.stop - part.start, :width]
-            found = np.empty((len(given), _STRIP if axis == 1 else self.columns), np.int64)
-            for i, limit in enumerate(given):
-                np.greater(whole[part], limit[part] if axis == 1 else limit, out=inside)
-                found[i] = _packed_count(flags, axis)
-            return found
-
-        found = list(self.pool.map(count, _slices(height, _STRIP)))
-        if axis == 1:
-            return np.concatenate(found, axis=1)[:, :height]
-        counts: Ints = np.stack(found).sum(axis=0)
-        return counts[:, :width]
-
-    def where_above(self, scores: Tensor, limits: Scores, axis: int) -> tuple[Ints, Ints]:
-        whole, given = scores.numpy(), np.expand_dims(limits, axis)
-
-        def where(part: slice) -> tuple[Ints, Ints]:
-            above = whole[part] > (given[part] if axis == 1 else given)
-            rows, columns = np.divmod(np.flatnonzero(above), above.shape[1])
-            return rows + part.start, columns
-
-        found = list(self.pool.map(where, _slices(len(whole), _STRIP)))
-        return np.concatenate([rows for rows, _ in found]), np.concatenate([columns for _, columns in found])
-
-
-_TOOLS: dict[str, type[_TorchTools]] = {"cpu": _NumpyTools}
-
-
-def _packed_count(flags: np.ndarray[tuple[int, int], np.dtype[np.bool_]], axis: int) -> Ints:
-    """The sums of flags (B, C) along an axis: eight flags are added as one integer, too few times for a carry."""
-    lanes = flags.view(np.int64)
-    if axis == 0:
-        return np.asarray(lanes.sum(axis=0).view(np.uint8), np.int64)
-    bytes_ = lanes.reshape(len(flags), -1, 128).sum(axis=2).view(np.uint8)
-    return np.asarray(bytes_.sum(axis=1), np.int64)
-
-
-class _Tile:
-    """The scores of some rows of x with some rows of y."""
-
-    def __init__(self, tools: _TorchTools, left: Tensor, right: Tensor, rows: slice, columns: slice) -> None:
-        self.tools, self.left, self.right, self.slices = tools, left, right, (rows, columns)
-        self.scores = tools.scores[: len(left) * len(right)].view(len(left), len(right))
-        torch.mm(left, right.T, out=self.scores)
-        self._maxima: dict[int, Scores] = {}
-        self._padded: dict[int, Tensor] = {}
-
-    @cached_property
-    def exact(self) -> Tensor:
-        """The scores as the rule has them, where float32 is too coarse for most."""
-        return exact_tile(self.left.cpu(), self.right.cpu())
-
-    def maxima(self, axis: int) -> Scores:
-        """The largest score of every query with every block of items, (queries, blocks); items lie along ``axis``."""
-        if axis not in self._maxima:
-            largest = self._blocks(axis).amax(dim=2 if axis == 1 else 1).cpu().numpy()
-            self._maxima[axis] = largest if axis == 1 else largest.T
-        return self._maxima[axis]
-
-    def values_of(self, axis: int, query: Ints, block: Ints) -> Scores:
-        """The scores (n, items of a block) of some queries with a block of items each; -inf beyond the last item."""
-        places = torch.from_numpy(query).to(self.scores.device), torch.from_numpy(block).to(self.scores.device)
-        blocks = self._blocks(axis)
-        values = blocks[places] if axis == 1 else blocks[places[1], :, places[0]]
-        return np.asarray(values.cpu().numpy(), np.float32)
-
-    def _blocks(self, axis: int) -> Tensor:
-        """The scores with ``axis`` cut into blocks; the last tile of a row or column may need padding for that."""
-        short = -self.scores.shape[axis] % _BLOCK
-        if short and axis not in self._padded:
-            sides = (0, short) if axis == 1 else (0, 0, 0, short)
-            self._padded[axis] = torch.nn.functional.pad(self.scores, sides, value=-torch.inf)
-        whole = self._padded.get(axis, self.scores)
-        return whole.view(len(whole), -1, _BLOCK) if axis == 1 else whole.view(-1, _BLOCK, whole.shape[1])
 
 
 class _Way:
@@ -238,7 +111,7 @@ class _Way:
         self.best = np.full((len(queries), self.listed), -np.inf, np.float32)
         self.best_ids = np.full((len(queries), self.listed), -1, np.int64)
 
-    def see(self, tile: _Tile) -> None:
+    def see(self, tile: Tile) -> None:
         mine, other = tile.slices if self.axis == 1 else tile.slices[::-1]
         slots = self.slots[:, mine]
         slots = slots[(slots >= 0).any(axis=1)]
@@ -247,7 +120,7 @@ class _Way:
         if self.listed:
             self._keep_best(tile, mine, other.start)
 
-    def _count(self, tile: _Tile, slots: Ints, query0: int, other: slice) -> None:
+    def _count(self, tile: Tile, slots: Ints, query0: int, other: slice) -> None:
         """Add to ``before`` the items of the tile that come before the true items (slots, queries) of the queries.
 
         Few items of a tile reach the true scores of a good model: most blocks are dismissed by their maximum.
@@ -264,10 +137,10 @@ class _Way:
             values = tile.values_of(self.axis, query, block)
             np.add.at(self.before, slot[query], (values > most[query, None]).sum(axis=1))
             which, offset = np.nonzero((values > least[query, None]) & (values <= most[query, None]))
-            self._break_ties(slot[query[which]], query[which] + query0, block[which] * _BLOCK + offset + other.start)
+            self._break_ties(slot[query[which]], query[which] + query0, block[which] * BLOCK + offset + other.start)
 
     def _count_all(
-        self, tile: _Tile, slots: Ints, true_items: Ints, true_scores: Scores, query0: int, other: slice
+        self, tile: Tile, slots: Ints, true_items: Ints, true_scores: Scores, query0: int, other: slice
     ) -> None:
         there, low, high = slots >= 0, true_scores - self.bound, true_scores + self.bound
         counts = tile.tools.count_above(tile.scores, np.concatenate([high, low]), self.axis)
@@ -292,7 +165,7 @@ class _Way:
         wins = (scores > limit) | ((scores == limit) & (item < self.pairs.item[pair]))
         np.add.at(self.before, pair[wins], 1)
 
-    def _count_exactly(self, tile: _Tile, true_items: Ints, true_scores: Scores, other: slice) -> Ints:
+    def _count_exactly(self, tile: Tile, true_items: Ints, true_scores: Scores, other: slice) -> Ints:
         exact, ids = self._turned(tile.exact), torch.arange(other.start, other.stop)
         counts = []
         for limit, item in zip(torch.from_numpy(true_scores), torch.from_numpy(true_items), strict=True):
@@ -304,7 +177,7 @@ class _Way:
         """A tile with this direction's queries as rows."""
         return scores if self.axis == 1 else scores.T
 
-    def _keep_best(self, tile: _Tile, mine: slice, item0: int) -> None:
+    def _keep_best(self, tile: Tile, mine: slice, item0: int) -> None:
         """Merge the tile's best items into the lists, by their float32 products."""
         if item0 == 0 and self.listed <= self._turned(tile.scores).shape[1]:
             best, places = self._turned(tile.scores).topk(self.listed, dim=1)
@@ -327,14 +200,14 @@ class _Way:
         kept_scores, kept = torch.from_numpy(scores).topk(self.listed, dim=1)
         self.best[rows], self.best_ids[rows] = kept_scores.numpy(), np.take_along_axis(ids, kept.numpy(), axis=1)
 
-    def _above(self, tile: _Tile, limits: Scores) -> tuple[Ints, Ints, Scores]:
+    def _above(self, tile: Tile, limits: Scores) -> tuple[Ints, Ints, Scores]:
         """Queries, items and scores of the tile that lie above the limit of their query."""
         maxima = tile.maxima(self.axis)
         reached, block = np.nonzero(maxima > limits[:, None])
         if len(reached) <= _SPARSE_SHARE * maxima.size:
             values = tile.values_of(self.axis, reached, block)
             which, offset = np.nonzero(values > limits[reached, None])
-            return reached[which], block[which] * _BLOCK + offset, values[which, offset]
+            return reached[which], block[which] * BLOCK + offset, values[which, offset]
         found = tile.tools.where_above(tile.scores, limits, self.axis)
         values = tile.scores[tuple(torch.from_numpy(index).to(tile.scores.device) for index in found)].cpu().numpy()
         query, item = found if self.axis == 1 else found[::-1]
