@@ -54,12 +54,13 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 docs: $(VENV)/.core ## write docs/recipe.md from the schema
 	$(BIN)/python docs/recipe_reference.py
 
-bench: bench-objectives bench-retrieval ## measure us and our peers in one run and print ratios
+bench: bench-objectives ## measure us and our peers in one run and print ratios
+	$(BIN)/python benchmarks/retrieval.py metrics
 
 bench-objectives: $(VENV)/.test ## InfoNCE + CS over tiles: time, memory, error; GROWTH=FILE.png also 1k to 32k rows
 	$(BIN)/python benchmarks/objectives.py $(if $(GROWTH),--growth $(GROWTH))
 
-bench-retrieval: $(VENV)/.core ## retrieval metrics against the score matrix
+bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten minutes or so
 	$(BIN)/python benchmarks/retrieval.py
 
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER

@@ -120,13 +120,32 @@ class Layout:
 
     @cached_property
     def retrieval(self) -> Artifact:
-        """The retrieval results."""
+        """The retrieval results and the indexes."""
+        spec = self.recipe.eval_retrieval
+        bank = self.stores(spec.query_bank.split) if spec.corrections else {}
         return Artifact(
             "retrieval results",
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
-            {"eval_retrieval": self.recipe.eval_retrieval.model_dump(mode="json")},
-            tuple(self.stores(self.recipe.eval_retrieval.split).values()),
+            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.seed},
+            (*self.stores(spec.split).values(), *bank.values()),
+        )
+
+    def source_of(self, store: str, split: str) -> dict[str, str | None]:
+        """What an index says of the store that it was built from, and search compares."""
+        return {"store": store, "split": split, "fingerprint": self.stores(split)[store].fingerprint()}
+
+    @cached_property
+    def zero_shot(self) -> Artifact:
+        """The results of zero-shot classification."""
+        split = self.recipe.zero_shot_split
+        parts = {**self.recipe.zero_shot.model_dump(mode="json"), "split": split}
+        return Artifact(
+            "zero-shot results",
+            self.folder / "zero_shot",
+            "csalign zero-shot",
+            {"zero_shot": parts},
+            tuple(self.stores(split).values()),
         )
 
     @cached_property

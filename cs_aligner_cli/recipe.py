@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import Encoders
+from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
 from cs_aligner_cli.recipe_train import Device, SplitName, Train
 from cs_aligner_cli.validation import (
     NAME_PATTERN,
@@ -79,14 +80,6 @@ class Embed(Strict):
     )
 
 
-class EvalRetrieval(Strict):
-    """Which retrieval numbers are computed."""
-
-    split: SplitName = Field("test", description="The split evaluated.")
-    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="The k of R@k.")
-    neighbors: int = Field(10, ge=1, description="Neighbours saved per query; at most the gallery is saved.")
-
-
 class GapReport(Strict):
     """Which gap numbers and pictures are made."""
 
@@ -116,6 +109,7 @@ class Recipe(Strict):
     embed: Embed = Field(Embed(), description="How embeddings are computed.")
     train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
+    zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
 
     @property
@@ -138,9 +132,17 @@ class Recipe(Strict):
         return self.gap_report.split or self.eval_retrieval.split
 
     @property
+    def zero_shot_split(self) -> str:
+        """The split that zero-shot classifies."""
+        return self.zero_shot.split or self.eval_retrieval.split
+
+    @property
     def measured_splits(self) -> list[str]:
-        """The splits that eval-retrieval and gap-report read."""
-        return list(dict.fromkeys([self.eval_retrieval.split, self.gap_split]))
+        """The splits that eval-retrieval, zero-shot and gap-report read, and the query bank's."""
+        retrieval = self.eval_retrieval
+        bank = [retrieval.query_bank.split] if retrieval.corrections else []
+        classified = [self.zero_shot_split] if self.zero_shot.classes else []
+        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
 
 
 def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:

@@ -284,7 +284,7 @@ def test_what_is_wrong_is_told_with_key_line_value_and_what_is_expected(text: st
     ("text", "message"),
     [
         ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr?"),
-        ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or gap_report.split?"),
+        ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or eval_retrieval.query_bank.split?"),
         ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth?"),
         ("train: {logit_scale: {}}", "r.yaml:2: train.logit_scale: unknown key; did you mean train.objective.pairwise.logit_scale?"),
         ("data: {epoch: 1}", "r.yaml:2: data.epoch: unknown key; did you mean train.epochs?"),
@@ -292,8 +292,8 @@ def test_what_is_wrong_is_told_with_key_line_value_and_what_is_expected(text: st
         ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp"),
         ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip"),
         ("encoders: {text: {knd: open_clip, model: x, pretrained: y}}", "r.yaml:2: encoders.text.knd: unknown key; did you mean encoders.text.kind?"),
-        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train"),
-        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train"),
+        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train, zero_shot"),
+        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train, zero_shot"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_led_to_where_it_belongs(text: str, message: str) -> None:

@@ -88,7 +88,12 @@ class _Job:
     def _key_of(self, split_name: str) -> str:
         """The recipe's key that names a split."""
         recipe, train = self.recipe, self.recipe.train
-        named = {"eval_retrieval.split": recipe.eval_retrieval.split, "gap_report.split": recipe.gap_split}
+        named = {
+            "eval_retrieval.split": recipe.eval_retrieval.split,
+            "gap_report.split": recipe.gap_split,
+            "zero_shot.split": recipe.zero_shot_split,
+            "eval_retrieval.query_bank.split": recipe.eval_retrieval.query_bank.split,
+        }
         if train is not None and recipe.trains:
             named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
         return next(key for key, name in named.items() if name == split_name)
