@@ -4,44 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from cs_aligner_cli.recipe_objective import Objective
-from cs_aligner_cli.validation import KIND_IS_NEEDED, NAME_PATTERN, Strict, by_kind
+from cs_aligner_cli.recipe_towers import Tower
+from cs_aligner_cli.validation import NAME_PATTERN, Strict
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-class LinearAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
-    """One linear map (identity at the start where the dimensions agree)."""
-
-    kind: Literal["linear"] = Field("linear", description="A linear map.")
-    bias: bool = Field(True, description="Add a learned offset.")
-
-
-class ResidualMlpAdapter(Strict):
-    """A skip path plus a two-layer MLP (zero at the start, so that training begins at the skip path)."""
-
-    kind: Literal["residual_mlp"] = Field("residual_mlp", description="Skip path plus MLP.")
-    hidden_dim: int = Field(1024, ge=1, le=65536, description="Hidden units.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the hidden units.")
-
-
-Adapter = Annotated[
-    Annotated[LinearAdapter, Tag("linear")] | Annotated[ResidualMlpAdapter, Tag("residual_mlp")],
-    by_kind("residual_mlp"),
-]
-
-
-class Tower(Strict):
-    """What is trained of one tower."""
-
-    tune: Literal["frozen", "adapter", "full"] = Field(
-        "adapter",
-        description="frozen: nothing; adapter: a map on cached features; full: the encoder itself, live.",
-    )
-    adapter: Adapter = Field(ResidualMlpAdapter(), description="Used with tune: adapter.")
 
 
 class Train(Strict):
@@ -79,6 +50,11 @@ class Train(Strict):
     )
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
     device: Device = Field("auto", description="Where training runs.")
+    precision: Precision = Field(
+        "fp32",
+        description="Autocast precision of the towers; losses stay in float32. auto: bf16 on CUDA (fp16 with loss"
+        " scaling on older cards), else fp32.",
+    )
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Also save the last state every so many steps; null: each epoch."
     )
@@ -87,7 +63,7 @@ class Train(Strict):
     @property
     def cached_towers(self) -> bool:
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
-        return self.image.tune != "full" or self.text.tune != "full"
+        return not (self.image.live and self.text.live)
 
     @model_validator(mode="after")
     def _trains_something(self) -> Train:

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.artifacts import Build
+from cs_aligner_cli.blocks import checkpoint_blocks
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import PairBatches, Rows, captions_of, hold_out, prefetched
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.export import export_towers
+from cs_aligner_cli.inference import pick_precision
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import evaluate_terms
-from cs_aligner_cli.optimization import learning_rate, make_optimizer, make_terms, step_seed
+from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimizer, make_terms, step_seed
 from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_encoders import OPEN_CLIP_FOLDER
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.store import Store
-from cs_aligner_cli.towers import Inputs, Towers, embed_split, plan_towers
+from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
 
 
 class DivergedError(CsalignError):
@@ -67,7 +69,7 @@ class _Run:
     """One training run: what it trains on, and the loop."""
 
     def __init__(self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str) -> None:
-        self.spec, self.name, self.console = spec, name, console
+        self.recipe, self.spec, self.name, self.console = recipe, spec, name, console
         self.seed, self.folder = recipe.seed, build.folder
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
@@ -78,14 +80,18 @@ class _Run:
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
-        live = [m for m in MODALITIES if getattr(spec, m).tune == "full"]
-        encoders = load_encoders(recipe, data, self.device) if live else {}
+        encoders = load_encoders(recipe, data, self.device, [m for m in MODALITIES if getattr(spec, m).live])
+        self.precision = pick_precision(spec.precision, self.device)
         torch.manual_seed(recipe.seed)
-        plans = plan_towers(spec, {m: _dim(m, {k: encoders[k] for k in live}, stores) for m in MODALITIES})
-        self.towers = Towers(plans, encoders, spec.objective.pairwise.logit_scale.init).to(self.device)
-        self.inputs = Inputs(plans, encoders, stores)
-        whole_clip = len(live) == len(MODALITIES) and encoders["image"].clip is encoders["text"].clip
-        self.clip = encoders["image"].clip if whole_clip else None
+        plans = plan_towers(spec, {m: _dim(m, encoders, stores) for m in MODALITIES})
+        scale = spec.objective.pairwise.logit_scale.init
+        identities = {m: _identity(m, encoders, stores) for m in MODALITIES}
+        self.towers = Towers(plans, encoders, scale, self.precision, identities).to(self.device)
+        for modality, encoder in encoders.items():
+            if getattr(spec, modality).grad_checkpointing:
+                checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
+        self.inputs, self.encoders = Inputs(plans, encoders, stores), encoders
+        self.scaler = loss_scaler(self.towers, self.precision, self.device)
         self.towers.log_logit_scale.requires_grad_(spec.objective.pairwise.logit_scale.learn)
         self.optimizer = make_optimizer(self.towers, spec)
         self.terms = make_terms(spec.objective)
@@ -106,8 +112,10 @@ class _Run:
         state = load_state(self.folder, self.towers, self.optimizer)
         if state is None:
             state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}}
+            self._tell_what_is_trained()
         elif state["step"]:
             self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
+        self.scaler.load_state_dict(state.get("scaler", {}))
         remaining = range(state["step"], self.steps)
         with (
             _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
@@ -122,11 +130,12 @@ class _Run:
                 if epoch_ends:
                     self._validate(done, state, log)
                 if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
-                    state |= {"step": done, "log_bytes": log.tell()}
+                    state |= {"step": done, "log_bytes": log.tell(), "scaler": self.scaler.state_dict()}
                     save_state(self.folder, self.towers, self.optimizer, state)
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
         save_weights(self.folder / "last.safetensors", self.towers)
-        self._export_clip()
+        load_weights(self.folder / "best.safetensors", self.towers)
+        export_towers(self.folder, self.towers, self.encoders, self.card(state))
         return {
             "steps": self.steps,
             "epochs": self.spec.epochs,
@@ -155,7 +164,7 @@ class _Run:
 
         lr = learning_rate(self.spec, step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()
         gradients = (
             (image, values.image_grad),
@@ -163,9 +172,11 @@ class _Run:
             (logit_scale, values.logit_scale_grad),
         )
         trained = [(output, gradient) for output, gradient in gradients if output.requires_grad]
-        torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
+        torch.autograd.backward([output for output, _ in trained], [self.scaler.scale(grad) for _, grad in trained])
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), self.spec.grad_clip or math.inf)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         with torch.no_grad():  # open_clip clamps after the step, too
             self.towers.log_logit_scale.clamp_(0, math.log(self.spec.objective.pairwise.logit_scale.max))
         pairwise, divergence = (float(values.grad_norms[term.name]) for term in self.terms)
@@ -176,7 +187,7 @@ class _Run:
             "loss": float(values.total),
             "terms": terms,
             "grad_norm_ratio": {self.terms[1].name: divergence / pairwise if pairwise else None},
-            "grad_norm": float(norm),
+            "grad_norm": float(norm) if torch.isfinite(norm) else None,  # fp16: this step was left out
             "logit_scale": float(logit_scale.detach()),
         }
 
@@ -205,12 +216,28 @@ class _Run:
             save_weights(self.folder / "best.safetensors", self.towers)
             state |= {"best": mean, "best_step": step, "val": val}
 
-    def _export_clip(self) -> None:
-        """Leave fully trained towers of one open_clip model as an open_clip folder, with the best weights."""
-        if self.clip is None:
-            return
-        load_weights(self.folder / "best.safetensors", self.towers)
-        self.clip.save(self.folder / OPEN_CLIP_FOLDER, float(self.towers.log_logit_scale.detach().exp()))
+    def card(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a reader of the exported weights wants to know of the run."""
+        best = {"step": state["best_step"], "val_R@1": state["val"]}
+        return {
+            "run": self.recipe.name,
+            "variant": self.name,
+            "best": best,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+    def _tell_what_is_trained(self) -> None:
+        """Name the trained parameters before the first step, a line for every part of the towers."""
+        for part, (tensors, trained, total) in count_parameters(self.towers).items():
+            if trained:
+                share = f" of {total:,}" if total > trained else ""
+                self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
+
+
+def _identity(modality: str, encoders: dict[str, Encoder], stores: dict[str, Store]) -> dict[str, Any]:
+    if modality in encoders:
+        return encoders[modality].identity
+    return next(iter(stores.values())).identity[modality]  # type: ignore[no-any-return]
 
 
 def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:
