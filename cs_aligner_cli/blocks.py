@@ -47,7 +47,9 @@ def freeze_below(module: nn.Module, train_blocks: int, key: str) -> None:
 
 def checkpoint_blocks(backbone: Any, key: str) -> None:
     """Make every block keep only its input and compute the rest again in the backward pass, as the library does it."""
-    if hasattr(backbone, "gradient_checkpointing_enable"):  # transformers
+    if hasattr(backbone, "activation_checkpointing_enable"):  # transformers, its newer name
+        backbone.activation_checkpointing_enable({"use_reentrant": False})
+    elif hasattr(backbone, "gradient_checkpointing_enable"):
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     elif hasattr(backbone, "set_grad_checkpointing"):  # open_clip, timm
         backbone.set_grad_checkpointing(True)
