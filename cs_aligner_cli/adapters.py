@@ -22,12 +22,27 @@ def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
     return linear
 
 
+def _put(parameter: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(values)
+
+
 class Linear(nn.Module):
     """x -> W x + b on L2-normalised rows; the identity at the start where the dimensions agree."""
 
     def __init__(self, spec: LinearAdapter, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.map = _skip(in_dim, out_dim, spec.bias)
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.map
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute weight x + bias: weight (out_dim, in_dim), bias (out_dim,)."""
+        _put(self.map.weight, weight)
+        _put(self.map.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to (B, out_dim)."""
@@ -48,6 +63,16 @@ class ResidualMlp(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.skip
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute weight x + bias at the start: weight (out_dim, in_dim), bias (out_dim,)."""
+        _put(self.skip.weight, weight)
+        _put(self.project.bias, bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to (B, out_dim)."""
         x = l2_normalize(x)
@@ -67,6 +92,17 @@ class Bottleneck(nn.Module):
         self.down = nn.Linear(in_dim, spec.hidden_dim, bias=False)
         self.up = nn.Linear(spec.hidden_dim, out_dim, bias=False)
         self.ratio_logit = nn.Parameter(torch.tensor(spec.ratio).logit(), requires_grad=spec.learn_ratio)
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.skip
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute the direction of weight x + bias at the start; the MLP begins at zero for that."""
+        _put(self.skip.weight, weight)
+        _put(self.skip.bias, bias)
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to (B, out_dim)."""

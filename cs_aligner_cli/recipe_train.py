@@ -11,6 +11,7 @@ from cs_aligner_cli.recipe_towers import Tower
 from cs_aligner_cli.validation import NAME_PATTERN, Strict
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -30,6 +31,11 @@ class Train(Strict):
         ge=2,
         le=65536,
         description="Adapters' output dimension; null: the towers' own if they share one, else 512.",
+    )
+    start: Start = Field(
+        "plain",
+        description="Where adapters begin. plain: the identity, or a random orthogonal map; otherwise closed forms from"
+        " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's).",
     )
     objective: Objective = Field(Objective(), description="The loss.")
     pairwise_only: bool = Field(
@@ -71,4 +77,6 @@ class Train(Strict):
             raise ValueError(
                 "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
             )
+        if self.start != "plain" and not (self.image.adapts or self.text.adapts):
+            raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from socket import gaierror
 from typing import Any
@@ -89,6 +90,7 @@ def same_encoder(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """In what two encoders differ, "" where they are the same."""
+    one, other = (json.loads(json.dumps(identity)) for identity in (one, other))  # one may have been read from a file
     keys = [key for key in {**one, **other} if key not in _NOT_WHO and one.get(key) != other.get(key)]
     return ", ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
 

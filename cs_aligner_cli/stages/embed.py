@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -115,9 +116,12 @@ class _Job:
                 rows = len(split.table(modality))
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
                 embedder = embedder_of(modality)
+                started = time.perf_counter()
                 self._fill(writer, embedder, f"{artifact.name}: {modality}")
-                dim = Store(build.folder).array(modality).shape[1]
-                build.summary[modality] = {"rows": rows, "dim": dim, **embedder.throughput.record()}
+                seconds = round(time.perf_counter() - started, 3)
+                dim = writer.written().shape[1]
+                about = {"rows": rows, "dim": dim, "seconds": seconds}
+                build.summary[modality] = {**about, **embedder.throughput.record()}
             write_keys(build.folder, {m: split.table(m) for m in MODALITIES}, identity)
         return {"status": "done", **build.summary}
 

@@ -28,6 +28,7 @@ from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimiz
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
 
@@ -75,8 +76,8 @@ class _Run:
         data = PreparedData(layout.prepared.path)
         self.split = data.split(spec.split, "train.split")
         self.val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else self.split
-        train_rows, self.val_rows = self._parts()
-        self.batches = PairBatches(self.split, train_rows, spec.batch_size, recipe.seed)
+        self.train_rows, self.val_rows = self._parts()
+        self.batches = PairBatches(self.split, self.train_rows, spec.batch_size, recipe.seed)
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
@@ -112,10 +113,13 @@ class _Run:
         state = load_state(self.folder, self.towers, self.optimizer)
         if state is None:
             state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}}
+            if self.spec.start != "plain":
+                start_adapters(self.spec.start, self.towers, self.inputs, self.split, self.train_rows)
             self._tell_what_is_trained()
         elif state["step"]:
             self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         remaining = range(state["step"], self.steps)
         with (
             _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
