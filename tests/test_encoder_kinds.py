@@ -247,6 +247,25 @@ def test_pooling_by_a_double_loop() -> None:
             assert float(pool(output, "last", mask)[b, d]) == float(hidden[b, n - 1, d])
 
 
+def test_a_mixed_batch_is_computed_without_its_padding_and_in_order(bert: Path, tmp_path: Path) -> None:
+    found = encoder("text", tmp_path, kind="transformers", model=of(bert))
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, n)) for n in rng.integers(1, 12, 150)]
+    ids = found.load(pd.DataFrame({"text": texts}))
+    seen: list[torch.Size] = []
+    found.backbone.embeddings.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    together = found.module(ids)
+    assert len(seen) == 3 and sum(rows * length for rows, length in seen) < 0.8 * ids.numel()
+    parameters = list(found.module.parameters())[:4]
+    gradients = torch.autograd.grad(together.square().sum(), parameters)
+    alone = torch.cat([found.module(ids[i : i + 1]) for i in range(150)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients, torch.autograd.grad(alone.square().sum(), parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 # ---- identity
 
 

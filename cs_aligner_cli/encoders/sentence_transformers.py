@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.hub import refuse_absent, source_of, weights_digest
-from cs_aligner_cli.encoders.inputs import ids_and_mask, padded_ids, refuse_foreign_tokenizer
+from cs_aligner_cli.encoders.inputs import (
+    ids_and_mask,
+    in_chunks_of_like_length,
+    padded_ids,
+    refuse_foreign_tokenizer,
+)
 from cs_aligner_cli.encoders.transformers import dim_of, loading
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import SentenceTransformersEncoder
@@ -25,6 +30,9 @@ class _Pipeline(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Padded token ids (B, L) to (B, dim)."""
+        return in_chunks_of_like_length(self._embed, inputs)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
         ids, mask = ids_and_mask(inputs, self.pad_id)
         output = self.pipeline({"input_ids": ids, "attention_mask": mask, "modality": "text"})
         return output["sentence_embedding"]  # type: ignore[no-any-return]

@@ -22,7 +22,13 @@ from transformers.models.auto.modeling_auto import (
 
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
-from cs_aligner_cli.encoders.inputs import ImageLoader, ids_and_mask, padded_ids, refuse_foreign_tokenizer
+from cs_aligner_cli.encoders.inputs import (
+    ImageLoader,
+    ids_and_mask,
+    in_chunks_of_like_length,
+    padded_ids,
+    refuse_foreign_tokenizer,
+)
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import TransformersEncoder
 
@@ -46,11 +52,15 @@ class _Tower(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) or padded token ids (B, L) to (B, dim)."""
-        given: dict[str, Tensor] = {"pixel_values": inputs}
-        mask = None
         if self.modality == "text":
-            ids, mask = ids_and_mask(inputs, self.pad_id)
-            given = {"input_ids": ids, "attention_mask": mask}
+            return in_chunks_of_like_length(self._text, inputs)
+        return self._pooled({"pixel_values": inputs}, None)
+
+    def _text(self, inputs: Tensor) -> Tensor:
+        ids, mask = ids_and_mask(inputs, self.pad_id)
+        return self._pooled({"input_ids": ids, "attention_mask": mask}, mask)
+
+    def _pooled(self, given: dict[str, Tensor], mask: Tensor | None) -> Tensor:
         if self.pooling == "features":
             output = getattr(self.model, _FEATURES[self.modality])(**given)
             return output if isinstance(output, Tensor) else output.pooler_output
