@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import cpu_count
 from typing import Any, TypeAlias
@@ -200,6 +201,17 @@ def first_of_equal(texts: Sequence[str]) -> Rows:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: CUDA's own, Python's, or the text of the CPU allocator's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def memory_told(what: str, remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error inside into an InputError that says what was too large and what helps."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"{what}: memory does not hold it", remedy) from None
 
 
 def under(precision: str, device: torch.device) -> torch.autocast:

@@ -199,6 +199,20 @@ def test_lora_that_matches_nothing_is_refused_with_its_key(
     assert "train.text.lora.targets: no linear map of TextTransformer is named 'q_proj'" in said
 
 
+def test_a_step_that_memory_does_not_hold_is_told_with_the_remedy(
+    csalign: Csalign, refused: Refused, photos_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("prepare", "embed"):
+        assert csalign(command, photos_recipe, "-q").exit_code == 0
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Towers, "forward", full)
+    said = refused("train", photos_recipe, "-q")
+    assert said.startswith("aligned: a step with 4 pairs: memory does not hold it\nA smaller train.batch_size helps")
+
+
 def test_idle_settings_are_refused(refused: Refused, photos_recipe: Path) -> None:
     for setting, why in {
         "train.image.adapter_on_top=true": "adapter_on_top: true goes with tune lora or full, not adapter",

@@ -185,3 +185,19 @@ def test_captions_that_repeat_are_computed_once_and_stored_everywhere(
     for i, one in enumerate(kinds):
         for j, other in enumerate(kinds):
             assert np.allclose(values[i], values[j], atol=1e-6) == (one == other)
+
+
+@pytest.mark.slow
+def test_compiled_encoders_give_the_same_embeddings(csalign: Csalign, photos_recipe: Path, tmp_path: Path) -> None:
+    from cs_aligner_cli.store import StoredArray
+
+    assert csalign("prepare", photos_recipe, "-q").exit_code == 0
+    values = []
+    for compiled in ("false", "true"):
+        settings_ = ("--force", "--set", "train=null", "--set", f"embed.compile={compiled}")
+        called = csalign("embed", photos_recipe, "-q", *settings_)
+        assert called.exit_code == 0, called.stderr
+        store = tmp_path / "run" / "embeddings" / "frozen" / "dev"
+        values.append([StoredArray(store / modality).all() for modality in ("image", "text")])
+    for plain, ours in zip(*values, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)

@@ -84,7 +84,7 @@ def in_chunks_of_like_length(forward: Callable[[Tensor], Tensor], padded: Tensor
     if len(padded) <= _CHUNK or int(lengths.sum()) > _FULL * padded.numel():
         return forward(padded)
     order = lengths.argsort(descending=True, stable=True)
-    parts = [forward(padded[rows, : int(lengths[rows[0]])]) for rows in order.split(_CHUNK)]
+    parts = [forward(padded[rows, : int(lengths[rows[0]])]) for rows in torch.split(order, _CHUNK)]
     return torch.cat(parts)[order.argsort()]
 
 

@@ -21,7 +21,7 @@ from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import CsalignError, InputError
 from cs_aligner_cli.export import export_towers
-from cs_aligner_cli.inference import pick_precision
+from cs_aligner_cli.inference import memory_told, pick_precision
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import evaluate_terms
 from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimizer, make_terms, step_seed
@@ -31,6 +31,11 @@ from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+
+_LESS_MEMORY = (
+    "A smaller train.batch_size helps; with live towers also grad_checkpointing: true, train.precision: bf16, and "
+    "tune: lora in place of full."
+)
 
 
 class DivergedError(CsalignError):
@@ -126,7 +131,8 @@ class _Run:
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
             for step, (batch, groups) in zip(remaining, prefetched(self._load, remaining), strict=True):
-                metrics = self._step(step, batch, groups)
+                with memory_told(f"{self.name}: a step with {len(groups)} pairs", _LESS_MEMORY):
+                    metrics = self._step(step, batch, groups)
                 done = step + 1
                 epoch_ends = done % self.batches.steps_per_epoch == 0
                 if done % self.spec.log_steps == 0 or done == self.steps:
