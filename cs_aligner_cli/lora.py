@@ -145,8 +145,9 @@ def add_lora(model: nn.Module, spec: Lora, key: str) -> list[str]:
     split_attention(model)
     inject_adapter_in_model(_config(spec, targets), model)
     for module in model.modules():
-        if isinstance(module, LoraLayer):  # weights held in half precision train badly
-            module.lora_A.float(), module.lora_B.float()
+        if isinstance(module, LoraLayer):  # what is trained is held in float32, whatever the tower is held in
+            module.lora_A.float()
+            module.lora_B.float()
     return targets
 
 

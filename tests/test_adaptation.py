@@ -175,6 +175,18 @@ def test_layer_decay_gives_every_block_its_rate(photos_recipe: Path, tmp_path: P
     assert len(scale) == len(list(towers.parameters()))
 
 
+def test_layer_decay_acts_in_training(photos_recipe: Path, tmp_path: Path) -> None:
+    tuned = ("train.image.tune=full", "train.text.tune=full", "train.lr=0.01", "train.weight_decay=0")
+    start = load_file(run_of(trained(photos_recipe, tmp_path / "start", *tuned, "train.lr=1e-12")) / "last.safetensors")
+    recipe = trained(photos_recipe, tmp_path / "run", *tuned, "train.image.layer_decay=1e-5")
+    moved = {
+        name: float((value - start[name]).abs().max())
+        for name, value in load_file(run_of(recipe) / "last.safetensors").items()
+    }
+    assert moved["parts.image.conv1.weight"] < 1e-6 < 1e-4 < moved["parts.image.proj"]
+    assert moved["parts.text.token_embedding.weight"] > 1e-4
+
+
 def test_what_is_trained_is_told_before_the_first_step(csalign: Csalign, photos_recipe: Path, tmp_path: Path) -> None:
     settings = [
         part for s in (*LORA["text"], "train.image.adapter={kind: linear}", "train.epochs=1") for part in ("--set", s)
