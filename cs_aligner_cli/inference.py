@@ -26,8 +26,8 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Items per pass where the recipe leaves it open. Two cores are no faster with more than this, and accelerators
 # are; what does not fit their memory is halved until it does.
 _CPU_BATCH, _ACCELERATOR_BATCH = 32, 512
-# Captions tokenised at a time to learn their lengths.
-_COUNTED = 1024
+# Captions tokenised at a time to learn their lengths, and how many show whether lengths differ at all.
+_COUNTED, _SAMPLED = 1024, 64
 
 
 @dataclass
@@ -90,7 +90,8 @@ class Embedder:
     ) -> Iterator[tuple[int, Values, Rows]]:
         """(number, values (len(rows), d), copies) of every part (number, rows), loading ahead across their borders.
 
-        ``copies`` are the positions left open in ``values``: captions that equal an earlier row, ``self.first``.
+        ``copies`` are the positions in ``values`` that the caller fills in: captions that equal that of an earlier
+        row, which ``self.first`` names.
         """
         plans: deque[list[Rows]] = deque()  # the positions of every batch of a part, a part or two ahead
 
@@ -107,8 +108,8 @@ class Embedder:
             for i, positions in enumerate(plan):
                 values[positions] = next(blocks) if i else block
                 advance(len(positions), self.throughput.told())
-            copies = np.setdiff1d(np.arange(len(rows)), np.concatenate(plan))
-            advance(len(copies))
+            advance(len(rows) - sum(map(len, plan)))
+            copies = np.flatnonzero(self.first[rows] != rows) if self.first is not None else np.arange(0)
             yield number, values, copies
 
     def _batches(self, rows: Rows) -> list[Rows]:
@@ -116,12 +117,17 @@ class Embedder:
         positions = np.arange(len(rows))
         if self.first is not None:
             own = np.flatnonzero(self.first[rows] == rows)
-            positions = own if len(own) else np.arange(1)
+            positions = own if len(own) else np.arange(1)  # a part of copies alone: one batch tells the dimension
             positions = positions[np.argsort(-self._lengths(rows[positions]), kind="stable")]
         return [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
 
     def _lengths(self, rows: Rows) -> Rows:
-        """Tokens of every row's caption. Counting them costs a hundredth of what the padding would."""
+        """Tokens of every row's caption, 0 where all are padded to one length anyhow (open_clip's tokenizers).
+
+        Counting them costs a hundredth of what computing the padding would.
+        """
+        if not (self.load(rows[:_SAMPLED]) == PADDING).any():
+            return np.zeros(len(rows), np.int64)
         chunks = (rows[i : i + _COUNTED] for i in range(0, len(rows), _COUNTED))
         return np.concatenate([(self.load(chunk) != PADDING).sum(1).numpy() for chunk in chunks])
 
