@@ -22,6 +22,7 @@ from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader
 from cs_aligner_cli.errors import InputError
 
 Values: TypeAlias = npt.NDArray[np.float32]
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Items per pass where the recipe leaves it open. Two cores are no faster with more than this, and accelerators
 # are; what does not fit their memory is halved until it does.
@@ -205,8 +206,9 @@ def first_of_equal(texts: Sequence[str]) -> Rows:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's own, Python's, or the text of the CPU allocator's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out: by its type, or by the text of the CPU's and MPS's allocators."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in said for text in _OUT_OF_MEMORY)
 
 
 @contextmanager
