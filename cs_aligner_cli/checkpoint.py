@@ -26,8 +26,8 @@ _STATE = "last.json"
 def save_weights(path: Path, towers: Towers) -> None:
     """Write the towers' weights as one self-describing safetensors file, atomically."""
     plans = {modality: asdict(plan) for modality, plan in towers.plans.items()}
-    described = {"csalign_towers": json.dumps(plans), "csalign_encoders": json.dumps(towers.identities)}
-    _save(path, towers.own_state(), described)
+    # One entry only: safetensors writes several in no fixed order, and equal runs must leave equal bytes.
+    _save(path, towers.own_state(), {"csalign_towers": json.dumps(plans)})
 
 
 def read_plans(path: Path) -> dict[str, TowerPlan]:
@@ -61,15 +61,15 @@ def load_towers(
                 f"but the {modality} embeddings have {dims[modality]}",
                 "Use the encoders that it was trained on.",
             )
-    trained_on = json.loads((_open(path).metadata() or {}).get("csalign_encoders", "{}"))
     for modality, identity in (identities or {}).items():
-        if modality in trained_on and not same_encoder(trained_on[modality], identity):
+        own = plans[modality].encoder
+        if own is not None and not same_encoder(own, identity):
             raise InputError(
-                f"{path}: its {modality} tower was trained on {told(trained_on[modality])}, "
-                f"but encoders.{modality} is {told(identity)}: {difference(trained_on[modality], identity)}",
+                f"{path}: its {modality} tower was trained on {told(own)}, "
+                f"but encoders.{modality} is {told(identity)}: {difference(own, identity)}",
                 "Use the encoders that it was trained on; card.json beside it names them.",
             )
-    towers = Towers(plans, encoders, logit_scale=1.0, precision=precision, identities=identities)
+    towers = Towers(plans, encoders, logit_scale=1.0, precision=precision)
     load_weights(path, towers)
     return towers
 

@@ -28,7 +28,7 @@ def export_towers(folder: Path, towers: Towers, encoders: Mapping[str, Encoder],
     if encoders:
         _export_live(folder, towers, encoders)
     plans = {m: {"tune": plan.tune, "adapter": plan.adapter, "lora": plan.lora} for m, plan in towers.plans.items()}
-    about = {"towers": plans, "encoders": towers.identities, "versions": versions()}
+    about = {"towers": plans, "encoders": {m: plan.encoder for m, plan in towers.plans.items()}, "versions": versions()}
     write_json(folder / CARD, {**card, **about})
 
 
@@ -39,7 +39,7 @@ def _export_live(folder: Path, towers: Towers, encoders: Mapping[str, Encoder]) 
         if plan.lora is not None:
             save_peft(encoders[modality].backbone, Lora.model_validate(plan.lora), folder / f"peft_{modality}")
     clip = next((encoder.clip for encoder in encoders.values()), None)
-    one_model = clip is not None and all(same_encoder(clip.identity, towers.identities[m]) for m in MODALITIES)
+    one_model = clip is not None and all(same_encoder(clip.identity, towers.plans[m].encoder or {}) for m in MODALITIES)
     if clip is not None and one_model and not any(plan.adapter for plan in towers.plans.values()):
         modules = {m: merged(encoder.backbone) for m, encoder in encoders.items()}
         clip.save(folder / OPEN_CLIP_FOLDER, float(towers.log_logit_scale.detach().exp()), modules)

@@ -38,6 +38,7 @@ class TowerPlan:
     out_dim: int
     lora: dict[str, Any] | None = None
     train_blocks: int | None = None
+    encoder: dict[str, Any] | None = None
 
     @property
     def live(self) -> bool:
@@ -45,8 +46,12 @@ class TowerPlan:
         return self.tune in ("lora", "full")
 
 
-def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
+def plan_towers(
+    train: Train, dims: Mapping[str, int], identities: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, TowerPlan]:
     """Decide the shared dimension and each tower's parts; ``dims`` holds the encoders' own dimensions.
+
+    ``identities`` say which encoders they are, where that is known; the plans pass it on.
 
     Raises InputError if a tower without adapter does not have the shared dimension.
     """
@@ -71,6 +76,7 @@ def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
             out_dim,
             tunes[m].lora.model_dump(mode="json") if tunes[m].tune == "lora" else None,
             tunes[m].train_blocks,
+            (identities or {}).get(m),
         )
         for m in MODALITIES
     }
@@ -85,10 +91,9 @@ class Towers(nn.Module):
         encoders: Mapping[str, Encoder],
         logit_scale: float,
         precision: str = "fp32",
-        identities: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.plans, self.precision, self.identities = dict(plans), precision, dict(identities or {})
+        self.plans, self.precision = dict(plans), precision
         self.parts = nn.ModuleDict({m: _module(m, plan, encoders.get(m)) for m, plan in plans.items()})
         self.log_logit_scale = nn.Parameter(torch.tensor(logit_scale).log())
 

@@ -89,10 +89,10 @@ class _Run:
         encoders = load_encoders(recipe, data, self.device, [m for m in MODALITIES if getattr(spec, m).live])
         self.precision = pick_precision(spec.precision, self.device)
         torch.manual_seed(recipe.seed)
-        plans = plan_towers(spec, {m: _dim(m, encoders, stores) for m in MODALITIES})
+        dims = {m: _dim(m, encoders, stores) for m in MODALITIES}
+        plans = plan_towers(spec, dims, {m: _identity(m, encoders, stores) for m in MODALITIES})
         scale = spec.objective.pairwise.logit_scale.init
-        identities = {m: _identity(m, encoders, stores) for m in MODALITIES}
-        self.towers = Towers(plans, encoders, scale, self.precision, identities).to(self.device)
+        self.towers = Towers(plans, encoders, scale, self.precision).to(self.device)
         for modality, encoder in encoders.items():
             if getattr(spec, modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
