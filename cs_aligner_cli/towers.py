@@ -142,6 +142,7 @@ def _module(modality: str, plan: TowerPlan, encoder: Encoder | None) -> nn.Modul
     if plan.lora is not None:
         from cs_aligner_cli.lora import add_lora  # peft takes seconds to import
 
+        encoder.module.requires_grad_(False)  # also what a pipeline has behind its backbone
         add_lora(encoder.backbone, Lora.model_validate(plan.lora), f"train.{modality}.lora")
     elif plan.train_blocks is not None:
         freeze_below(encoder.module, plan.train_blocks, f"train.{modality}.train_blocks")

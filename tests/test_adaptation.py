@@ -379,7 +379,7 @@ def small_pipeline(folder: Path, captions: list[str]) -> Path:
     )
     transformers.BertModel(config).save_pretrained(folder / "bert")
     wrapped.save_pretrained(folder / "bert")
-    parts = [modules.Transformer(str(folder / "bert")), modules.Pooling(32, "mean"), modules.Normalize()]
+    parts = [modules.Transformer(str(folder / "bert")), modules.Pooling(32, "mean"), modules.Dense(32, 32)]
     SentenceTransformer(modules=parts, device="cpu").save(str(folder / "pipeline"))
     return folder / "pipeline"
 
@@ -393,6 +393,8 @@ def test_the_shipped_lora_recipe_runs_learns_and_leaves_a_peft_folder(features_r
         run_stage(stage, recipe, QUIET)
     lines = [json.loads(line) for line in (run_of(recipe) / "metrics.jsonl").read_text().splitlines()]
     assert {line["epoch"] for line in lines} == {1, 2}
+    text = [name for name in load_file(run_of(recipe) / "best.safetensors") if name.startswith("parts.text.")]
+    assert all("lora_" in name or name.startswith("parts.text.1.") for name in text), "the pipeline's Dense is frozen"
     saved = load_file(run_of(recipe) / "peft_text" / "adapter_model.safetensors")
     assert len(saved) == 2 * 4 * 2  # A and B of query, key, value and output in both layers
     assert all(name.startswith("base_model.model.encoder.layer.") for name in saved)

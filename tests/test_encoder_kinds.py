@@ -279,6 +279,13 @@ def test_identity_follows_weights_and_settings_and_not_the_folder(bert: Path, tm
         assert not same_encoder(
             here.identity, encoder("text", tmp_path, kind="transformers", model=of(moved), **change).identity
         )
+    tokenizer = moved / "tokenizer.json"
+    content = tokenizer.read_text()
+    assert '"snow"' in content and '"tall"' in content
+    tokenizer.write_text(content.replace('"snow"', '"x"').replace('"tall"', '"snow"').replace('"x"', '"tall"'))
+    assert not same_encoder(here.identity, encoder("text", tmp_path, kind="transformers", model=of(moved)).identity)
+    tokenizer.write_text(content)
+    assert same_encoder(here.identity, encoder("text", tmp_path, kind="transformers", model=of(moved)).identity)
     model = transformers.BertModel.from_pretrained(moved)
     with torch.no_grad():
         model.embeddings.word_embeddings.weight[5, 7] += 1e-3
@@ -301,6 +308,8 @@ def test_folders_that_are_no_models(bert: Path, tmp_path: Path) -> None:
         "text", tmp_path, kind="transformers", model=of(tmp_path / "none")
     )
     assert "has no modules.json" in message("text", tmp_path, kind="sentence_transformers", model=of(bert))
+    said = message("text", tmp_path, kind="transformers", model=str(bert))
+    assert f"{bert} is a folder here" in said and f"Use local-dir:{bert}" in said
     (bert / "model.safetensors").rename(tmp_path / "kept")
     assert "holds a configuration but no weights" in message("text", tmp_path, **ours)
     (bert / "model.safetensors").write_bytes((tmp_path / "kept").read_bytes()[:500])

@@ -40,7 +40,11 @@ def refuse_absent(model: str, key: str, configuration: str = "config.json") -> N
             )
         if not any(file for pattern in _WEIGHTS for file in folder.rglob(pattern)):
             raise InputError(f"{key}: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
-    elif why := unreachable(source_of(model).split("@")[0]):
+    elif Path(model).expanduser().is_dir():
+        raise InputError(
+            f"{key}: {model} is a folder here, but is named like a model of the hub", f"Use {LOCAL}{model}"
+        )
+    elif why := unreachable(source_of(model)):
         raise InputError(f"{key}: {why}", how_to_fetch(source_of(model)))
 
 

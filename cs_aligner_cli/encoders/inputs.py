@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -86,6 +88,12 @@ def in_chunks_of_like_length(forward: Callable[[Tensor], Tensor], padded: Tensor
     order = lengths.argsort(descending=True, stable=True)
     parts = [forward(padded[rows, : int(lengths[rows[0]])]) for rows in torch.split(order, _CHUNK)]
     return torch.cat(parts)[order.argsort()]
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Class and digest of the vocabulary of a transformers tokenizer."""
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+    return f"{type(tokenizer).__name__} {hashlib.blake2b(vocabulary, digest_size=8).hexdigest()}"
 
 
 def refuse_foreign_tokenizer(tokens: int, embeddings: int, key: str) -> None:

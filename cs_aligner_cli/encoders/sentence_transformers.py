@@ -15,6 +15,7 @@ from cs_aligner_cli.encoders.inputs import (
     in_chunks_of_like_length,
     padded_ids,
     refuse_foreign_tokenizer,
+    tokenizer_identity,
 )
 from cs_aligner_cli.encoders.transformers import dim_of, loading
 from cs_aligner_cli.errors import InputError
@@ -60,7 +61,7 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
         "model": spec.model,
         "pipeline": [type(part).__name__ for part in pipeline],
         "weights": weights_digest(pipeline),
-        "tokenizer": type(tokenizer).__name__,
+        "tokenizer": tokenizer_identity(tokenizer),
         "prompt": prompt,
         "max_length": pipeline.max_seq_length,
     }

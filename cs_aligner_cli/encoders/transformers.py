@@ -28,6 +28,7 @@ from cs_aligner_cli.encoders.inputs import (
     in_chunks_of_like_length,
     padded_ids,
     refuse_foreign_tokenizer,
+    tokenizer_identity,
 )
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import TransformersEncoder
@@ -120,7 +121,7 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
         refuse_foreign_tokenizer(len(tokenizer), table.num_embeddings, key)
         load = _TextLoader(tokenizer, model, spec)
         tower = _Tower(model, modality, pooling, load.pad_id)
-        identity |= {"tokenizer": type(tokenizer).__name__, "prompt": spec.prompt, "max_length": load.max_length}
+        identity |= {"tokenizer": tokenizer_identity(tokenizer), "prompt": spec.prompt, "max_length": load.max_length}
         example = load(pd.DataFrame({"text": ["a"]}))
     return Encoder(modality, dim_of(tower, example, modality, key), tower, load, identity, model)
 
