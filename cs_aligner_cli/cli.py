@@ -129,6 +129,14 @@ def prepare(
 @app.command()
 def embed(
     recipe: RecipeArgument = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Embed through the towers that another run trained (its folder or weights file); as --set"
+            " embed.weights=RUN.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     force: Force = False,
@@ -136,6 +144,8 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Compute the embeddings, frozen and (once trained) aligned."""
+    if adapter is not None:
+        overrides = [*(overrides or ()), f"embed.weights={adapter}"]
     _stage("embed", recipe, overrides, as_json, force, quiet, debug)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.artifacts import Artifact
+from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 
@@ -109,7 +110,19 @@ class Layout:
     def weights(self, name: str) -> Path:
         """The weights file that an aligned store is made with."""
         embed = self.recipe.embed
-        return embed.weights or self.trained(name).path / f"{embed.checkpoint}.safetensors"
+        file = f"{embed.checkpoint}.safetensors"
+        if embed.weights is None:
+            return self.trained(name).path / file
+        if not embed.weights.is_dir():
+            return embed.weights
+        tried = [embed.weights / part / file for part in (f"train/{ALIGNED}", ".")]
+        found = next((path for path in tried if path.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"embed.weights: {embed.weights} holds no trained weights ({tried[0]} is not there)",
+                "Expected a weights file, or the folder of a run that has finished csalign train.",
+            )
+        return found
 
     def stores(self, split: str) -> dict[str, Artifact]:
         """Every store of a split that is measured: frozen, the control, aligned."""

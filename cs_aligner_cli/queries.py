@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.checkpoint import load_towers, read_plans
+from cs_aligner_cli.checkpoint import load_towers
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.encoders import Encoder, embed_rows, load_encoders, pick_device
+from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.inference import Embedder, pick_precision, under
 from cs_aligner_cli.layout import FROZEN, MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_encoders import FeaturesEncoder
+from cs_aligner_cli.towers import Towers
 
 _COLUMN = {"image": "locator", "text": "text"}
 
@@ -26,38 +28,36 @@ class QueryEncoder:
 
     def __init__(self, recipe: Recipe, store: str) -> None:
         layout = Layout(recipe)
-        self._recipe = recipe
+        self._batch_size = recipe.embed.batch_size
         self._device = pick_device(recipe.embed.device)
+        self._precision = pick_precision(recipe.embed.precision, self._device)
         self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device)
-        self._towers, self._plans = None, {}
+        self._towers: Towers | None = None
         if store != FROZEN:
-            weights = layout.weights(store)
-            self._plans = read_plans(weights)
-            dims = {m: self._encoders[m].dim for m in MODALITIES}
             # Towers that were trained whole take the place of the encoders' own modules.
-            self._towers = load_towers(weights, self._encoders, dims).to(self._device).eval()
+            dims = {m: self._encoders[m].dim for m in MODALITIES}
+            precision = pick_precision(recipe.train.precision if recipe.train else "fp32", self._device)
+            towers = load_towers(layout.weights(store), self._encoders, dims, precision=precision)
+            self._towers = towers.to(self._device).eval()
 
     def embed(self, modality: str, items: Sequence[str]) -> Tensor:
         """Unit float32 rows (len(items), d) of texts, or of the image files at these absolute paths."""
         encoder = self._encoders[modality]
-        size = self._recipe.embed.batch_size
         frame = pd.DataFrame({_COLUMN[modality]: list(items)})
-        batches = [frame.iloc[start : start + size] for start in range(0, len(frame), size)]
-        return l2_normalize(torch.from_numpy(np.concatenate([self._embed(encoder, batch) for batch in batches])))
+        embedder = Embedder(
+            lambda inputs: self._forward(encoder, inputs),
+            lambda rows: encoder.load(frame.iloc[rows]),
+            self._device,
+            self._batch_size,
+            loader=encoder.load,
+        )
+        return l2_normalize(torch.from_numpy(embedder.all(np.arange(len(frame)))))
 
-    def _embed(self, encoder: Encoder, rows: pd.DataFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        modality, inputs = encoder.modality, encoder.load(rows)
-        live = self._towers is not None and self._plans[modality].tune == "full"
-        if not live:
-            features = embed_rows(encoder.module, inputs, self._device, self._recipe.embed.precision)
-            inputs = torch.from_numpy(features)
-        if self._towers is None:
-            return inputs.numpy()
-        with torch.inference_mode():
-            embedded: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
-                self._towers(modality, inputs.to(self._device)).cpu().numpy()
-            )
-        return embedded
+    def _forward(self, encoder: Encoder, inputs: Tensor) -> Tensor:
+        if self._towers is None or not self._towers.plans[encoder.modality].live:
+            with under(self._precision, self._device):
+                inputs = encoder.module(inputs).float()
+        return inputs if self._towers is None else self._towers(encoder.modality, inputs)
 
 
 def require_encoder(recipe: Recipe, modality: str, instead: str) -> None:

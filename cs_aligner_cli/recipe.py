@@ -13,7 +13,7 @@ from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
-from cs_aligner_cli.recipe_train import Device, SplitName, Train
+from cs_aligner_cli.recipe_train import Device, Precision, SplitName, Train
 from cs_aligner_cli.validation import (
     NAME_PATTERN,
     CommandLineText,
@@ -63,10 +63,17 @@ class Embed(Strict):
     """How embeddings are computed and stored."""
 
     device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Autocast precision of the frozen encoders; trained towers run in fp32."
+    precision: Precision = Field(
+        "auto",
+        description="Autocast precision of the frozen encoders; auto: bf16 on CUDA (fp16 on older cards), else fp32."
+        " Trained towers run in train.precision.",
     )
-    batch_size: int = Field(128, ge=1, description="Items per forward pass.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
+    )
+    compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
     dir: FilePath | None = Field(
@@ -76,7 +83,7 @@ class Embed(Strict):
     checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
     weights: FilePath | None = Field(
         None,
-        description="Weights of another run (best.safetensors) to align with, in place of training here.",
+        description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
     )
 
 

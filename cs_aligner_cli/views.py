@@ -63,21 +63,25 @@ def prepare_tables(result: Result) -> list[Table]:
 
 
 def embed_tables(result: Result) -> list[Table]:
-    """Rows and dimensions of every store."""
+    """Rows and dimensions of every store, and how fast each was made."""
     rows = [
         (
             name,
             split,
             part["image"]["rows"],
             part["image"]["dim"],
+            f"{part['image']['per_second']:,.0f}",
             part["text"]["rows"],
             part["text"]["dim"],
+            f"{part['text']['per_second']:,.0f}",
             part["status"],
         )
         for name, splits in result["stores"].items()
         for split, part in splits.items()
     ]
-    return [table("embedding stores", ["store", "split", "images", "dim", "texts", "dim", "status"], rows)]
+    return [
+        table("embedding stores", ["store", "split", "images", "dim", "per s", "texts", "dim", "per s", "status"], rows)
+    ]
 
 
 def train_tables(result: Result) -> list[Table]:
