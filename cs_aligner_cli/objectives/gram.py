@@ -79,6 +79,12 @@ def evaluate_pairs(
             x, y = x - centre, y - centre
         products = divergence.products if divergence else "fp32"
         image, text = Rows(x, products), Rows(y, products)
+        own: list[PairSum] = []
+        if divergence:
+            own = [
+                within(rows, divergence.kernel, diagonal=divergence.diagonal, gradient=gradient)
+                for rows in (image, text)
+            ]
         cross = Cross(
             image,
             text,
@@ -88,22 +94,23 @@ def evaluate_pairs(
             keep=gradient,
         )
         infonce_value = cross.cross_entropies.mean() / 2 if infonce else None
-        divergence_value, cross_weight = None, 0.0
-        own: list[PairSum] = []
-        if divergence:
-            own = [
-                within(rows, divergence.kernel, diagonal=divergence.diagonal, gradient=gradient)
-                for rows in (image, text)
-            ]
-            divergence_value = divergence.value(own[0], own[1], cross.kernel_sum)
-            cross_weight = -2 * weights[1] * divergence.slope(cross.kernel_sum)
+        divergence_value = divergence.value(own[0], own[1], cross.kernel_sum) if divergence else None
         if not gradient:
             return PairValues(infonce_value, divergence_value, None, None, None)
-        x_grad, y_grad, scale_grad = cross.gradients(weights[0] / (2 * len(x)), cross_weight)
-        for grad, pair_sum in zip((x_grad, y_grad), own, strict=False):
-            assert divergence is not None and pair_sum.grad is not None
-            grad.add_(pair_sum.grad, alpha=weights[1] * divergence.slope(pair_sum))
+        cross_weight = 0.0
+        if divergence:
+            cross_weight = -2 * weights[1] * divergence.slope(cross.kernel_sum)
+            x_grad, y_grad = (_scaled(pair_sum, weights[1] * divergence.slope(pair_sum)) for pair_sum in own)
+        else:
+            x_grad, y_grad = torch.zeros_like(x), torch.zeros_like(y)
+        scale_grad = cross.add_gradients(x_grad, y_grad, weights[0] / (2 * len(x)), cross_weight)
         return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
+
+
+def _scaled(pair_sum: PairSum, weight: float) -> Tensor:
+    """The gradient of ``weight * pair_sum.total``, in the memory of that of the total."""
+    assert pair_sum.grad is not None
+    return pair_sum.grad.mul_(weight)
 
 
 def _shared_groups(infonce: InfoNce | None) -> Tensor | None:

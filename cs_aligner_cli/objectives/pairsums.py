@@ -66,10 +66,12 @@ def within(x: Rows, kernel: Kernel, *, diagonal: bool, gradient: bool) -> PairSu
         if on_diagonal and not diagonal:
             for part in (tile.values, tile.slopes):
                 part.fill_diagonal_(0.0)  # -||a - a|| is no number, exp(-inf) is 0 already
-        total += (1 if on_diagonal else 2) * _sum(tile.values)
+        row_sums = tile.slopes.sum(dim=1)
+        values = row_sums if tile.values is tile.slopes else tile.values.sum(dim=1)
+        total += (1 if on_diagonal else 2) * values.sum(dtype=total.dtype)
         if gradient:
             x.add_weighted(tile.slopes, j, pulled[i])
-            slope_sums[i] += tile.slopes.sum(dim=1)
+            slope_sums[i] += row_sums
             if not on_diagonal:
                 x.add_weighted(tile.slopes.T, i, pulled[j])
                 slope_sums[j] += tile.slopes.sum(dim=0)
@@ -187,20 +189,18 @@ class Cross:
         logits = torch.mul(dots, self._scale, out=self._scratch[0].like(i, j))  # type: ignore[arg-type]
         return hide_same_group(logits, self._groups, i, j)
 
-    def gradients(self, logit_weight: float, kernel_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients to x (M, d), y (N, d) and the scale of a weighted sum of what was measured.
+    def add_gradients(self, dx: Tensor, dy: Tensor, logit_weight: float, kernel_weight: float) -> Tensor:
+        """Add to dx (M, d) and dy (N, d) the gradients of a weighted sum of what was measured; return the scale's.
 
         The sum is ``logit_weight * cross_entropies.sum() + kernel_weight * kernel_sum.total``.
         """
-        dx, dy = torch.zeros_like(self.x.x), torch.zeros_like(self.y.x)
         x_slopes, y_slopes = dx.new_zeros(len(dx)), dy.new_zeros(len(dy))
         d_scale = self._total.new_zeros(())
         for i, j, dots in self._dots:
             weights: Tensor | None = None
             if self._scale is not None:
-                weights = self._softmaxes(i, j, dots)
-                d_scale += logit_weight * torch.dot(weights.flatten(), dots.flatten())
-                weights.mul_(logit_weight * self._scale)
+                weights = self._softmaxes(i, j, dots, logit_weight * self._scale)
+                d_scale += torch.dot(weights.flatten(), dots.flatten()) / self._scale
             if self.kernel is not None and self._reference is not None:
                 h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
                 tile = self.kernel.evaluate(h, self._reference.value)
@@ -217,12 +217,12 @@ class Cross:
             dx.add_(self.y.x, alpha=-2 * logit_weight * self._scale)
             dy.add_(self.x.x, alpha=-2 * logit_weight * self._scale)
             d_scale -= 2 * logit_weight * self._paired_dots.sum(dtype=d_scale.dtype)
-        return dx, dy, d_scale
+        return d_scale
 
-    def _softmaxes(self, i: slice, j: slice, dots: Tensor) -> Tensor:
-        """The softmax of every row plus that of every column, on one tile."""
+    def _softmaxes(self, i: slice, j: slice, dots: Tensor, weight: float) -> Tensor:
+        """The softmax of every row plus that of every column, times ``weight``, on one tile."""
         logits, scratch = self._logits(i, j, dots), self._scratch[1].like(i, j)
-        row_shares, column_shares = self._sums[0][i].reciprocal().unsqueeze(1), self._sums[1][j].reciprocal()
+        row_shares, column_shares = (weight / self._sums[0][i]).unsqueeze(1), weight / self._sums[1][j]
         if self._shared:
             return logits.exp_().mul_(torch.add(row_shares, column_shares, out=scratch))
         by_column = torch.sub(logits, self._maxima[1][j], out=scratch).exp_().mul_(column_shares)

@@ -154,7 +154,8 @@ def _leaves(image: Tensor, text: Tensor, logits: Logits) -> list[Tensor]:
     """Fresh leaves with the inputs' values; half precisions are widened so that gradients are not rounded."""
     rows = [as_rows(image.detach(), "image"), as_rows(text.detach(), "text")]
     scalars = [s.detach().to(torch.promote_types(s.dtype, torch.float32)) for s in logits]
-    return [leaf.clone().requires_grad_() for leaf in (*rows, *scalars)]
+    # Detached once more: where nothing was widened, rows may be the caller's own tensors.
+    return [leaf.detach().requires_grad_() for leaf in (*rows, *scalars)]
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

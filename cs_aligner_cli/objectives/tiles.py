@@ -13,7 +13,7 @@ from torch import Tensor
 _TILE = {"cpu": (512, 2048)}
 _LARGE_TILE = (4096, 8192)
 # Products that Dots keeps for its second iteration: a constant, so memory stays linear in the rows.
-_KEPT_BYTES = 160 * 2**20
+_KEPT_BYTES = 224 * 2**20
 
 Products: TypeAlias = Literal["fp32", "bf16"]
 
