@@ -179,10 +179,11 @@ def growth(picture: Path, repeats: int) -> None:
                 memory = peak_megabytes(call, image, text)
                 found[name].append((rows, seconds(call, image, text, repeats if rows < 8192 else 1), memory))
     print("| N | over tiles | | direct | |\n|---|---|---|---|---|")
+    absent = "too large | "
     for i, (rows, took, memory) in enumerate(found["over tiles"]):
         theirs = found["direct"][i : i + 1]
         cells = [f"{t:.3g} s | {m:,.0f} MB" for _, t, m in ((rows, took, memory), *theirs)]
-        print(f"| {rows:,} | {' | '.join([*cells, '' if theirs else ' | '])} |")
+        print(f"| {rows:,} | {' | '.join(cells if theirs else [*cells, absent])} |")
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for ax, index, label in ((axes[0], 1, "seconds"), (axes[1], 2, "MB above the inputs")):
         for (name, points), style in zip(found.items(), ("s--", "o-"), strict=True):
