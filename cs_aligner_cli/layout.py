@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.artifacts import Artifact
-from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.recipe import Recipe, recipe_of_run
 from cs_aligner_cli.recipe_train import Train
 
 ALIGNED = "aligned"
@@ -71,7 +72,32 @@ class Layout:
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
         cached = self.recipe.train is not None and self.recipe.train.cached_towers
-        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits]))
+        fitted = [self.fit_split] if self.fit_split else []
+        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
+
+    def aligned_splits(self, name: str) -> list[str]:
+        """The splits that an aligned store is made of: those measured, and where a baseline of it is fitted."""
+        fitted = [self.fit_split] if self.fit_split and self.baselines.get(name) else []
+        return list(dict.fromkeys([*self.recipe.measured_splits, *fitted]))
+
+    @property
+    def baselines(self) -> dict[str, list[str]]:
+        """The no-training baselines of the gap report, by the store that they start from."""
+        spec = self.recipe.gap_report.baselines
+        wanted: dict[str, list[str]] = {FROZEN: [*spec.frozen]}
+        for name in self.aligned_names:
+            wanted[name] = [*(spec.pairwise_only if name == PAIRWISE_ONLY else spec.aligned)]
+        return {name: kinds for name, kinds in wanted.items() if kinds}
+
+    @property
+    def fit_split(self) -> str | None:
+        """The split that baselines are fitted on; None where there are none, or no features to fit them on."""
+        if not self.baselines:
+            return None
+        train = self.recipe.train
+        if self.recipe.gap_report.baselines.split or train is None or not self.recipe.trains:
+            return self.recipe.gap_report.baselines.split
+        return train.split if train.cached_towers else None
 
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
@@ -133,6 +159,9 @@ class Layout:
     def gap(self) -> Artifact:
         """The gap report."""
         parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split"})
+        needs = [*self.stores(self.recipe.gap_split).values()]
+        if self.fit_split:
+            needs += [self.stores(self.fit_split)[name] for name in self.baselines]
         return Artifact(
             "gap report",
             self.folder / "gap_report",
@@ -142,8 +171,20 @@ class Layout:
                 "name": self.recipe.name,
                 "seed": self.recipe.seed,
             },
-            tuple(self.stores(self.recipe.gap_split).values()),
+            (*needs, *(store for other in self.beside.values() for store in other.values())),
         )
+
+    @cached_property
+    def beside(self) -> dict[str, dict[str, Artifact]]:
+        """The stores of other runs that the gap report puts beside this run's, by the run's name."""
+        found: dict[str, dict[str, Artifact]] = {}
+        for folder in self.recipe.gap_report.beside:
+            other = Layout(recipe_of_run(folder))
+            name = other.recipe.name if other.recipe.name not in found else folder.name
+            if name in found:
+                raise InputError(f"gap_report.beside: two runs are named {name}", "Rename a run's folder.")
+            found[name] = other.stores(self.recipe.gap_split)
+        return found
 
     @property
     def run_record(self) -> Path:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import Encoders
+from cs_aligner_cli.recipe_gap import GapReport
 from cs_aligner_cli.recipe_train import Device, SplitName, Train
 from cs_aligner_cli.validation import (
     NAME_PATTERN,
@@ -87,22 +88,6 @@ class EvalRetrieval(Strict):
     neighbors: int = Field(10, ge=1, description="Neighbours saved per query; at most the gallery is saved.")
 
 
-class GapReport(Strict):
-    """Which gap numbers and pictures are made."""
-
-    split: SplitName | None = Field(None, description="The split measured; null: that of eval_retrieval.")
-    bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS is reported."
-    )
-    max_pairs: int = Field(5000, ge=10, description="Pairs measured at most (evenly spaced); the report says how many.")
-    exact_pairs: int = Field(
-        20_000,
-        ge=10,
-        description="With more pairs than these, D_CS is approximated (Nystroem), and other metrics of all pairs of "
-        "rows take so many evenly spaced ones.",
-    )
-
-
 class Recipe(Strict):
     """One experiment from data to report."""
 
@@ -156,6 +141,16 @@ def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
         set_value(file.data, path, _from_command_line(parse_value(raw, f"--set {text}")))
         changes[path] = raw
     return validate(Recipe, file, changes)
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe that a run's folder was made with; raise InputError if it is no run's folder."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise InputError(
+            f"{folder}: no run's folder: {file.name} is not there", "Name what csalign run wrote, as in runs/NAME."
+        )
+    return load_recipe(str(file), [f"run_dir={folder}"])
 
 
 def find_recipe(name_or_path: str | None = None) -> Path:

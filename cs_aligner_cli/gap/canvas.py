@@ -1,11 +1,11 @@
-"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG bytes."""
+"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG and SVG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
+    "svg.hashsalt": "csalign",
 }
 _LABEL_OFFSETS = ((9, 0), (-9, 0), (9, 12), (-9, 12), (9, -12), (-9, -12), (9, 24), (-9, 24))
 
@@ -89,8 +90,21 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         taken.append(box)
 
 
-def png(figure: Figure) -> bytes:
+class Picture(NamedTuple):
+    """A drawn figure, as PNG and as SVG."""
+
+    png: bytes
+    svg: bytes
+
+
+def rendered(figure: Figure) -> Picture:
     """Render the figure; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    png, svg = io.BytesIO(), io.BytesIO()
+    # The layout takes most of the time, and is the same for both.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(svg, format="svg", dpi=_DPI, facecolor="white", metadata={"Date": None, "Creator": None})
+    return Picture(png.getvalue(), svg.getvalue())
