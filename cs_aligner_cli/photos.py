@@ -19,8 +19,8 @@ class Photos:
     root: Path
     folder: Path | None = None
 
-    def thumbnail(self, row: Any) -> bytes | None:
-        """A JPEG of at most 176 x 176 pixels; None where the row has no photo, or none that can be read."""
+    def thumbnail(self, row: Any, side: int = _SIDE) -> bytes | None:
+        """A JPEG of at most ``side`` x ``side`` pixels; None where the row has no photo, or none that can be read."""
         path = self._path(str(row["locator"]), str(row["image_id"]))
         if path is None:
             return None
@@ -28,7 +28,7 @@ class Photos:
             image, _ = read_image(path)
         except (BadImageError, ValueError):
             return None
-        image.thumbnail((_SIDE, _SIDE))
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=72)
         return buffer.getvalue()

@@ -128,7 +128,7 @@ def gap_tables(result: Result) -> list[Table]:
 def _spanned(value: float | None, interval: list[float] | None) -> str:
     if value is None or interval is None:
         return _number(value)
-    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def run_tables(results: dict[str, Result]) -> list[Table]:

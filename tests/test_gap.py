@@ -625,7 +625,15 @@ def test_page_escapes_whatever_comes_from_data():
     pair = {"image": {"id": evil, "photo": None}, "text": evil, "cosine": 0.5}
     query = {"query": evil, "results": [{"item": pair["image"], "cosine": 0.5, "hit": True}]}
     to_texts = {"query": pair["image"], "results": [{"item": evil, "cosine": 0.5, "hit": False}]}
-    shown = {"store": evil, "best": [pair], "worst": [pair], "to_images": [query], "to_texts": [to_texts]}
+    point = {"image": (1.0, 2.0), "points": (3.0, 4.0), "text": evil, "item": pair["image"]}
+    shown = {
+        "store": evil,
+        "map": [point],
+        "best": [pair],
+        "worst": [pair],
+        "to_images": [query],
+        "to_texts": [to_texts],
+    }
     figure = gap_against_recall({evil: {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})
     html = render_page(data, {evil: figure}, shown)
     assert "<script>alert" not in html

@@ -53,6 +53,24 @@ def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple
         yield figure, grid[:count]
 
 
+def outer_labels(axes: Sequence[Axes]) -> None:
+    """Leave the horizontal axis its labels where no panel is below, the vertical one where none is to the left.
+
+    As matplotlib's label_outer, which takes a place without a panel for one.
+    """
+    places = [ax.get_subplotspec() for ax in axes]
+    lowest: dict[int, int] = {}
+    for place in places:
+        if place is not None:
+            lowest[place.colspan.start] = max(place.rowspan.start, lowest.get(place.colspan.start, 0))
+    for ax, place in zip(axes, places, strict=True):
+        if place is None:
+            continue
+        below, left = place.rowspan.start == lowest[place.colspan.start], place.colspan.start == 0
+        ax.tick_params(labelbottom=below, labelleft=left)
+        ax.set(xlabel=ax.get_xlabel() if below else "", ylabel=ax.get_ylabel() if left else "")
+
+
 def legend(figure: Figure, axes: Sequence[Axes], marker_scale: float = 1.0) -> None:
     """Put the entries of the first panel above all of them, in as many columns as the figure has room for."""
     handles, labels = axes[0].get_legend_handles_labels()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap.canvas import GRID, SERIES, Picture, legend, panels, rendered
+from cs_aligner_cli.gap.canvas import GRID, SERIES, Picture, legend, outer_labels, panels, rendered
 from cs_aligner_cli.gap.groups import Floats
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
             ax.set_xticks(ticks, [f"{s:.2g}" for s in ticks])
             ax.minorticks_off()
             ax.set(xlabel="kernel bandwidth", ylabel="divergence")
-            ax.label_outer()
+        outer_labels(axes)
         legend(figure, axes)
         return rendered(figure)
 
@@ -101,7 +101,7 @@ def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> Pict
             crowded = {b for a, b in itertools.pairwise(ticks) if b < 1.5 * a}
             ax.set_xticks(ticks, ["" if t in crowded else f"{t:g}" for t in ticks])
             ax.set_xticks([], minor=True)
-            ax.label_outer()
+        outer_labels(axes)
         legend(figure, axes)
         return rendered(figure)
 
@@ -118,17 +118,17 @@ def training_curves(logs: Mapping[str, Sequence[Row]]) -> Picture:
     terms = list(dict.fromkeys(term for rows in logs.values() for row in rows for term in row.get("terms", ())))
     titles: dict[str, Callable[[Row], Any]] = {f"term: {term}": _in("terms", term) for term in terms}
     for term in terms[1:]:
-        titles[f"gradient of {term} in those of {terms[0]}"] = _in("grad_norm_ratio", term)
+        titles[f"gradient of {term} / {terms[0]}"] = _in("grad_norm_ratio", term)
         titles[f"weight of {term}"] = _in("weights", term)
     titles["temperature"] = lambda row: 1 / row["logit_scale"] if row.get("logit_scale") else None
-    titles["validation R@1, mean of both ways (%)"] = lambda row: (
-        50 * sum(row["val_R@1"].values()) if "val_R@1" in row else None
-    )
+    titles["validation R@1 (%)"] = lambda row: 50 * sum(row["val_R@1"].values()) if "val_R@1" in row else None
     with panels(list(titles)) as (figure, axes):
-        for ax, read in zip(axes, titles.values(), strict=True):
+        for ax, (title, read) in zip(axes, titles.items(), strict=True):
             for number, (name, rows) in enumerate(logs.items()):
                 _line(ax, rows, read, label=name, color=SERIES[number % len(SERIES)], ls=_DASHES[number % 4])
             ax.set(xlabel="step")
+            if not title.startswith(("term", "validation")):
+                ax.set_ylim(bottom=0)
             ax.grid(color=GRID, lw=0.6)
         legend(figure, axes)
         return rendered(figure)

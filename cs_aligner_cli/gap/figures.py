@@ -10,7 +10,18 @@ import numpy.typing as npt
 
 from cs_aligner_cli.arrays import ArrayLike
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap.canvas import GRID, IMAGE, PAIRED, TEXT, UNPAIRED, Picture, legend, panels, rendered
+from cs_aligner_cli.gap.canvas import (
+    GRID,
+    IMAGE,
+    PAIRED,
+    TEXT,
+    UNPAIRED,
+    Picture,
+    legend,
+    outer_labels,
+    panels,
+    rendered,
+)
 from cs_aligner_cli.gap.groups import Floats
 from cs_aligner_cli.gap.rows import paired_rows
 
@@ -60,6 +71,19 @@ def _plane(image: Floats, text: Floats) -> tuple[Floats, Floats]:
     return points, variance / max(float((s**2).sum()), np.finfo(np.float64).tiny)
 
 
+def point_map(image: ArrayLike, text: ArrayLike, kept: npt.NDArray[np.int64]) -> list[dict[str, tuple[float, float]]]:
+    """Places of the pairs ``kept`` on the plane of ``projection``, for row-paired image (N, d) and text (N, d).
+
+    Each is {"image": (x, y), "text": (x, y)} with coordinates from 0 to 100, y downwards. Raises InputError as
+    ``measure_gap``.
+    """
+    x, y = (rows.numpy() for rows in paired_rows(image, text))
+    points, _ = _plane(x, y)
+    reach = float(np.abs(points).max()) or 1.0
+    places = np.round(50 + 48 * points * (1, -1) / reach, 2)
+    return [{"image": (*places[i],), "text": (*places[len(x) + i],)} for i in kept]
+
+
 def _scatter_pairs(ax: Axes, points: Floats) -> None:
     image, text = np.split(points, 2)
     ax.axhline(0, color=GRID, lw=0.8, zorder=0)
@@ -92,7 +116,7 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
             for kind, cosines in store.items():
                 ax.hist(cosines, bins=bins, density=True, label=kind, **styles[kind])
             ax.set(xlim=(bins[0], bins[-1]), xlabel="cosine", ylabel="density")
-            ax.label_outer()
+        outer_labels(axes)
         legend(figure, axes)
         return rendered(figure)
 
@@ -136,7 +160,7 @@ def spectra(spectra_of: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Picture:
             )
             ax.grid(color=GRID, lw=0.6)
             ax.minorticks_off()
-            ax.label_outer()
+        outer_labels(axes)
         legend(figure, axes)
         return rendered(figure)
 

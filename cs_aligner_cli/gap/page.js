@@ -21,3 +21,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// Shows the pair whose point is under the mouse or has the focus; its text comes from the data, and is only ever text.
+const told = document.getElementById("told");
+for (const pair of document.querySelectorAll(".map g")) {
+  const tell = () => {
+    const photo = document.createElement(pair.dataset.photo ? "img" : "div");
+    if (pair.dataset.photo) {
+      photo.src = pair.dataset.photo;
+      photo.alt = pair.dataset.id;
+    } else {
+      photo.className = "photo none";
+      photo.textContent = pair.dataset.id;
+    }
+    told.replaceChildren(photo, pair.dataset.text);
+  };
+  pair.addEventListener("pointerenter", tell);
+  pair.addEventListener("focus", tell);
+}

@@ -17,7 +17,7 @@ from cs_aligner_cli.gap.verdict import verdict
 
 _TEMPLATE, _SCRIPT = "page.html.j2", "page.js"
 _FIRST = "gap_against_recall"  # the figure that stands before all others
-_ONE_PANEL = 800  # pixels; wider figures have several panels side by side
+_ONE_PANEL = 1000  # pixels; wider figures have several panels side by side
 _DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 
 
@@ -96,7 +96,7 @@ def render_page(
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=format_number, percent=_percent, rank=_rank)
+    environment.filters.update(number=format_number, percent=_percent, rank=_rank, breakable=_breakable)
     template = environment.from_string(_resource(_TEMPLATE))
     script = _resource(_SCRIPT)
     provenance = dict(report.get("provenance", {}))
@@ -164,6 +164,16 @@ def format_number(value: float | None) -> str:
         return "\N{EN DASH}"
     text = f"{value:.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _breakable(name: str) -> Any:
+    """A store's name, escaped, that may go on in the next line after a mark inside it."""
+    from markupsafe import Markup, escape
+
+    text = str(escape(name))
+    for mark in "+_:":
+        text = text.replace(mark, f"{mark}<wbr>")
+    return Markup(text)
 
 
 def _percent(fraction: float | None) -> str:

@@ -14,12 +14,13 @@ from cs_aligner_cli.compared import Compared, Features, compared
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows, captions_of
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap import Measured, measure
 from cs_aligner_cli.gap.canvas import Picture
 from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.examples import examples
-from cs_aligner_cli.gap.figures import cosine_histograms, projection, spectra
+from cs_aligner_cli.gap.figures import cosine_histograms, point_map, projection, spectra
 from cs_aligner_cli.gap.metrics import DRAWS, SWEEP, interval
 from cs_aligner_cli.gap.page import render_page, report_rows
 from cs_aligner_cli.gap.recall import recall_draws
@@ -40,6 +41,8 @@ REPORT = "report.html"
 _KS = (1, 5, 10)
 # The pairs that the conflict is taken on: the size of a large training batch.
 _CONFLICT_PAIRS = 1000
+# Pairs that can be pointed at, and the side of their photos in pixels: they are in the page, all of them.
+_POINTS, _SMALL = 200, 112
 # More panels than these are not legible side by side.
 _PANELS = 6
 
@@ -148,7 +151,10 @@ class _Job:
     def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features]) -> None:
         name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
         image, text = self.pairs[name] = take("image", self.rows["image"]), take("text", self.rows["text"])
-        found: Measured = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP)
+        try:
+            found: Measured = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP)
+        except InputError as error:
+            raise InputError(f"{name} store of split {self.split.name}: {error}") from None
         for part in ("intervals", "null", "samples", "sweep"):
             self.report[part][name] = getattr(found, part)
         self.report["stores"][name] = found.values
@@ -185,14 +191,32 @@ class _Job:
             return str(captions["text"].iloc[row])
 
         found = self.looked_at
+        subject = self.report["subject"]
         pair = [{**p, "image": image(p["image"]), "text": text(p["text"])} for p in (*found["best"], *found["worst"])]
         return {
-            "store": self.report["subject"],
+            "store": subject,
+            "map": self._map(subject, photos),
             "best": pair[: len(found["best"])],
             "worst": pair[len(found["best"]) :],
             "to_images": [_answered(q, text, image) for q in found["to_images"]],
             "to_texts": [_answered(q, image, text) for q in found["to_texts"]],
         }
+
+    def _map(self, subject: str, photos: Photos) -> list[dict[str, Any]]:
+        """Pairs to point at: where each lies, its caption and its photo, small."""
+        kept = evenly_spaced(len(self.rows["image"]), _POINTS)
+        places = point_map(*self.pairs[subject], kept)
+        images = self.split.images.iloc[self.rows["image"][kept]]
+        texts = self.split.captions["text"].iloc[self.rows["text"][kept]]
+        return [
+            {
+                "image": place["image"],
+                "points": place["text"],
+                "text": str(text),
+                "item": {"id": row["image_id"], "photo": photos.thumbnail(row, _SMALL)},
+            }
+            for place, (_, row), text in zip(places, images.iterrows(), texts, strict=True)
+        ]
 
     def figures(self) -> dict[str, Picture]:
         """Every figure of the report."""
