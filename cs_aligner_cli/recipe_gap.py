@@ -46,7 +46,7 @@ class GapReport(Strict):
         "rows take so many evenly spaced ones.",
     )
     max_gallery: int = Field(
-        50_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."
+        20_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."
     )
     baselines: Baselines = Field(Baselines(), description="What needs no training.")
     beside: list[FilePath] = Field(

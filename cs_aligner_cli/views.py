@@ -133,9 +133,12 @@ def _spanned(value: float | None, interval: list[float] | None) -> str:
 
 def run_tables(results: dict[str, Result]) -> list[Table]:
     """The closing table of a whole run: what was won and what it cost, store by store."""
-    retrieval, gaps = results["eval_retrieval"]["eval_retrieval"], results["gap_report"]["gap_report"]
+    gap_result = results["gap_report"]
+    gaps = gap_result["gap_report"]
+    # Baselines are the report's own; what both measured, on all images or another split, is eval-retrieval's.
+    retrieval = {**gap_result["retrieval"], **results["eval_retrieval"]["eval_retrieval"]}
     rows = []
-    for store in dict.fromkeys([*retrieval, *gaps]):
+    for store in dict.fromkeys([*gaps, *retrieval]):
         found, gap = retrieval.get(store, {}), gaps.get(store, {})
         recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in _DIRECTIONS for k in (1, 10)]
         rows.append((store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "paired_cosine"))))

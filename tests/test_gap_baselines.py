@@ -80,6 +80,8 @@ def test_cca_finds_scikit_learns_correlations_where_nothing_is_shrunk(monkeypatc
     theirs = CCA(3, max_iter=5000, tol=1e-12).fit(image, text).transform(image, text)
     expected = [abs(np.corrcoef(theirs[0][:, i], theirs[1][:, i])[0, 1]) for i in range(3)]
     assert ours == pytest.approx(expected, abs=1e-4)
+    # Axes count by their correlations.
+    assert [x[:, i].std() for i in range(3)] == pytest.approx(ours, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", list(BASELINES))

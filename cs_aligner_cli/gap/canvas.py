@@ -25,7 +25,8 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#666666",
     "svg.hashsalt": "csalign",
 }
-_LABEL_OFFSETS = ((9, 0), (-9, 0), (9, 12), (-9, 12), (9, -12), (-9, -12), (9, 24), (-9, 24))
+# Right and left of a mark, then higher and lower, step by step.
+_LABEL_OFFSETS = tuple((x, y) for step in range(11) for y in (12 * step, -12 * step) for x in (9, -9))
 
 
 @contextmanager

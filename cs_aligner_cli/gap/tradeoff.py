@@ -54,7 +54,7 @@ def _limits(ax: Any, marks: Mapping[str, tuple[float, Sequence[float]]]) -> None
     slack = max(0.15 * (max(recalls) - min(recalls)), 1.0)
     ax.set(
         xlim=(-0.05 * widest, 1.25 * widest),
-        ylim=(max(min(recalls) - slack, -1.0), min(max(recalls) + slack, 101.0)),
+        ylim=(max(min(recalls) - slack, -1.0), min(max(recalls) + slack, 103.0)),
         xlabel="centroid gap (left: closed)",
         ylabel="R@1 in percent, mean of both ways (up: better)",
     )

@@ -262,6 +262,7 @@ class _Job:
             "gap_report": {name: values for name, values in report["stores"].items() if values},
             "null_floor": report["null"],
             "intervals": report["intervals"],
+            "retrieval": report["retrieval"],
             "differences": report["differences"],
             "notes": report["note"],
         }
