@@ -24,6 +24,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
     "svg.hashsalt": "csalign",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and edited for a paper
 }
 # Right and left of a mark, then higher and lower, step by step.
 _LABEL_OFFSETS = tuple((x, y) for step in range(11) for y in (12 * step, -12 * step) for x in (9, -9))
