@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,16 +54,23 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 docs: $(VENV)/.core ## write docs/recipe.md from the schema
 	$(BIN)/python docs/recipe_reference.py
 
-bench: bench-objectives bench-retrieval ## measure us and our peers in one run and print ratios
+bench: bench-objectives ## measure us and our peers in one run and print ratios
+	$(BIN)/python benchmarks/retrieval.py metrics
 
 bench-objectives: $(VENV)/.test ## InfoNCE + CS over tiles: time, memory, error; GROWTH=FILE.png also 1k to 32k rows
 	$(BIN)/python benchmarks/objectives.py $(if $(GROWTH),--growth $(GROWTH))
 
-bench-retrieval: $(VENV)/.core ## retrieval metrics against the score matrix
+bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten minutes or so
 	$(BIN)/python benchmarks/retrieval.py
+
+# The folder of the benchmarks' data: what docs/data.md says of Flickr8k.
+DATA ?= ../shared/data/flickr8k
 
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
 	$(BIN)/python benchmarks/divergences.py --root $(DATA)
+
+bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
+	$(BIN)/python benchmarks/embed.py $(DATA)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

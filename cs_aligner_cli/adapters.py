@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.recipe_train import LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.recipe_towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
 
 
 def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
@@ -22,12 +22,27 @@ def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
     return linear
 
 
+def _put(parameter: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(values)
+
+
 class Linear(nn.Module):
     """x -> W x + b on L2-normalised rows; the identity at the start where the dimensions agree."""
 
     def __init__(self, spec: LinearAdapter, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.map = _skip(in_dim, out_dim, spec.bias)
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.map
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute weight x + bias: weight (out_dim, in_dim), bias (out_dim,)."""
+        _put(self.map.weight, weight)
+        _put(self.map.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to (B, out_dim)."""
@@ -48,6 +63,16 @@ class ResidualMlp(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.skip
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute weight x + bias at the start: weight (out_dim, in_dim), bias (out_dim,)."""
+        _put(self.skip.weight, weight)
+        _put(self.project.bias, bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) to (B, out_dim)."""
         x = l2_normalize(x)
@@ -55,9 +80,44 @@ class ResidualMlp(nn.Module):
         return self.skip(x) + self.project(self.dropout(hidden))  # type: ignore[no-any-return]
 
 
-ADAPTERS: dict[str, type[Linear] | type[ResidualMlp]] = {"linear": Linear, "residual_mlp": ResidualMlp}
+class Bottleneck(nn.Module):
+    """x -> (1 - r) (S x + b) + r W2 relu(W1 x) on L2-normalised rows, r the sigmoid of a learned number.
+
+    CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544), whose residual ratio r is a fixed number, 0.2 for images.
+    """
+
+    def __init__(self, spec: BottleneckAdapter, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.skip = _skip(in_dim, out_dim, bias=True)
+        self.down = nn.Linear(in_dim, spec.hidden_dim, bias=False)
+        self.up = nn.Linear(spec.hidden_dim, out_dim, bias=False)
+        self.ratio_logit = nn.Parameter(torch.tensor(spec.ratio).logit(), requires_grad=spec.learn_ratio)
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear path."""
+        return self.skip
+
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Compute the direction of weight x + bias at the start; the MLP begins at zero for that."""
+        _put(self.skip.weight, weight)
+        _put(self.skip.bias, bias)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) to (B, out_dim)."""
+        x = l2_normalize(x)
+        ratio = self.ratio_logit.sigmoid()
+        return (1 - ratio) * self.skip(x) + ratio * self.up(self.down(x).relu())  # type: ignore[no-any-return]
 
 
-def make_adapter(spec: LinearAdapter | ResidualMlpAdapter, in_dim: int, out_dim: int) -> nn.Module:
+ADAPTERS: dict[str, type[Linear] | type[ResidualMlp] | type[Bottleneck]] = {
+    "linear": Linear,
+    "residual_mlp": ResidualMlp,
+    "bottleneck": Bottleneck,
+}
+
+
+def make_adapter(spec: AdapterSpec, in_dim: int, out_dim: int) -> nn.Module:
     """The adapter of a recipe, (B, in_dim) to (B, out_dim), weights drawn from torch's global generator."""
     return ADAPTERS[spec.kind](spec, in_dim, out_dim)  # type: ignore[arg-type]

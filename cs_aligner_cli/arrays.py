@@ -39,11 +39,16 @@ def same_width(x: Tensor, y: Tensor) -> None:
         )
 
 
+def double(x: Tensor) -> Tensor:
+    """``x`` in float64; on the CPU where its own device has no float64 (mps)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def as_float64(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
     """x (M, d) and y (N, d) in float64, which autocast leaves alone, and the dtype of a result: theirs, widened."""
     x, y = as_rows(x, "x"), as_rows(y, "y")
     same_width(x, y)
-    return x.double(), y.double(), torch.promote_types(x.dtype, y.dtype)
+    return double(x), double(y), torch.promote_types(x.dtype, y.dtype)
 
 
 def l2_normalize(x: Tensor) -> Tensor:

@@ -131,6 +131,7 @@ class Artifact:
             need.require()
         record = self.record()
         if record is None:
+            self._refuse_damaged()
             raise InputError(f"no {self.name} in {self.path}", f"Make it first: {self.command}")
         wanted = self.wanted()
         made = {key: record["inputs"].get(key) for key in wanted}
@@ -140,6 +141,16 @@ class Artifact:
                 f"Make it again: {self.command}",
             )
         return record
+
+    def _refuse_damaged(self) -> None:
+        """Name the first file of a finished output that is not as it was written."""
+        if not (self.path / RECORD).is_file():
+            return
+        for name, size in read_json(self.path / RECORD)["files"].items():
+            if _size(self.path / name) != size:
+                raise InputError(
+                    f"{self.path / name}: is missing or cut short", f"Make the {self.name} again: {self.command}"
+                )
 
     @contextmanager
     def building(self, sources: str = "") -> Iterator[Build]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from cs_aligner_cli.artifacts import read_json, write_json, written_aside
 from cs_aligner_cli.encoders import Encoder
+from cs_aligner_cli.encoders.hub import difference, same_encoder, told
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.towers import TowerPlan, Towers
@@ -25,7 +26,8 @@ _STATE = "last.json"
 def save_weights(path: Path, towers: Towers) -> None:
     """Write the towers' weights as one self-describing safetensors file, atomically."""
     plans = {modality: asdict(plan) for modality, plan in towers.plans.items()}
-    _save(path, towers.state_dict(), {"csalign_towers": json.dumps(plans)})
+    # One entry only: safetensors writes several in no fixed order, and equal runs must leave equal bytes.
+    _save(path, towers.own_state(), {"csalign_towers": json.dumps(plans)})
 
 
 def read_plans(path: Path) -> dict[str, TowerPlan]:
@@ -40,8 +42,17 @@ def read_plans(path: Path) -> dict[str, TowerPlan]:
     return plans
 
 
-def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, int]) -> Towers:
-    """Towers with the weights of a file; raise InputError if those were trained for other dimensions."""
+def load_towers(
+    path: Path,
+    encoders: Mapping[str, Encoder],
+    dims: Mapping[str, int],
+    identities: Mapping[str, dict[str, Any]] | None = None,
+    precision: str = "fp32",
+) -> Towers:
+    """Towers with the weights of a file; raise InputError if they were trained for other dimensions or encoders.
+
+    ``identities`` are those of the encoders at hand, None where they are not known.
+    """
     plans = read_plans(path)
     for modality, plan in plans.items():
         if plan.in_dim != dims[modality]:
@@ -50,7 +61,15 @@ def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, 
                 f"but the {modality} embeddings have {dims[modality]}",
                 "Use the encoders that it was trained on.",
             )
-    towers = Towers(plans, encoders)
+    for modality, identity in (identities or {}).items():
+        own = plans[modality].encoder
+        if own is not None and not same_encoder(own, identity):
+            raise InputError(
+                f"{path}: its {modality} tower was trained on {told(own)}, "
+                f"but encoders.{modality} is {told(identity)}: {difference(own, identity)}",
+                "Use the encoders that it was trained on; card.json beside it names them.",
+            )
+    towers = Towers(plans, encoders, precision=precision)
     load_weights(path, towers)
     return towers
 
@@ -58,14 +77,14 @@ def load_towers(path: Path, encoders: Mapping[str, Encoder], dims: Mapping[str, 
 def load_weights(path: Path, towers: Towers) -> None:
     """Put the weights of a file into towers of the same plan; raise InputError if one does not fit."""
     try:
-        towers.load_state_dict(_tensors(path))
+        towers.load_own_state(_tensors(path))
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
 
 def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Write all that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
-    tensors = {f"towers.{name}": value for name, value in towers.state_dict().items()}
+    tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     name = f"last-{state['step']:08d}.safetensors"
@@ -90,7 +109,7 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, 
         else:
             index, key = rest.split(".", 1)
             optimizer_state.setdefault(int(index), {})[key] = tensor
-    towers.load_state_dict(towers_state)
+    towers.load_own_state(towers_state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     return state
 

@@ -129,6 +129,14 @@ def prepare(
 @app.command()
 def embed(
     recipe: RecipeArgument = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Embed through the towers that another run trained (its folder or weights file); as --set"
+            " embed.weights=RUN.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     force: Force = False,
@@ -136,6 +144,8 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Compute the embeddings, frozen and (once trained) aligned."""
+    if adapter is not None:
+        overrides = [*(overrides or ()), f"embed.weights={adapter}"]
     _stage("embed", recipe, overrides, as_json, force, quiet, debug)
 
 
@@ -156,13 +166,96 @@ def train(
 def eval_retrieval(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="RUN_A RUN_B",
+            help="Instead: test whether two finished runs differ; each a run's folder, or RUN:STORE.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure retrieval both ways: R@k, median, mean rank."""
-    _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
+    """Measure retrieval both ways, with intervals; save indexes."""
+    if compare is None:
+        _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
+
+    def call() -> None:
+        from cs_aligner_cli.stages.compare_runs import compare_runs
+        from cs_aligner_cli.views import compare_tables
+
+        if recipe is not None or overrides:
+            raise InputError("--compare reads two finished runs: it takes neither a recipe nor --set")
+        result = compare_runs(*compare)
+        console = Console(as_json, quiet)
+        console.result({"command": "compare", **result}, compare_tables(result))
+        for line in result["verdict"]:
+            console.say(line)
+
+    _finish(call, debug)
+
+
+@app.command()
+def search(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A sentence to search for; may be repeated.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="A photo to search for; may be repeated.")] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="An image or caption of the split, by id; may be repeated.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", help="How many results [default: 10, or all].", show_default=False)
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Whose index is searched [default: aligned].", show_default=False)
+    ] = None,
+    gallery: Annotated[
+        str | None,
+        typer.Option(help="image or text: what is looked for [default: the other modality].", show_default=False),
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of the photos, by image id, where the data are stored features.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page of thumbnails to this file.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search the index for sentences, photos or known ids."""
+
+    def call() -> None:
+        from cs_aligner_cli.recipe import load_recipe
+        from cs_aligner_cli.stages.search import Asked
+        from cs_aligner_cli.stages.search import search as search_stage
+        from cs_aligner_cli.views import search_tables, stage_data
+
+        loaded = load_recipe(recipe, overrides or ())
+        console = Console(as_json, quiet)
+        asked = Asked(text or (), image or (), id_ or (), k, store, gallery, photos, html)
+        result = search_stage(loaded, console, asked)
+        console.result(stage_data("search", loaded, result), search_tables(result))
+        if html is not None:
+            console.say(f"page: {html}")
+
+    _finish(call, debug)
+
+
+@app.command("zero-shot")
+def zero_shot(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Classify images by prompts of class names."""
+    _stage("zero_shot", recipe, overrides, as_json, force, quiet, debug)
 
 
 @app.command("gap-report")

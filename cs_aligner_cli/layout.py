@@ -85,7 +85,10 @@ class Layout:
         """The no-training baselines of the gap report, by the store that they start from."""
         spec = self.recipe.gap_report.baselines
         wanted: dict[str, list[str]] = {FROZEN: [*spec.frozen]}
-        for name in self.aligned_names:
+        train = self.recipe.train
+        # Embedding the training split once more is cheap through adapters, but not through live towers.
+        live = train is not None and self.recipe.trains and (train.image.live or train.text.live)
+        for name in self.aligned_names if spec.split or not live else ():
             wanted[name] = [*(spec.pairwise_only if name == PAIRWISE_ONLY else spec.aligned)]
         return {name: kinds for name, kinds in wanted.items() if kinds}
 
@@ -135,7 +138,19 @@ class Layout:
     def weights(self, name: str) -> Path:
         """The weights file that an aligned store is made with."""
         embed = self.recipe.embed
-        return embed.weights or self.trained(name).path / f"{embed.checkpoint}.safetensors"
+        file = f"{embed.checkpoint}.safetensors"
+        if embed.weights is None:
+            return self.trained(name).path / file
+        if not embed.weights.is_dir():
+            return embed.weights
+        tried = [embed.weights / part / file for part in (f"train/{ALIGNED}", ".")]
+        found = next((path for path in tried if path.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"embed.weights: {embed.weights} holds no trained weights ({tried[0]} is not there)",
+                "Expected a weights file, or the folder of a run that has finished csalign train.",
+            )
+        return found
 
     def stores(self, split: str) -> dict[str, Artifact]:
         """Every store of a split that is measured: frozen, the control, aligned."""
@@ -146,13 +161,32 @@ class Layout:
 
     @cached_property
     def retrieval(self) -> Artifact:
-        """The retrieval results."""
+        """The retrieval results and the indexes."""
+        spec = self.recipe.eval_retrieval
+        bank = self.stores(spec.query_bank.split) if spec.corrections else {}
         return Artifact(
             "retrieval results",
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
-            {"eval_retrieval": self.recipe.eval_retrieval.model_dump(mode="json")},
-            tuple(self.stores(self.recipe.eval_retrieval.split).values()),
+            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.seed},
+            (*self.stores(spec.split).values(), *bank.values()),
+        )
+
+    def source_of(self, store: str, split: str) -> dict[str, str | None]:
+        """What an index says of the store that it was built from, and search compares."""
+        return {"store": store, "split": split, "fingerprint": self.stores(split)[store].fingerprint()}
+
+    @cached_property
+    def zero_shot(self) -> Artifact:
+        """The results of zero-shot classification."""
+        split = self.recipe.zero_shot_split
+        parts = {**self.recipe.zero_shot.model_dump(mode="json"), "split": split}
+        return Artifact(
+            "zero-shot results",
+            self.folder / "zero_shot",
+            "csalign zero-shot",
+            {"zero_shot": parts},
+            tuple(self.stores(split).values()),
         )
 
     @cached_property

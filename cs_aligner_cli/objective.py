@@ -48,6 +48,17 @@ class TrainingObjective:
             require_geomloss()
 
     @property
+    def convention(self) -> str | None:
+        """What a rule for the bandwidth takes it from, in words, where other conventions are in use."""
+        rule = self._bandwidth
+        if not isinstance(rule, MedianBandwidth):
+            return None
+        return (
+            f"bandwidth median: {rule.factor:g} x the median distance (not squared) between two rows of images and "
+            f"texts pooled, every {rule.every} steps, smoothed with momentum {rule.momentum:g}"
+        )
+
+    @property
     def wants_start(self) -> bool:
         """Whether ``start`` has to be called before the first step."""
         return isinstance(self._bandwidth, AutoBandwidth) and "sigma" not in self.state

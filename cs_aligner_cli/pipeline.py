@@ -46,6 +46,7 @@ def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
         "embed",
         *(["train", "embed"] if recipe.trains else []),
         "eval_retrieval",
+        *(["zero_shot"] if recipe.zero_shot.classes else []),
         "gap_report",
     ]
     results: dict[str, dict[str, Any]] = {}

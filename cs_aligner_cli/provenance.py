@@ -11,7 +11,19 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.artifacts import read_json, write_bytes, write_json
 from cs_aligner_cli.layout import Layout
 
-_PACKAGES = ("torch", "open_clip_torch", "faiss-gpu", "faiss-cpu", "numpy", "pandas", "scikit-learn")
+_PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "sentence-transformers",
+    "timm",
+    "peft",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_gap import GapReport
-from cs_aligner_cli.recipe_train import Device, SplitName, Train
+from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
+from cs_aligner_cli.recipe_train import Device, Precision, Train
 from cs_aligner_cli.validation import (
     NAME_PATTERN,
     CommandLineText,
@@ -63,10 +64,17 @@ class Embed(Strict):
     """How embeddings are computed and stored."""
 
     device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Autocast precision of the frozen encoders; trained towers run in fp32."
+    precision: Precision = Field(
+        "auto",
+        description="Autocast precision of the frozen encoders; auto: bf16 on CUDA (fp16 on older cards), else fp32."
+        " Trained towers run in train.precision.",
     )
-    batch_size: int = Field(128, ge=1, description="Items per forward pass.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
+    )
+    compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
     dir: FilePath | None = Field(
@@ -76,16 +84,8 @@ class Embed(Strict):
     checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
     weights: FilePath | None = Field(
         None,
-        description="Weights of another run (best.safetensors) to align with, in place of training here.",
+        description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
     )
-
-
-class EvalRetrieval(Strict):
-    """Which retrieval numbers are computed."""
-
-    split: SplitName = Field("test", description="The split evaluated.")
-    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="The k of R@k.")
-    neighbors: int = Field(10, ge=1, description="Neighbours saved per query; at most the gallery is saved.")
 
 
 class Recipe(Strict):
@@ -101,6 +101,7 @@ class Recipe(Strict):
     embed: Embed = Field(Embed(), description="How embeddings are computed.")
     train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
+    zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
 
     @property
@@ -123,9 +124,17 @@ class Recipe(Strict):
         return self.gap_report.split or self.eval_retrieval.split
 
     @property
+    def zero_shot_split(self) -> str:
+        """The split that zero-shot classifies."""
+        return self.zero_shot.split or self.eval_retrieval.split
+
+    @property
     def measured_splits(self) -> list[str]:
-        """The splits that eval-retrieval and gap-report read."""
-        return list(dict.fromkeys([self.eval_retrieval.split, self.gap_split]))
+        """The splits that eval-retrieval, zero-shot and gap-report read, and the query bank's."""
+        retrieval = self.eval_retrieval
+        bank = [retrieval.query_bank.split] if retrieval.corrections else []
+        classified = [self.zero_shot_split] if self.zero_shot.classes else []
+        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
 
 
 def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
 
-from cs_aligner_cli.validation import KIND_IS_NEEDED, Strict, by_kind, resolve_path
+from cs_aligner_cli.validation import KIND_IS_NEEDED, FilePath, Strict, by_kind, resolve_path
 
 OPEN_CLIP_FOLDER = "open_clip"
 
@@ -116,13 +116,94 @@ class OpenClipEncoder(Strict, json_schema_extra=KIND_IS_NEEDED):
         return self
 
 
+class _Pretrained(Strict):
+    """What the kinds whose models come from a folder or a hub share."""
+
+    model: str = Field(
+        min_length=1,
+        description="local-dir:FOLDER as the library saves it, or ORG/NAME on the model hub.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_folder(cls, data: Any, info: ValidationInfo) -> Any:
+        """The path inside local-dir:FOLDER follows the rule of every other path."""
+        model = data.get("model") if isinstance(data, dict) else None
+        if isinstance(model, str) and model.startswith("local-dir:"):
+            return {**data, "model": f"local-dir:{resolve_path(model, info, prefix='local-dir:')}"}
+        return data
+
+
+def _prompt(value: Any) -> Any:
+    if isinstance(value, str) and "{text}" not in value:
+        raise ValueError("expected a template that holds {text}, the place of the caption")
+    return value
+
+
+Prompt = Annotated[str, BeforeValidator(_prompt)]
+
+
+class TransformersEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED):
+    """A model of the transformers library: a text model, a decoder LLM, a vision model, a tower of CLIP or SigLIP."""
+
+    kind: Literal["transformers"] = Field("transformers", description="A transformers model.")
+    pooling: Literal["auto", "mean", "cls", "last", "pooler", "features"] = Field(
+        "auto",
+        description="How token states become one vector; features: the model's own get_text_features or"
+        " get_image_features; auto: features where there are such, the last token of decoders, the mean of other"
+        " text models, the pooled output (else cls) of vision models.",
+    )
+    prompt: Prompt = Field("{text}", description="Template put around every caption; {text} is the caption.")
+    max_length: int | None = Field(
+        None, ge=1, le=131072, description="Tokens per caption, longer ones are cut; null: the model's own limit."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type the weights are held in.")
+
+
+class SentenceTransformersEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED):
+    """A sentence-transformers pipeline, text only, with its own pooling, projection and normalisation."""
+
+    kind: Literal["sentence_transformers"] = Field(
+        "sentence_transformers", description="A sentence-transformers folder."
+    )
+    prompt: Prompt | None = Field(
+        None, description="Template around every caption, with {text}; null: the pipeline's own default prompt."
+    )
+
+
+class TimmEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED):
+    """An image model of timm, headless, with its own preprocessing."""
+
+    kind: Literal["timm"] = Field("timm", description="A timm model.")
+    model: str = Field(
+        min_length=1,
+        description="timm's name (vit_small_patch14_dinov2.lvd142m), local-dir:FOLDER or hf-hub:ORG/NAME.",
+    )
+    checkpoint: FilePath | None = Field(None, description="A weights file of the named model, in place of the hub's.")
+    random_init: bool = Field(False, description="Begin from random weights (seeded by the recipe).")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TimmEncoder:
+        own_weights = self.model.startswith(("local-dir:", "hf-hub:"))
+        if (self.checkpoint is not None) + self.random_init + own_weights > 1:
+            raise ValueError("name one source of weights: checkpoint, random_init, or the model's own")
+        return self
+
+
 def exported_model(run_dir: Path) -> Path:
     """Where a run with fully trained towers leaves its model as an open_clip folder."""
     return run_dir / "train" / "aligned" / OPEN_CLIP_FOLDER
 
 
+EncoderSpec: TypeAlias = (
+    FeaturesEncoder | OpenClipEncoder | TransformersEncoder | SentenceTransformersEncoder | TimmEncoder
+)
 Encoder = Annotated[
-    Annotated[FeaturesEncoder, Tag("features")] | Annotated[OpenClipEncoder, Tag("open_clip")],
+    Annotated[FeaturesEncoder, Tag("features")]
+    | Annotated[OpenClipEncoder, Tag("open_clip")]
+    | Annotated[TransformersEncoder, Tag("transformers")]
+    | Annotated[SentenceTransformersEncoder, Tag("sentence_transformers")]
+    | Annotated[TimmEncoder, Tag("timm")],
     by_kind("features"),
 ]
 
@@ -138,6 +219,14 @@ class Encoders(Strict):
         None, description="The text tower; null: of the same kind and model as the image tower."
     )
 
-    def of(self, modality: str) -> FeaturesEncoder | OpenClipEncoder:
+    @model_validator(mode="after")
+    def _fits_modality(self) -> Encoders:
+        if self.image.kind == "sentence_transformers":
+            raise ValueError("image: sentence_transformers encodes text only")
+        if self.of("text").kind == "timm":
+            raise ValueError("text: timm has no text models; name a text encoder of another kind")
+        return self
+
+    def of(self, modality: str) -> EncoderSpec:
         """The encoder of "image" or "text"."""
         return self.text if modality == "text" and self.text is not None else self.image

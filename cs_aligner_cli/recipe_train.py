@@ -4,44 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from cs_aligner_cli.recipe_objective import Objective
-from cs_aligner_cli.validation import KIND_IS_NEEDED, NAME_PATTERN, Strict, by_kind
+from cs_aligner_cli.recipe_towers import Tower
+from cs_aligner_cli.validation import NAME_PATTERN, Strict
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-class LinearAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
-    """One linear map (identity at the start where the dimensions agree)."""
-
-    kind: Literal["linear"] = Field("linear", description="A linear map.")
-    bias: bool = Field(True, description="Add a learned offset.")
-
-
-class ResidualMlpAdapter(Strict):
-    """A skip path plus a two-layer MLP (zero at the start, so that training begins at the skip path)."""
-
-    kind: Literal["residual_mlp"] = Field("residual_mlp", description="Skip path plus MLP.")
-    hidden_dim: int = Field(1024, ge=1, le=65536, description="Hidden units.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the hidden units.")
-
-
-Adapter = Annotated[
-    Annotated[LinearAdapter, Tag("linear")] | Annotated[ResidualMlpAdapter, Tag("residual_mlp")],
-    by_kind("residual_mlp"),
-]
-
-
-class Tower(Strict):
-    """What is trained of one tower."""
-
-    tune: Literal["frozen", "adapter", "full"] = Field(
-        "adapter",
-        description="frozen: nothing; adapter: a map on cached features; full: the encoder itself, live.",
-    )
-    adapter: Adapter = Field(ResidualMlpAdapter(), description="Used with tune: adapter.")
 
 
 class Train(Strict):
@@ -59,6 +31,11 @@ class Train(Strict):
         ge=2,
         le=65536,
         description="Adapters' output dimension; null: the towers' own if they share one, else 512.",
+    )
+    start: Start = Field(
+        "plain",
+        description="Where adapters begin. plain: the identity, or a random orthogonal map; otherwise closed forms from"
+        " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's).",
     )
     objective: Objective = Field(Objective(), description="The loss.")
     pairwise_only: bool = Field(
@@ -85,6 +62,11 @@ class Train(Strict):
     )
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
     device: Device = Field("auto", description="Where training runs.")
+    precision: Precision = Field(
+        "fp32",
+        description="Autocast precision of the towers; losses stay in float32. auto: bf16 on CUDA (fp16 with loss"
+        " scaling on older cards), else fp32.",
+    )
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Also save the last state every so many steps; null: each epoch."
     )
@@ -96,7 +78,7 @@ class Train(Strict):
     @property
     def cached_towers(self) -> bool:
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
-        return self.image.tune != "full" or self.text.tune != "full"
+        return not (self.image.live and self.text.live)
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Train:
@@ -112,4 +94,6 @@ class Train(Strict):
             raise ValueError(
                 "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
             )
+        if self.start != "plain" and not (self.image.adapts or self.text.adapts):
+            raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
         return self

@@ -112,6 +112,10 @@ class ShardWriter:
         with written_aside(self._path(number)) as aside, aside.open("wb") as file:
             np.save(file, stored, allow_pickle=False)
 
+    def written(self) -> StoredArray:
+        """The shards that are there: up to the first missing one its rows are those of the array."""
+        return StoredArray(self.folder)
+
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npy"
 

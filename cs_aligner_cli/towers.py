@@ -6,23 +6,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from cs_aligner_cli.adapters import make_adapter
 from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.data.batches import Rows, prefetched
+from cs_aligner_cli.blocks import freeze_below
+from cs_aligner_cli.data.batches import Rows
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.inference import Embedder, Values, under
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.objectives import Logits
-from cs_aligner_cli.recipe_train import Adapter, Train
+from cs_aligner_cli.recipe_towers import Adapter, Lora
+from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.store import Store
 
 _DEFAULT_DIM = 512
+# Adapters over cached features are so small that only large batches keep a core busy.
+_CACHED_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -33,31 +37,47 @@ class TowerPlan:
     adapter: dict[str, Any] | None
     in_dim: int
     out_dim: int
+    lora: dict[str, Any] | None = None
+    train_blocks: int | None = None
+    encoder: dict[str, Any] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the encoder itself is part of the tower."""
+        return self.tune in ("lora", "full")
 
 
-def plan_towers(train: Train, dims: Mapping[str, int]) -> dict[str, TowerPlan]:
+def plan_towers(
+    train: Train, dims: Mapping[str, int], identities: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, TowerPlan]:
     """Decide the shared dimension and each tower's parts; ``dims`` holds the encoders' own dimensions.
+
+    ``identities`` say which encoders they are, where that is known; the plans pass it on.
 
     Raises InputError if a tower without adapter does not have the shared dimension.
     """
     tunes = {"image": train.image, "text": train.text}
-    fixed = {dims[m] for m in MODALITIES if tunes[m].tune != "adapter"}
+    fixed = {dims[m] for m in MODALITIES if not tunes[m].adapts}
     common = next(iter({*dims.values()})) if len({*dims.values()}) == 1 else None
     out_dim = train.embed_dim or common or (min(fixed) if fixed else _DEFAULT_DIM)
     for modality in MODALITIES:
-        tune, own = tunes[modality].tune, dims[modality]
-        if tune != "adapter" and own != out_dim:
+        tower, own = tunes[modality], dims[modality]
+        if not tower.adapts and own != out_dim:
+            adapter = f"train.{modality}.{'adapter_on_top=true' if tower.live else 'tune=adapter'}"
             raise InputError(
-                f"train.{modality}.tune: {tune} keeps the tower's own {own} dimensions, but the shared space has "
-                f"{out_dim}",
-                f"Give it an adapter (--set train.{modality}.tune=adapter), or set train.embed_dim to {own}.",
+                f"train.{modality}.tune: {tower.tune} keeps the tower's own {own} dimensions, but the shared space "
+                f"has {out_dim}",
+                f"Give it an adapter (--set {adapter}), or set train.embed_dim to {own}.",
             )
     return {
         m: TowerPlan(
             tunes[m].tune,
-            tunes[m].adapter.model_dump(mode="json") if tunes[m].tune == "adapter" else None,
+            tunes[m].adapter.model_dump(mode="json") if tunes[m].adapts else None,
             dims[m],
             out_dim,
+            tunes[m].lora.model_dump(mode="json") if tunes[m].tune == "lora" else None,
+            tunes[m].train_blocks,
+            (identities or {}).get(m),
         )
         for m in MODALITIES
     }
@@ -72,10 +92,11 @@ class Towers(nn.Module):
         encoders: Mapping[str, Encoder],
         logit_scale: float = 1.0,
         logit_bias: float = 0.0,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.plans = dict(plans)
-        self.parts = nn.ModuleDict({m: _module(plan, encoders.get(m)) for m, plan in plans.items()})
+        self.plans, self.precision = dict(plans), precision
+        self.parts = nn.ModuleDict({m: _module(m, plan, encoders.get(m)) for m, plan in plans.items()})
         self.log_logit_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.logit_bias = nn.Parameter(torch.tensor(logit_bias))
 
@@ -86,18 +107,69 @@ class Towers(nn.Module):
 
     def forward(self, modality: str, inputs: Tensor) -> Tensor:
         """L2-normalised float32 embeddings (B, out_dim) of one modality's inputs."""
-        return l2_normalize(self.parts[modality](inputs).float())
+        with under(self.precision, inputs.device):
+            outputs = self.parts[modality](inputs)
+        return l2_normalize(outputs.float())
+
+    def encoder(self, modality: str) -> nn.Module | None:
+        """The live encoder of a tower, None where the tower is an adapter on cached features."""
+        plan, part = self.plans[modality], self.parts[modality]
+        if not plan.live:
+            return None
+        return part if plan.adapter is None else part[0]  # type: ignore[index]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors that training may change, and buffers: what a weights file holds.
+
+        The frozen weights under LoRA are left out: the encoder brings them.
+        """
+        frozen = {name for name, p in self.parts.named_parameters(prefix="parts") if not p.requires_grad}
+        named = dict(self.named_parameters())  # weights that two modules share stand here once
+        buffers = dict(self.named_buffers())
+        kept = self.state_dict().keys() - frozen
+        return {name: value for name, value in {**named, **buffers}.items() if name in kept}
+
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``own_state``; RuntimeError if a name or a shape does not fit."""
+        own = self.own_state()
+        if state.keys() != own.keys():
+            odd = sorted(state.keys() ^ own.keys())
+            raise RuntimeError(f"{len(odd)} tensors are missing or too many, the first being {odd[0]}")
+        self.load_state_dict(dict(state), strict=False)
 
 
-def _module(plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
-    if plan.tune == "full":
-        assert encoder is not None
-        if not list(encoder.module.parameters()):
-            raise InputError(f"train.{encoder.modality}.tune: full, but stored features have no weights to train")
-        return encoder.module
-    if plan.adapter is None:
-        return nn.Identity()
-    return make_adapter(TypeAdapter(Adapter).validate_python(plan.adapter), plan.in_dim, plan.out_dim)
+def _module(modality: str, plan: TowerPlan, encoder: Encoder | None) -> nn.Module:
+    adapter: nn.Module = nn.Identity()
+    if plan.adapter is not None:
+        adapter = make_adapter(TypeAdapter(Adapter).validate_python(plan.adapter), plan.in_dim, plan.out_dim)
+    if not plan.live:
+        return adapter
+    assert encoder is not None
+    if not list(encoder.module.parameters()):
+        raise InputError(f"train.{modality}.tune: {plan.tune}, but stored features have no weights to train")
+    if plan.lora is not None:
+        from cs_aligner_cli.lora import add_lora  # peft takes seconds to import
+
+        encoder.module.requires_grad_(False)  # also what a pipeline has behind its backbone
+        add_lora(encoder.backbone, Lora.model_validate(plan.lora), f"train.{modality}.lora")
+    elif plan.train_blocks is not None:
+        freeze_below(encoder.module, plan.train_blocks, f"train.{modality}.train_blocks")
+    return encoder.module if plan.adapter is None else nn.Sequential(encoder.module, adapter)
+
+
+def count_parameters(towers: Towers) -> dict[str, tuple[int, int, int]]:
+    """(trained tensors, trained weights, all weights) of each part: encoder, LoRA and adapter of each tower."""
+    counts: dict[str, tuple[int, int, int]] = {}
+    for modality in towers.parts:
+        encoder, plan = towers.encoder(modality), towers.plans[modality]
+        inside = {id(p) for p in encoder.parameters()} if encoder is not None else set()
+        for p in towers.parts[modality].parameters():
+            live = f"the {modality} encoder{' by LoRA' if plan.tune == 'lora' else ''}"
+            part = live if id(p) in inside else f"the {modality} adapter"
+            tensors, trained, total = counts.get(part, (0, 0, 0))
+            on = p.requires_grad
+            counts[part] = tensors + on, trained + on * p.numel(), total + p.numel()
+    return counts
 
 
 class Inputs:
@@ -107,12 +179,10 @@ class Inputs:
         self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], stores: Mapping[str, Store]
     ) -> None:
         self._load: dict[str, Callable[[Split, Rows], Tensor]] = {}
-        for modality, plan in plans.items():
-            if plan.tune == "full":
-                encoder = encoders[modality]
-                self._load[modality] = _live(encoder)
-            else:
-                self._load[modality] = _cached(modality, stores)
+        self.live = {modality: encoders[modality] for modality, plan in plans.items() if plan.live}
+        for modality in plans:
+            live = self.live.get(modality)
+            self._load[modality] = _live(live) if live else _cached(modality, stores)
 
     def __call__(self, modality: str, split: Split, rows: Rows) -> Tensor:
         """The inputs of some rows of a split's table, as a CPU tensor."""
@@ -128,7 +198,21 @@ def _cached(modality: str, stores: Mapping[str, Store]) -> Callable[[Split, Rows
     return lambda split, rows: torch.from_numpy(arrays[split.name].take(rows))
 
 
-@torch.inference_mode()
+def tower_embedder(
+    towers: Towers, inputs: Inputs, modality: str, split: Split, device: torch.device, batch_size: int | None
+) -> Embedder:
+    """What computes a tower's embeddings (rows, out_dim) of a split, in the mode that the towers are in."""
+    live = inputs.live.get(modality)
+    return Embedder(
+        lambda batch: towers(modality, batch),
+        lambda rows: inputs(modality, split, rows),
+        device,
+        batch_size if live else max(batch_size or 0, _CACHED_BATCH),
+        split.table(modality)["text"].tolist() if live and live.reads_captions else None,
+        live.load if live else None,
+    )
+
+
 def embed_split(
     towers: Towers,
     inputs: Inputs,
@@ -136,13 +220,11 @@ def embed_split(
     split: Split,
     rows: Rows,
     device: torch.device,
-    batch_size: int,
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+    batch_size: int | None = None,
+) -> Values:
     """The towers' embeddings (len(rows), out_dim) of some rows of a split, in eval mode."""
-    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     was_training = towers.training
     towers.eval()
-    loaded = prefetched(lambda i: inputs(modality, split, parts[i]), range(len(parts)))
-    blocks = [towers(modality, batch.to(device)).cpu().numpy() for batch in loaded]
+    values = tower_embedder(towers, inputs, modality, split, device, batch_size).all(rows)
     towers.train(was_training)
-    return np.concatenate(blocks)
+    return values

@@ -276,8 +276,11 @@ def _locate(root: type[BaseModel], loc: tuple[int | str, ...]) -> _Spot:
 
 
 def _item_annotation(annotation: Any) -> Any:
-    """What stands inside a list or dict annotation, None for others."""
-    return typing.get_args(annotation)[-1] if typing.get_origin(annotation) in (list, dict) else None
+    """What stands inside a list or dict annotation (or one that may be null), None for others."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(candidate) in (list, dict):
+            return typing.get_args(candidate)[-1]
+    return None
 
 
 def section_models(annotation: Any) -> Iterator[type[BaseModel]]:

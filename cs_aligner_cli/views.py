@@ -30,6 +30,7 @@ def run_data(recipe: Recipe, results: dict[str, Result]) -> Result:
         "status": {stage: result["status"] for stage, result in results.items()},
         "train": results.get("train", {}).get("runs", {}),
         "eval_retrieval": retrieval["eval_retrieval"],
+        **({"zero_shot": results["zero_shot"]["zero_shot"]} if "zero_shot" in results else {}),
         "gap_report": gap["gap_report"],
         "null_floor": gap["null_floor"],
         "notes": list(dict.fromkeys([*retrieval["notes"], *gap["notes"]])),
@@ -62,21 +63,25 @@ def prepare_tables(result: Result) -> list[Table]:
 
 
 def embed_tables(result: Result) -> list[Table]:
-    """Rows and dimensions of every store."""
+    """Rows and dimensions of every store, and how fast each was made."""
     rows = [
         (
             name,
             split,
             part["image"]["rows"],
             part["image"]["dim"],
+            f"{part['image']['per_second']:,.0f}",
             part["text"]["rows"],
             part["text"]["dim"],
+            f"{part['text']['per_second']:,.0f}",
             part["status"],
         )
         for name, splits in result["stores"].items()
         for split, part in splits.items()
     ]
-    return [table("embedding stores", ["store", "split", "images", "dim", "texts", "dim", "status"], rows)]
+    return [
+        table("embedding stores", ["store", "split", "images", "dim", "per s", "texts", "dim", "per s", "status"], rows)
+    ]
 
 
 def train_tables(result: Result) -> list[Table]:
@@ -98,15 +103,82 @@ def train_tables(result: Result) -> list[Table]:
 
 
 def retrieval_tables(result: Result) -> list[Table]:
-    """R@k and ranks per store and direction, in percent."""
+    """Every metric with its 95% interval, store by store; fractions in percent."""
+    stores, spans = result["eval_retrieval"], result["intervals"]
+    first = next(iter(stores.values()))
     rows = [
-        (store, _DIRECTIONS[direction], *(_cell(name, value) for name, value in metrics.items()))
-        for store, directions in result["eval_retrieval"].items()
-        for direction, metrics in directions.items()
+        (
+            _DIRECTIONS.get(direction, "both ways"),
+            metric.replace("_", " "),
+            *(
+                _with_interval(metric, v[direction][metric], spans[s].get(direction, {}).get(metric))
+                for s, v in stores.items()
+            ),
+        )
+        for direction, metrics in first.items()
+        for metric in metrics
     ]
-    names: list[str] = list(next(iter(result["eval_retrieval"].values()))["i2t"])
-    title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions (R@k in %)"
-    return [table(title, ["store", "direction", *(name.replace("_", " ") for name in names)], rows)]
+    title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions"
+    title += "; fractions in %, [95% intervals]"
+    tables = [table(title, ["direction", "metric", *stores], rows)]
+    built = [
+        (store, modality, index["factory"], index["rows"], f"{index['megabytes']:.1f}", _percent(index["recall@10"]))
+        for store, modalities in result["indexes"].items()
+        for modality, index in modalities.items()
+    ]
+    columns = ["store", "of", "index", "rows", "MB", "recall@10 against exact"]
+    told = [(key.replace("_", " "), _listed(value)) for key, value in result["protocol"].items()]
+    return [*tables, table("saved indexes", columns, built), table("protocol", ["what", "how"], told)]
+
+
+def compare_tables(result: Result) -> list[Table]:
+    """Both runs, their difference and its test, metric by metric."""
+    from cs_aligner_cli.stages.compare_runs import judge
+
+    rows = [
+        (
+            _DIRECTIONS.get(direction, "both ways"),
+            metric.replace("_", " "),
+            _cell(metric, test["a"]),
+            _cell(metric, test["b"]),
+            _with_interval(metric, test["difference"], test["interval"]),
+            f"{test['p']:.4f}",
+            judge(metric, test),
+        )
+        for direction, metrics in result["comparison"].items()
+        for metric, test in metrics.items()
+    ]
+    title = f"a = {result['a']}, b = {result['b']}; fractions in %, [95% interval of the difference]"
+    return [table(title, ["direction", "metric", "a", "b", "b - a", "p", "verdict"], rows)]
+
+
+def search_tables(result: Result) -> list[Table]:
+    """The nearest items of each query."""
+    return [
+        table(
+            f"{query['modality']}: {query['query']} (nearest {query['gallery']}s of {result['store']})",
+            ["id", "rank", "score", "caption", "path"],
+            [
+                (r["id"], r["rank"], f"{r['score']:.3f}", _short(r["caption"]), r["image_path"])
+                for r in query["results"]
+            ],
+        )
+        for query in result["queries"]
+    ]
+
+
+def zero_shot_tables(result: Result) -> list[Table]:
+    """Accuracies per store, in percent."""
+    stores = result["zero_shot"]
+    names: list[str] = list(next(iter(stores.values())))
+    rows = [
+        (store, *(str(v) if name == "images" else _percent(v) for name, v in found.items()))
+        for store, found in stores.items()
+    ]
+    title = (
+        f"zero-shot on split {result['split']}: {result['classes']} classes, {len(result['templates'])} prompts each"
+    )
+    return [table(f"{title} (in %)", ["store", *(name.replace("_", " ") for name in names)], rows)]
 
 
 def gap_tables(result: Result) -> list[Table]:
@@ -146,10 +218,30 @@ def run_tables(results: dict[str, Result]) -> list[Table]:
     return [table(f"split {results['eval_retrieval']['split']} (R@k in percent)", columns, rows)]
 
 
+_FRACTIONS = ("R@", "mAP", "MRR", "nDCG")
+
+
 def _cell(name: str, value: float) -> str:
-    if name.startswith("R@"):
+    if name.startswith(_FRACTIONS):
         return _percent(value)
+    if name in ("hubness", "spearman"):
+        return f"{value:.3f}"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _with_interval(name: str, value: float, interval: list[float] | None) -> str:
+    if interval is None:
+        return _cell(name, value)
+    low, high = (_cell(name, bound) for bound in interval)
+    return f"{_cell(name, value)} [{low}, {high}]"
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else f"{text[:45]}..."
 
 
 def _percent(fraction: float | None) -> str:
@@ -165,5 +257,6 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "embed": embed_tables,
     "train": train_tables,
     "eval_retrieval": retrieval_tables,
+    "zero_shot": zero_shot_tables,
     "gap_report": gap_tables,
 }

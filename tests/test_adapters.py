@@ -18,7 +18,8 @@ from cs_aligner_cli.adapters import ADAPTERS, Linear, ResidualMlp, make_adapter
 from cs_aligner_cli.checkpoint import load_towers, read_plans, save_weights
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe import recipe_schema
-from cs_aligner_cli.recipe_train import LinearAdapter, ResidualMlpAdapter, Train
+from cs_aligner_cli.recipe_towers import LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.towers import Towers, plan_towers
 
 
@@ -46,8 +47,12 @@ def x() -> Tensor:
 
 def test_the_kinds_are_those_of_the_schema() -> None:
     tagged = recipe_schema()["$defs"]["Tower"]["properties"]["adapter"]
-    assert {Path(ref["$ref"]).name for ref in tagged["oneOf"]} == {"LinearAdapter", "ResidualMlpAdapter"}
-    assert set(ADAPTERS) == {"linear", "residual_mlp"}
+    assert {Path(ref["$ref"]).name for ref in tagged["oneOf"]} == {
+        "LinearAdapter",
+        "ResidualMlpAdapter",
+        "BottleneckAdapter",
+    }
+    assert set(ADAPTERS) == {"linear", "residual_mlp", "bottleneck"}
 
 
 @pytest.mark.parametrize("make", [linear, residual_mlp])

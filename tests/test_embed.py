@@ -120,11 +120,13 @@ def test_stores_hold_the_features_and_keys_of_their_split_in_order(
     summary = done(csalign, "embed", features_recipe, *shards)
     assert summary["status"] == "done"
     assert summary["waiting_for_training"] == ["aligned"]
-    assert summary["stores"]["frozen"]["dev"] == {
-        "status": "done",
-        "image": {"rows": 40, "dim": 24},
-        "text": {"rows": 200, "dim": 16},
-    }
+    dev = summary["stores"]["frozen"]["dev"]
+    assert dev["status"] == "done"
+    for modality, rows, dim in (("image", 40, 24), ("text", 200, 16)):
+        part = dev[modality]
+        assert (part["rows"], part["dim"], part["computed"]) == (rows, dim, rows)
+        assert part["per_second"] > 0
+        assert 0 <= part["encoder_busy"] <= 1
     for split in ("train", "dev"):
         store = Store(tmp_path / "run" / "embeddings" / "frozen" / split)
         at = [i for i in range(200) if table["split"][shuffled[i]] == split]

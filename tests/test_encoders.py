@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cs_aligner_cli.encoders import embed_rows
 from cs_aligner_cli.encoders.features import SignedPower
 from cs_aligner_cli.encoders.open_clip import OpenClip
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.inference import under
 from cs_aligner_cli.recipe_encoders import OpenClipEncoder
 from cs_aligner_cli.store import StoredArray
 
@@ -81,10 +81,8 @@ def of_open_clip(name: str, photos: pd.DataFrame, root: Path, **options: Any) ->
 def of_ours(clip: OpenClip, photos: pd.DataFrame, root: Path, precision: str = "fp32") -> tuple[Tensor, Tensor]:
     clip.model.eval()
     rows = {"image": photos, "text": pd.DataFrame({"text": CAPTIONS})}
-    device = torch.device("cpu")
-    image, text = (
-        torch.from_numpy(embed_rows(clip.tower(m), clip.loader(m, root)(rows[m]), device, precision)) for m in rows
-    )
+    with torch.inference_mode(), under(precision, torch.device("cpu")):
+        image, text = (clip.tower(m)(clip.loader(m, root)(rows[m])).float() for m in rows)
     return image, text
 
 

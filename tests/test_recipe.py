@@ -115,7 +115,8 @@ def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(
         message = refused("recipe", "validate", file)
         assert f": {wrong}: unknown key; did you mean {right}" in message
         problems = [line for line in message.splitlines() if "problems:" not in line]
-        assert len(problems) == (2 if path == ("name",) else 1), message  # without its name a recipe lacks a key
+        required = path in (("name",), ("encoders", "text", "model"))  # under another name it is also missing
+        assert len(problems) == (2 if required else 1), message
         assert re.search(rf"misspelt\.yaml:\d+: {re.escape(wrong)}:", message)
 
 
@@ -249,9 +250,9 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("eval_retrieval: {ks: 3}", "r.yaml:2: eval_retrieval.ks: got 3; expected a list, as in [1, 5]"),
         ("eval_retrieval: {ks: []}", "r.yaml:2: eval_retrieval.ks: got []; expected at least 1 value(s)"),
         ("eval_retrieval:\n  ks:\n  - 1\n  - 0", "r.yaml:5: eval_retrieval.ks.1: got 0; expected at least 1"),
-        ("encoders: {image: {kind: openclip}}", 'r.yaml:2: encoders.image.kind: got "openclip"; expected one of: features, open_clip; did you mean open_clip?'),
-        ("encoders: {image: {kind: [1]}}", "r.yaml:2: encoders.image.kind: got [1]; expected one of: features, open_clip"),
-        ("encoders: {image: {kind: null}}", "r.yaml:2: encoders.image.kind: got null; expected one of: features, open_clip"),
+        ("encoders: {image: {kind: openclip}}", 'r.yaml:2: encoders.image.kind: got "openclip"; expected one of: features, open_clip, transformers, sentence_transformers, timm; did you mean open_clip?'),
+        ("encoders: {image: {kind: [1]}}", "r.yaml:2: encoders.image.kind: got [1]; expected one of: features, open_clip, transformers, sentence_transformers, timm"),
+        ("encoders: {image: {kind: null}}", "r.yaml:2: encoders.image.kind: got null; expected one of: features, open_clip, transformers, sentence_transformers, timm"),
         ("train: {objective: {pairwise: {kind: sigmoid}}}", 'r.yaml:2: train.objective.pairwise.kind: got "sigmoid"; expected one of: infonce, siglip, align_uniform, l2_contrastive; did you mean siglip?'),
         ("train: {objective: {divergence: {kind: mdm}}}", 'r.yaml:2: train.objective.divergence.kind: got "mdm"; expected one of: cs, mmd, energy, hoelder, gaussian_kl, jeffreys, frechet, coral, sliced_wasserstein, sinkhorn; did you mean mmd?'),
         ("train: {objective: {divergence: {bandwidth: []}}}", "r.yaml:2: train.objective.divergence.bandwidth: got []; a mixture needs at least one sigma, as in [0.5, 1.0]"),
@@ -284,16 +285,16 @@ def test_what_is_wrong_is_told_with_key_line_value_and_what_is_expected(text: st
     ("text", "message"),
     [
         ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr?"),
-        ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or gap_report.split?"),
+        ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or eval_retrieval.query_bank.split?"),
         ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth?"),
         ("train: {logit_scale: {}}", "r.yaml:2: train.logit_scale: unknown key; did you mean train.objective.pairwise.logit_scale?"),
         ("data: {epoch: 1}", "r.yaml:2: data.epoch: unknown key; did you mean train.epochs?"),
         ("embed: {weight: 1}", "r.yaml:2: embed.weight: unknown key; did you mean embed.weights or train.objective.pairwise.weight or train.objective.divergence.weight?"),
-        ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp"),
-        ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip"),
+        ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp or bottleneck"),
+        ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip or transformers or sentence_transformers or timm"),
         ("encoders: {text: {knd: open_clip, model: x, pretrained: y}}", "r.yaml:2: encoders.text.knd: unknown key; did you mean encoders.text.kind?"),
-        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train"),
-        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train"),
+        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train, zero_shot"),
+        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, embed, encoders, eval_retrieval, gap_report, name, run_dir, seed, train, zero_shot"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_led_to_where_it_belongs(text: str, message: str) -> None:

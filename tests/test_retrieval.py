@@ -21,7 +21,9 @@ from cs_aligner_cli.retrieval import (
     true_ranks,
     write_index,
 )
+from cs_aligner_cli.retrieval import scan as scan_module
 from cs_aligner_cli.retrieval import scores as scores_module
+from cs_aligner_cli.retrieval import tiles as tiles_module
 
 Rows = npt.NDArray[np.float32]
 
@@ -51,30 +53,37 @@ def unit(rows: Rows) -> Rows:
     return torch.nn.functional.normalize(torch.from_numpy(rows), dim=1).numpy()
 
 
-def brute_ranks(queries: Rows, gallery: Rows, answers: list[set[int]]) -> list[int]:
+def brute_direction(queries: Rows, gallery: Rows, answers: list[set[int]], ks) -> dict[str, float]:
+    """The definitions, query by query, on full orders."""
     _, order = brute_search(unit(queries), unit(gallery), len(gallery))
-    return [
-        1 + min(place for place, item in enumerate(row) if item in truth)
-        for row, truth in zip(order, answers, strict=True)
+    ranks = [
+        sorted(place for place, item in enumerate(row, 1) if item in truth)
+        for row, truth in zip(order.tolist(), answers, strict=True)
     ]
+    best = [found[0] for found in ranks]
+    counts = np.zeros(len(gallery))
+    for row in order:
+        counts[row[: min(10, len(gallery))]] += 1
+    spread = counts.std()
+    return {
+        **{f"R@{k}": sum(rank <= k for rank in best) / len(best) for k in ks},
+        "mAP": np.mean([np.mean([n / rank for n, rank in enumerate(found, 1)]) for found in ranks]),
+        "MRR": np.mean([1 / rank for rank in best]),
+        "median_rank": float(np.median(best)),
+        "mean_rank": sum(best) / len(best),
+        "hubness": np.mean(((counts - counts.mean()) / spread) ** 3) if spread else 0.0,
+        "queries": len(best),
+    }
 
 
 def brute_evaluation(image: Rows, text: Rows, owners: npt.NDArray[np.int64], ks):
     images = sorted({int(owner) for owner in owners if owner >= 0})
     texts = [row for row, owner in enumerate(owners) if owner >= 0]
-    ranks = {
-        "i2t": brute_ranks(image[images], text, [set(np.flatnonzero(owners == i)) for i in images]),
-        "t2i": brute_ranks(text[texts], image, [{int(owners[row])} for row in texts]),
+    found = {
+        "i2t": brute_direction(image[images], text, [set(np.flatnonzero(owners == i)) for i in images], ks),
+        "t2i": brute_direction(text[texts], image, [{int(owners[row])} for row in texts], ks),
     }
-    return {
-        name: {
-            **{f"R@{k}": sum(rank <= k for rank in found) / len(found) for k in ks},
-            "median_rank": float(np.median(found)),
-            "mean_rank": sum(found) / len(found),
-            "queries": len(found),
-        }
-        for name, found in ranks.items()
-    }
+    return {**found, "both": {"RSum": 100 * sum(found[d][f"R@{k}"] for d in found for k in ks)}}
 
 
 def scattered_owners(seed: int, texts: int, images: int) -> npt.NDArray[np.int64]:
@@ -121,7 +130,7 @@ def test_a_row_that_float32_ranks_wrongly_is_found():
 def test_search_takes_torch_and_half_precision_and_leaves_its_inputs():
     gallery, queries = random_rows(0, 30, 8), random_rows(1, 6, 8)
     index = build_index(torch.from_numpy(gallery).requires_grad_())
-    assert isinstance(index, faiss.IndexFlatIP)
+    assert isinstance(index, faiss.IndexFlat) and index.metric_type == faiss.METRIC_INNER_PRODUCT
     assert index.ntotal == 30
     _, expected = search(index, queries, 4)
     np.testing.assert_array_equal(search(index, torch.from_numpy(queries).double(), 4)[1], expected)
@@ -184,7 +193,7 @@ def test_index_file_error_texts(tmp_path):
     with pytest.raises(InputError, match=r"x\.faiss: not a FAISS index, or damaged"):
         read_index(path)
     write_index(faiss.IndexFlatL2(4), path)
-    with pytest.raises(InputError, match=r"x\.faiss: holds a FAISS IndexFlatL2, expected IndexFlatIP"):
+    with pytest.raises(InputError, match=r"x\.faiss: holds a FAISS IndexFlatL2, expected one of inner products"):
         read_index(path)
     with pytest.raises(InputError, match="there is no directory"):
         write_index(build_index(random_rows(0, 9, 4)), tmp_path / "missing" / "x.faiss")
@@ -199,15 +208,23 @@ def test_evaluation_is_brute_force(make, images, texts, width):
     result = evaluate_retrieval(image, text, owners, ks=(1, 3, 10))
     expected = brute_evaluation(image, text, owners, (1, 3, 10))
     for direction in ("i2t", "t2i"):
-        assert list(result[direction]) == ["R@1", "R@3", "R@10", "median_rank", "mean_rank", "queries"]
-        assert result[direction] == pytest.approx(expected[direction], rel=1e-12)
+        assert list(result[direction]) == list(expected[direction])
         assert all(type(value) in (int, float) for value in result[direction].values())
+    for part, values in expected.items():
+        assert result[part] == pytest.approx(values, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("entries", [1, 77, 160, 1000])
-def test_block_size_does_not_show(monkeypatch, entries):
-    """Blocks of one row and blocks that divide neither queries nor gallery: the brute-force ranks still."""
+@pytest.mark.parametrize(("entries", "rows", "columns", "strip", "block"), [
+    (1, 5, 1024, 1, 3), (77, 7, 1024, 3, 32), (160, 23, 2048, 32, 7), (1000, 1, 1024, 2, 1),
+])  # fmt: skip
+@pytest.mark.parametrize(("sparse", "dense"), [(0, 0), (0, 1), (1, 1), (1 / 16, 1 / 256)])
+def test_block_and_tile_sizes_do_not_show(monkeypatch, entries, rows, columns, strip, block, sparse, dense):
+    """Tiles of one row, tiles that divide neither queries nor gallery, every way to count: the brute-force ranks."""
     monkeypatch.setattr(scores_module, "_BLOCK_ENTRIES", entries)
+    for name, value in {"TILE_ROWS": rows, "TILE_COLUMNS": columns, "_STRIP": strip, "BLOCK": block}.items():
+        monkeypatch.setattr(tiles_module, name, value)
+    for name, value in {"BLOCK": block, "_SPARSE_SHARE": sparse, "_DENSE_SHARE": dense}.items():
+        monkeypatch.setattr(scan_module, name, value)
     image, text = tied_rows(0, 23, 5), tied_rows(1, 61, 5)
     owners = scattered_owners(2, 61, 23)
     result, expected = (evaluate(image, text, owners, ks=(1, 5)) for evaluate in (evaluate_retrieval, brute_evaluation))
@@ -218,14 +235,14 @@ def test_block_size_does_not_show(monkeypatch, entries):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(3, 25), st.integers(3, 40), st.booleans(), st.integers(1, 3))
-def test_properties_of_ranks(seed, images, texts, tied, listed):
+@given(st.integers(0, 2**31), st.integers(3, 25), st.integers(3, 40), st.booleans())
+def test_properties_of_ranks(seed, images, texts, tied):
     make = tied_rows if tied else random_rows
     image, text = make(seed, images, 3), make(seed + 1, texts, 3)
     owners = scattered_owners(seed, texts, images)
     ks = tuple(range(1, min(images, texts) + 1))
     result = evaluate_retrieval(image, text, owners, ks)
-    ranks = true_ranks(image, text, owners, listed)  # counted out beyond 1 to 3 rows, where ks lists all
+    ranks = true_ranks(image, text, owners)
     for direction, gallery in (("i2t", texts), ("t2i", images)):
         recalls = [result[direction][f"R@{k}"] for k in ks]
         assert recalls == sorted(recalls)
@@ -242,14 +259,9 @@ def test_perfect_embeddings_reach_one():
     owners = np.repeat(np.arange(40), 5)[::-1].copy()
     result = evaluate_retrieval(image, 3 * image[owners], owners)
     for direction, queries in (("i2t", 40), ("t2i", 200)):
-        assert result[direction] == {
-            "R@1": 1.0,
-            "R@5": 1.0,
-            "R@10": 1.0,
-            "median_rank": 1.0,
-            "mean_rank": 1.0,
-            "queries": queries,
-        }
+        recalls = {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0, "mAP": 1.0, "MRR": 1.0, "median_rank": 1.0, "mean_rank": 1.0}
+        assert {**recalls, "queries": queries}.items() <= result[direction].items()
+    assert result["both"] == {"RSum": 600.0}
 
 
 @pytest.mark.parametrize("row", [np.zeros(24, np.float32), random_rows(0, 1, 24)[0]])
@@ -275,15 +287,18 @@ def test_unpaired_items_fill_the_gallery_but_ask_nothing():
     image = axes[[0, 0, 1]]  # image 0 has no text and hides image 1 behind its smaller id
     text = axes[[1, 0, 1]]  # text 0 has no image and hides text 2
     result = evaluate_retrieval(image, text, np.array([-1, 1, 2]), ks=(1, 2))
-    assert result["i2t"] == {"R@1": 0.5, "R@2": 1.0, "median_rank": 1.5, "mean_rank": 1.5, "queries": 2}
-    assert result["t2i"] == {"R@1": 0.5, "R@2": 1.0, "median_rank": 1.5, "mean_rank": 1.5, "queries": 2}
+    expected = {"R@1": 0.5, "R@2": 1.0, "mAP": 0.75, "MRR": 0.75, "median_rank": 1.5, "mean_rank": 1.5, "queries": 2}
+    for direction in ("i2t", "t2i"):
+        assert expected.items() <= result[direction].items()
 
 
 def test_any_true_caption_is_a_hit_and_the_best_one_ranks():
     image = np.array([[1.0, 0.0]], dtype=np.float32)
     text = np.array([[1, 0.5], [1, 0.1], [1, 2], [1, 0.2]], dtype=np.float32)
     result = evaluate_retrieval(image, text, np.array([0, -1, 0, 0]), ks=(1,))
-    assert result["i2t"] == {"R@1": 0.0, "median_rank": 2.0, "mean_rank": 2.0, "queries": 1}
+    # Its captions stand at 2, 3 and 4: average precision (1/2 + 2/3 + 3/4) / 3.
+    expected = {"R@1": 0.0, "mAP": (1 / 2 + 2 / 3 + 3 / 4) / 3, "MRR": 0.5, "mean_rank": 2.0, "queries": 1}
+    assert expected.items() <= result["i2t"].items()
     assert result["t2i"]["R@1"] == 1.0
 
 

@@ -108,6 +108,22 @@ def test_tiled_infonce_equals_whole_matrices(scale: float, grouped: bool) -> Non
         torch.testing.assert_close(grad, reference, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("scale", "width", "noise"), [(100.0, 8, 0.1), (100.0, 16, 0.5), (30.0, 32, 1.0)])
+def test_infonce_of_nearly_solved_pairs_keeps_its_digits(scale: float, width: int, noise: float) -> None:
+    """Logits near 100 have five decimals in float32, and what is left of such a loss may be no larger."""
+    image = tensor_rows(0, 900, width).float()
+    text = torch.nn.functional.normalize(image + noise * tensor_rows(1, 900, width).float(), dim=1)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = image.to(dtype).requires_grad_(), text.to(dtype).requires_grad_()
+        loss = infonce(*leaves, scale)
+        results.append((loss.double(), torch.cat(torch.autograd.grad(loss, leaves)).double()))
+    (exact, exact_grad), (value, grad) = results
+    assert exact < 0.2
+    assert abs(value - exact) < 2e-5 * exact
+    assert (grad - exact_grad).norm() < 1e-4 * exact_grad.norm()
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", CASES)
 def test_tiled_gradients_are_finite_differences(name: str) -> None:

@@ -45,6 +45,8 @@ def test_a_median_bandwidth_is_estimated_now_and_then_and_smoothed() -> None:
     assert sigmas(found, 0) == pytest.approx([0.5 * median])
     assert sigmas(found, 9, scale=3.0) == pytest.approx([0.5 * median])
     assert sigmas(found, 10, scale=3.0) == pytest.approx([0.8 * 0.5 * median + 0.2 * 1.5 * median])
+    assert "0.5 x the median distance (not squared)" in str(found.convention)
+    assert objective({"bandwidth": 0.5}).convention is None
     again = objective({"bandwidth": spec})
     again.state = json.loads(json.dumps(found.state))
     assert sigmas(again, 11) == sigmas(found, 11)

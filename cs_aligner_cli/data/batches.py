@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cs_aligner_cli.data.prepared import Split
 
 Rows = npt.NDArray[np.int64]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -60,7 +61,7 @@ class PairBatches:
         return images[part], captions[part]
 
 
-def prefetched(load: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
+def prefetched(load: Callable[[S], T], steps: Iterable[S]) -> Iterator[T]:
     """``load(step)`` for every step, in order, the next one being loaded while the present one is used."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         waiting = None

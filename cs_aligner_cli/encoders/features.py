@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import FeaturesEncoder
 
@@ -28,10 +26,8 @@ class SignedPower(nn.Module):
         return x if self.power == 1.0 else x.sign() * x.abs().pow(self.power)
 
 
-def load_features(
-    spec: FeaturesEncoder, data: PreparedData, modality: str
-) -> tuple[nn.Module, Callable[[pd.DataFrame], Tensor], int, dict[str, Any]]:
-    """Module, loader, dimension and identity of the stored features of one modality.
+def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> Encoder:
+    """The stored features of one modality as a tower.
 
     Raises InputError if the data set brings no features, or if they are not those that prepare has checked.
     """
@@ -51,4 +47,5 @@ def load_features(
         return torch.from_numpy(file.read(rows["feature_row"].to_numpy()))
 
     identity = {"kind": "features", "file": file.path.name, "tensor": where["tensor"], "power": spec.power}
-    return SignedPower(spec.power), load, file.shape[1], identity
+    module = SignedPower(spec.power)
+    return Encoder(modality, file.shape[1], module, load, identity, module)

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from socket import gaierror
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import open_clip
 import pandas as pd
 import torch
-from huggingface_hub import constants as hub
 from open_clip.push_to_hf_hub import save_config_for_hf
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.hub import unreachable, weights_digest
+from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe_encoders import OpenClipEncoder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
-_HUB_SECONDS = 5
 # What open_clip raises, itself or through torch and safetensors, on files that it cannot make sense of.
 _NOT_LOADED = (
     *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError, EOFError),
@@ -61,7 +56,7 @@ class OpenClip:
             "model": spec.model,
             "model_cfg": self.model_cfg,
             "pretrained": spec.pretrained,
-            "weights": _weights_digest(self.model),
+            "weights": weights_digest(self.model),
             "preprocess": self.model.visual.preprocess_cfg,
             "context_length": self.model.context_length,
         }
@@ -70,34 +65,41 @@ class OpenClip:
         """The module of "image" or "text"; its output is (B, dim), not normalised."""
         return self.model.visual if modality == "image" else self.model.text  # type: ignore[no-any-return]
 
+    def encoder(self, modality: str, root: Path) -> Encoder:
+        """One of the two towers; both share this model."""
+        tower = self.tower(modality)
+        return Encoder(modality, self.dim, tower, self.loader(modality, root), self.identity, tower, self)
+
     def loader(self, modality: str, root: Path) -> Callable[[pd.DataFrame], Tensor]:
         """The function from table rows to the tower's input: pixels (B, 3, H, W) or token ids (B, L)."""
         if modality == "text":
             return lambda rows: self.tokenizer(rows["text"].tolist())
-        pool = ThreadPoolExecutor()  # PIL decodes without the interpreter lock
+        return ImageLoader(self.preprocess, root)
 
-        def read(path: Path) -> Tensor:
-            try:
-                return self.preprocess(read_image(path)[0])  # type: ignore[no-any-return]
-            except BadImageError as error:
-                raise InputError(
-                    f"{path}: {error}; it was whole when the data were prepared",
-                    "Check it again: csalign prepare",
-                ) from None
+    def save(
+        self,
+        folder: Path,
+        logit_scale: float,
+        logit_bias: float | None = None,
+        towers: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """Write a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads.
 
-        return lambda rows: torch.stack(list(pool.map(read, [root / locator for locator in rows["locator"]])))
-
-    def save(self, folder: Path, logit_scale: float, logit_bias: float | None) -> None:
-        """Write a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads."""
+        ``towers`` stand in place of the model's own, with the same names of weights (LoRA merged, for instance).
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad():
-            self.model.logit_scale.fill_(torch.tensor(logit_scale).log())
+        state = {**self.model.state_dict(), "logit_scale": torch.tensor(logit_scale).log()}
+        config = {**self.model_cfg, "custom_text": True}
         if logit_bias is not None:
-            self.model.logit_bias = nn.Parameter(torch.tensor(logit_bias))
-            self.model_cfg = {**self.model_cfg, "init_logit_bias": logit_bias}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+            state["logit_bias"] = torch.tensor(logit_bias)
+            config["init_logit_bias"] = logit_bias
+        for modality, tower in (towers or {}).items():
+            prefix = "visual." if modality == "image" else "text."
+            state = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            state |= {prefix + name: value for name, value in tower.state_dict().items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(tensors, folder / "open_clip_model.safetensors")
-        save_config_for_hf(self.model, folder / "open_clip_config.json", {**self.model_cfg, "custom_text": True})
+        save_config_for_hf(self.model, folder / "open_clip_config.json", config)
         if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
             self.tokenizer.save_pretrained(folder)
 
@@ -156,18 +158,8 @@ def _refuse_without_text_parts(name: str, spec: OpenClipEncoder, model_cfg: dict
 
 
 def _refuse_unreachable(repository: str, spec: OpenClipEncoder) -> None:
-    """Ask once whether the hub can be reached; its own client would go on trying for half a minute."""
-    if not repository or (Path(hub.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir():
-        return
-    try:
-        urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
-    except HTTPError:
-        return  # it answers
-    except (URLError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, gaierror | TimeoutError | ConnectionError):
-            why = f"{repository} is not cached, and {hub.ENDPOINT} cannot be reached ({reason})"
-            raise _not_loaded(spec, why) from None
+    if why := unreachable(repository):
+        raise _not_loaded(spec, why)
 
 
 def _create(name: str, spec: OpenClipEncoder, seed: int) -> tuple[Any, Any]:
@@ -208,11 +200,3 @@ def _not_loaded(spec: OpenClipEncoder, why: str) -> InputError:
         "Without a network, fetch the model's files elsewhere and name their folder (model: "
         "local-dir:FOLDER) or the checkpoint (pretrained: FILE).",
     )
-
-
-def _weights_digest(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,69 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
-from cs_aligner_cli.encoders.open_clip import OpenClip
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_encoders import FeaturesEncoder, OpenClipEncoder
+from cs_aligner_cli.recipe_encoders import (
+    EncoderSpec,
+    FeaturesEncoder,
+    OpenClipEncoder,
+    SentenceTransformersEncoder,
+    TimmEncoder,
+)
 
 
-@dataclass
-class Encoder:
-    """One tower.
-
-    ``load(rows)`` turns rows of the modality's table into a model input (a CPU tensor, first axis the
-    items); ``module`` maps that input to (B, dim) embeddings, not normalised; ``identity`` says exactly
-    what this tower is; ``clip`` is the whole open_clip model that the tower belongs to, None for stored
-    features.
-    """
-
-    modality: str
-    dim: int
-    module: nn.Module
-    load: Callable[[pd.DataFrame], Tensor]
-    identity: dict[str, Any]
-    clip: OpenClip | None = field(default=None, repr=False)
-
-
-def load_encoders(recipe: Recipe, data: PreparedData, device: torch.device) -> dict[str, Encoder]:
-    """Both towers in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
-    models: dict[str, OpenClip] = {}
+def load_encoders(
+    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str] = MODALITIES
+) -> dict[str, Encoder]:
+    """The towers asked for, in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
+    models: dict[str, Any] = {}
     encoders = {}
-    for modality in MODALITIES:
+    for modality in modalities:
         spec = recipe.encoders.of(modality)
-        if isinstance(spec, FeaturesEncoder):
-            module, load, dim, identity = load_features(spec, data, modality)
-            encoder = Encoder(modality, dim, module, load, identity)
-        else:
+        if isinstance(spec, OpenClipEncoder):
+            from cs_aligner_cli.encoders.open_clip import OpenClip  # takes seconds to import
+
             key = spec.model_dump_json()
             if key not in models:
                 models[key] = OpenClip(spec, recipe.seed)
-            clip = models[key]
-            encoder = Encoder(
-                modality,
-                clip.dim,
-                clip.tower(modality),
-                clip.loader(modality, data.root),
-                clip.identity,
-                clip,
-            )
+            encoder = models[key].encoder(modality, data.root)
+        else:
+            encoder = _load(spec, modality, data, recipe.seed)
         encoder.module.eval().to(device)
         encoders[modality] = encoder
     return encoders
+
+
+def _load(spec: EncoderSpec, modality: str, data: PreparedData, seed: int) -> Encoder:
+    """One tower; each library is imported only by those who use it."""
+    key = f"encoders.{modality}"
+    if isinstance(spec, FeaturesEncoder):
+        return load_features(spec, data, modality)
+    if isinstance(spec, TimmEncoder):
+        from cs_aligner_cli.encoders.timm import load_timm
+
+        return load_timm(spec, data.root, key, seed)
+    if isinstance(spec, SentenceTransformersEncoder):
+        from cs_aligner_cli.encoders.sentence_transformers import load_sentence_transformers
+
+        return load_sentence_transformers(spec, key)
+    from cs_aligner_cli.encoders.transformers import load_transformers
+
+    assert not isinstance(spec, OpenClipEncoder)
+    return load_transformers(spec, modality, data.root, key)
 
 
 def weight_files(recipe: Recipe) -> list[Path]:
@@ -72,22 +69,14 @@ def weight_files(recipe: Recipe) -> list[Path]:
     files: list[Path] = []
     for modality in MODALITIES:
         spec = recipe.encoders.of(modality)
-        if isinstance(spec, OpenClipEncoder):
-            folder = Path((spec.model or "").removeprefix("local-dir:"))
-            if (spec.model or "").startswith("local-dir:") and folder.is_dir():
-                files += [path for path in folder.iterdir() if path.is_file()]
-            if spec.pretrained and Path(spec.pretrained).is_file():
-                files.append(Path(spec.pretrained))
+        model = getattr(spec, "model", None) or ""
+        folder = Path(model.removeprefix("local-dir:"))
+        if model.startswith("local-dir:") and folder.is_dir():
+            files += [path for path in folder.rglob("*") if path.is_file()]
+        for named in (getattr(spec, "pretrained", None), getattr(spec, "checkpoint", None)):
+            if named and Path(named).is_file():
+                files.append(Path(named))
     return sorted(set(files))
-
-
-def embed_rows(
-    module: nn.Module, inputs: Tensor, device: torch.device, precision: str = "fp32"
-) -> npt.NDArray[np.float32]:
-    """Embeddings (B, dim) of one batch as float32 numpy, without gradients, under autocast where asked."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        return module(inputs.to(device)).float().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.arrays import ArrayLike, as_rows, double, same_width
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 
@@ -143,10 +143,10 @@ def _landmarks(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
     from_x = min(len(x), max(count // 2, count - len(y)))
     from_y = min(len(y), count - from_x)
     drawn = [
-        rows.detach()[torch.randperm(len(rows), generator=generator)[:share].to(rows.device)].double()
+        rows.detach()[torch.randperm(len(rows), generator=generator)[:share].to(rows.device)]
         for rows, share in ((x, from_x), (y, from_y))
     ]
-    return torch.cat(drawn)
+    return double(torch.cat(drawn))
 
 
 def _nystroem_features(z: Tensor, sigmas: Sequence[float]) -> Callable[[Tensor], Tensor]:
@@ -173,7 +173,7 @@ def _blocks(x: Tensor) -> Iterator[Tensor]:
 
 def _mean_features(x: Tensor, feature_map: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean feature vector of the rows x (M, d), widened to float64 block by block."""
-    return torch.stack([feature_map(block.double()).sum(dim=0) for block in _blocks(x)]).sum(dim=0) / len(x)
+    return torch.stack([feature_map(double(block)).sum(dim=0) for block in _blocks(x)]).sum(dim=0) / len(x)
 
 
 def _cs_of_means(mean_x: Tensor, mean_y: Tensor, noise: float, setting: str, remedy: str) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.arrays import ArrayLike, as_rows, double, same_width
 from cs_aligner_cli.errors import InputError
 
 Bandwidth: TypeAlias = float | Sequence[float] | Literal["median"]
@@ -62,7 +62,7 @@ def auto_bandwidth(x: ArrayLike, y: ArrayLike, effective_share: float = 0.9, sam
     same_width(x, y)
     if not 0 < effective_share < 1:
         raise InputError(f"effective_share: expected a share between 0 and 1, got {effective_share:g}")
-    first, second = (rows[_evenly(len(rows), sample, rows.device)].double() for rows in (x, y))
+    first, second = (double(rows[_evenly(len(rows), sample, rows.device)]) for rows in (x, y))
     squares = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square().flatten()
     spread = float(squares.std())
     if not (math.isfinite(spread) and spread > 0):
@@ -92,7 +92,7 @@ def _pooled_sample(x: Tensor, y: Tensor, sample: int) -> Tensor:
     """At most ``sample`` evenly spaced rows of x and y laid end to end, float64."""
     kept = _evenly(len(x) + len(y), sample, x.device)
     in_x = kept < len(x)
-    return torch.cat([x[kept[in_x]].double(), y[kept[~in_x] - len(x)].double()])
+    return torch.cat([double(x[kept[in_x]]), double(y[kept[~in_x] - len(x)])])
 
 
 def resolve_bandwidth(bandwidth: Bandwidth, x: Tensor, y: Tensor) -> tuple[float, ...]:

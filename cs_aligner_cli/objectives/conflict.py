@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
+from cs_aligner_cli.arrays import ArrayLike, as_rows, double, l2_normalize, same_width
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.objectives.divergences import cs_divergence
 from cs_aligner_cli.objectives.pairwise import infonce
@@ -113,7 +113,7 @@ def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
     same_width(x, y)
     if len(x) != len(y) or len(x) < 2:
         raise InputError(f"the conflict needs at least 2 pairs, row by row, got {len(x)} image and {len(y)} text rows")
-    return l2_normalize(x.detach().double()), l2_normalize(y.detach().double())
+    return l2_normalize(double(x.detach())), l2_normalize(double(y.detach()))
 
 
 def _value_and_gradient(loss: Divergence, pairs: tuple[Tensor, Tensor]) -> tuple[float, Tensor]:

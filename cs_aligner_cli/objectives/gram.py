@@ -87,7 +87,7 @@ def evaluate_pairs(
             kernel=divergence.kernel if divergence else None,
             keep=gradient,
         )
-        infonce_value = _infonce(cross) if infonce else None
+        infonce_value = cross.cross_entropies.mean() / 2 if infonce else None
         divergence_value, cross_weight = None, 0.0
         own: list[PairSum] = []
         if divergence:
@@ -104,11 +104,6 @@ def evaluate_pairs(
             assert divergence is not None and pair_sum.grad is not None
             grad.add_(pair_sum.grad, alpha=weights[1] * divergence.slope(pair_sum))
         return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
-
-
-def _infonce(cross: Cross) -> Tensor:
-    """The mean cross-entropy of rows and columns, float64."""
-    return (cross.row_log_sums.double() + cross.column_log_sums.double() - 2 * cross.paired_logits.double()).mean() / 2
 
 
 def _shared_groups(infonce: InfoNce | None) -> Tensor | None:

@@ -103,23 +103,24 @@ class _Reference:
 def _accumulators(x: Rows, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The total, the pulled rows (N, d) and the sums of slopes (N,); empty ones where no gradient is wanted."""
     rows = x.x if gradient else x.x[:0]
-    return x.x.new_zeros((), dtype=_wide(x.x)), torch.zeros_like(rows), rows.new_zeros(len(rows))
+    return x.x.new_zeros((), dtype=wide(x.x)), torch.zeros_like(rows), rows.new_zeros(len(rows))
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
+    """The type that sums over x are taken in: float64, or float32 on a device that has no other."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _sum(tile: Tensor) -> Tensor:
     """Rows in the tile's own type, their sums in float64: as exact as it needs to be, without a copy of the tile."""
-    return tile.sum(dim=1).sum(dtype=_wide(tile))
+    return tile.sum(dim=1).sum(dtype=wide(tile))
 
 
 class Cross:
-    """The pairs (x_i, y_j) of two clouds: the log-sums of softmax logits, a kernel's sum, and then their gradients.
+    """The pairs (x_i, y_j) of two clouds: the sums of softmax logits, a kernel's sum, and then their gradients.
 
     ``scale`` turns dot products into the logits of the N = M pairs (x_i, y_i), None leaves logits out; pairs i != j
-    whose ``groups`` agree have no logit. ``kernel`` None leaves the kernel out.
+    whose ``groups`` agree have no logit. ``kernel`` None leaves the kernel out. ``keep`` says that gradients follow.
     """
 
     def __init__(
@@ -131,12 +132,28 @@ class Cross:
         self._scratch = [Scratch(x.x, *tile_of(x, y)) for _ in range(3)]
         if scale is not None:
             self._paired_dots = (x.x * y.x).sum(dim=1)
-            self.paired_logits = self._paired_dots * scale
             # Where no logit can be far from 0, rows and columns share one exponential without a maximum of their own.
             self._shared = 2 * scale * x.radius * y.radius <= _SAFE_SPREAD
-        self._total = x.x.new_zeros((), dtype=_wide(x.x))
+            # A pair's own logit is never hidden, so a maximum that starts from it is finite.
+            start = torch.zeros_like(self._paired_dots) if self._shared else self._paired_dots * scale
+            self._paired_logits = start.clone()
+            self._maxima = start.clone(), start.clone()
+            self._sums = torch.zeros_like(start), torch.zeros_like(start)
+        self._total = x.x.new_zeros((), dtype=wide(x.x))
         self._reference = _Reference(kernel, x.radius + y.radius) if kernel is not None else None
         self._measure()
+
+    @property
+    def cross_entropies(self) -> Tensor:
+        """``log sum_j exp(logit_ij) + log sum_j exp(logit_ji) - 2 logit_ii`` for every i, as (N,) in float64."""
+        dtype = wide(self._paired_logits)
+        # Logits near 100 leave float32 five decimals: differences first, logarithms after.
+        paired = self._paired_logits.to(dtype)
+        rows, columns = (
+            maxima.to(dtype) - paired + sums.to(dtype).log()
+            for maxima, sums in zip(self._maxima, self._sums, strict=True)
+        )
+        return rows + columns
 
     @property
     def kernel_sum(self) -> PairSum:
@@ -145,28 +162,26 @@ class Cross:
         return PairSum(self._total, self._reference.value, len(self.x) * len(self.y))
 
     def _measure(self) -> None:
-        if self._scale is not None:
-            # A pair's own logit is never hidden, so a maximum that starts from it is finite.
-            start = torch.zeros_like(self.paired_logits) if self._shared else self.paired_logits
-            row_maxima, column_maxima = start.clone(), start.clone()
-            row_sums, column_sums = torch.zeros_like(start), torch.zeros_like(start)
         for i, j, dots in self._dots:
             if self._scale is not None:
-                logits = self._logits(i, j, dots)
-                if self._shared:
-                    row_sums[i] += logits.exp_().sum(dim=1)
-                    column_sums[j] += logits.sum(dim=0)
-                else:
-                    scratch = self._scratch[1].like(i, j)
-                    _online(logits, 1, row_maxima[i], row_sums[i], scratch)
-                    _online(logits, 0, column_maxima[j], column_sums[j], scratch)
+                self._add_logits(i, j, self._logits(i, j, dots))
             if self.kernel is not None and self._reference is not None:
                 h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
                 self._total *= self._reference.raise_to(h)
                 self._total += _sum(self.kernel.evaluate(h, self._reference.value).values)
-        if self._scale is not None:
-            self.row_log_sums = row_maxima + row_sums.log()
-            self.column_log_sums = column_maxima + column_sums.log()
+
+    def _add_logits(self, i: slice, j: slice, logits: Tensor) -> None:
+        first, last = max(i.start, j.start), min(i.stop, j.stop)
+        if first < last:  # from the tile itself: another product would differ in its last digits
+            paired = logits[first - i.start : last - i.start, first - j.start : last - j.start].diagonal()
+            self._paired_logits[first:last] = paired
+        if self._shared:
+            self._sums[0][i] += logits.exp_().sum(dim=1)
+            self._sums[1][j] += logits.sum(dim=0)
+        else:
+            scratch = self._scratch[1].like(i, j)
+            _online(logits, 1, self._maxima[0][i], self._sums[0][i], scratch)
+            _online(logits, 0, self._maxima[1][j], self._sums[1][j], scratch)
 
     def _logits(self, i: slice, j: slice, dots: Tensor) -> Tensor:
         logits = torch.mul(dots, self._scale, out=self._scratch[0].like(i, j))  # type: ignore[arg-type]
@@ -175,8 +190,7 @@ class Cross:
     def gradients(self, logit_weight: float, kernel_weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients to x (M, d), y (N, d) and the scale of a weighted sum of what was measured.
 
-        The sum is ``logit_weight * sum_i (row_log_sums_i + column_log_sums_i - 2 logit_ii) + kernel_weight *
-        kernel_sum.total``.
+        The sum is ``logit_weight * cross_entropies.sum() + kernel_weight * kernel_sum.total``.
         """
         dx, dy = torch.zeros_like(self.x.x), torch.zeros_like(self.y.x)
         x_slopes, y_slopes = dx.new_zeros(len(dx)), dy.new_zeros(len(dy))
@@ -207,11 +221,12 @@ class Cross:
 
     def _softmaxes(self, i: slice, j: slice, dots: Tensor) -> Tensor:
         """The softmax of every row plus that of every column, on one tile."""
-        logits, rows, columns = self._logits(i, j, dots), self.row_log_sums[i].unsqueeze(1), self.column_log_sums[j]
+        logits, scratch = self._logits(i, j, dots), self._scratch[1].like(i, j)
+        row_shares, column_shares = self._sums[0][i].reciprocal().unsqueeze(1), self._sums[1][j].reciprocal()
         if self._shared:
-            return logits.exp_().mul_(torch.add((-rows).exp(), (-columns).exp(), out=self._scratch[1].like(i, j)))
-        by_column = torch.sub(logits, columns, out=self._scratch[1].like(i, j)).exp_()
-        return logits.sub_(rows).exp_().add_(by_column)
+            return logits.exp_().mul_(torch.add(row_shares, column_shares, out=scratch))
+        by_column = torch.sub(logits, self._maxima[1][j], out=scratch).exp_().mul_(column_shares)
+        return logits.sub_(self._maxima[0][i].unsqueeze(1)).exp_().mul_(row_shares).add_(by_column)
 
 
 def _online(logits: Tensor, dim: int, maxima: Tensor, sums: Tensor, out: Tensor) -> None:

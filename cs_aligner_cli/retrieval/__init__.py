@@ -1,12 +1,16 @@
-"""Exact retrieval: FAISS indexes and the metrics of image-text retrieval."""
+"""Image-text retrieval: exact ranks and metrics, intervals and tests, FAISS indexes and score corrections."""
 
-from cs_aligner_cli.retrieval.index import build_index, read_index, search, write_index
-from cs_aligner_cli.retrieval.metrics import QueryRanks, evaluate_retrieval, true_ranks
+from cs_aligner_cli.retrieval.evaluation import evaluate_retrieval, true_ranks
+from cs_aligner_cli.retrieval.index import build_index, plan_index, read_index, search, write_index
+from cs_aligner_cli.retrieval.metrics import QueryScores
+from cs_aligner_cli.retrieval.rows import Rows
 
 __all__ = [
-    "QueryRanks",
+    "QueryScores",
+    "Rows",
     "build_index",
     "evaluate_retrieval",
+    "plan_index",
     "read_index",
     "search",
     "true_ranks",

@@ -1,134 +1,303 @@
-"""Exact inner-product search with FAISS under one written tie rule, and the index file."""
+"""FAISS indexes of rows: kinds and factory strings, what they will cost, building from shards, files, search."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.scores import candidate_scores, dense_scores, finite_rows, query_blocks
+from cs_aligner_cli.artifacts import written_aside
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.retrieval.rows import Ints, Rows, RowsLike
+from cs_aligner_cli.retrieval.scores import MARGIN, Scores, pair_scores, rounding_bound, settle
 
-Scores = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+FLAT = "flat"
+KINDS = (FLAT, "ivf", "hnsw", "pq", "opq", "sq", "ivfpq")
+# The names of an index that is a folder, as clip-retrieval has them: the lists stay on disk, beside the index.
+POPULATED, LISTS = "populated.index", "merged_index.ivfdata"
+_BLOCK = 65536
+_TRAINING_ROWS = 262144
+_FLAT_ERROR = "no FAISS factory string that builds an inner-product index"
 
-# Fetched beyond k, so that a few equal scores at the cut need no second look.
-_MARGIN = 8
 
+@dataclass(frozen=True)
+class IndexPlan:
+    """An index that is to be built of ``rows`` rows: its FAISS factory string, and what it will take.
 
-def build_index(vectors: ArrayLike) -> faiss.IndexFlatIP:
-    """Return an exact inner-product index of vectors (N, d); row i gets id i.
-
-    Values are stored as float32 and used as given: normalise the rows first for cosine scores. Raises
-    InputError unless vectors are a non-empty, finite, floating-point (N, d) array.
+    ``memory`` is in bytes, once built: codes, ids, centroids and links; ``training_rows`` are the rows it is trained
+    on (0: it needs no training).
     """
-    rows = finite_rows(vectors, "vectors")
-    index = faiss.IndexFlatIP(rows.shape[1])
-    index.add(rows.numpy())
+
+    factory: str
+    rows: int
+    dim: int
+    memory: int
+    training_rows: int
+
+
+def factory_of(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_ROWS) -> str:
+    """The FAISS factory string of a kind for so many rows; any other text is taken for a factory string itself.
+
+    Lists: 4 sqrt(N) as FAISS' guidelines have it, at most one for 39 rows (fewer make its k-means warn). PQ: one byte
+    for eight dimensions, so a 32nd of the float32 rows; OPQ rotates before that. SQ: one byte per dimension.
+    """
+    taught = min(rows, training_rows)
+    lists = max(1, min(int(4 * rows**0.5), taught // 39))
+    parts = next(m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0)
+    # 8 bits are 256 centroids, trained on 39 rows each at least.
+    bits = next((b for b in (8, 6, 4) if taught >= 39 * 2**b), 4)
+    code = f"PQ{parts}" if bits == 8 else f"PQ{parts}x{bits}"
+    named = {
+        FLAT: "Flat",
+        "ivf": f"IVF{lists},Flat",
+        "hnsw": "HNSW32,Flat",
+        "pq": code,
+        "opq": f"OPQ{parts},{code}",
+        "sq": "SQ8",
+        "ivfpq": f"OPQ{parts},IVF{lists},{code}",
+    }
+    return named.get(kind, kind)
+
+
+def plan_index(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_ROWS) -> IndexPlan:
+    """What an index of that kind (a key of KINDS, or a FAISS factory string) will be, without building it.
+
+    Raises InputError if FAISS cannot make such an index, or if there are fewer rows than it must be trained on.
+    """
+    factory = factory_of(kind, rows, dim, training_rows)
+    index = _empty(factory, dim, kind)
+    memory = _memory(index, rows, dim)
+    needed = 0 if index.is_trained else min(rows, max(training_rows, _least_training(index)))
+    if needed < _least_training(index):
+        raise InputError(
+            f"index: {kind}: must be trained on at least {_least_training(index)} rows, but there are {rows}",
+            "Take a smaller index, or flat: it is exact, and needs no training.",
+        )
+    return IndexPlan(factory, rows, dim, int(memory), needed)
+
+
+def _memory(index: Any, rows: int, dim: int) -> int:
+    ivf, inner = _ivf(index), _innermost(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        # Each row's links, twice as many on the ground floor as on each floor above, which keeps a 1 / M part of the
+        # rows; beside them the row's floor and offset, and its code.
+        ends = faiss.vector_to_array(inner.hnsw.cum_nneighbor_per_level)
+        links = int(ends[2] - ends[1])
+        above = links / max(links - 1, 1)
+        return int(rows * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * (2 * links + above) + 12))
+    if ivf is not None:
+        return int(rows * (ivf.code_size + 8) + ivf.nlist * ivf.d * 4)
+    return rows * int(index.sa_code_size())
+
+
+def _least_training(index: Any) -> int:
+    """FAISS' k-means needs a row for every centroid."""
+    if index.is_trained:
+        return 0
+    ivf, inner = _ivf(index), _innermost(index)
+    pq = getattr(inner, "pq", None)
+    return max(1, ivf.nlist if ivf is not None else 1, int(pq.ksub) if pq is not None else 1)
+
+
+def _empty(factory: str, dim: int, given: str) -> Any:
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:  # FAISS' own text is the source line that failed
+        near = did_you_mean(given, KINDS)
+        raise InputError(f"index: {given!r} is {_FLAT_ERROR} of {dim} dimensions{near}") from None
     return index
 
 
-def search(index: faiss.IndexFlatIP, queries: ArrayLike, k: int) -> tuple[Scores, Ids]:
+def _ivf(index: Any) -> Any:
+    try:
+        return faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return None
+
+
+def _innermost(index: Any) -> Any:
+    while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
+        index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
+    return index
+
+
+def build_index(
+    vectors: RowsLike,
+    kind: str = FLAT,
+    training_rows: int = _TRAINING_ROWS,
+    effort: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    part_rows: int = 2**20,
+) -> Any:
+    """Return an inner-product index of vectors (N, d); row i gets id i.
+
+    Plain arrays are used as given: normalise the rows first for cosine scores, or pass ``Rows``. The rows are read
+    block by block and never held as a whole (the flat index and HNSW hold their own float32 copy). ``kind`` as in
+    ``plan_index``; what must be trained is trained on ``training_rows`` rows drawn with ``seed``, on a GPU where FAISS
+    sees one. ``effort`` is the number of lists probed (IVF; default a sixteenth of them) or the candidates followed
+    (HNSW; default 64), and stays with the index. With ``folder``, an IVF index is built in parts of ``part_rows`` and
+    merged there, lists on disk, so that it may be larger than memory.
+
+    Raises InputError unless vectors are non-empty, finite and floating-point, and as ``plan_index`` does.
+    """
+    rows = vectors if isinstance(vectors, Rows) else Rows(vectors, "vectors", normalize=False)
+    plan = plan_index(kind, len(rows), rows.dim, training_rows)
+    index = _empty(plan.factory, rows.dim, kind)
+    if plan.training_rows:
+        _train(index, rows, plan.training_rows, seed)
+    set_effort(index, effort)
+    if folder is not None:
+        return _build_on_disk(index, rows, folder, part_rows, kind)
+    for start in range(0, len(rows), _BLOCK):
+        index.add(rows.take(slice(start, min(start + _BLOCK, len(rows)))).numpy())
+    return index
+
+
+def _train(index: Any, rows: Rows, count: int, seed: int) -> None:
+    drawn = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
+    ivf = _ivf(index)
+    # FAISS writes to stderr where there are fewer than 39 rows per centroid; plan_index has decided about that.
+    for trained in (ivf, getattr(_innermost(index), "pq", None)):
+        if trained is not None:
+            trained.cp.min_points_per_centroid = 1
+    if ivf is not None and faiss.get_num_gpus():
+        ivf.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(ivf.d))
+    index.train(rows.take(drawn).numpy())
+
+
+def set_effort(index: Any, effort: int | None) -> None:
+    """Set how hard an approximate index searches: nprobe of IVF, efSearch of HNSW; None: our default."""
+    ivf, inner = _ivf(index), _innermost(index)
+    if ivf is not None:
+        ivf.nprobe = min(ivf.nlist, effort or max(1, ivf.nlist // 16))
+    elif isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efSearch = effort or 64
+
+
+def _build_on_disk(index: Any, rows: Rows, folder: Path, part_rows: int, kind: str) -> Any:
+    """Fill parts one after the other, write each, and merge their lists into one file."""
+    from faiss.contrib.ondisk import merge_ondisk
+
+    if _ivf(index) is None:
+        raise InputError(
+            f"index: {kind}: only inverted lists can stay on disk", "Take ivf or ivfpq, or on_disk: false."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    trained, parts = folder / ".trained", []
+    faiss.write_index(index, str(trained))
+    for start in range(0, len(rows), part_rows):
+        part = faiss.read_index(str(trained))
+        stop = min(start + part_rows, len(rows))
+        for begin in range(start, stop, _BLOCK):
+            block = slice(begin, min(begin + _BLOCK, stop))
+            part.add_with_ids(rows.take(block).numpy(), np.arange(block.start, block.stop))
+        parts.append(folder / f".part-{start}")
+        faiss.write_index(part, str(parts[-1]))
+    with _stdout_kept_clean():
+        merge_ondisk(index, [str(part) for part in parts], str(folder / LISTS))
+    for leftover in (trained, *parts):
+        leftover.unlink()
+    faiss.write_index(index, str(folder / POPULATED))
+    return index
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """FAISS' C++ tells on stdout, which carries our data, what it does with lists on disk: send that nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def search(index: Any, queries: RowsLike, k: int) -> tuple[Scores, Ints]:
     """Return scores (Q, k) float32 and ids (Q, k) int64 of the k best rows for each of queries (Q, d).
 
-    The order is: higher score first, then smaller row id. The score is the inner product of float32 rows,
-    summed in float64 and rounded to float32, so that equal rows get equal scores; FAISS proposes the
-    candidates, and where its own rounding could hide one, all rows are scored.
+    The order is: higher score first, then smaller row id. From a flat index the answer is exact by the rule in
+    ``scores``; from others both the rows and the scores are as good as the index.
 
     Raises InputError for queries that are not finite floating-point rows of the index's dimension, for a k
     below 1 or above the number of rows, and where inner products would overflow.
     """
-    rows = finite_rows(queries, "queries")
-    if rows.shape[1] != index.d:
-        raise InputError(f"queries have dimension {rows.shape[1]}, the rows of the index {index.d}")
+    rows = queries if isinstance(queries, Rows) else Rows(queries, "queries", normalize=False)
+    if rows.dim != index.d:
+        raise InputError(f"queries have dimension {rows.dim}, the rows of the index {index.d}")
     if not 1 <= k <= index.ntotal:
         raise InputError(f"k = {k} but the index holds {index.ntotal} rows")
-    gallery = _stored_rows(index)
-    bound = _rounding_bound(rows, gallery)
-    fetched = min(k + _MARGIN, index.ntotal)
-    proposed, candidates = index.search(rows.numpy(), fetched)
-    scores = np.empty((len(rows), k), dtype=np.float32)
-    ids = np.empty((len(rows), k), dtype=np.int64)
-    for block in query_blocks(len(rows), fetched * index.d):
-        exact = candidate_scores(rows[block], gallery, torch.from_numpy(candidates[block])).numpy()
-        scores[block], ids[block] = _best(exact, candidates[block], k)
-    if fetched < index.ntotal:
-        # No row outside the candidates scores above this; one that reaches the k-th may belong in the list.
-        ceiling = proposed[:, -1] + bound
-        unsure = np.flatnonzero(ceiling >= scores[:, -1])
-        scores[unsure], ids[unsure] = _dense_search(rows[unsure], gallery, k)
-    return scores, ids
+    return _exact(index, rows, k) if isinstance(index, faiss.IndexFlat) else _approximate(index, rows, k)
 
 
-def _stored_rows(index: faiss.IndexFlatIP) -> Tensor:
-    """The index's own (N, d) float32 rows without a copy; valid as long as the index is."""
+def _exact(index: Any, rows: Rows, k: int) -> tuple[Scores, Ints]:
+    gallery = Rows(_stored_rows(index), "the index", normalize=False)
+    bound = rounding_bound(rows.longest, gallery.longest, index.d)
+    products, proposed = index.search(rows.all().numpy(), min(k + MARGIN, index.ntotal))
+    ids = settle(rows, gallery, proposed, products, bound, k)
+    return pair_scores(rows, gallery, np.repeat(np.arange(len(rows)), k), ids.ravel()).reshape(ids.shape), ids
+
+
+def _approximate(index: Any, rows: Rows, k: int) -> tuple[Scores, Ints]:
+    queries = rows.all().numpy()
+    scores, ids = index.search(queries, k)
+    short, ivf = (ids < 0).any(axis=1), _ivf(index)
+    if short.any() and ivf is not None:
+        # The lists that were probed hold fewer than k rows: look into all.
+        usual, ivf.nprobe = ivf.nprobe, ivf.nlist
+        scores[short], ids[short] = index.search(queries[short], k)
+        ivf.nprobe = usual
+    order = np.lexsort((ids, -scores), axis=-1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+def _stored_rows(index: Any) -> Tensor:
+    """A flat index's own (N, d) float32 rows without a copy; valid as long as the index is."""
     flat = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
     return torch.from_numpy(flat.reshape(index.ntotal, index.d))
 
 
-def _rounding_bound(queries: Tensor, gallery: Tensor) -> Scores:
-    """How far FAISS' float32 score of a query (Q,) can lie from the exact one: d 2^-24 |q| max |g|.
-
-    The bound on a dot product in any order of summation (Higham, Accuracy and Stability, section 3.1), with
-    a little added for its second-order terms and for rounding the exact score.
-    """
-    longest = torch.linalg.vector_norm(gallery, dim=1).max()
-    reach = torch.linalg.vector_norm(queries, dim=1) * longest
-    if not reach.isfinite().all():
-        raise InputError("queries: inner products would overflow float32", "Scale or normalise the rows.")
-    bound: Scores = (reach * (1.01 * (gallery.shape[1] + 4) * 2.0**-24)).numpy()
-    return bound
+def recall_against(exact: Ints, found: Ints) -> float:
+    """The share of the exact k nearest (Q, k) that were found (Q, k): FAISS' recall of the k nearest in k."""
+    hits = (exact[:, :, None] == found[:, None, :]).any(axis=2)
+    return float(hits.mean())
 
 
-def _best(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
-    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-
-
-def _dense_search(queries: Tensor, gallery: Tensor, k: int) -> tuple[Scores, Ids]:
-    """The k best of all rows, by scoring all of them."""
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    ids = np.empty((len(queries), k), dtype=np.int64)
-    for block in query_blocks(len(queries), len(gallery)):
-        dense = dense_scores(queries[block], gallery)
-        cuts = dense.topk(k, dim=1).values[:, -1]
-        for row, (values, cut) in enumerate(zip(dense.numpy(), cuts.numpy(), strict=True), start=block.start):
-            contenders = np.flatnonzero(values >= cut)
-            ids[row] = contenders[np.argsort(-values[contenders], kind="stable")[:k]]
-            scores[row] = values[ids[row]]
-    return scores, ids
-
-
-def write_index(index: faiss.Index, path: str | Path) -> None:
+def write_index(index: Any, path: str | Path) -> None:
     """Write the index as a FAISS file that any FAISS program can read; it appears whole or not at all."""
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no directory {path.parent}")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         faiss.write_index(index, str(aside))
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
-def read_index(path: str | Path) -> faiss.IndexFlatIP:
-    """Read a flat inner-product index from a FAISS file; raise InputError if that is not what it holds."""
+def read_index(path: str | Path) -> Any:
+    """Read an inner-product index from a FAISS file, or from a folder with lists on disk; else raise InputError."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    file, flags = (path / POPULATED, faiss.IO_FLAG_ONDISK_SAME_DIR) if path.is_dir() else (path, 0)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
     try:
-        index = faiss.read_index(str(path))
+        with _stdout_kept_clean():
+            index = faiss.read_index(str(file), flags)
     except RuntimeError:  # FAISS' own text is the source line that failed
-        raise InputError(f"{path}: not a FAISS index, or damaged") from None
-    if not isinstance(index, faiss.IndexFlatIP):
-        raise InputError(f"{path}: holds a FAISS {type(index).__name__}, expected IndexFlatIP")
+        raise InputError(f"{file}: not a FAISS index, or damaged") from None
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"{file}: holds a FAISS {type(index).__name__}, expected one of inner products")
     return index

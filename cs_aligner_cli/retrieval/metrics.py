@@ -1,133 +1,100 @@
-"""Retrieval in both directions with several true answers per query: recall at k and ranks."""
+"""The metrics of image-text retrieval, per query and over all queries, from the ranks of the true answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.index import build_index, search
-from cs_aligner_cli.retrieval.scores import dense_scores, finite_rows, query_blocks
+from cs_aligner_cli.retrieval.rows import Ints
+from cs_aligner_cli.retrieval.scan import Found
 
-Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Metrics = dict[str, dict[str, float | int]]
+DIRECTIONS = ("i2t", "t2i")
+# k-occurrence counts how many lists of this length an item stands in (Radovanovic et al. 2010 use 10).
+HUB_K = 10
 
 
 @dataclass(frozen=True, eq=False)
-class QueryRanks:
-    """The queries of one direction, as rows of their own array, and the rank of each: both (Q,) int64."""
+class QueryScores:
+    """What every query of one direction scored.
+
+    ``queries`` (Q,): rows of the queries in their own array; ``ranks`` (Q,): of the best true answer, 1 for the top;
+    ``values``: metric to (Q,), each metric being the mean of its values ("R@k", "mAP", "MRR", "mean_rank" and, with
+    graded relevance, "nDCG@k" and "spearman", where NaN marks a query that has none); ``occurrence`` (N,): in how
+    many of the queries' lists of 10 each item of the gallery stands (-1: not in it).
+    """
 
     queries: Ints
     ranks: Ints
+    values: Mapping[str, Floats]
+    occurrence: Ints
 
 
-def evaluate_retrieval(
-    image: ArrayLike,
-    text: ArrayLike,
-    image_of_text: npt.NDArray[np.integer] | Tensor,
-    ks: Sequence[int] = (1, 5, 10),
-) -> dict[str, dict[str, float | int]]:
-    """Evaluate image-to-text ("i2t") and text-to-image ("t2i") retrieval by cosine similarity.
+def query_scores(
+    found: Found, ks: Sequence[int], grades: Floats | None = None, relevant_above: float = 0
+) -> QueryScores:
+    """Score every query of a direction from the ranks of its judged items.
 
-    image (M, d) and text (N, d) are floating-point and L2-normalised inside; a zero row has cosine 0 with
-    all. ``image_of_text`` (N,) integers: the row of each text's image, or -1 for a text without one, which is
-    no query but stays in the gallery; likewise an image without text.
-
-    Returns per direction "R@k" for every k in ks (the fraction of queries with any true answer among the k
-    best), "median_rank" and "mean_rank" (1 is best; of a query's best true answer) and "queries". Equal
-    scores rank by smaller row; see ``search``.
-
-    Raises InputError if shapes do not fit together, a row is not finite, ``image_of_text`` points outside, no
-    text has an image, or a k is below 1 or above the size of a gallery.
+    ``grades`` (P,) are the judgements of ``found.pairs``; None: all are plain relevance. Items graded above
+    ``relevant_above`` are the true answers; a query without one is no query.
     """
-    galleries = {"images": len(image), "texts": len(text)}
-    if not ks or min(ks) < 1:
-        raise InputError(f"ks: expected numbers of at least 1, got {list(ks)}")
-    for name, size in galleries.items():
-        if max(ks) > size:
-            raise InputError(f"k = {max(ks)} but the gallery holds {size} {name}")
-    directions = true_ranks(image, text, image_of_text, listed=max(ks))
-    return {name: _summary(direction.ranks, ks) for name, direction in directions.items()}
+    judged = np.ones(len(found.pairs)) if grades is None else grades
+    true = judged > relevant_above
+    owner, ranks = found.pairs.query[true], found.ranks[true]
+    order = np.lexsort((ranks, owner))
+    owner, ranks = owner[order], ranks[order]
+    queries, start, count = np.unique(owner, return_index=True, return_counts=True)
+    best = ranks[start]
+    place = np.arange(len(owner)) - np.repeat(start, count) + 1
+    precision = np.add.reduceat(place / ranks, start) if len(start) else np.empty(0)
+    values: dict[str, Floats] = {f"R@{k}": (best <= k).astype(np.float64) for k in ks}
+    values |= {"mAP": precision / count, "MRR": 1 / best, "mean_rank": best.astype(np.float64)}
+    if grades is not None:
+        values |= _graded(found, grades, queries, max(ks))
+    # Every row of the query side has a list; those that are no query of the protocol do not count.
+    occurrence = np.bincount(found.top_ids[queries, :HUB_K].ravel(), minlength=found.gallery)
+    return QueryScores(queries, best, values, occurrence)
 
 
-def _summary(ranks: Ints, ks: Sequence[int]) -> dict[str, float | int]:
-    return {
-        **{f"R@{k}": float(np.mean(ranks <= k)) for k in ks},
-        "median_rank": float(np.median(ranks)),
-        "mean_rank": float(np.mean(ranks)),
-        "queries": len(ranks),
-    }
+def _graded(found: Found, grades: Floats, queries: Ints, k: int) -> dict[str, Floats]:
+    """nDCG@k with linear gains (Jarvelin and Kekalainen 2002), and Spearman's correlation of score and grade."""
+    from scipy.stats import spearmanr
+
+    start = np.searchsorted(found.pairs.query, queries)
+    stop = np.searchsorted(found.pairs.query, queries, side="right")
+    ndcg, spearman = np.empty(len(queries)), np.full(len(queries), np.nan)
+    for i, judged in enumerate(slice(a, b) for a, b in zip(start, stop, strict=True)):
+        gain, rank, score = grades[judged], found.ranks[judged], found.scores[judged]
+        listed = rank <= k
+        ideal = np.sort(gain)[::-1][:k]
+        ndcg[i] = (gain[listed] / np.log2(1 + rank[listed])).sum() / (ideal / np.log2(2 + np.arange(len(ideal)))).sum()
+        if len(set(gain)) > 1 and len(set(score)) > 1:
+            spearman[i] = spearmanr(score, gain).statistic
+    return {f"nDCG@{k}": ndcg, "spearman": spearman}
 
 
-def true_ranks(
-    image: ArrayLike,
-    text: ArrayLike,
-    image_of_text: npt.NDArray[np.integer] | Tensor,
-    listed: int = 10,
-) -> dict[str, QueryRanks]:
-    """Return every query's rank of its best true answer, 1 for the top, under the keys "i2t" and "t2i".
-
-    Arguments and errors as in ``evaluate_retrieval``. ``listed`` is how many rows FAISS lists per query
-    before the rank is counted out over the whole gallery: a matter of speed, not of the result.
-    """
-    image_rows = finite_rows(l2_normalize(as_rows(image, "image")), "image")
-    text_rows = finite_rows(l2_normalize(as_rows(text, "text")), "text")
-    same_width(image_rows, text_rows)
-    owners = _owners(image_of_text, len(image_rows), len(text_rows))
-    captioned = np.unique(owners[owners >= 0])
-    paired = np.flatnonzero(owners >= 0)
-    images = np.arange(len(image_rows))
-    return {
-        "i2t": QueryRanks(captioned, _ranks(image_rows[captioned], captioned, text_rows, owners, listed)),
-        "t2i": QueryRanks(paired, _ranks(text_rows[paired], owners[paired], image_rows, images, listed)),
-    }
+def summarise(directions: Mapping[str, QueryScores]) -> Metrics:
+    """The numbers of a whole evaluation: per direction, and the RSum over both."""
+    result: Metrics = {}
+    for name, scored in directions.items():
+        means: dict[str, float | int] = {}
+        for metric, values in scored.values.items():
+            if metric == "mean_rank":
+                means["median_rank"] = float(np.median(scored.ranks))
+            means[metric] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        hubness = skewness(scored.occurrence[scored.occurrence >= 0])
+        result[name] = {**means, "hubness": hubness, "queries": len(scored.queries)}
+    recalls = [value for numbers in result.values() for name, value in numbers.items() if name.startswith("R@")]
+    result["both"] = {"RSum": 100 * float(sum(recalls))}
+    return result
 
 
-def _owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: int) -> Ints:
-    given = image_of_text.cpu().numpy() if isinstance(image_of_text, Tensor) else np.asarray(image_of_text)
-    if given.shape != (texts,) or not np.issubdtype(given.dtype, np.integer):
-        raise InputError(
-            f"image_of_text: expected {texts} integers, one per text; got shape {given.shape}, {given.dtype}"
-        )
-    owners = given.astype(np.int64)
-    outside = np.flatnonzero((owners < -1) | (owners >= images))
-    if len(outside):
-        raise InputError(
-            f"image_of_text[{outside[0]}] = {owners[outside[0]]}, expected 0 to {images - 1}, "
-            "or -1 for a text without image"
-        )
-    if (owners < 0).all():
-        raise InputError("image_of_text: no text has an image, so there is nothing to retrieve")
-    return owners
-
-
-def _ranks(queries: Tensor, wanted: Ints, gallery: Tensor, labels: Ints, listed: int) -> Ints:
-    """Ranks (Q,) of each query's best gallery row whose label (N,) is the query's wanted label (Q,)."""
-    listed = min(listed, len(gallery))
-    ids = search(build_index(gallery), queries, listed)[1]
-    hits = labels[ids] == wanted[:, None]
-    ranks: Ints = hits.argmax(axis=1) + 1
-    missed = np.flatnonzero(~hits.any(axis=1))
-    counted = _counted_ranks(queries[missed], wanted[missed], gallery, labels)
-    ranks[missed] = np.maximum(counted, listed + 1)
-    return ranks
-
-
-def _counted_ranks(queries: Tensor, wanted: Ints, gallery: Tensor, labels: Ints) -> Ints:
-    """As ``_ranks``, by counting the rows that come before the best true one; never Q x N at once."""
-    ranks = np.empty(len(queries), dtype=np.int64)
-    rows = torch.arange(len(gallery))
-    for block in query_blocks(len(queries), len(gallery)):
-        scores = dense_scores(queries[block], gallery)
-        others = torch.from_numpy(labels != wanted[block, None])
-        of_true = scores.masked_fill(others, -torch.inf)
-        best = of_true.amax(dim=1, keepdim=True)
-        first = (of_true == best).int().argmax(dim=1, keepdim=True)
-        before = (scores > best) | ((scores == best) & (rows < first))
-        ranks[block] = before.sum(dim=1).numpy() + 1
-    return ranks
+def skewness(occurrence: Ints) -> float:
+    """The third standardised moment; 0 where all counts are equal."""
+    centred = occurrence - occurrence.mean()
+    spread = float(np.sqrt((centred**2).mean()))
+    return float((centred**3).mean() / spread**3) if spread > 0 else 0.0

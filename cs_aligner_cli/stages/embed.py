@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from cs_aligner_cli.artifacts import Artifact, file_stamps
 from cs_aligner_cli.checkpoint import load_towers, read_plans
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import Rows, prefetched
+from cs_aligner_cli.data.batches import Rows
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.encoders import Encoder, embed_rows, load_encoders, pick_device, weight_files
+from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device, weight_files
+from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
 from cs_aligner_cli.layout import FROZEN, MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.store import ShardWriter, Store, write_keys
-from cs_aligner_cli.towers import Inputs, embed_split
+from cs_aligner_cli.towers import Inputs, tower_embedder
 
-# (modality, rows of the split's table) -> float32 embeddings (len(rows), d)
-EmbedRows: TypeAlias = Callable[[str, Rows], npt.NDArray[np.float32]]
+# What computes the rows of a modality.
+MakeEmbedder: TypeAlias = Callable[[str], Embedder]
 
 
 def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
@@ -58,9 +61,10 @@ class _Job:
         """The store of one split as the encoders give it."""
         split = self.data.split(split_name, self._key_of(split_name))
 
-        def start() -> tuple[EmbedRows, dict[str, Any]]:
-            identity = {m: encoder.identity for m, encoder in self.encoders.items()}
-            return lambda modality, rows: self._encode(self.encoders[modality], split, rows), identity
+        def start() -> tuple[MakeEmbedder, dict[str, Any]]:
+            precision = pick_precision(self.recipe.embed.precision, self.device)
+            identity = {m: {**encoder.identity, "precision": precision} for m, encoder in self.encoders.items()}
+            return lambda modality: self._frozen_embedder(self.encoders[modality], split, precision), identity
 
         sources = file_stamps(weight_files(self.recipe))
         return self._store(self.layout.frozen(split_name), split, sources, start)
@@ -70,17 +74,19 @@ class _Job:
         split = self.data.split(split_name, self._key_of(split_name))
         weights = self.layout.weights(name)
 
-        def start() -> tuple[EmbedRows, dict[str, Any]]:
+        def start() -> tuple[MakeEmbedder, dict[str, Any]]:
             frozen = Store(self.layout.frozen(split_name).path)
             dims = {m: frozen.array(m).shape[1] for m in MODALITIES}
-            live = any(plan.tune == "full" for plan in read_plans(weights).values())
+            live = [m for m, plan in read_plans(weights).items() if plan.live]
             # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
-            encoders = load_encoders(self.recipe, self.data, self.device) if live else {}
-            towers = load_towers(weights, encoders, dims).to(self.device)
+            encoders = load_encoders(self.recipe, self.data, self.device, live)
+            identities = {m: frozen.identity[m] for m in MODALITIES}
+            precision = pick_precision(self.recipe.train.precision if self.recipe.train else "fp32", self.device)
+            towers = load_towers(weights, encoders, dims, identities, precision).eval().to(self.device)
             inputs = Inputs(towers.plans, encoders, {split.name: frozen})
             size = self.recipe.embed.batch_size
             identity = {"weights": str(weights), "encoders": frozen.identity}
-            return lambda m, rows: embed_split(towers, inputs, m, split, rows, self.device, size), identity
+            return lambda m: tower_embedder(towers, inputs, m, split, self.device, size), identity
 
         own = file_stamps([weights]) if self.recipe.embed.weights and weights.is_file() else ""
         return self._store(self.layout.aligned(name, split_name), split, own, start)
@@ -88,7 +94,12 @@ class _Job:
     def _key_of(self, split_name: str) -> str:
         """The recipe's key that names a split."""
         recipe, train = self.recipe, self.recipe.train
-        named = {"eval_retrieval.split": recipe.eval_retrieval.split, "gap_report.split": recipe.gap_split}
+        named = {
+            "eval_retrieval.split": recipe.eval_retrieval.split,
+            "gap_report.split": recipe.gap_split,
+            "zero_shot.split": recipe.zero_shot_split,
+            "eval_retrieval.query_bank.split": recipe.eval_retrieval.query_bank.split,
+        }
         if train is not None and recipe.trains:
             named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
         named["gap_report.baselines.split"] = recipe.gap_report.baselines.split or ""
@@ -99,40 +110,68 @@ class _Job:
         artifact: Artifact,
         split: Split,
         sources: str,
-        start: Callable[[], tuple[EmbedRows, dict[str, Any]]],
+        start: Callable[[], tuple[MakeEmbedder, dict[str, Any]]],
     ) -> dict[str, Any]:
         record = None if self.force else artifact.fresh(sources)
         if record is not None:
             return {"status": "fresh", **record["summary"]}
         spec = self.recipe.embed
-        embed_rows_of, identity = start()
+        embedder_of, identity = start()
         with artifact.building(sources) as build:
             for modality in MODALITIES:
                 rows = len(split.table(modality))
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
-                missing = list(writer.missing())
-                kept = rows - sum(len(part) for _, part in missing)
-                with self.console.progress(f"{artifact.name}: {modality}", rows, done=kept) as advance:
-                    for number, part in missing:
-                        writer.write(number, self._in_batches(embed_rows_of, modality, part, advance))
-                build.summary[modality] = {"rows": rows, "dim": Store(build.folder).array(modality).shape[1]}
+                embedder = embedder_of(modality)
+                started = time.perf_counter()
+                self._fill(writer, embedder, f"{artifact.name}: {modality}")
+                seconds = round(time.perf_counter() - started, 3)
+                dim = writer.written().shape[1]
+                about = {"rows": rows, "dim": dim, "seconds": seconds}
+                build.summary[modality] = {**about, **embedder.throughput.record()}
             write_keys(build.folder, {m: split.table(m) for m in MODALITIES}, identity)
         return {"status": "done", **build.summary}
 
-    def _in_batches(
-        self, embed_rows_of: EmbedRows, modality: str, rows: Rows, advance: Callable[..., None]
-    ) -> npt.NDArray[np.float32]:
-        # A few batches a time, so that the progress moves and loading overlaps with the encoder.
-        chunk = 8 * self.recipe.embed.batch_size
-        blocks = []
-        for begin in range(0, len(rows), chunk):
-            blocks.append(embed_rows_of(modality, rows[begin : begin + chunk]))
-            advance(len(blocks[-1]))
-        return np.concatenate(blocks)
+    def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:
+        """Compute the missing shards; each is written while the next one is computed."""
+        missing = list(writer.missing())
+        kept = writer.rows - sum(len(part) for _, part in missing)
+        shards = dict(missing)
 
-    def _encode(self, encoder: Encoder, split: Split, rows: Rows) -> npt.NDArray[np.float32]:
-        size, table = self.recipe.embed.batch_size, split.table(encoder.modality)
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        loaded = prefetched(lambda i: encoder.load(table.iloc[parts[i]]), range(len(parts)))
-        precision = self.recipe.embed.precision
-        return np.concatenate([embed_rows(encoder.module, batch, self.device, precision) for batch in loaded])
+        def write(number: int, values: Values, copies: Rows) -> None:
+            if len(copies):
+                assert embedder.first is not None
+                owners = embedder.first[shards[number][copies]]
+                inside = owners >= shards[number][0]
+                values[copies[inside]] = values[owners[inside] - shards[number][0]]
+                if not inside.all():  # shards are written in order, so that the earlier ones are there
+                    values[copies[~inside]] = writer.written().take(owners[~inside])
+            writer.write(number, values)
+
+        with (
+            self.console.progress(label, writer.rows, done=kept) as advance,
+            ThreadPoolExecutor(1, "write") as background,
+        ):
+            pending: Future[None] | None = None
+            for number, values, copies in embedder.shards(missing, advance):
+                if pending:
+                    pending.result()
+                pending = background.submit(write, number, values, copies)
+            if pending:
+                pending.result()
+
+    def _frozen_embedder(self, encoder: Encoder, split: Split, precision: str) -> Embedder:
+        spec, table = self.recipe.embed, split.table(encoder.modality)
+        module = torch.compile(encoder.module, dynamic=True) if spec.compile else encoder.module
+
+        def forward(inputs: Tensor) -> Tensor:
+            with under(precision, self.device):
+                return module(inputs)  # type: ignore[no-any-return]
+
+        return Embedder(
+            forward,
+            lambda rows: encoder.load(table.iloc[rows]),
+            self.device,
+            spec.batch_size,
+            table["text"].tolist() if encoder.reads_captions else None,
+            encoder.load,
+        )

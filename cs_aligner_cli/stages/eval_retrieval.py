@@ -1,4 +1,4 @@
-"""eval-retrieval: exact search over every store of a split, both ways, and the index saved for other programs."""
+"""eval-retrieval: exact retrieval both ways in every store of a split, with intervals, and the saved indexes."""
 
 from __future__ import annotations
 
@@ -7,93 +7,199 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.artifacts import write_bytes, write_json
+from cs_aligner_cli.artifacts import file_stamps, write_bytes, write_json
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.data.judgements import with_judgements
+from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.recipe import EvalRetrieval, Recipe
-from cs_aligner_cli.retrieval import build_index, evaluate_retrieval, search, write_index
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.records import SIDES, write_records
+from cs_aligner_cli.retrieval.bootstrap import intervals, statistics
+from cs_aligner_cli.retrieval.corrections import bank_of, corrected
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
+from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate
+from cs_aligner_cli.retrieval.rows import Rows
+from cs_aligner_cli.retrieval.scores import pair_scores
+from cs_aligner_cli.saved_index import index_keys, save_index
 from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
 
-Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+TIE_RULE = "higher score first, then smaller row"
+PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
 
 
 def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Evaluate every store of ``eval_retrieval.split``; return the numbers per store and where they lie.
 
     A store whose image and text dimensions differ shares no space and is left out with a note. Raises InputError if a
-    store is missing or stale, if no store shares a space, or if a k is larger than a gallery.
+    store is missing or stale, no store shares a space, a k is larger than a gallery, the index cannot be built, or the
+    judgement table does not fit the split.
     """
     layout = Layout(recipe)
     artifact = layout.retrieval
     for need in artifact.needs:
         need.require()
-    record = None if force else artifact.fresh()
+    relevance = recipe.eval_retrieval.relevance
+    sources = file_stamps([relevance]) if relevance else ""
+    record = None if force else artifact.fresh(sources)
     if record is None:
-        with artifact.building() as build:
-            split = PreparedData(layout.prepared.path).split(recipe.eval_retrieval.split, "eval_retrieval.split")
-            stores = layout.stores(split.name)
-            results: dict[str, Any] = {}
-            notes: list[str] = []
-            with console.progress("searching", len(stores)) as advance:
-                for name, stored in stores.items():
-                    store = Store(stored.path)
-                    if store.shares_space:
-                        arrays = {m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy() for m in MODALITIES}
-                        results[name] = _evaluate(recipe.eval_retrieval, split, arrays, build.folder / name)
-                    else:
-                        notes.append(f"{name}: {NO_SPACE}")
-                    advance()
-            if not results:
-                raise nothing_to_compare(split.name)
-            build.summary = {
-                "split": split.name,
-                "images": len(split.images),
-                "captions": len(split.captions),
-                "protocol": "exact cosine search; a query is a hit at k if any of its true answers is among the k "
-                "best; equal scores rank by row",
-                "eval_retrieval": results,
-                "notes": notes,
-            }
+        with artifact.building(sources) as build:
+            job = _Job(recipe, layout, console)
+            build.summary = job.run(build.folder)
             write_json(build.folder / "results.json", build.summary)
-            write_bytes(build.folder / "results.csv", _long_table(results).to_csv(index=False).encode())
+            write_bytes(build.folder / "results.csv", _long_table(build.summary).to_csv(index=False).encode())
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
 
 
-def _evaluate(spec: EvalRetrieval, split: Split, arrays: Arrays, folder: Path) -> dict[str, Any]:
-    """The numbers of one store; its indexes, key tables and nearest neighbours are written into ``folder``."""
-    result = evaluate_retrieval(arrays["image"], arrays["text"], split.image_of_caption, ks=spec.ks)
-    folder.mkdir(exist_ok=True)
-    ids = {"image": split.images["image_id"], "text": split.captions["caption_id"]}
-    owner = {"image": np.arange(len(split.images)), "text": split.image_of_caption}
-    for queries, gallery in (("image", "text"), ("text", "image")):
-        index = build_index(arrays[gallery])
-        write_index(index, folder / f"{gallery}.faiss")
-        split.table(gallery).to_parquet(folder / f"{gallery}.parquet", index=False)
-        k = min(spec.neighbors, len(arrays[gallery]))
-        scores, rows = search(index, arrays[queries], k)
-        neighbors = pd.DataFrame(
-            {
-                "query": np.repeat(ids[queries].to_numpy(), k),
-                "rank": np.tile(np.arange(1, k + 1), len(rows)),
-                "neighbor": ids[gallery].to_numpy()[rows.ravel()],
-                "score": scores.ravel(),
-                "true": (owner[queries][:, None] == owner[gallery][rows]).ravel(),
-            }
+class _Job:
+    """What the stores of one evaluation share: the split, the protocol, the device."""
+
+    def __init__(self, recipe: Recipe, layout: Layout, console: Console) -> None:
+        self.recipe, self.spec, self.layout, self.console = recipe, recipe.eval_retrieval, layout, console
+        data = PreparedData(layout.prepared.path)
+        self.root = data.root
+        self.split = data.split(self.spec.split, "eval_retrieval.split")
+        self.ids = {"image": self.split.images["image_id"], "text": self.split.captions["caption_id"]}
+        protocol = caption_protocol(
+            self.split.image_of_caption,
+            len(self.split.images),
+            len(self.split.captions),
+            self.spec.folds,
+            self.spec.captions_per_image,
         )
-        neighbors.to_parquet(folder / f"{queries}_neighbors.parquet", index=False)
-    return result
+        if self.spec.relevance:
+            protocol = with_judgements(protocol, self.spec.relevance, self.ids)
+        self.protocol: Protocol = protocol
+        self.device = str(pick_device(self.spec.device))
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Evaluate and index every store into ``folder``; return the summary."""
+        stores = {name: Store(artifact.path) for name, artifact in self.layout.stores(self.split.name).items()}
+        comparable = {name: store for name, store in stores.items() if store.shares_space}
+        if not comparable:
+            raise nothing_to_compare(self.split.name)
+        results: dict[str, Any] = {}
+        spans: dict[str, Any] = {}
+        indexes: dict[str, Any] = {}
+        passes = len(comparable) * (1 + len(self.spec.corrections))
+        rows = sum(len(images) for images, _ in self.protocol.galleries)
+        with self.console.progress("searching", passes * rows) as advance:
+            for name, store in comparable.items():
+                arrays = {m: Rows(store.array(m), f"{name}, {m}") for m in MODALITIES}
+                for label, searched in self._variants(name, arrays):
+                    found = evaluate(
+                        searched, self.protocol, tuple(self.spec.ks), self.spec.neighbors, self.device, advance
+                    )
+                    results[label], spans[label] = self._measure(found, folder / label)
+                    self._write_neighbors(searched, found, folder / label)
+                    if label == name:
+                        indexes[name] = self._index(name, arrays, folder / name)
+        notes = [f"{name}: {NO_SPACE}" for name in stores if name not in comparable]
+        return {
+            "split": self.split.name,
+            "images": len(self.split.images),
+            "captions": len(self.split.captions),
+            "protocol": self._described(),
+            "eval_retrieval": results,
+            "intervals": spans,
+            "indexes": indexes,
+            "notes": notes + self._remarks(),
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """All that a table's caption must say."""
+        spec, galleries = self.spec, self.protocol.galleries
+        return {
+            "relevance": str(spec.relevance) if spec.relevance else "an image and its own captions",
+            "hit": "any true answer among the k best",
+            "galleries": spec.folds,
+            "gallery_images": [len(images) for images, _ in galleries],
+            "gallery_captions": [len(texts) for _, texts in galleries],
+            "captions_per_image": spec.captions_per_image or "all",
+            "ties": TIE_RULE,
+            "search": f"exact, all scores, {self.device}",
+            "precision": PRECISION,
+            "intervals": f"95%, bootstrap over images with their captions, {spec.bootstrap} draws"
+            if spec.bootstrap
+            else "none",
+        }
+
+    def _remarks(self) -> list[str]:
+        used = sum(len(texts) for _, texts in self.protocol.galleries)
+        left = len(self.split.captions) - used
+        return [f"{left} captions are in no gallery (captions_per_image, or without image under folds)"] if left else []
+
+    def _variants(self, name: str, arrays: dict[str, Rows]) -> list[tuple[str, Searched]]:
+        """The plain cosine, then every correction asked for."""
+        pair = arrays["image"], arrays["text"]
+        variants: list[tuple[str, Searched]] = [(name, dict.fromkeys(DIRECTIONS, pair))]
+        if self.spec.corrections:
+            spec = self.spec.query_bank
+            store = Store(self.layout.stores(spec.split)[name].path)
+            rows = [Rows(store.array(m), f"{name}, {m} of the query bank") for m in MODALITIES]
+            bank = bank_of(rows[0], rows[1], spec.size, spec.neighbors, spec.beta, self.recipe.seed)
+            variants += [(f"{name}+{kind}", corrected(kind, *pair, bank)) for kind in self.spec.corrections]
+        return variants
+
+    def _measure(self, found: dict[str, Evaluated], folder: Path) -> tuple[Any, Any]:
+        """The numbers and intervals of one store; every query's own are written into ``folder``."""
+        folder.mkdir(exist_ok=True)
+        scores = {direction: way.scores for direction, way in found.items()}
+        clusters = self.protocol.clusters
+        write_records(folder, scores, self.ids, clusters)
+        if not self.spec.bootstrap:
+            return summarise(scores), {}
+        query_clusters = {d: clusters[SIDES[d][0]][scored.queries] for d, scored in scores.items()}
+        item_clusters = {d: clusters[SIDES[d][1]] for d in scores}
+        found_statistics = statistics(scores, query_clusters, item_clusters)
+        return summarise(scores), intervals(found_statistics, self.spec.bootstrap, self.recipe.seed)
+
+    def _write_neighbors(self, searched: Searched, found: dict[str, Evaluated], folder: Path) -> None:
+        for direction, (asking, answering) in SIDES.items():
+            top = found[direction].top_ids
+            query, place = np.nonzero(top >= 0)
+            item = top[query, place]
+            queries, items = searched[direction] if direction == "i2t" else searched[direction][::-1]
+            pairs = self.protocol.pairs[direction]
+            width = len(self.ids[answering])
+            graded = self.protocol.grades.get(direction)
+            true = graded > self.protocol.relevant_above if graded is not None else np.ones(len(pairs), bool)
+            known = pairs.query[true] * width + pairs.item[true]
+            table = pd.DataFrame(
+                {
+                    "query": self.ids[asking].to_numpy()[query],
+                    "rank": place + 1,
+                    "neighbor": self.ids[answering].to_numpy()[item],
+                    "score": pair_scores(queries, items, query, item),
+                    "true": np.isin(query * width + item, known),
+                }
+            )
+            table.to_parquet(folder / f"{asking}_neighbors.parquet", index=False)
+
+    def _index(self, name: str, arrays: dict[str, Rows], folder: Path) -> dict[str, Any]:
+        return {
+            modality: save_index(
+                folder / modality,
+                modality,
+                arrays[modality],
+                arrays[other],
+                index_keys(self.split, modality, self.root),
+                self.spec.index,
+                self.recipe.seed,
+                self.layout.source_of(name, self.split.name),
+                self.console.say,
+            )
+            for modality, other in SIDES.values()
+        }
 
 
-def _long_table(results: dict[str, Any]) -> pd.DataFrame:
+def _long_table(summary: dict[str, Any]) -> pd.DataFrame:
     rows = [
-        (store, direction, metric, value)
-        for store, directions in results.items()
+        (store, direction, metric, value, *summary["intervals"][store].get(direction, {}).get(metric, (None, None)))
+        for store, directions in summary["eval_retrieval"].items()
         for direction, metrics in directions.items()
         for metric, value in metrics.items()
     ]
-    return pd.DataFrame(rows, columns=["store", "direction", "metric", "value"])
+    return pd.DataFrame(rows, columns=["store", "direction", "metric", "value", "low", "high"])

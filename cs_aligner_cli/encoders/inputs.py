@@ -1,0 +1,105 @@
+"""From rows of a table to what a tower takes: pixels, decoded and preprocessed on threads, or token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.errors import InputError
+
+PADDING = -1
+# Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
+_CHUNK, _FULL = 64, 0.8
+
+
+class ImageLoader:
+    """Rows of the images' table to pixels (B, 3, H, W), each picture by ``preprocess``.
+
+    ``workers`` threads decode at once (PIL lets go of the interpreter lock); more than it takes to keep the encoder
+    busy only get in its way where it runs on the same cores.
+    """
+
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], root: Path) -> None:
+        self.preprocess, self.root = preprocess, root
+        self.workers = cpu_count() or 1
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cpu_count(), "decode")
+
+    def __call__(self, rows: pd.DataFrame) -> Tensor:
+        """The pixels of some rows; raise InputError for a picture that is no longer whole."""
+        paths = [self.root / locator for locator in rows["locator"]]
+        if self.workers == 1:
+            return torch.stack([self._read(path) for path in paths])
+        share = -(-len(paths) // self.workers)
+        parts = self._pool.map(self._read_all, [paths[i : i + share] for i in range(0, len(paths), share)])
+        return torch.stack([pixels for part in parts for pixels in part])
+
+    def _read_all(self, paths: list[Path]) -> list[Tensor]:
+        return [self._read(path) for path in paths]
+
+    def _read(self, path: Path) -> Tensor:
+        try:
+            return self.preprocess(read_image(path)[0])
+        except BadImageError as error:
+            raise InputError(
+                f"{path}: {error}; it was whole when the data were prepared", "Check it again: csalign prepare"
+            ) from None
+
+
+def padded_ids(encoding: Any) -> Tensor:
+    """Token ids (B, L) int64 of a tokenizer's output, PADDING where its attention mask is 0.
+
+    One tensor says both, so that a batch can be cut and moved like any other.
+    """
+    ids: Tensor = encoding["input_ids"]
+    mask = encoding.get("attention_mask")
+    return ids if mask is None else ids.masked_fill(mask == 0, PADDING)
+
+
+def ids_and_mask(padded: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    """The (B, L) token ids and attention mask that ``padded_ids`` joined."""
+    mask = padded != PADDING
+    return padded.masked_fill(~mask, pad_id), mask.long()
+
+
+def in_chunks_of_like_length(forward: Callable[[Tensor], Tensor], padded: Tensor) -> Tensor:
+    """``forward`` of padded token ids (B, L) to (B, dim), without computing what a mixed batch pads.
+
+    A training batch mixes lengths, and its longest caption may be three times the mean: the rows are computed in chunks
+    of similar length, cut to it, and put back in order.
+    """
+    lengths = (padded != PADDING).sum(1)
+    if len(padded) <= _CHUNK or int(lengths.sum()) > _FULL * padded.numel():
+        return forward(padded)
+    order = lengths.argsort(descending=True, stable=True)
+    parts = [forward(padded[rows, : int(lengths[rows[0]])]) for rows in torch.split(order, _CHUNK)]
+    return torch.cat(parts)[order.argsort()]
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Class and digest of the vocabulary of a transformers tokenizer."""
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+    return f"{type(tokenizer).__name__} {hashlib.blake2b(vocabulary, digest_size=8).hexdigest()}"
+
+
+def refuse_foreign_tokenizer(tokens: int, embeddings: int, key: str) -> None:
+    """Raise InputError if a tokenizer has ids for which the model has no embedding: it belongs to another model."""
+    if tokens > embeddings:
+        raise InputError(
+            f"{key}: the tokenizer has {tokens} tokens, but the model's embedding table has {embeddings} rows",
+            "The tokenizer in that folder belongs to another model; copy the one that the model was trained with.",
+        )

@@ -1,0 +1,70 @@
+"""Text towers from sentence-transformers folders: the whole pipeline that the folder describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.hub import refuse_absent, source_of, weights_digest
+from cs_aligner_cli.encoders.inputs import (
+    ids_and_mask,
+    in_chunks_of_like_length,
+    padded_ids,
+    refuse_foreign_tokenizer,
+    tokenizer_identity,
+)
+from cs_aligner_cli.encoders.transformers import dim_of, loading
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.recipe_encoders import SentenceTransformersEncoder
+
+
+class _Pipeline(nn.Module):
+    """All modules of the pipeline, on padded token ids."""
+
+    def __init__(self, pipeline: SentenceTransformer, pad_id: int) -> None:
+        super().__init__()
+        self.pipeline, self.pad_id = pipeline, pad_id
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Padded token ids (B, L) to (B, dim)."""
+        return in_chunks_of_like_length(self._embed, inputs)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        ids, mask = ids_and_mask(inputs, self.pad_id)
+        output = self.pipeline({"input_ids": ids, "attention_mask": mask, "modality": "text"})
+        return output["sentence_embedding"]  # type: ignore[no-any-return]
+
+
+def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> Encoder:
+    """A text tower; ``prompt`` defaults to the folder's own default prompt."""
+    refuse_absent(spec.model, key, "modules.json")
+    with loading(spec.model, key):
+        pipeline = SentenceTransformer(source_of(spec.model), device="cpu", trust_remote_code=False)
+    backbone = pipeline.transformers_model
+    if backbone is None:
+        raise InputError(f"{key}: {spec.model} does not begin with a transformer; only such pipelines are supported")
+    tokenizer: Any = pipeline.tokenizer
+    refuse_foreign_tokenizer(len(tokenizer), backbone.get_input_embeddings().num_embeddings, key)
+    prompt = spec.prompt
+    if prompt is None:
+        prompt = (pipeline.prompts.get(pipeline.default_prompt_name or "") or "") + "{text}"
+
+    def load(rows: pd.DataFrame) -> Tensor:
+        return padded_ids(pipeline.preprocess([prompt.replace("{text}", text) for text in rows["text"]]))
+
+    identity = {
+        "kind": "sentence_transformers",
+        "model": spec.model,
+        "pipeline": [type(part).__name__ for part in pipeline],
+        "weights": weights_digest(pipeline),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "prompt": prompt,
+        "max_length": pipeline.max_seq_length,
+    }
+    tower = _Pipeline(pipeline, tokenizer.pad_token_id or 0)
+    dim = dim_of(tower, load(pd.DataFrame({"text": ["a"]})), "text", key)
+    return Encoder("text", dim, tower, load, identity, backbone)

@@ -1,0 +1,62 @@
+"""Image towers from timm: any of its models, headless, with the model's own preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+
+from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.hub import HUB, LOCAL, refuse_absent, unreachable, weights_digest
+from cs_aligner_cli.encoders.inputs import ImageLoader
+from cs_aligner_cli.encoders.transformers import dim_of, loading
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.recipe_encoders import TimmEncoder
+
+
+def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
+    """An image tower; its output is the pooled, headless feature (B, dim)."""
+    pretrained = _checked(spec, key)
+    with loading(spec.model, key), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(
+            spec.model, pretrained=pretrained, num_classes=0, checkpoint_path=str(spec.checkpoint or "")
+        )
+    preprocess = timm.data.resolve_model_data_config(model)
+    load = ImageLoader(timm.data.create_transform(**preprocess, is_training=False), root)
+    identity = {
+        "kind": "timm",
+        "model": spec.model,
+        "weights": weights_digest(model),
+        "preprocess": {name: list(value) if isinstance(value, tuple) else value for name, value in preprocess.items()},
+    }
+    dim = dim_of(model, load.preprocess(Image.new("RGB", (64, 48)))[None], "image", key)
+    return Encoder("image", dim, model, load, identity, model)
+
+
+def _checked(spec: TimmEncoder, key: str) -> bool:
+    """Whether timm is to fetch weights; raise InputError if the model or its weights cannot be had."""
+    if spec.model.startswith(LOCAL):
+        refuse_absent(spec.model, key)
+        return True
+    if spec.model.startswith(HUB):
+        refuse_absent(spec.model, key)
+    elif spec.model.partition(".")[0] not in timm.list_models():
+        raise InputError(f"{key}: timm knows no model {spec.model!r}{did_you_mean(spec.model, timm.list_models())}")
+    if spec.checkpoint is not None and not spec.checkpoint.is_file():
+        raise InputError(f"{key}.checkpoint: {spec.checkpoint}: no such file")
+    if spec.checkpoint is not None or spec.random_init:
+        return False
+    weights = timm.get_pretrained_cfg(spec.model)
+    if weights is None or not weights.has_weights:
+        named = [name for name in timm.list_pretrained() if name.startswith(spec.model.partition(".")[0] + ".")]
+        raise InputError(f"{key}: timm has no weights for {spec.model!r}{did_you_mean(spec.model, named)}")
+    if why := unreachable(weights.hf_hub_id or ""):
+        raise InputError(
+            f"{key}: {why}",
+            "On a machine with a network: timm.create_model(NAME, pretrained=True) and timm.models.save_for_hf(model, "
+            f"FOLDER); copy FOLDER here and name it: model: {LOCAL}FOLDER (or checkpoint: FILE).",
+        )
+    return True

@@ -1,0 +1,221 @@
+"""Towers from transformers: text models, decoder LLMs, vision models, and both halves of CLIP and SigLIP."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
+from cs_aligner_cli.encoders.inputs import (
+    ImageLoader,
+    ids_and_mask,
+    in_chunks_of_like_length,
+    padded_ids,
+    refuse_foreign_tokenizer,
+    tokenizer_identity,
+)
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.recipe_encoders import TransformersEncoder
+
+# What the library raises, itself or through torch and safetensors, on files that it cannot make sense of.
+NOT_LOADED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, EOFError),
+    *(struct.error, SafetensorError),
+)
+# Of a model with two towers, what the one tower does not use.
+_NOT_TEXT = ("vision_model", "visual_projection", "logit_scale", "logit_bias")
+_NOT_IMAGE = ("text_model", "text_projection", "logit_scale", "logit_bias")
+_FEATURES = {"text": "get_text_features", "image": "get_image_features"}
+
+
+class _Tower(nn.Module):
+    """A model of the library and how its output becomes one vector per item."""
+
+    def __init__(self, model: Any, modality: str, pooling: str, pad_id: int = 0) -> None:
+        super().__init__()
+        self.model, self.modality, self.pooling, self.pad_id = model, modality, pooling, pad_id
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) or padded token ids (B, L) to (B, dim)."""
+        if self.modality == "text":
+            return in_chunks_of_like_length(self._text, inputs)
+        return self._pooled({"pixel_values": inputs}, None)
+
+    def _text(self, inputs: Tensor) -> Tensor:
+        ids, mask = ids_and_mask(inputs, self.pad_id)
+        return self._pooled({"input_ids": ids, "attention_mask": mask}, mask)
+
+    def _pooled(self, given: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+        if self.pooling == "features":
+            output = getattr(self.model, _FEATURES[self.modality])(**given)
+            return output if isinstance(output, Tensor) else output.pooler_output
+        return pool(self.model(**given), self.pooling, mask)
+
+
+def pool(output: Any, pooling: str, mask: Tensor | None) -> Tensor:
+    """One vector per item (B, dim) from hidden states (B, L, dim): the mean over the tokens that ``mask`` (B, L) keeps,
+    the first of them (cls), the last one (last), or the model's own pooled output (pooler)."""
+    if pooling == "pooler":
+        return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
+    hidden: Tensor = output.last_hidden_state
+    if hidden.ndim == 4:  # convolutional models give maps (B, C, H, W)
+        hidden = hidden.flatten(2).transpose(1, 2)
+    if pooling == "cls":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden[:, -1] if pooling == "last" else hidden.mean(1)
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key: str) -> Encoder:
+    """A tower from a local folder or the hub.
+
+    Raises InputError if the model is not there, does not load, lacks weights, has another's tokenizer or takes
+    pictures of another size than its preprocessor makes.
+    """
+    refuse_absent(spec.model, key)
+    source = source_of(spec.model)
+    with loading(spec.model, key):
+        model, missing = _load_model(spec, source, modality)
+    _refuse_missing(model, missing, spec.pooling, key)
+    pooling = spec.pooling if spec.pooling != "auto" else _own_pooling(model, modality)
+    identity: dict[str, Any] = {
+        "kind": "transformers",
+        "model": spec.model,
+        "architecture": type(model).__name__,
+        "weights": weights_digest(model),
+        "dtype": spec.dtype,
+        "pooling": pooling,
+    }
+    load: Callable[[pd.DataFrame], Tensor]
+    if modality == "image":
+        with loading(spec.model, key):
+            processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        tower = _Tower(model, modality, pooling)
+        load = ImageLoader(lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0], root)
+        identity["preprocess"] = processor.to_dict()
+        example = load.preprocess(Image.new("RGB", (64, 48)))[None]
+    else:
+        with loading(spec.model, key):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        table = getattr(model, "text_model", model).get_input_embeddings()
+        refuse_foreign_tokenizer(len(tokenizer), table.num_embeddings, key)
+        load = _TextLoader(tokenizer, model, spec)
+        tower = _Tower(model, modality, pooling, load.pad_id)
+        identity |= {"tokenizer": tokenizer_identity(tokenizer), "prompt": spec.prompt, "max_length": load.max_length}
+        example = load(pd.DataFrame({"text": ["a"]}))
+    return Encoder(modality, dim_of(tower, example, modality, key), tower, load, identity, model)
+
+
+class _TextLoader:
+    """Rows of the captions' table to padded token ids (B, L), by the model's own tokenizer."""
+
+    def __init__(self, tokenizer: Any, model: Any, spec: TransformersEncoder) -> None:
+        self.tokenizer, self.prompt = tokenizer, spec.prompt
+        tokenizer.padding_side = "right"  # last-token pooling counts from the left
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.pad_id = tokenizer.pad_token_id or 0
+        config = getattr(model.config, "text_config", model.config)
+        positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        self.max_length = spec.max_length or min(positions, tokenizer.model_max_length)
+        # SigLIP was trained without a mask, every caption padded to full length.
+        self.masked = not model.config.model_type.startswith("siglip")
+
+    def __call__(self, rows: pd.DataFrame) -> Tensor:
+        texts = [self.prompt.replace("{text}", text) for text in rows["text"]]
+        encoding = self.tokenizer(
+            texts,
+            padding=True if self.masked else "max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_attention_mask=self.masked,
+        )
+        return padded_ids(encoding)
+
+
+def _load_model(spec: TransformersEncoder, source: str, modality: str) -> tuple[Any, list[str]]:
+    """The tower's model, and the names of the weights that its files do not hold."""
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
+    options = {"trust_remote_code": False, "dtype": getattr(torch, spec.dtype), "output_loading_info": True}
+    model, info = kind.from_pretrained(source, config=config, **options)
+    for name in _NOT_TEXT if modality == "text" else _NOT_IMAGE:
+        if hasattr(model, name):
+            setattr(model, name, None)
+    return model, sorted(key for key in info["missing_keys"] if key in model.state_dict())
+
+
+def _refuse_missing(model: Any, missing: list[str], pooling: str, key: str) -> None:
+    """Weights that are not there would be random ones; only a pooler that is not used may be absent."""
+    others = [name for name in missing if not name.startswith("pooler.")]
+    if others or (missing and pooling == "pooler"):
+        raise InputError(
+            f"{key}: the files hold no weights for {len(missing)} tensors of {type(model).__name__}, "
+            f"the first being {(others or missing)[0]}",
+            "" if others else "Its checkpoint was trained without a pooler: use pooling: mean or cls.",
+        )
+    if missing:
+        model.pooler = None
+
+
+def _own_pooling(model: Any, modality: str) -> str:
+    """The pooling that a model was made for."""
+    if hasattr(model, _FEATURES[modality]):
+        return "features"
+    if modality == "image" or type(model).__name__.endswith("TextModel"):
+        return "cls" if getattr(model, "pooler", ...) is None else "pooler"
+    name = model.config.model_type
+    decodes = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "last" if decodes else "mean"
+
+
+def dim_of(tower: nn.Module, example: Tensor, modality: str, key: str) -> int:
+    """The dimension of a tower's output; InputError if it does not take what its own preprocessing makes."""
+    try:
+        with torch.inference_mode():
+            return int(tower.eval()(example).shape[1])
+    except (ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        what = f"pictures of {tuple(example.shape[2:])} pixels" if modality == "image" else "its tokenizer's tokens"
+        raise InputError(
+            f"{key}: the model does not take {what}: {str(error).splitlines()[0] if str(error) else error!r}",
+            "Preprocessing and model must be of one image size and one kind; name the files it was trained with.",
+        ) from None
+
+
+@contextmanager
+def loading(model: str, key: str) -> Iterator[None]:
+    """Turn the library's loading failures into one message with the way out, and keep its bars off the screen."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    logging.disable()
+    try:
+        yield
+    except NOT_LOADED as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "" if model.startswith(LOCAL) else how_to_fetch(source_of(model))
+        raise InputError(f"{key}: cannot load {model}: {why}", hint) from None
+    finally:
+        logging.disable(logging.NOTSET)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

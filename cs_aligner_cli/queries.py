@@ -1,0 +1,68 @@
+"""Embedding sentences and photos that are in no data set, through the towers that made a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.arrays import l2_normalize
+from cs_aligner_cli.checkpoint import load_towers
+from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.inference import Embedder, pick_precision, under
+from cs_aligner_cli.layout import FROZEN, MODALITIES, Layout
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe_encoders import FeaturesEncoder
+from cs_aligner_cli.towers import Towers
+
+_COLUMN = {"image": "locator", "text": "text"}
+
+
+class QueryEncoder:
+    """The towers of one store of a recipe; loads the encoders, so build it only for items that are not stored."""
+
+    def __init__(self, recipe: Recipe, store: str) -> None:
+        layout = Layout(recipe)
+        self._batch_size = recipe.embed.batch_size
+        self._device = pick_device(recipe.embed.device)
+        self._precision = pick_precision(recipe.embed.precision, self._device)
+        self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device)
+        self._towers: Towers | None = None
+        if store != FROZEN:
+            # Towers that were trained whole take the place of the encoders' own modules.
+            dims = {m: self._encoders[m].dim for m in MODALITIES}
+            precision = pick_precision(recipe.train.precision if recipe.train else "fp32", self._device)
+            towers = load_towers(layout.weights(store), self._encoders, dims, precision=precision)
+            self._towers = towers.to(self._device).eval()
+
+    def embed(self, modality: str, items: Sequence[str]) -> Tensor:
+        """Unit float32 rows (len(items), d) of texts, or of the image files at these absolute paths."""
+        encoder = self._encoders[modality]
+        frame = pd.DataFrame({_COLUMN[modality]: list(items)})
+        embedder = Embedder(
+            lambda inputs: self._forward(encoder, inputs),
+            lambda rows: encoder.load(frame.iloc[rows]),
+            self._device,
+            self._batch_size,
+            loader=encoder.load,
+        )
+        return l2_normalize(torch.from_numpy(embedder.all(np.arange(len(frame)))))
+
+    def _forward(self, encoder: Encoder, inputs: Tensor) -> Tensor:
+        if self._towers is None or not self._towers.plans[encoder.modality].live:
+            with under(self._precision, self._device):
+                inputs = encoder.module(inputs).float()
+        return inputs if self._towers is None else self._towers(encoder.modality, inputs)
+
+
+def require_encoder(recipe: Recipe, modality: str, instead: str) -> None:
+    """Raise InputError if the encoder of a modality is stored features, which cannot embed anything new."""
+    if isinstance(recipe.encoders.of(modality), FeaturesEncoder):
+        raise InputError(
+            f"encoders.{modality} is of kind features: stored features cannot embed a new {modality}", instead
+        )

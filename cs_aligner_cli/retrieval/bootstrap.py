@@ -1,0 +1,202 @@
+"""How sure the numbers are: bootstrap intervals over images, and paired tests of two evaluations.
+
+An image and its captions are drawn together, since their queries are not independent. Every metric is a function of
+sums over what is drawn (a mean of a sum and a count, a median of a histogram, a skewness of four moments); so a draw
+is a row of weights, and all draws are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
+from cs_aligner_cli.retrieval.rows import Ints
+
+# (direction, metric), as in the dict of evaluate_retrieval
+Key = tuple[str, str]
+_LEVEL = 0.95
+_BLOCK_ENTRIES = 2**23
+LOWER_IS_BETTER = ("median_rank", "mean_rank", "hubness")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A metric as a function of sums: ``sums`` (C, r), dense or sparse, one row for each of the C clusters (an image
+    with its captions); ``finish`` makes (B,) values of (B, r) weighted sums."""
+
+    sums: Any
+    finish: Callable[[Floats], Floats]
+
+
+def statistics(
+    scores: Mapping[str, QueryScores],
+    query_clusters: Mapping[str, Ints],
+    item_clusters: Mapping[str, Ints],
+    ranks: Mapping[str, Ints] | None = None,
+) -> dict[Key, Statistic]:
+    """Every metric of an evaluation as a Statistic, in the order of ``summarise``.
+
+    ``query_clusters``: direction to (Q,) the cluster of each query; ``item_clusters``: direction to (N,) that of each
+    item of its gallery. ``ranks``: direction to all ranks that may occur, equal for evaluations that are compared.
+    """
+    count = 1 + max(int(part.max()) for part in (*query_clusters.values(), *item_clusters.values()))
+    found: dict[Key, Statistic] = {}
+    for direction, scored in scores.items():
+        clusters = query_clusters[direction]
+        for metric, values in scored.values.items():
+            if metric == "mean_rank":
+                found[direction, "median_rank"] = _median(
+                    scored.ranks, clusters, count, np.unique(scored.ranks if ranks is None else ranks[direction])
+                )
+            there = np.isfinite(values)
+            columns = [np.where(there, values, 0.0), there.astype(float)]
+            found[direction, metric] = Statistic(_summed(columns, clusters, count), _mean)
+        inside = scored.occurrence >= 0
+        n = scored.occurrence[inside].astype(float)
+        moments = _summed([np.ones_like(n), n, n**2, n**3], item_clusters[direction][inside], count)
+        found[direction, "hubness"] = Statistic(moments, _skewness)
+    recalls = [key for key in found if key[1].startswith("R@")]
+    sums = np.hstack([found[key].sums for key in recalls])
+    found["both", "RSum"] = Statistic(sums, _rsum)
+    return found
+
+
+def _summed(columns: list[Floats], clusters: Ints, count: int) -> Floats:
+    return np.stack([np.bincount(clusters, column, minlength=count) for column in columns], axis=1)
+
+
+def _mean(sums: Floats) -> Floats:
+    # A draw without any query of a direction says nothing of it: NaN, and _interval leaves it out.
+    with np.errstate(invalid="ignore"):
+        mean: Floats = sums[:, 0] / sums[:, 1]
+    return mean
+
+
+def _rsum(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        total: Floats = 100 * (sums[:, ::2] / sums[:, 1::2]).sum(axis=1)
+    return total
+
+
+def _skewness(sums: Floats) -> Floats:
+    first, second, third = (sums[:, i] / sums[:, 0] for i in (1, 2, 3))
+    variance = second - first**2
+    centred = third - 3 * first * second + 2 * first**3
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(variance > 1e-12, centred / np.maximum(variance, 0) ** 1.5, 0.0)
+
+
+def _median(ranks: Ints, clusters: Ints, count: int, distinct: Ints) -> Statistic:
+    """The median of a weighted histogram of ranks: the mean of the two middle ones, as numpy's."""
+    place = np.searchsorted(distinct, ranks)
+    histogram = sparse.csr_array((np.ones(len(ranks)), (clusters, place)), shape=(count, len(distinct)))
+
+    def finish(sums: Floats) -> Floats:
+        below = np.cumsum(sums, axis=1)
+        total = below[:, -1:]
+        lower, upper = (below < total / 2).sum(axis=1), (below <= total / 2).sum(axis=1)
+        last = len(distinct) - 1
+        middle: Floats = (distinct[np.minimum(lower, last)] + distinct[np.minimum(upper, last)]) / 2
+        return middle
+
+    return Statistic(histogram, finish)
+
+
+def intervals(found: Mapping[Key, Statistic], draws: int = 1000, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """The 95% percentile interval [low, high] of every metric, by direction and metric, from bootstrap draws."""
+    drawn = _values(found, _resamples(_clusters(found), draws, seed))
+    result: dict[str, dict[str, list[float]]] = {}
+    for (direction, metric), values in drawn.items():
+        result.setdefault(direction, {})[metric] = _interval(values)
+    return result
+
+
+def _interval(values: Floats) -> list[float]:
+    if not np.isfinite(values).any():
+        return [float("nan"), float("nan")]
+    return [float(q) for q in np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
+
+
+def compare(
+    a: Mapping[Key, Statistic], b: Mapping[Key, Statistic], draws: int = 2000, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Compare two evaluations of the same queries, metric by metric.
+
+    Returns by direction and metric: "a", "b", "difference" (b - a), its 95% "interval" (paired bootstrap: both are
+    drawn with the same images) and "p" (randomisation test: under the null it does not matter which of the two an
+    image's queries were answered by, so they are exchanged at random; two-sided, with the observed one counted, see
+    Smucker, Allan and Carterette, CIKM 2007). Raises InputError if the metrics or the clusters differ.
+    """
+    if list(a) != list(b):
+        odd = sorted({"/".join(key) for key in {*a} ^ {*b}})
+        raise InputError(f"the two evaluations have other metrics: {', '.join(odd)}", "Evaluate both with equal ks.")
+    count = _clusters(a)
+    if _clusters(b) != count:
+        raise InputError("the two evaluations have other images")
+    whole = np.ones((1, count))
+    first, second = _values(a, [whole]), _values(b, [whole])
+    drawn_a, drawn_b = (_values(side, _resamples(count, draws, seed)) for side in (a, b))
+    exchanged_a, exchanged_b = _exchanged(a, b, count, draws, seed)
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for direction, metric in a:
+        key = direction, metric
+        difference = float(second[key][0] - first[key][0])
+        chance = np.abs(exchanged_b[key] - exchanged_a[key])
+        # Sums in another order may differ in the last bits from the observed difference, and are equal to it.
+        extreme = int((chance >= abs(difference) * (1 - 1e-9) - 1e-12).sum())
+        result.setdefault(direction, {})[metric] = {
+            "a": float(first[key][0]),
+            "b": float(second[key][0]),
+            "difference": difference,
+            "interval": _interval(drawn_b[key] - drawn_a[key]),
+            "p": (1 + extreme) / (1 + draws),
+        }
+    return result
+
+
+def _clusters(found: Mapping[Key, Statistic]) -> int:
+    return int(next(iter(found.values())).sums.shape[0])
+
+
+def _resamples(count: int, draws: int, seed: int) -> Iterator[Floats]:
+    """Weights (some draws, C): how often each cluster was drawn, C times with replacement."""
+    rng = np.random.default_rng(seed)
+    for part in _blocks(count, draws):
+        drawn = rng.integers(count, size=(part, count)) + count * np.arange(part)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=part * count).reshape(part, count).astype(float)
+
+
+def _exchanged(
+    a: Mapping[Key, Statistic], b: Mapping[Key, Statistic], count: int, draws: int, seed: int
+) -> tuple[dict[Key, Floats], dict[Key, Floats]]:
+    """The values of both sides after exchanging a random half of the clusters between them, draw by draw."""
+    rng = np.random.default_rng(seed + 1)
+    sides: tuple[dict[Key, list[Floats]], dict[Key, list[Floats]]] = ({key: [] for key in a}, {key: [] for key in a})
+    for part in _blocks(count, draws):
+        kept = rng.integers(2, size=(part, count)).astype(float)
+        for key in a:
+            mixed = kept @ (a[key].sums - b[key].sums)
+            total = {side: np.ones((1, count)) @ found[key].sums for side, found in (("a", a), ("b", b))}
+            sides[0][key].append(a[key].finish(total["b"] + mixed))
+            sides[1][key].append(b[key].finish(total["a"] - mixed))
+    first, second = ({key: np.concatenate(found) for key, found in side.items()} for side in sides)
+    return first, second
+
+
+def _blocks(count: int, draws: int) -> Iterator[int]:
+    step = max(1, _BLOCK_ENTRIES // count)
+    return (min(step, draws - start) for start in range(0, draws, step))
+
+
+def _values(found: Mapping[Key, Statistic], weights: Any) -> dict[Key, Floats]:
+    values: dict[Key, list[Floats]] = {key: [] for key in found}
+    for block in weights:
+        for key, statistic in found.items():
+            values[key].append(statistic.finish(block @ statistic.sums))
+    return {key: np.concatenate(parts) for key, parts in values.items()}

@@ -1,0 +1,201 @@
+"""Which items are queries, what are their true answers, in which galleries: and the evaluation by that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
+from cs_aligner_cli.retrieval.rows import Ints, Part, Rows
+from cs_aligner_cli.retrieval.scan import Pairs, scan
+
+# Per direction the image rows and the text rows that are searched; score corrections may differ by direction.
+Searched = Mapping[str, tuple[Rows, Rows]]
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """The pairs of both directions, and the galleries.
+
+    ``pairs``: direction to its judged pairs, by rows of the whole split; ``grades``: direction to (P,) judgements, or
+    none for plain relevance; items graded above ``relevant_above`` are true answers. ``owner`` (N,): the image of each
+    text, -1 for none, which says what is resampled together. ``galleries``: the image rows and text rows of each.
+    """
+
+    pairs: Mapping[str, Pairs]
+    owner: Ints
+    images: int
+    galleries: tuple[tuple[Ints, Ints], ...]
+    grades: Mapping[str, Floats] = field(default_factory=dict)
+    relevant_above: float = 0.0
+
+    @property
+    def clusters(self) -> dict[str, Ints]:
+        """The number of what each image and each text belongs to: an image with its texts, or a text alone."""
+        alone = self.images + np.arange(len(self.owner))
+        return {"image": np.arange(self.images), "text": np.where(self.owner >= 0, self.owner, alone)}
+
+
+def caption_protocol(
+    image_of_text: npt.NDArray[np.integer] | Tensor,
+    images: int,
+    texts: int,
+    folds: int = 1,
+    captions_per_image: int | None = None,
+) -> Protocol:
+    """The true answers of an image are its texts, that of a text its image.
+
+    ``captions_per_image`` keeps the first so many texts of each image (COCO 5K papers: 5), and all texts without one.
+    ``folds`` cuts the images, in order, into so many galleries of their own (COCO 1K: 5 of 5,000 images); texts
+    without image are then in none. Raises InputError as ``evaluate_retrieval`` does, and for more folds than images.
+    """
+    owner = owners(image_of_text, images, texts)
+    if folds > images:
+        raise InputError(f"folds = {folds}, but there are {images} images")
+    kept = np.arange(texts)
+    if captions_per_image is not None:
+        order = np.argsort(owner, kind="stable")
+        nth = np.arange(texts) - np.searchsorted(owner[order], owner[order])
+        kept = np.sort(order[(nth < captions_per_image) | (owner[order] < 0)])
+    paired = kept[owner[kept] >= 0]
+    pairs = {"i2t": Pairs.of(owner[paired], paired), "t2i": Pairs.of(paired, owner[paired])}
+    if folds == 1:
+        galleries = [(np.arange(images), kept)]
+    else:
+        fold_of = np.repeat(np.arange(folds), [len(part) for part in np.array_split(np.arange(images), folds)])
+        galleries = [(np.flatnonzero(fold_of == f), paired[fold_of[owner[paired]] == f]) for f in range(folds)]
+    return Protocol(pairs, owner, images, tuple(galleries))
+
+
+def owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: int) -> Ints:
+    """(texts,) the image of each text, checked; -1 for none."""
+    given = image_of_text.cpu().numpy() if isinstance(image_of_text, Tensor) else np.asarray(image_of_text)
+    if given.shape != (texts,) or not np.issubdtype(given.dtype, np.integer):
+        raise InputError(
+            f"image_of_text: expected {texts} integers, one per text; got shape {given.shape}, {given.dtype}"
+        )
+    checked = given.astype(np.int64)
+    outside = np.flatnonzero((checked < -1) | (checked >= images))
+    if len(outside):
+        raise InputError(
+            f"image_of_text[{outside[0]}] = {checked[outside[0]]}, expected 0 to {images - 1}, "
+            "or -1 for a text without image"
+        )
+    if (checked < 0).all():
+        raise InputError("image_of_text: no text has an image, so there is nothing to retrieve")
+    return checked
+
+
+def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: Floats) -> Protocol:
+    """The protocol with the judgements of one direction in place of its own true answers."""
+    order = np.lexsort((item, query))
+    pairs = {**protocol.pairs, direction: Pairs(query[order].astype(np.int64), item[order].astype(np.int64))}
+    return replace(protocol, pairs=pairs, grades={**protocol.grades, direction: grade[order]})
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """The scores of one direction's queries, and the best items of every row of its query side (-1: not looked at)."""
+
+    scores: QueryScores
+    top_ids: Ints
+
+
+def evaluate(
+    searched: Searched,
+    protocol: Protocol,
+    ks: tuple[int, ...],
+    listed: int = HUB_K,
+    device: str = "cpu",
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Evaluated]:
+    """Evaluate both directions in every gallery; the queries of all galleries count together.
+
+    Raises InputError if a k is below 1 or above the size of a gallery, or a direction has no query.
+    """
+    for images, texts in protocol.galleries:
+        check_ks(ks, len(images), len(texts))
+    parts: dict[str, list[Evaluated]] = {direction: [] for direction in DIRECTIONS}
+    for images, texts in protocol.galleries:
+        for directions in _together(searched):
+            chosen = {d: _inside(protocol, d, images, texts) for d in directions}
+            x, y = searched[directions[0]]
+            found = scan(
+                Part(x, images) if len(images) < len(x) else x,
+                Part(y, texts) if len(texts) < len(y) else y,
+                chosen["i2t"][0] if "i2t" in chosen else None,
+                chosen["t2i"][0] if "t2i" in chosen else None,
+                k=max(listed, HUB_K),
+                device=device,
+                advance=advance if len(directions) == 2 or directions[0] == "i2t" else lambda rows: None,
+            )
+            for direction, way in zip(DIRECTIONS, found, strict=True):
+                if way is not None:
+                    grades = chosen[direction][1]
+                    scores = query_scores(way, ks, grades, protocol.relevant_above)
+                    mine, other = (images, texts) if direction == "i2t" else (texts, images)
+                    sizes = (len(x), len(y)) if direction == "i2t" else (len(y), len(x))
+                    parts[direction].append(_in_split(scores, way.top_ids, mine, other, sizes, listed))
+    return {direction: _joined(found, direction) for direction, found in parts.items()}
+
+
+def check_ks(ks: tuple[int, ...], images: int, texts: int) -> None:
+    """Raise InputError unless every k is at least 1 and at most the size of both galleries."""
+    if not ks or min(ks) < 1:
+        raise InputError(f"ks: expected numbers of at least 1, got {list(ks)}")
+    for name, size in (("images", images), ("texts", texts)):
+        if max(ks) > size:
+            raise InputError(f"k = {max(ks)} but the gallery holds {size} {name}")
+
+
+def _together(searched: Searched) -> list[tuple[str, ...]]:
+    """Both directions share one pass where they search the same rows."""
+    same = all(a is b for a, b in zip(searched["i2t"], searched["t2i"], strict=True))
+    return [DIRECTIONS] if same else [(direction,) for direction in DIRECTIONS]
+
+
+def _inside(protocol: Protocol, direction: str, images: Ints, texts: Ints) -> tuple[Pairs, Floats | None]:
+    """The pairs of a direction that lie in one gallery, by rows of that gallery, with their grades."""
+    pairs, grades = protocol.pairs[direction], protocol.grades.get(direction)
+    numbers = []
+    for rows, total in ((images, protocol.images), (texts, len(protocol.owner))):
+        number = np.full(total, -1)
+        number[rows] = np.arange(len(rows))
+        numbers.append(number)
+    of_query, of_item = numbers if direction == "i2t" else numbers[::-1]
+    query, item = of_query[pairs.query], of_item[pairs.item]
+    inside = (query >= 0) & (item >= 0)
+    return Pairs(query[inside], item[inside]), grades[inside] if grades is not None else None
+
+
+def _in_split(
+    scores: QueryScores, top_ids: Ints, mine: Ints, other: Ints, sizes: tuple[int, int], listed: int
+) -> Evaluated:
+    """From rows of a gallery to rows of the split; items outside the gallery have an occurrence of -1."""
+    occurrence = np.full(sizes[1], -1)
+    occurrence[other] = scores.occurrence
+    best = np.full((sizes[0], min(listed, top_ids.shape[1])), -1)
+    best[mine] = other[top_ids[:, :listed]]
+    return Evaluated(replace(scores, queries=mine[scores.queries], occurrence=occurrence), best)
+
+
+def _joined(parts: list[Evaluated], direction: str) -> Evaluated:
+    scores = [part.scores for part in parts]
+    if sum(len(found.queries) for found in scores) == 0:
+        raise InputError(f"{direction}: no query has a true answer, so there is nothing to retrieve")
+    names = scores[0].values
+    width = min(part.top_ids.shape[1] for part in parts)
+    return Evaluated(
+        QueryScores(
+            np.concatenate([found.queries for found in scores]),
+            np.concatenate([found.ranks for found in scores]),
+            {name: np.concatenate([found.values[name] for found in scores]) for name in names},
+            np.max([found.occurrence for found in scores], axis=0),
+        ),
+        np.max([part.top_ids[:, :width] for part in parts], axis=0),
+    )

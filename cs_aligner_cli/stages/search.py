@@ -1,0 +1,185 @@
+"""search: the nearest images or captions of a split, for sentences, photos and known ids, from the saved index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cs_aligner_cli.arrays import l2_normalize
+from cs_aligner_cli.artifacts import write_bytes
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.queries import QueryEncoder, require_encoder
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.retrieval import search as nearest
+from cs_aligner_cli.saved_index import index_keys, open_index
+from cs_aligner_cli.search_page import render_search_page
+from cs_aligner_cli.store import Store
+
+_K = 10
+_OTHER = {"image": "text", "text": "image"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is searched for; several of each may be asked at once.
+
+    ``k`` is None for 10, or the whole gallery where it is smaller; ``gallery`` is "image", "text" or None (the modality
+    that the query is not of); ``photos`` is where the photos lie by their ids, for data sets of stored features.
+    """
+
+    texts: Sequence[str] = ()
+    images: Sequence[Path] = ()
+    ids: Sequence[str] = ()
+    k: int | None = None
+    store: str | None = None
+    gallery: str | None = None
+    photos: Path | None = None
+    html: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Query:
+    modality: str
+    text: str
+    path: str
+    row: torch.Tensor
+
+
+def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
+    """Search the index that eval-retrieval saved; return per query its k best with ids, paths and captions.
+
+    Raises InputError if nothing is asked, a query is empty, unknown or unreadable, there is no fresh index, its store
+    has changed, k is larger than the gallery, or the encoder is stored features and cannot embed a new item.
+    """
+    _refuse(asked)
+    layout = Layout(recipe)
+    summary = layout.retrieval.require()["summary"]
+    store = _store(asked.store, list(summary["indexes"]))
+    data = PreparedData(layout.prepared.path)
+    split = data.split(recipe.eval_retrieval.split, "eval_retrieval.split")
+    queries = [*_known(asked, layout, split, store, data.root), *_new(asked, recipe, store)]
+    opened: dict[str, tuple[Any, pd.DataFrame, dict[str, Any]]] = {}
+    results = []
+    with console.progress("searching", len(queries)) as advance:
+        for query in queries:
+            gallery = asked.gallery or _OTHER[query.modality]
+            if gallery not in opened:
+                folder = layout.retrieval.path / store / gallery
+                opened[gallery] = open_index(folder, gallery, layout.source_of(store, split.name))
+            index, keys, described = opened[gallery]
+            k = min(_K, index.ntotal) if asked.k is None else asked.k
+            scores, rows = nearest(index, query.row, k)
+            results.append(
+                {
+                    "query": query.text or query.path,
+                    "modality": query.modality,
+                    "image_path": query.path,
+                    "gallery": gallery,
+                    "index": described["factory"],
+                    "results": _found(keys, scores[0], rows[0], asked.photos),
+                }
+            )
+            advance()
+    found = {"store": store, "split": split.name, "k": asked.k or _K, "queries": results}
+    if asked.html is not None:
+        write_bytes(asked.html, render_search_page(recipe.name, found).encode())
+        found["html"] = str(asked.html)
+    return found
+
+
+def _refuse(asked: Asked) -> None:
+    if not (asked.texts or asked.images or asked.ids):
+        raise InputError("nothing is asked", 'Give --text "a sentence", --image FILE or --id ID.')
+    for option, values in (("--text", asked.texts), ("--id", asked.ids)):
+        if any(not value.strip() for value in values):
+            raise InputError(f"{option}: the query is empty")
+    for path in asked.images:
+        try:
+            read_image(path)
+        except BadImageError as error:
+            raise InputError(f"--image {path}: {error}") from None
+    if asked.gallery not in (None, *MODALITIES):
+        raise InputError(
+            f"--gallery {asked.gallery}: expected image or text{did_you_mean(asked.gallery or '', MODALITIES)}"
+        )
+    if asked.html is not None and asked.html.suffix != ".html":
+        raise InputError(f"--html {asked.html}: expected the name of an .html file")
+
+
+def _store(given: str | None, there: list[str]) -> str:
+    if given is None:
+        return "aligned" if "aligned" in there else there[-1]
+    if given not in there:
+        raise InputError(f"--store {given}: no such index{did_you_mean(given, there)}")
+    return given
+
+
+def _known(asked: Asked, layout: Layout, split: Split, store: str, root: Path) -> list[_Query]:
+    """The queries that are rows of the split, with their stored embeddings."""
+    if not asked.ids:
+        return []
+    arrays = Store(layout.stores(split.name)[store].path)
+    tables = {modality: index_keys(split, modality, root) for modality in MODALITIES}
+    places = {"image": pd.Index(split.images["image_id"]), "text": pd.Index(split.captions["caption_id"])}
+    found = []
+    for name in asked.ids:
+        modality = next((m for m in MODALITIES if name in places[m]), None)
+        if modality is None:
+            known = [*places["image"][:5000], *places["text"][:5000]]
+            raise InputError(f"--id {name}: no image and no caption of split {split.name!r}{did_you_mean(name, known)}")
+        row = int(np.flatnonzero(places[modality] == name)[0])
+        embedded = l2_normalize(torch.from_numpy(arrays.array(modality).take(np.array([row]))))
+        key = tables[modality].iloc[row]
+        text = str(key["caption"]) if modality == "text" else name
+        path = _path(key, asked.photos) if modality == "image" else ""
+        found.append(_Query(modality, text, path, embedded))
+    return found
+
+
+def _new(asked: Asked, recipe: Recipe, store: str) -> list[_Query]:
+    """The queries that must be embedded first."""
+    if not (asked.texts or asked.images):
+        return []
+    for modality, items in (("text", asked.texts), ("image", asked.images)):
+        if items:
+            require_encoder(recipe, modality, "Search for an item of the split: --id ID.")
+    encoder = QueryEncoder(recipe, store)
+    found = []
+    if asked.texts:
+        rows = encoder.embed("text", asked.texts)
+        found += [_Query("text", text, "", row[None]) for text, row in zip(asked.texts, rows, strict=True)]
+    if asked.images:
+        paths = [str(path.resolve()) for path in asked.images]
+        rows = encoder.embed("image", paths)
+        found += [_Query("image", "", path, row[None]) for path, row in zip(paths, rows, strict=True)]
+    return found
+
+
+def _found(keys: pd.DataFrame, scores: Any, rows: Any, photos: Path | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "score": float(score),
+            "id": str(key.get("caption_id", key["image_id"])),
+            "image_id": str(key["image_id"]),
+            "image_path": _path(key, photos),
+            "caption": str(key["caption"]),
+        }
+        for rank, (score, (_, key)) in enumerate(zip(scores, keys.iloc[rows].iterrows(), strict=True), 1)
+    ]
+
+
+def _path(key: Any, photos: Path | None) -> str:
+    if photos is not None and key["image_id"]:
+        return str(photos / str(key["image_id"]))
+    return str(key["image_path"])

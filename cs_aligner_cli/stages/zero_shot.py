@@ -1,0 +1,121 @@
+"""zero-shot: classify the images of a split by prompts of class names, in every store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cs_aligner_cli.artifacts import file_stamps, write_json
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.frames import read_frame, text_column
+from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.layout import Layout
+from cs_aligner_cli.queries import QueryEncoder, require_encoder
+from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.retrieval.rows import Ints, Rows
+from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
+from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
+
+_TOP = 5
+
+
+def zero_shot(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+    """Classify every labelled image of the split in every store; return accuracies per store.
+
+    Raises InputError if zero_shot.classes or labels is not set or does not fit the split, a store is missing or
+    stale, or the text encoder is stored features.
+    """
+    spec = recipe.zero_shot
+    if spec.classes is None or spec.labels is None:
+        missing = "classes" if spec.classes is None else "labels"
+        raise InputError(f"zero_shot.{missing} is not set", f"Name a file: --set zero_shot.{missing}=FILE")
+    require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
+    layout = Layout(recipe)
+    artifact = layout.zero_shot
+    for need in artifact.needs:
+        need.require()
+    sources = file_stamps([spec.classes, spec.labels])
+    record = None if force else artifact.fresh(sources)
+    if record is None:
+        with artifact.building(sources) as build:
+            build.summary = _classified(recipe, spec.classes, spec.labels, layout, console, build.folder)
+            write_json(build.folder / "results.json", build.summary)
+    summary: dict[str, Any] = (artifact.record() or {})["summary"]
+    return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
+
+
+def _classified(
+    recipe: Recipe, class_file: Path, label_file: Path, layout: Layout, console: Console, folder: Path
+) -> dict[str, Any]:
+    spec, split = recipe.zero_shot, PreparedData(layout.prepared.path).split(recipe.zero_shot_split, "zero_shot.split")
+    names = _class_names(class_file)
+    rows, labels = _labels(label_file, split, names)
+    prompts = [template.replace("{}", name) for name in names for template in spec.templates]
+    results: dict[str, Any] = {}
+    notes = [f"{len(split.images) - len(rows)} images have no label"] if len(rows) < len(split.images) else []
+    stores = layout.stores(split.name)
+    with console.progress("classifying", len(stores)) as advance:
+        for name, stored in stores.items():
+            store = Store(stored.path)
+            if store.shares_space:
+                classes = class_rows(QueryEncoder(recipe, name).embed("text", prompts), len(names))
+                predicted = classify(Rows(store.array("image"), f"{name}, image"), classes, min(_TOP, len(names)))[rows]
+                results[name] = accuracies(predicted, labels, names)
+                _write_predictions(folder / f"{name}.parquet", split, rows, labels, predicted, names)
+            else:
+                notes.append(f"{name}: {NO_SPACE}")
+            advance()
+    if not results:
+        raise nothing_to_compare(split.name)
+    return {
+        "split": split.name,
+        "classes": len(names),
+        "templates": spec.templates,
+        "zero_shot": results,
+        "notes": notes,
+    }
+
+
+def _write_predictions(path: Path, split: Split, rows: Ints, labels: Ints, predicted: Ints, names: list[str]) -> None:
+    known = np.array(names, object)
+    table = {
+        "image_id": split.images["image_id"].to_numpy()[rows],
+        "label": known[labels],
+        "predicted": known[predicted[:, 0]],
+    }
+    pd.DataFrame(table).to_parquet(path, index=False)
+
+
+def _class_names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"zero_shot.classes: {path}: cannot be read: {error}") from None
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if len(names) < 2 or twice:
+        problem = f"names {twice!r} twice" if twice else f"names {len(names)} classes; expected at least 2, one a line"
+        raise InputError(f"zero_shot.classes: {path}: {problem}")
+    return names
+
+
+def _labels(path: Path, split: Split, names: list[str]) -> tuple[Ints, Ints]:
+    """The rows of the split's images that have a label, and the class numbers."""
+    frame = read_frame(path, ("image", "label"))
+    image, label = (text_column(frame, column, path, required=True) for column in ("image", "label"))
+    numbers = pd.Index(names).get_indexer(pd.Index(label))
+    if (numbers < 0).any():
+        odd = label[int((numbers < 0).argmax())]
+        raise InputError(f"{path}: label {odd!r} is no class of zero_shot.classes{did_you_mean(odd, names)}")
+    if image.duplicated().any():
+        raise InputError(f"{path}: image {image[int(image.duplicated().to_numpy().argmax())]!r} is labelled twice")
+    place = pd.Index(image).get_indexer(pd.Index(split.images["image_id"]))
+    rows = np.flatnonzero(place >= 0)
+    if len(rows) == 0:
+        raise InputError(
+            f"{path}: labels no image of split {split.name!r} (its images: {split.images['image_id'][0]}, ...)"
+        )
+    return rows, numbers[place[rows]]

@@ -1,0 +1,284 @@
+"""search, zero-shot, eval-retrieval's options and --compare from the command line, on real files."""
+
+# ruff: noqa: E501 (a message is easier to read on one line)
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cs_aligner_cli.store import Store
+
+Csalign = Callable[..., Any]
+
+
+@pytest.fixture
+def photos_run(photos_recipe: Path, csalign: Csalign) -> Path:
+    """The recipe of a finished run over photos with a tiny open_clip model."""
+    assert csalign("run", photos_recipe, "-q").exit_code == 0
+    return photos_recipe
+
+
+@pytest.fixture
+def features_run(features_recipe: Path, csalign: Csalign) -> Path:
+    """The recipe of a finished run over stored features, with its control."""
+    assert csalign("run", features_recipe, "-q", "--set", "train.pairwise_only=true").exit_code == 0
+    return features_recipe
+
+
+def test_a_caption_as_text_finds_what_its_stored_row_finds(photos_run: Path, csalign: Csalign, tmp_path: Path) -> None:
+    captions = pd.read_parquet(tmp_path / "run" / "data" / "captions.parquet").query("split == 'dev'")
+    row = captions.iloc[3]
+    by_text, by_id = csalign(
+        "search", photos_run, "--text", row["text"], "--id", row["caption_id"], "-k", 4, "--json"
+    ).json["queries"]
+    assert by_text["query"] == by_id["query"] == row["text"]
+    assert [r["id"] for r in by_text["results"]] == [r["id"] for r in by_id["results"]]
+    assert [r["score"] for r in by_text["results"]] == pytest.approx([r["score"] for r in by_id["results"]], abs=1e-5)
+    store = Store(tmp_path / "run" / "embeddings" / "aligned" / "dev")
+    cosines = store.array("image").all() @ store.array("text").all()[3]
+    names = store.keys("image")["image_id"].to_numpy()
+    assert [r["id"] for r in by_id["results"]] == list(names[np.argsort(-cosines, kind="stable")])
+
+
+def test_a_photo_finds_itself_among_images_and_captions_by_default(
+    photos_run: Path, photos_root: Path, csalign: Csalign, tmp_path: Path
+) -> None:
+    photo = next(p for p in (photos_root / "images").iterdir() if p.stem == "09")
+    among = csalign("search", photos_run, "--image", photo, "--gallery", "image", "-k", 1, "--json").json["queries"][0]
+    assert among["results"][0]["id"] == photo.name
+    assert among["results"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert among["results"][0]["image_path"] == str(photo)
+    captions = csalign("search", photos_run, "--image", photo, "--json", "--store", "frozen", "-k", 3).json
+    assert captions["store"] == "frozen"
+    assert captions["queries"][0]["gallery"] == "text"
+    assert all(r["caption"].startswith("noise number") for r in captions["queries"][0]["results"])
+    table = csalign("search", photos_run, "--image", photo, "-k", 2).stdout
+    assert "noise number" in table and "nearest texts of aligned" in table
+
+
+def test_the_page_holds_thumbnails_and_escapes_what_was_asked(
+    photos_run: Path, csalign: Csalign, tmp_path: Path
+) -> None:
+    page = tmp_path / "out" / "found.html"
+    called = csalign("search", photos_run, "--text", "<script>alert('x')</script> & more", "--html", page, "-k", 4)
+    assert called.exit_code == 0
+    assert str(page) in called.stderr.replace("\n", "")
+    text = page.read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text
+    photos = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", text)
+    assert len(photos) == 4
+    assert max(Image.open(BytesIO(base64.b64decode(photos[0]))).size) <= 220
+    assert "http:" not in text and "https:" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing is asked"),
+        (("--text", "  "), "--text: the query is empty"),
+        (("--image", "no.jpg"), "--image no.jpg: no such file"),
+        (("--id", "08.jpgg"), "--id 08.jpgg: no image and no caption of split 'dev'; did you mean 08.jpg?"),
+        (("--id", "08.jpg", "-k", "99"), "k = 99 but the index holds 8 rows"),
+        (("--id", "08.jpg", "-k", "0"), "k = 0 but the index holds 8 rows"),
+        (("--id", "08.jpg", "--store", "alined"), "--store alined: no such index; did you mean aligned?"),
+        (("--id", "08.jpg", "--gallery", "imagee"), "--gallery imagee: expected image or text; did you mean image?"),
+        (("--id", "08.jpg", "--html", "page.txt"), "--html page.txt: expected the name of an .html file"),
+    ],
+)
+def test_a_wrong_search_is_refused(
+    photos_run: Path, refused: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("search", photos_run, *arguments)
+
+
+def test_a_damaged_or_foreign_index_is_refused(
+    photos_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "eval_retrieval"
+    index = folder / "aligned" / "text" / "text.index"
+    content = index.read_bytes()
+    index.write_bytes(content[:-5] + bytes(5))  # the size is right: the values are no longer looked at
+    assert csalign("search", photos_run, "--id", "08.jpg").exit_code == 0
+    index.write_bytes(b"x" * len(content))
+    assert "text.index: not a FAISS index, or damaged" in refused("search", photos_run, "--id", "08.jpg")
+    index.write_bytes(content[:50])
+    said = refused("search", photos_run, "--id", "08.jpg")
+    assert said.startswith(
+        f"{index}: is missing or cut short\nMake the retrieval results again: csalign eval-retrieval"
+    )
+    index.write_bytes(content)
+    described = index.with_name("index.json")
+    text = described.read_text()
+    built = json.loads(text)["source"]["fingerprint"]
+    described.write_text(text.replace(built, built[::-1]))
+    said = refused("search", photos_run, "--id", "08.jpg")
+    assert f"this index was built from another store (fingerprint '{built[::-1]}', expected '{built}')" in said
+    assert "csalign eval-retrieval --force" in said
+
+
+def test_stored_features_search_by_id_and_say_why_not_by_text(
+    features_run: Path, csalign: Csalign, refused: Callable[..., str]
+) -> None:
+    control = ("--set", "train.pairwise_only=true")
+    said = refused("search", features_run, "--text", "a dog", *control)
+    assert (
+        "encoders.text is of kind features: stored features cannot embed a new text\nSearch for an item of the split: --id ID."
+        in said
+    )
+    found = csalign("search", features_run, "--id", "0120.jpg", "--json", *control).json["queries"][0]
+    assert found["modality"] == "image" and found["gallery"] == "text"
+    assert len(found["results"]) == 10
+
+
+def test_results_state_the_protocol_and_every_number_has_an_interval(features_run: Path, tmp_path: Path) -> None:
+    results = json.loads((tmp_path / "run" / "eval_retrieval" / "results.json").read_text())
+    assert {"ties", "precision", "search", "hit", "relevance", "galleries", "intervals"} <= set(results["protocol"])
+    assert results["protocol"]["gallery_images"] == [40] and results["protocol"]["gallery_captions"] == [200]
+    for store, directions in results["eval_retrieval"].items():
+        for direction, metrics in directions.items():
+            for metric, value in metrics.items():
+                if metric != "queries":
+                    low, high = results["intervals"][store][direction][metric]
+                    assert low <= high
+                    assert low - 1e-9 <= value <= high + 1e-9 or metric in ("median_rank", "hubness")
+    table = pd.read_csv(tmp_path / "run" / "eval_retrieval" / "results.csv")
+    assert list(table.columns) == ["store", "direction", "metric", "value", "low", "high"]
+
+
+def test_two_runs_are_compared_in_words(
+    features_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    found = csalign("eval-retrieval", "--compare", run, f"{run}:pairwise_only", "--json").json
+    assert found["a"] == "run:aligned" and found["b"] == "run:pairwise_only"
+    numbers = json.loads((run / "eval_retrieval" / "results.json").read_text())["eval_retrieval"]
+    for direction, metric in (("i2t", "R@5"), ("t2i", "mAP"), ("both", "RSum"), ("t2i", "median_rank")):
+        test = found["comparison"][direction][metric]
+        assert test["a"] == pytest.approx(numbers["aligned"][direction][metric])
+        assert test["b"] == pytest.approx(numbers["pairwise_only"][direction][metric])
+        assert 0 < test["p"] <= 1
+    same = csalign("eval-retrieval", "--compare", run, run)
+    assert "No difference between run:aligned and run:aligned is shown in any of 17 metrics." in same.stderr
+    assert "no difference shown" in same.stdout
+    assert "no store 'alinged'; did you mean aligned?" in refused("eval-retrieval", "--compare", run, f"{run}:alinged")
+    assert "no retrieval results in" in refused("eval-retrieval", "--compare", run, tmp_path / "nowhere")
+    assert "neither a recipe nor --set" in refused("eval-retrieval", features_run, "--compare", run, run)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    record = json.loads((other / "eval_retrieval" / "stage.json").read_text())
+    record["summary"]["protocol"]["galleries"] = 5
+    (other / "eval_retrieval" / "stage.json").write_text(json.dumps(record))
+    assert "follow other protocols: galleries is 1" in refused("eval-retrieval", "--compare", run, other)
+    shutil.copy(run / "eval_retrieval" / "stage.json", other / "eval_retrieval" / "stage.json")
+    path = other / "eval_retrieval" / "aligned" / "i2t_queries.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    assert "i2t: the two runs have other queries (40 and 39, for example '0120.jpg')" in refused(
+        "eval-retrieval", "--compare", run, other
+    )
+
+
+def test_options_of_the_evaluation(
+    features_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    def evaluated(*settings: str) -> Any:
+        sets = [part for s in ("train.pairwise_only=true", *settings) for part in ("--set", s)]
+        embedded = csalign("embed", features_run, "-q", *sets)
+        assert embedded.exit_code == 0, embedded.stderr
+        called = csalign("eval-retrieval", features_run, "--json", *sets)
+        assert called.exit_code == 0, called.stderr
+        return called
+
+    folds = evaluated("eval_retrieval.folds=4", "eval_retrieval.captions_per_image=2").json
+    assert folds["protocol"]["gallery_images"] == [10] * 4 and folds["protocol"]["gallery_captions"] == [20] * 4
+    assert folds["eval_retrieval"]["aligned"]["t2i"]["queries"] == 80
+    assert "120 captions are in no gallery" in folds["notes"][-1]
+    corrections = evaluated(
+        "eval_retrieval.corrections=[centred,csls,inverted_softmax,qb_norm]", "eval_retrieval.bootstrap=0"
+    ).json
+    assert set(corrections["eval_retrieval"]) == {
+        f"{store}{suffix}" for store in ("aligned", "pairwise_only")
+        for suffix in ("", "+centred", "+csls", "+inverted_softmax", "+qb_norm")
+    }  # fmt: skip
+    assert corrections["intervals"]["aligned"] == {}
+    approximate = evaluated("eval_retrieval.index.kind=IVF8,Flat", "eval_retrieval.index.effort=2").json["indexes"][
+        "aligned"
+    ]["text"]
+    assert approximate["factory"] == "IVF8,Flat"
+    assert 0.2 < approximate["recall@10"] <= 1 and approximate["estimated_recall"] is not None
+    saved = faiss.read_index(str(tmp_path / "run" / "eval_retrieval" / "aligned" / "text" / "text.index"))
+    assert saved.nprobe == 2 and saved.ntotal == 200
+    judged = tmp_path / "judged.csv"
+    judged.write_text("query,item,score\n0120.jpg,00000600,2\n0120.jpg,00000605,1\n0121.jpg,00000605,1\n")
+    graded = evaluated(f"eval_retrieval.relevance={judged}").json["eval_retrieval"]["aligned"]["i2t"]
+    assert graded["queries"] == 2 and {"nDCG@10", "spearman"} <= set(graded)
+    judged.write_text("query,item,score\n0120.jpg,00000600,2\n0120.jpg,x,1\n")
+    sets = ("--set", "train.pairwise_only=true", "--set", f"eval_retrieval.relevance={judged}")
+    assert "item 'x' is no image and no caption" in refused("eval-retrieval", features_run, *sets)
+    for setting, message in (
+        ("eval_retrieval.index.kind=hnws", "index: 'hnws' is no FAISS factory string"),
+        ("eval_retrieval.folds=8", "k = 10 but the gallery holds 5 images"),
+    ):
+        said = refused("eval-retrieval", features_run, "--set", "train.pairwise_only=true", "--set", setting)
+        assert message in said
+    said = refused(
+        "eval-retrieval",
+        features_run,
+        "--set",
+        "eval_retrieval.corrections=[csls]",
+        "--set",
+        "eval_retrieval.query_bank.split=dev",
+    )
+    assert "query_bank.split must not be the split that is measured (dev)" in said
+    earlier = json.loads((tmp_path / "run" / "eval_retrieval" / "results.json").read_text())
+    assert earlier["eval_retrieval"]["aligned"]["i2t"]["queries"] == 2  # refused work leaves what was there
+
+
+def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
+    photos_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    names = sorted(p.name for p in (tmp_path / "photos" / "images").iterdir())
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    pd.DataFrame({"image": names, "label": [["cat", "dog", "bird"][i % 3] for i in range(len(names))]}).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
+    section = {
+        "classes": str(tmp_path / "classes.txt"),
+        "labels": str(tmp_path / "labels.csv"),
+        "templates": ["a {}.", "one {}"],
+    }
+    sets = [
+        part
+        for key, value in section.items()
+        for part in ("--set", f"zero_shot.{key}={json.dumps(value) if isinstance(value, list) else value}")
+    ]
+    found = csalign("zero-shot", photos_run, "--json", *sets).json
+    assert set(found["zero_shot"]) == {"frozen", "aligned"}
+    assert found["zero_shot"]["aligned"]["images"] == 4
+    predictions = pd.read_parquet(tmp_path / "run" / "zero_shot" / "aligned.parquet")
+    assert found["zero_shot"]["aligned"]["accuracy"] == (predictions["label"] == predictions["predicted"]).mean()
+    per_class = predictions.assign(hit=predictions["label"] == predictions["predicted"]).groupby("label")["hit"].mean()
+    assert found["zero_shot"]["aligned"]["mean_per_class"] == pytest.approx(per_class.mean())
+    assert csalign("zero-shot", photos_run, "--json", *sets).json["status"] == "fresh"
+    assert "accuracy" in csalign("zero-shot", photos_run, *sets).stdout
+    assert "zero_shot.classes is not set" in refused("zero-shot", photos_run)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbrid\n")
+    assert "label 'bird' is no class of zero_shot.classes; did you mean brid?" in refused(
+        "zero-shot", photos_run, *sets
+    )
+    (tmp_path / "classes.txt").write_text("cat\ncat\n")
+    assert "names 'cat' twice" in refused("zero-shot", photos_run, *sets)
+    assert "needs exactly one {} for the class name" in refused(
+        "zero-shot", photos_run, *sets, "--set", 'zero_shot.templates=["a photo"]'
+    )
