@@ -40,14 +40,13 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
         if not store.shares_space:
             notes.append(f"{name}: {NO_SPACE}")
         yield from _baselines(layout, name, store, notes)
-    for run, artifacts in layout.beside.items():
-        for name, artifact in artifacts.items():
-            store = Store(artifact.path)
-            _refuse_other_items(f"{run}:{name}", store, split)
-            if store.shares_space:
-                yield Compared(f"{run}:{name}", "run", _take(store))
-            else:
-                notes.append(f"{run}:{name}: {NO_SPACE}")
+    for name, artifact in layout.beside.items():
+        store = Store(artifact.path)
+        _refuse_other_items(name, store, split)
+        if store.shares_space:
+            yield Compared(name, "run", _take(store))
+        else:
+            notes.append(f"{name}: {NO_SPACE}")
 
 
 def _take(store: Store) -> Take:

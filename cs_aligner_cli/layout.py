@@ -8,7 +8,7 @@ from typing import Any
 
 from cs_aligner_cli.artifacts import Artifact
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import Recipe, recipe_of_run
+from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 
 ALIGNED = "aligned"
@@ -192,7 +192,8 @@ class Layout:
     @cached_property
     def gap(self) -> Artifact:
         """The gap report."""
-        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split"})
+        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside"})
+        parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
         needs = [*self.stores(self.recipe.gap_split).values()]
         if self.fit_split:
             needs += [self.stores(self.fit_split)[name] for name in self.baselines]
@@ -205,22 +206,43 @@ class Layout:
                 "name": self.recipe.name,
                 "seed": self.recipe.seed,
             },
-            (*needs, *(store for other in self.beside.values() for store in other.values())),
+            tuple(needs),
         )
 
     @cached_property
-    def beside(self) -> dict[str, dict[str, Artifact]]:
-        """The stores of other runs that the gap report puts beside this run's, by the run's name."""
-        found: dict[str, dict[str, Artifact]] = {}
+    def beside(self) -> dict[str, Artifact]:
+        """The finished stores of other runs that the gap report puts beside this run's, as RUN:STORE.
+
+        They are taken as they are, by whatever version and recipe they were made; a frozen store that is this run's
+        over again is left out. Raises InputError where a folder holds no store of the split, or two have one name.
+        """
+        split = self.recipe.gap_split
+        own = self.frozen(split).fingerprint()
+        found: dict[str, Artifact] = {}
         for folder in self.recipe.gap_report.beside:
-            other = Layout(recipe_of_run(folder))
-            name = other.recipe.name if other.recipe.name not in found else folder.name
-            if name in found:
-                raise InputError(f"gap_report.beside: two runs are named {name}", "Rename a run's folder.")
-            found[name] = other.stores(self.recipe.gap_split)
+            stores = _finished_stores(folder, split)
+            if not stores:
+                raise InputError(
+                    f"gap_report.beside: {folder} holds no finished store of split {split!r} in embeddings/",
+                    "Name the folder of a finished run, as in runs/NAME.",
+                )
+            for name, store in stores.items():
+                if f"{folder.name}:{name}" in found:
+                    raise InputError(f"gap_report.beside: two folders are named {folder.name}", "Rename one of them.")
+                if name != FROZEN or store.fingerprint() != own:
+                    found[f"{folder.name}:{name}"] = store
         return found
 
     @property
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
+
+
+def _finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
+    """The whole stores of a split in another run's folder: frozen, the control, aligned."""
+    stores = {
+        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
+        for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
+    }
+    return {name: store for name, store in stores.items() if store.record() is not None}

@@ -152,16 +152,6 @@ def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     return validate(Recipe, file, changes)
 
 
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe that a run's folder was made with; raise InputError if it is no run's folder."""
-    file = folder / "recipe.yaml"
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: no run's folder: {file.name} is not there", "Name what csalign run wrote, as in runs/NAME."
-        )
-    return load_recipe(str(file), [f"run_dir={folder}"])
-
-
 def find_recipe(name_or_path: str | None = None) -> Path:
     """The recipe file that is meant; raise InputError if there is none."""
     if name_or_path is not None:

@@ -149,7 +149,7 @@ def test_other_runs_stand_beside_this_one(
     expected = "holds other items than split 'dev' of this run: image_id of row 0 is 0110.jpg, expected 0120.jpg"
     assert expected in message
     message = refused("gap-report", features_recipe, *report["arguments"], f"--set=gap_report.beside=[{tmp_path}]")
-    assert f"{tmp_path}: no run's folder: recipe.yaml is not there" in message
+    assert f"gap_report.beside: {tmp_path} holds no finished store of split 'dev' in embeddings/" in message
     assert json.loads((report["folder"] / "report.json").read_text()) == found
 
 

@@ -131,7 +131,7 @@ class _Job:
     def measure(self, console: Console) -> None:
         """Measure every store and baseline."""
         total = len(self.layout.stores(self.split.name)) + sum(map(len, self.layout.baselines.values()))
-        total += sum(map(len, self.layout.beside.values()))
+        total += len(self.layout.beside)
         with console.progress("measuring the gap", total) as advance:
             for store in compared(self.layout, self.split, self.report["note"]):
                 self.report["kinds"][store.name] = store.kind
