@@ -72,7 +72,35 @@ class Layout:
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
         cached = self.recipe.train is not None and self.recipe.train.cached_towers
-        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits]))
+        fitted = [self.fit_split] if self.fit_split else []
+        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
+
+    def aligned_splits(self, name: str) -> list[str]:
+        """The splits that an aligned store is made of: those measured, and where a baseline of it is fitted."""
+        fitted = [self.fit_split] if self.fit_split and self.baselines.get(name) else []
+        return list(dict.fromkeys([*self.recipe.measured_splits, *fitted]))
+
+    @property
+    def baselines(self) -> dict[str, list[str]]:
+        """The no-training baselines of the gap report, by the store that they start from."""
+        spec = self.recipe.gap_report.baselines
+        wanted: dict[str, list[str]] = {FROZEN: [*spec.frozen]}
+        train = self.recipe.train
+        # Embedding the training split once more is cheap through adapters, but not through live towers.
+        live = train is not None and self.recipe.trains and (train.image.live or train.text.live)
+        for name in self.aligned_names if spec.split or not live else ():
+            wanted[name] = [*(spec.pairwise_only if name == PAIRWISE_ONLY else spec.aligned)]
+        return {name: kinds for name, kinds in wanted.items() if kinds}
+
+    @property
+    def fit_split(self) -> str | None:
+        """The split that baselines are fitted on; None where there are none, or no features to fit them on."""
+        if not self.baselines:
+            return None
+        train = self.recipe.train
+        if self.recipe.gap_report.baselines.split or train is None or not self.recipe.trains:
+            return self.recipe.gap_report.baselines.split
+        return train.split if train.cached_towers else None
 
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
@@ -164,7 +192,11 @@ class Layout:
     @cached_property
     def gap(self) -> Artifact:
         """The gap report."""
-        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split"})
+        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside"})
+        parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
+        needs = [*self.stores(self.recipe.gap_split).values()]
+        if self.fit_split:
+            needs += [self.stores(self.fit_split)[name] for name in self.baselines]
         return Artifact(
             "gap report",
             self.folder / "gap_report",
@@ -174,10 +206,43 @@ class Layout:
                 "name": self.recipe.name,
                 "seed": self.recipe.seed,
             },
-            tuple(self.stores(self.recipe.gap_split).values()),
+            tuple(needs),
         )
+
+    @cached_property
+    def beside(self) -> dict[str, Artifact]:
+        """The finished stores of other runs that the gap report puts beside this run's, as RUN:STORE.
+
+        They are taken as they are, by whatever version and recipe they were made; a frozen store that is this run's
+        over again is left out. Raises InputError where a folder holds no store of the split, or two have one name.
+        """
+        split = self.recipe.gap_split
+        own = self.frozen(split).fingerprint()
+        found: dict[str, Artifact] = {}
+        for folder in self.recipe.gap_report.beside:
+            stores = _finished_stores(folder, split)
+            if not stores:
+                raise InputError(
+                    f"gap_report.beside: {folder} holds no finished store of split {split!r} in embeddings/",
+                    "Name the folder of a finished run, as in runs/NAME.",
+                )
+            for name, store in stores.items():
+                if f"{folder.name}:{name}" in found:
+                    raise InputError(f"gap_report.beside: two folders are named {folder.name}", "Rename one of them.")
+                if name != FROZEN or store.fingerprint() != own:
+                    found[f"{folder.name}:{name}"] = store
+        return found
 
     @property
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
+
+
+def _finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
+    """The whole stores of a split in another run's folder: frozen, the control, aligned."""
+    stores = {
+        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
+        for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
+    }
+    return {name: store for name, store in stores.items() if store.record() is not None}

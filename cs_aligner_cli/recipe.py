@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import Encoders
+from cs_aligner_cli.recipe_gap import GapReport
 from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
-from cs_aligner_cli.recipe_train import Device, Precision, SplitName, Train
+from cs_aligner_cli.recipe_train import Device, Precision, Train
 from cs_aligner_cli.validation import (
     NAME_PATTERN,
     CommandLineText,
@@ -84,22 +85,6 @@ class Embed(Strict):
     weights: FilePath | None = Field(
         None,
         description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
-    )
-
-
-class GapReport(Strict):
-    """Which gap numbers and pictures are made."""
-
-    split: SplitName | None = Field(None, description="The split measured; null: that of eval_retrieval.")
-    bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS is reported."
-    )
-    max_pairs: int = Field(5000, ge=10, description="Pairs measured at most (evenly spaced); the report says how many.")
-    exact_pairs: int = Field(
-        20_000,
-        ge=10,
-        description="With more pairs than these, D_CS is approximated (Nystroem), and other metrics of all pairs of "
-        "rows take so many evenly spaced ones.",
     )
 
 

@@ -182,20 +182,35 @@ def zero_shot_tables(result: Result) -> list[Table]:
 
 
 def gap_tables(result: Result) -> list[Table]:
-    """Every metric per store, and the null floor of the last one: what its two clouds would read without a gap."""
-    stores = result["gap_report"]
-    names = list(dict.fromkeys(name for values in stores.values() for name in values))
+    """The headline metrics of every store with their 95% intervals, and their null floors for the last one."""
+    from cs_aligner_cli.gap.headline import metric_keys
+
+    stores, intervals = result["gap_report"], result["intervals"]
+    keys = metric_keys({"stores": stores})
+    rows = [
+        (name, *(_spanned(values.get(key), intervals[name].get(key)) for key in keys))
+        for name, values in stores.items()
+    ]
     last, floor = list(result["null_floor"].items())[-1]
-    rows = [(n, *(_number(values.get(n)) for values in stores.values()), _number(floor.get(n))) for n in names]
-    title = f"modality gap on split {result['split']}: {result['pairs']} pairs"
-    return [table(title, ["metric", *stores, f"null floor of {last}"], rows)]
+    rows.append((f"null floor of {last}", *(_number(floor.get(key)) for key in keys)))
+    title = f"modality gap on split {result['split']}: {result['pairs']} pairs, [95% intervals]; all else in the report"
+    return [table(title, ["store", *(key.replace("_", " ").replace("@", " at ") for key in keys)], rows)]
+
+
+def _spanned(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return _number(value)
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def run_tables(results: dict[str, Result]) -> list[Table]:
     """The closing table of a whole run: what was won and what it cost, store by store."""
-    retrieval, gaps = results["eval_retrieval"]["eval_retrieval"], results["gap_report"]["gap_report"]
+    gap_result = results["gap_report"]
+    gaps = gap_result["gap_report"]
+    # Baselines are the report's own; what both measured, on all images or another split, is eval-retrieval's.
+    retrieval = {**gap_result["retrieval"], **results["eval_retrieval"]["eval_retrieval"]}
     rows = []
-    for store in dict.fromkeys([*retrieval, *gaps]):
+    for store in dict.fromkeys([*gaps, *retrieval]):
         found, gap = retrieval.get(store, {}), gaps.get(store, {})
         recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in _DIRECTIONS for k in (1, 10)]
         rows.append((store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "paired_cosine"))))

@@ -125,7 +125,7 @@ def features_recipe_content(root: Path, run_dir: Path) -> dict[str, Any]:
         "encoders": {"image": {"kind": "features", "power": 0.5}, "text": {"kind": "features"}},
         "train": {"epochs": 16, "batch_size": 32, "embed_dim": 12, "image": adapter, "text": adapter},
         "eval_retrieval": {"split": "dev"},
-        "gap_report": {"max_pairs": 40},
+        "gap_report": {"max_pairs": 40, "baselines": {"frozen": ["cca"]}},
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import math
 import re
@@ -18,19 +20,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap import METRICS, measure_gap, null_floor
-from cs_aligner_cli.gap.divergence import subset_divergences
-from cs_aligner_cli.gap.figures import (
-    conflict_curves,
-    cosine_histograms,
-    divergence_curve,
-    gap_against_recall,
-    projection,
-)
+from cs_aligner_cli.gap import METRICS, measure, measure_gap, null_floor
+from cs_aligner_cli.gap.clouds import divergence_metrics
+from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
+from cs_aligner_cli.gap.figures import cosine_histograms, projection, spectra
 from cs_aligner_cli.gap.glossary import describe, in_report_order
-from cs_aligner_cli.gap.metrics import DEFAULT_BANDWIDTHS, linear_separability, paired_rows
+from cs_aligner_cli.gap.groups import kernel_sums, random_groups
 from cs_aligner_cli.gap.null import split_halves
 from cs_aligner_cli.gap.page import format_number, render_page, report_rows
+from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, paired_rows
+from cs_aligner_cli.gap.separability import linear_separability
+from cs_aligner_cli.gap.summary import render_summary
+from cs_aligner_cli.gap.tradeoff import gap_against_recall
 from cs_aligner_cli.gap.verdict import verdict
 from cs_aligner_cli.objectives import conflict_sweep, cs_divergence
 
@@ -65,7 +66,10 @@ def plain_metrics(image, text, bandwidths):
         "pairs": n,
         "centroid_gap": math.sqrt(np.sum((x.mean(0) - y.mean(0)) ** 2)),
         "centroid_gap_debiased": math.sqrt(max(squared_gap, 0)),
+        "centroid_share": math.dist(x.mean(0), y.mean(0)) ** 2
+        / np.mean([math.dist(a, b) ** 2 for a, b in zip(x, y, strict=True)]),
         "paired_distance": np.mean([math.dist(a, b) for a, b in zip(x, y, strict=True)]),
+        "paired_residual": np.mean([math.dist(a - x.mean(0), b - y.mean(0)) ** 2 for a, b in zip(x, y, strict=True)]),
         "paired_cosine": np.mean([a @ b for a, b in zip(x, y, strict=True)]),
         "rmg": m / (within + m),
         "alignment": np.mean([math.dist(a, b) ** 2 for a, b in zip(x, y, strict=True)]),
@@ -73,13 +77,23 @@ def plain_metrics(image, text, bandwidths):
     for name, z in (("image", x), ("text", y)):
         potentials = [math.exp(-2 * math.dist(z[i], z[j]) ** 2) for i in range(n) for j in range(i + 1, n)]
         found[f"uniformity_{name}"] = math.log(np.mean(potentials))
+    pooled = np.concatenate([x, y])
+    potentials = [math.exp(-2 * math.dist(a, b) ** 2) for i, a in enumerate(pooled) for b in pooled[i + 1 :]]
+    found["uniformity_pooled"] = math.log(np.mean(potentials))
+    found |= {f"conformity_{name}": mean_over(z, z, cosine, False) for name, z in (("image", x), ("text", y))}
     for estimator in ("v", "u"):
+        keep = estimator == "v"
+        found[f"energy_{estimator}"] = (
+            2 * mean_over(x, y, math.dist) - mean_over(x, x, math.dist, keep) - mean_over(y, y, math.dist, keep)
+        )
         for s in bandwidths:
 
             def kernel(a, b, s=s):
                 return math.exp(-(math.dist(a, b) ** 2) / (2 * s * s))
 
-            keep = estimator == "v"
+            found[f"mmd_{estimator}@{s:.4g}"] = (
+                mean_over(x, x, kernel, keep) + mean_over(y, y, kernel, keep) - 2 * mean_over(x, y, kernel)
+            )
             found[f"cs_divergence_{estimator}@{s:.4g}"] = (
                 math.log(mean_over(x, x, kernel, keep))
                 + math.log(mean_over(y, y, kernel, keep))
@@ -91,7 +105,47 @@ def plain_metrics(image, text, bandwidths):
         sums = [math.log(sum(map(math.exp, row))) for row in (*logits, *zip(*logits, strict=True))]
         losses.append(sum(sums) / (2 * n) - sum(logits[i][i] for i in range(n)) / n)
     found["mutual_information"] = max(0, math.log(n) - min(losses))
+    return found | plain_neighbours(x, y) | plain_shapes(x, y)
+
+
+def plain_neighbours(x, y, k=10):
+    """Neighbours by sorting every row's distances."""
+    n, k = len(x), min(k, len(x) - 1)
+    pooled = np.concatenate([x, y])
+
+    def nearest(rows, i):
+        return set(sorted((j for j in range(len(rows)) if j != i), key=lambda j: math.dist(rows[i], rows[j]))[:k])
+
+    shared = [len(nearest(x, i) & nearest(y, i)) / k for i in range(n)]
+    pure = [np.mean([(j < n) == (i < n) for j in nearest(pooled, i)]) for i in range(2 * n)]
+    return {"mutual_knn": np.mean(shared), "neighbour_purity": np.mean(pure)}
+
+
+def plain_shapes(x, y):
+    """Covariances and Gram matrices spelled out; the matrix root is scipy's."""
+    from scipy.linalg import sqrtm
+
+    (sx, sy), xc, yc = (np.cov(z.T) for z in (x, y)), x - x.mean(0), y - y.mean(0)
+    found = {"frechet_covariance": np.trace(sx + sy) - 2 * np.real(np.trace(sqrtm(sx @ sy)))}
+    k, m = xc @ xc.T, yc @ yc.T
+    found["linear_cka"] = np.sum(k * m) / math.sqrt(np.sum(k * k) * np.sum(m * m))
+    for name, z in (("image", x), ("text", y), ("raw_image", x), ("raw_text", y)):
+        z = z if name.startswith("raw") else z - z.mean(0)
+        roots = np.sqrt(np.maximum(np.linalg.eigvalsh(z.T @ z), 0))
+        p = roots[roots > 1e-6] / roots[roots > 1e-6].sum()
+        found[f"effective_rank_{name}"] = math.exp(-sum(p * np.log(p)))
     return found
+
+
+# What is drawn or fitted has tests of its own.
+DRAWN = {
+    "linear_separability",
+    "separability_dimensions",
+    "sliced_wasserstein",
+    "cluster_pairs",
+    "cluster_ari",
+    "cluster_v_measure",
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -100,10 +154,12 @@ def test_every_metric_equals_its_plain_formula(n, seed):
     image, text = clouds(n=n, seed=seed)
     found = measure_gap(image, text, bandwidths=(0.3, 0.5, 1.0))
     expected = plain_metrics(image, text, (0.3, 0.5, 1.0))
-    separability = found.pop("linear_separability")
-    assert found == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    assert list(found) == list(expected)
-    assert 0 <= separability <= 1
+    assert set(found) - set(expected) == DRAWN
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-7, abs=1e-7)
+    exact = [key for key in expected if not key.startswith(("frechet", "effective"))]
+    assert {key: found[key] for key in exact} == pytest.approx({key: expected[key] for key in exact}, rel=1e-9)
+    assert ["pairs", *in_report_order(found)] == list(found)
+    assert 0 <= found["linear_separability"] <= 1
 
 
 def test_default_bandwidths_name_the_keys():
@@ -137,15 +193,12 @@ def test_blocks_of_rows_change_nothing():
 def test_narrow_kernels_do_not_underflow():
     """At bandwidth 0.05 every kernel value of these rows is below exp(-200): sums need a common scale."""
     x, y = paired_rows(np.eye(8)[:4], np.eye(8)[4:])
-    divergence = subset_divergences(
-        torch.cat([x, y]),
-        torch.tensor([[1.0]] * 4 + [[0.0]] * 4).double(),
-        torch.tensor([[0.0]] * 4 + [[1.0]] * 4).double(),
-        [0.05],
-    )
+    groups = random_groups(4, seed=0)
+    sums = kernel_sums(x, y, groups, [0.05])
+    divergence = divergence_metrics({s: kernel.resampled(np.ones((1, 4))) for s, kernel in sums.items()}, [0.05])
     # Orthogonal rows all lie at squared distance 2, so the exponent is 2 / (2 * 0.0025) = 400.
-    assert float(divergence["cs_divergence_v@0.05"]) == pytest.approx(2 * 400 - 2 * math.log(4))
-    assert float(divergence["cs_divergence_u@0.05"]) == pytest.approx(0, abs=1e-9)
+    assert float(divergence["cs_divergence_v@0.05"][0]) == pytest.approx(2 * 400 - 2 * math.log(4))
+    assert float(divergence["cs_divergence_u@0.05"][0]) == pytest.approx(0, abs=1e-9)
 
 
 # Closed forms
@@ -215,9 +268,9 @@ def test_rotation_order_and_length_do_not_matter(seed, n, d):
     order, lengths = rng.permutation(n), rng.uniform(1e-3, 1e3, (n, 1))
     before = measure_gap(image, text)
     after = measure_gap((lengths * image @ rotation)[order], (text @ rotation)[order])
-    # The classifier's folds are drawn by row number, so it alone sees the order.
-    del before["linear_separability"], after["linear_separability"]
-    assert after == pytest.approx(before, rel=1e-6, abs=1e-9)
+    # Folds, directions and first clusters are drawn by row number or axis, so these alone see order and rotation.
+    kept = {key: value for key, value in before.items() if key not in DRAWN}
+    assert {key: after[key] for key in kept} == pytest.approx(kept, rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=12, deadline=None)
@@ -261,18 +314,17 @@ def test_null_floor_is_the_metric_between_halves():
     image, text = clouds(n=31, d=5)
     x, y = paired_rows(image, text)
     first, second = split_halves(31, draws=3, seed=5)
-    assert first.sum(0).tolist() == second.sum(0).tolist() == [15.0] * 3
+    assert first.sum(1).tolist() == second.sum(1).tolist() == [15.0] * 3
     assert float((first * second).sum()) == 0
     expected = []
     for z in (x, y):
         for draw in range(3):
-            halves = z[first[:, draw] == 1], z[second[:, draw] == 1]
+            halves = z[first[draw] == 1], z[second[draw] == 1]
             expected.append(plain_metrics(*halves, (0.2, 0.5)))
     found = null_floor(image, text, (0.2, 0.5), seed=5, draws=3)
     assert found == pytest.approx({key: np.mean([e[key] for e in expected]) for key in found}, rel=1e-9)
-    assert set(found) == {"centroid_gap", "centroid_gap_debiased"} | {
-        f"cs_divergence_{e}@{s}" for e in "vu" for s in ("0.2", "0.5")
-    }
+    kernels = {f"{name}_{e}@{s}" for name in ("cs_divergence", "mmd") for e in "vu" for s in ("0.2", "0.5")}
+    assert set(found) == {"centroid_gap", "centroid_gap_debiased", "energy_v", "energy_u"} | kernels
 
 
 def test_null_floor_is_seen_by_plug_in_metrics_only():
@@ -358,7 +410,7 @@ def test_importing_the_room_loads_neither_matplotlib_nor_sklearn():
 
 
 def test_above_exact_pairs_the_divergence_is_approximated_and_says_how_far():
-    image, text = clouds(n=3000, d=12, gap=2.0)
+    image, text = clouds(n=1500, d=12, gap=2.0)
     exact, large = measure_gap(image, text), measure_gap(image, text, exact_pairs=500)
     for s in ("0.5", "0.7071", "1"):
         v, fall = large[f"cs_divergence_v@{s}"], large[f"cs_divergence_fall@{s}"]
@@ -366,7 +418,7 @@ def test_above_exact_pairs_the_divergence_is_approximated_and_says_how_far():
         assert v <= exact[f"cs_divergence_v@{s}"] + 1e-9
         assert 0 <= fall < 0.05 * v
     assert not any(key.startswith("cs_divergence_u") for key in large)
-    kept = np.linspace(0, 2999, 500).round().astype(int)
+    kept = np.linspace(0, 1499, 500).round().astype(int)
     sampled = measure_gap(image[kept], text[kept])
     for key in ("uniformity_image", "uniformity_text", "mutual_information", "linear_separability"):
         assert large[key] == sampled[key]
@@ -382,7 +434,7 @@ def test_the_glossary_explains_every_metric_in_the_order_of_measure_gap():
     large = measure_gap(*clouds(), exact_pairs=20)
     families = dict.fromkeys(key.partition("@")[0] for key in [*keys, *large] if key != "pairs")
     assert set(families) == set(METRICS)
-    assert in_report_order([*large])[-1] == "linear_separability"
+    assert in_report_order([*large])[-1] == "separability_dimensions"
     assert in_report_order(reversed(keys)) == keys
     assert describe("cs_divergence_u@0.5").label == "CS divergence, U, bandwidth 0.5"
 
@@ -395,8 +447,9 @@ def test_an_unknown_metric_is_refused_with_the_nearest_name():
 # Figures
 
 
-def opened(png):
-    image = Image.open(io.BytesIO(png))
+def opened(picture):
+    assert b"<svg" in picture.svg
+    image = Image.open(io.BytesIO(picture.png))
     image.load()
     assert image.format == "PNG"
     assert 600 <= image.width <= 1500
@@ -406,14 +459,25 @@ def opened(png):
     return image
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("draw", [projection, cosine_histograms, divergence_curve])
+def sweeps(stores):
+    return divergence_curve({name: measure(*pair, sweep=(0.3, 1.0, 2.0)).sweep for name, pair in stores.items()})
+
+
+def spectra_of(stores):
+    return spectra({name: measure(*pair).spectra for name, pair in stores.items()})
+
+
+DRAWN_FROM_ROWS = [projection, cosine_histograms, sweeps, spectra_of]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+@pytest.mark.parametrize("draw", DRAWN_FROM_ROWS)
 def test_figures_are_pictures_of_a_sane_size(draw, count):
     stores = {f"store ${n}": clouds(n=30, d=5 + n, gap=n, seed=n) for n in range(count)}
     opened(draw(stores))
 
 
-@pytest.mark.parametrize("draw", [projection, cosine_histograms, divergence_curve])
+@pytest.mark.parametrize("draw", DRAWN_FROM_ROWS)
 def test_figures_take_degenerate_stores(draw):
     """One dimension, equal clouds, one point, a flat line: nothing may warn or divide by zero."""
     image, _ = clouds(n=12)
@@ -449,15 +513,32 @@ def test_conflict_curves_are_pictures_and_take_degenerate_stores(count):
     opened(conflict_curves({"point": conflict_sweep(np.ones((4, 3)), np.ones((4, 3)))}))
 
 
+def test_training_curves_leave_out_what_was_not_logged():
+    step = {"step": 10, "terms": {"infonce": 5.0, "cs": 0.3}, "weights": {"infonce": 1, "cs": 1}, "logit_scale": 100.0}
+    ends = {"step": 11, "val_R@1": {"i2t": 0.1, "t2i": 0.2}}
+    later = {**step, "step": 20, "grad_norm_ratio": {"cs": 0.4}}
+    opened(training_curves({"aligned": [step, ends, later], "a ${run": [step], "no log": []}))
+    with pytest.raises(InputError, match="expected at least one run with logged steps"):
+        training_curves({"a": [ends]})
+
+
 def test_figures_without_a_store_are_refused():
-    for draw in (projection, cosine_histograms, divergence_curve, conflict_curves, gap_against_recall):
+    for draw in (projection, cosine_histograms, divergence_curve, spectra, conflict_curves, gap_against_recall):
         with pytest.raises(InputError, match="expected at least one store"):
             draw({})
 
 
 def test_gap_against_recall_takes_marks_that_coincide():
     point = {"gap": 0.0, "r1_i2t": 0.0, "r1_t2i": 0.0}
-    opened(gap_against_recall({"one": point, "the same": point, "far": {**point, "gap": 1.9, "r1_i2t": 1.0}}))
+    far = {
+        **point,
+        "gap": 1.9,
+        "r1_i2t": 1.0,
+        "kind": "baseline",
+        "gap_interval": [1.8, 2.0],
+        "r1_interval": [0.4, 0.6],
+    }
+    opened(gap_against_recall({"one": point, "the same": point, "far": far, "run": {**point, "kind": "run"}}))
 
 
 def test_labels_keep_clear_of_each_other_and_of_marks():
@@ -494,8 +575,8 @@ def report():
 
 
 def words(html):
-    """The page's text without tags, styles and entities."""
-    return unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
+    """The page's text without tags, styles, scripts and entities."""
+    return unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", html, flags=re.DOTALL))
 
 
 def test_page_shows_every_number():
@@ -513,15 +594,18 @@ def test_page_shows_every_number():
 
 def test_page_loads_nothing_and_runs_nothing():
     figure = gap_against_recall({"a": {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})
-    html = render_page(report(), {"gap_against_recall": figure, "spectra": figure})
+    html = render_page(report(), {"gap_against_recall": figure, "odd_one": figure})
     targets = re.findall(r"(?:src|href|srcset|poster|action|data)\s*=\s*\"([^\"]{0,30})", html)
     assert len(targets) == 2
     assert all(target.startswith("data:image/png;base64,") for target in targets)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "<link" not in html
     assert not re.search(r"url\(|@import|https?://", html)
+    (script,) = re.findall(r"<script>(.*)</script>", html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
     assert "What closing the gap cost" in html
-    assert "<h3>Spectra</h3>" in html
+    assert "<h3>Odd one</h3>" in html
 
 
 def test_page_escapes_whatever_comes_from_data():
@@ -538,10 +622,25 @@ def test_page_escapes_whatever_comes_from_data():
         "note": [evil],
         "provenance": {"recipe": evil, evil: evil, "command": evil},
     }
-    html = render_page(data, {evil: gap_against_recall({evil: {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})})
-    assert "<script" not in html
+    pair = {"image": {"id": evil, "photo": None}, "text": evil, "cosine": 0.5}
+    query = {"query": evil, "results": [{"item": pair["image"], "cosine": 0.5, "hit": True}]}
+    to_texts = {"query": pair["image"], "results": [{"item": evil, "cosine": 0.5, "hit": False}]}
+    point = {"image": (1.0, 2.0), "points": (3.0, 4.0), "text": evil, "item": pair["image"]}
+    shown = {
+        "store": evil,
+        "map": [point],
+        "best": [pair],
+        "worst": [pair],
+        "to_images": [query],
+        "to_texts": [to_texts],
+    }
+    figure = gap_against_recall({evil: {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})
+    html = render_page(data, {evil: figure}, shown)
+    assert "<script>alert" not in html
     assert '"&"' not in html
-    assert words(html).count(evil) >= 10
+    assert words(html).count(evil) >= 18
+    assert b"<script" not in figure.svg
+    assert "<script" not in render_summary(data)
 
 
 def test_page_of_a_report_without_the_optional_parts():
@@ -566,7 +665,10 @@ def test_report_rows_are_long_and_complete():
         "store": "pairwise_only",
         "metric": "centroid_gap",
         "value": data["stores"]["pairwise_only"]["centroid_gap"],
+        "low": None,
+        "high": None,
         "null": data["null"]["pairwise_only"]["centroid_gap"],
+        "pairs": None,
     }
     assert {row["null"] for row in rows if row["metric"] == "paired_cosine"} == {None}
 

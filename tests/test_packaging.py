@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_module_and_every_packaged_file(wheel: zipfile.Zip
     shelf = [*(REPOSITORY / "recipes").iterdir(), *(REPOSITORY / "data_manifests").iterdir()]
     expected |= {f"cs_aligner_cli/_shelf/{p.relative_to(REPOSITORY).as_posix()}" for p in shelf}
     assert expected <= held
-    assert {"cs_aligner_cli/py.typed", "cs_aligner_cli/gap/page.html.j2"} <= held
+    assert {"cs_aligner_cli/py.typed", "cs_aligner_cli/gap/page.html.j2", "cs_aligner_cli/gap/page.js"} <= held
     assert "cs_aligner_cli/_shelf/recipes/recipe.schema.json" in held
     assert not {name for name in held - expected if ".dist-info/" not in name}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in held)

@@ -146,7 +146,7 @@ def test_frozen_towers_of_one_space_are_measured_beside_the_aligned_ones(
     np.save(features_root / "image_mobilenet_v2.npy", image[:, :16])
     data = run(features_recipe)
     assert list(data["eval_retrieval"]) == ["frozen", "aligned"]
-    assert list(data["gap_report"]) == ["frozen", "aligned"]
+    assert list(data["gap_report"]) == ["frozen", "frozen+cca", "aligned"]
     only = run(features_recipe, "train=null")
     assert list(only["eval_retrieval"]) == ["frozen"]
     assert "train" not in only["status"]

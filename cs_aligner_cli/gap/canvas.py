@@ -1,11 +1,11 @@
-"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG bytes."""
+"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG and SVG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +23,11 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
+    "svg.hashsalt": "csalign",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and edited for a paper
 }
-_LABEL_OFFSETS = ((9, 0), (-9, 0), (9, 12), (-9, 12), (9, -12), (-9, -12), (9, 24), (-9, 24))
+# Right and left of a mark, then higher and lower, step by step.
+_LABEL_OFFSETS = tuple((x, y) for step in range(11) for y in (12 * step, -12 * step) for x in (9, -9))
 
 
 @contextmanager
@@ -50,6 +53,24 @@ def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple
         for unused in grid[count:]:
             unused.remove()
         yield figure, grid[:count]
+
+
+def outer_labels(axes: Sequence[Axes]) -> None:
+    """Leave the horizontal axis its labels where no panel is below, the vertical one where none is to the left.
+
+    As matplotlib's label_outer, which takes a place without a panel for one.
+    """
+    places = [ax.get_subplotspec() for ax in axes]
+    lowest: dict[int, int] = {}
+    for place in places:
+        if place is not None:
+            lowest[place.colspan.start] = max(place.rowspan.start, lowest.get(place.colspan.start, 0))
+    for ax, place in zip(axes, places, strict=True):
+        if place is None:
+            continue
+        below, left = place.rowspan.start == lowest[place.colspan.start], place.colspan.start == 0
+        ax.tick_params(labelbottom=below, labelleft=left)
+        ax.set(xlabel=ax.get_xlabel() if below else "", ylabel=ax.get_ylabel() if left else "")
 
 
 def legend(figure: Figure, axes: Sequence[Axes], marker_scale: float = 1.0) -> None:
@@ -89,8 +110,21 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         taken.append(box)
 
 
-def png(figure: Figure) -> bytes:
+class Picture(NamedTuple):
+    """A drawn figure, as PNG and as SVG."""
+
+    png: bytes
+    svg: bytes
+
+
+def rendered(figure: Figure) -> Picture:
     """Render the figure; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    png, svg = io.BytesIO(), io.BytesIO()
+    # The layout takes most of the time, and is the same for both.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(svg, format="svg", dpi=_DPI, facecolor="white", metadata={"Date": None, "Creator": None})
+    return Picture(png.getvalue(), svg.getvalue())

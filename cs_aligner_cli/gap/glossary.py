@@ -1,4 +1,4 @@
-"""What each gap metric means in plain words, in the order in which reports show them."""
+"""What each gap metric means in plain words, in the order and the groups in which reports show them."""
 
 from __future__ import annotations
 
@@ -9,84 +9,233 @@ from cs_aligner_cli.errors import InputError, did_you_mean
 
 
 class Metric(NamedTuple):
-    """One row of the report: its name, what it says, and where it goes as a gap closes."""
+    """One row of the report: its group and name, what it says, and where it goes as a gap closes."""
 
+    group: str
     label: str
     meaning: str
     no_gap: str
 
 
+CENTROIDS, PAIRS, CLOUDS = "Where the clouds lie", "How near pairs are", "How unlike the two distributions are"
+NEIGHBOURS, SHAPES, CLASSIFIER = "Who is near whom", "The shape of each cloud", "Can a classifier tell them apart"
+GROUPS = {
+    CENTROIDS: "Only the two means are looked at.",
+    PAIRS: "What an image has to do with its own text.",
+    CLOUDS: "Divergences between all images and all texts, pairs unseen: V keeps the diagonals, U leaves them out. "
+    "The figure of the sweep shows D_CS at more bandwidths.",
+    NEIGHBOURS: "Neighbourhoods and clusters, which decide retrieval and transfer.",
+    SHAPES: "Each modality by itself: what an alignment may have squeezed.",
+    CLASSIFIER: "A weak measure, near 1 almost everywhere.",
+}
+
 METRICS: dict[str, Metric] = {
     "centroid_gap": Metric(
+        CENTROIDS,
         "Centroid gap",
         "Distance between the mean image and the mean text row: the usual headline number.",
         "falls to 0, in practice to its null floor",
     ),
     "centroid_gap_debiased": Metric(
+        CENTROIDS,
         "Centroid gap, debiased",
         "The same distance without the part that is only sampling noise; comparable across sample sizes.",
         "falls to 0",
     ),
-    "paired_distance": Metric(
-        "Paired distance",
-        "Mean distance between an image and its own text: 0 if they coincide, 1.41 if they are unrelated.",
+    "centroid_share": Metric(
+        CENTROIDS,
+        "Centroid share of the paired distance",
+        "How much of the mean squared distance within pairs the two means explain: all that a shift can take away.",
         "falls to 0",
     ),
     "paired_cosine": Metric(
+        PAIRS,
         "Paired cosine",
         "Mean cosine between an image and its own text. A gap closed while this stays put is no alignment.",
         "rises to 1",
     ),
-    "rmg": Metric(
-        "Relative modality gap (RMG)",
-        "Distance within pairs relative to the distance among strangers of one modality; "
-        "0.5 means that a pair is as far apart as two strangers.",
+    "paired_distance": Metric(
+        PAIRS,
+        "Paired distance",
+        "Mean distance between an image and its own text: 0 if they coincide, 1.41 if they are unrelated.",
         "falls to 0",
     ),
     "alignment": Metric(
+        PAIRS,
         "Alignment",
         "Mean squared distance within pairs, which the contrastive loss pulls down.",
         "falls to 0",
     ),
-    "uniformity_image": Metric(
-        "Uniformity, image",
-        "How evenly image rows fill the sphere: about -4 when spread out, 0 when collapsed to one point.",
-        "equals the text's",
-    ),
-    "uniformity_text": Metric(
-        "Uniformity, text",
-        "How evenly text rows fill the sphere: about -4 when spread out, 0 when collapsed to one point.",
-        "equals the image's",
-    ),
-    "cs_divergence_v": Metric(
-        "CS divergence, V",
-        "Cauchy-Schwarz divergence between the two clouds, diagonals kept (what training minimises); "
-        "biased upwards at small bandwidths and samples.",
-        "falls to 0, in practice to its null floor",
-    ),
-    "cs_divergence_u": Metric(
-        "CS divergence, U",
-        "The same divergence without the diagonals: hardly biased, and may be slightly negative.",
+    "paired_residual": Metric(
+        PAIRS,
+        "Paired residual",
+        "Alignment after each modality's own mean is taken away: the part of it that no shift can close. "
+        "Alignment is this plus the squared centroid gap.",
         "falls to 0",
     ),
-    "cs_divergence_fall": Metric(
-        "CS divergence, V: gain from twice the landmarks",
-        "There are too many pairs to take all of them, so V comes from 1,024 landmark rows, and is too low by about "
-        "this much: so much it gained over 512 of them.",
+    "rmg": Metric(
+        PAIRS,
+        "Relative modality gap (RMG)",
+        "Distance within pairs relative to the distance among strangers of one modality (off-diagonal variant); "
+        "0.5 means that a pair is as far apart as two strangers.",
         "falls to 0",
     ),
     "mutual_information": Metric(
+        PAIRS,
         "Shared information, at least (nats)",
         "InfoNCE's lower bound on what an image tells about its text, at the best of seven temperatures; it cannot "
         "exceed the log of the number of pairs. High values go with any gap: ranking pairs and joining clouds are "
         "two things.",
         "may stay as it is",
     ),
+    "cs_divergence_v": Metric(
+        CLOUDS,
+        "CS divergence, V",
+        "Cauchy-Schwarz divergence between the two clouds, diagonals kept (what training minimises); "
+        "biased upwards at small bandwidths and samples.",
+        "falls to 0, in practice to its null floor",
+    ),
+    "cs_divergence_u": Metric(
+        CLOUDS,
+        "CS divergence, U",
+        "The same divergence without the diagonals: hardly biased, and may be slightly negative.",
+        "falls to 0",
+    ),
+    "cs_divergence_fall": Metric(
+        CLOUDS,
+        "CS divergence, V: gain from twice the landmarks",
+        "There are too many pairs to take all of them, so V comes from 1,024 landmark rows, and is too low by about "
+        "this much: so much it gained over 512 of them.",
+        "falls to 0",
+    ),
+    "mmd_v": Metric(
+        CLOUDS,
+        "Squared MMD, V",
+        "Maximum mean discrepancy: the same three means of a Gaussian kernel without their logarithms.",
+        "falls to 0, in practice to its null floor",
+    ),
+    "mmd_u": Metric(
+        CLOUDS,
+        "Squared MMD, U",
+        "The same without the diagonals: unbiased for independent samples, and may be slightly negative.",
+        "falls to 0",
+    ),
+    "energy_v": Metric(
+        CLOUDS,
+        "Energy distance, V",
+        "MMD with the negative distance as its kernel: no bandwidth to choose.",
+        "falls to 0, in practice to its null floor",
+    ),
+    "energy_u": Metric(CLOUDS, "Energy distance, U", "The same without the diagonals.", "falls to 0"),
+    "sliced_wasserstein": Metric(
+        CLOUDS,
+        "Sliced Wasserstein distance",
+        "How far mass must move along a random direction, on average over 128 of them.",
+        "falls to 0, in practice to its null floor",
+    ),
+    "frechet_covariance": Metric(
+        CLOUDS,
+        "Frechet distance, covariance part",
+        "How unlike the two covariances are; with the squared centroid gap, which is the mean part, it makes the "
+        "squared Frechet distance. Strongly biased upwards where rows are not many times the dimensions.",
+        "falls to 0, in practice to its null floor",
+    ),
+    "mutual_knn": Metric(
+        NEIGHBOURS,
+        "Mutual nearest neighbours",
+        "Share of the 10 nearest images of an image whose texts are among the 10 nearest texts of its text. "
+        "Blind to the gap; falls as the sample grows.",
+        "may stay as it is",
+    ),
+    "neighbour_purity": Metric(
+        NEIGHBOURS,
+        "Modality purity of neighbours",
+        "Share of the 10 nearest rows, of either modality, that are of a row's own modality: 1 if images see only "
+        "images and texts only texts.",
+        "falls to 0.5",
+    ),
+    "linear_cka": Metric(
+        NEIGHBOURS,
+        "Linear CKA",
+        "Do the two modalities have the same geometry, up to rotation and shift? Blind to the gap by design.",
+        "may stay as it is",
+    ),
+    "cluster_pairs": Metric(
+        NEIGHBOURS,
+        "Pairs within one cluster",
+        "k-means with 10 clusters over images and texts together: share of pairs whose two rows share a cluster.",
+        "rises to 1",
+    ),
+    "cluster_ari": Metric(
+        NEIGHBOURS,
+        "Cluster agreement (ARI)",
+        "Adjusted Rand index between the clusters of the images and those of their texts.",
+        "rises to 1",
+    ),
+    "cluster_v_measure": Metric(
+        NEIGHBOURS,
+        "Cluster agreement (V-measure)",
+        "The same by V-measure, which is not corrected for chance.",
+        "rises to 1",
+    ),
+    "uniformity_image": Metric(
+        SHAPES,
+        "Uniformity, image",
+        "How evenly image rows fill the sphere: about -4 when spread out, 0 when collapsed to one point.",
+        "equals the text's",
+    ),
+    "uniformity_text": Metric(
+        SHAPES,
+        "Uniformity, text",
+        "How evenly text rows fill the sphere: about -4 when spread out, 0 when collapsed to one point.",
+        "equals the image's",
+    ),
+    "uniformity_pooled": Metric(
+        SHAPES,
+        "Uniformity, both pooled",
+        "The same over all rows together: much lower than its parts where two clouds lie apart.",
+        "nears its parts",
+    ),
+    "conformity_image": Metric(
+        SHAPES,
+        "Conformity, image",
+        "Mean cosine of an image with the other images: 1 where all are alike.",
+        "equals the text's",
+    ),
+    "conformity_text": Metric(
+        SHAPES, "Conformity, text", "Mean cosine of a text with the other texts.", "equals the image's"
+    ),
+    "effective_rank_image": Metric(
+        SHAPES,
+        "Effective rank, image",
+        "Dimensions that centred image rows really use (the exponential of their spectrum's entropy).",
+        "may stay as it is",
+    ),
+    "effective_rank_text": Metric(
+        SHAPES, "Effective rank, text", "Dimensions that centred text rows really use.", "may stay as it is"
+    ),
+    "effective_rank_raw_image": Metric(
+        SHAPES,
+        "Effective rank, image, not centred",
+        "The same of rows as they are: lower where a common mean dominates.",
+        "nears the centred one",
+    ),
+    "effective_rank_raw_text": Metric(
+        SHAPES, "Effective rank, text, not centred", "The same of text rows.", "nears the centred one"
+    ),
     "linear_separability": Metric(
+        CLASSIFIER,
         "Linear separability",
         "Held-out accuracy of a linear classifier that tells image rows from text rows. "
         "Near 1 almost everywhere, so a weak measure: do not rank by it.",
         "falls to 0.5 (chance)",
+    ),
+    "separability_dimensions": Metric(
+        CLASSIFIER,
+        "Dimensions it needs",
+        "How many coordinates, the most telling ones first, give 99% of that accuracy (a power of two). "
+        "It depends on the axes, as nothing else here does.",
+        "means nothing at chance",
     ),
 }
 

@@ -1,25 +1,78 @@
-"""Modality-gap metrics of row-paired image and text features."""
+"""Modality-gap metrics of row-paired image and text features, with bootstrap intervals and null floors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize, same_width
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap.divergence import subset_divergences, uniformity
+from cs_aligner_cli.arrays import ArrayLike
+from cs_aligner_cli.gap.clouds import DISTANCE, centroid_metrics, divergence_metrics, uniformity_metrics
+from cs_aligner_cli.gap.glossary import in_report_order
+from cs_aligner_cli.gap.groups import Floats, Groups, KernelSums, Means, kernel_sums, linear_sums, random_groups
+from cs_aligner_cli.gap.neighbours import neighbour_chance, neighbour_metrics
+from cs_aligner_cli.gap.null import centroid_floor, divergence_floor, rows_floor
+from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, check_bandwidths, evenly_spaced, paired_rows
+from cs_aligner_cli.gap.separability import separability
+from cs_aligner_cli.gap.shape import (
+    cluster_agreement,
+    effective_rank,
+    frechet_covariance,
+    linear_cka,
+    shuffled_cka,
+    sliced_distance,
+    spectrum,
+)
 from cs_aligner_cli.objectives import mutual_information, nystroem_cs
 
-DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
-MIN_PAIRS = 4
 EXACT_PAIRS = 20_000
+SWEEP = (0.3, 0.4, 0.5, 0.7071067811865476, 1.0, 1.414, 2.0)
 _LANDMARKS = 1024
-_FOLDS = 5
+DRAWS = 500
+_LEVEL = 0.95
+# Metrics that cost more than a kernel sum are taken on so many pairs, which tell enough.
+_FEW_PAIRS = 5000
+_POTENTIAL = 0.5  # exp(-2 d^2), uniformity's, is the Gaussian kernel of this bandwidth
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured on one store; all but ``sweep`` by the keys of ``measure_gap``.
+
+    ``values``; ``intervals`` [low, high] of 95%; ``null`` floors; ``samples``, the pairs each was taken on; ``draws``,
+    the bootstrap's values (D,), which are comparable between stores of the same pairs; ``sweep``, D_CS and MMD at many
+    bandwidths, one dict each; ``spectra``, modality to the centred rows' singular values (shares of their sum).
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    null: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    draws: dict[str, Floats] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    spectra: dict[str, Floats] = field(default_factory=dict)
+
+    def add(self, drawn: dict[str, Floats], pairs: int) -> None:
+        """Add metrics by their values (1 + D,), of which the first is the sample's own."""
+        for key, values in drawn.items():
+            self.add_plain({key: float(values[0])}, pairs)
+            self.draws[key] = values[1:]
+            self.intervals[key] = interval(values[1:])
+
+    def add_plain(self, values: dict[str, float], pairs: int) -> None:
+        """Add metrics that have no interval."""
+        self.values.update(values)
+        self.samples.update(dict.fromkeys(values, pairs))
+
+
+def interval(drawn: Floats) -> list[float]:
+    """The 95% percentile interval of drawn values; draws that say nothing (NaN) are left out."""
+    if np.isnan(drawn).all():
+        return [float("nan"), float("nan")]
+    return [float(q) for q in np.nanquantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
 
 
 def measure_gap(
@@ -31,166 +84,184 @@ def measure_gap(
 ) -> dict[str, float]:
     """Measure the gap between image (N, d) and text (N, d), row i of one belonging to row i of the other.
 
-    Rows are scaled to unit L2 norm first and everything is computed in float64 on the CPU. With x_i, y_i the
-    unit rows and mx, my their means, the keys of the returned dict are, in this order:
+    Rows are scaled to unit L2 norm first and everything is computed in float64 on the CPU. With x_i, y_i the unit rows
+    and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS`` orders them:
 
-    - ``pairs``: N.
     - ``centroid_gap``: ||mx - my|| (Liang et al., Mind the Gap, NeurIPS 2022).
-    - ``centroid_gap_debiased``: sqrt(s_xx + s_yy - 2 s_xy) with s the mean cosines, off-diagonal within a
-      modality, which takes the sampling bias out of the square. Where the squared estimate is negative, 0.0
-      is returned. It takes the clouds for independent samples; rows that are pairs leave a bias of
-      -2 (mean paired cosine - mean unpaired cosine) / N in the square.
+    - ``centroid_gap_debiased``: sqrt(s_xx + s_yy - 2 s_xy) with s the mean cosines, off-diagonal within a modality,
+      which takes the sampling bias out of the square. Where the squared estimate is negative, 0.0 is returned. It
+      takes the clouds for independent samples; rows that are pairs leave a bias of -2 (mean paired cosine - mean
+      unpaired cosine) / N in the square.
     - ``paired_distance``: mean_i ||x_i - y_i|| (L2I of Schrodi et al., Two Effects, One Trigger, 2024).
     - ``paired_cosine``: mean_i x_i . y_i.
-    - ``rmg``: m / ((dxx + dyy) / 2 + m) with d(u, v) = (1 - cos(u, v)) / 2, m = mean_i d(x_i, y_i), and dxx
-      and dyy the means over i != j (the off-diagonal variant of Schrodi et al. 2024); 0.0 if pairs coincide.
     - ``alignment``: mean_i ||x_i - y_i||^2 (Wang & Isola, ICML 2020, alpha = 2).
-    - ``uniformity_image``, ``uniformity_text``: log mean_{i<j} exp(-2 ||x_i - x_j||^2) (ibid., t = 2).
+    - ``paired_residual``: mean_i ||(x_i - mx) - (y_i - my)||^2, so that alignment = centroid_gap^2 + paired_residual;
+      ``centroid_share``: centroid_gap^2 / alignment. The names are ours.
+    - ``rmg``: m / ((dxx + dyy) / 2 + m) with d(u, v) = (1 - cos(u, v)) / 2, m = mean_i d(x_i, y_i), and dxx and dyy
+      the means over i != j (the off-diagonal variant of Schrodi et al. 2024); 0.0 if pairs coincide.
     - ``cs_divergence_v@s``, ``cs_divergence_u@s`` per bandwidth s (printed with ``:.4g``): the Cauchy-Schwarz
-      divergence log mean kxx + log mean kyy - 2 log mean kxy with a Gaussian kernel, diagonals kept (V, Yin
-      et al., ICLR 2026) or left out of kxx and kyy (U, which can be negative). It equals
-      ``objectives.cs_divergence``, but comes out of one pass over the distances for all bandwidths.
+      divergence log mean kxx + log mean kyy - 2 log mean kxy with a Gaussian kernel, diagonals kept (V, Yin et al.,
+      ICLR 2026) or left out of kxx and kyy (U, which can be negative): ``objectives.cs_divergence``.
+    - ``mmd_v@s``, ``mmd_u@s``: ``objectives.mmd``, squared; ``energy_v``, ``energy_u``: ``objectives.energy_distance``.
+    - ``sliced_wasserstein``: the 2-distance over 128 directions; ``frechet_covariance``: see ``gap.shape``; the
+      squared Frechet distance is centroid_gap^2 + frechet_covariance.
+    - ``uniformity_image``, ``_text``, ``_pooled``: log mean_{i<j} exp(-2 ||a_i - a_j||^2) (Wang & Isola, t = 2).
+    - ``conformity_image``, ``_text``: the mean cosine of a row with the others of its modality.
+    - ``effective_rank_image``, ``_text`` of centred rows, ``effective_rank_raw_image``, ``_raw_text`` of rows as they
+      are: exp of the entropy of the singular values (Roy & Vetterli 2007).
+    - ``linear_cka``, ``mutual_knn``, ``neighbour_purity``, ``cluster_pairs``, ``cluster_ari``, ``cluster_v_measure``:
+      see ``gap.shape`` and ``gap.neighbours``.
     - ``mutual_information``: the largest bound log N - InfoNCE over temperatures, in nats
       (``objectives.mutual_information``).
-    - ``linear_separability``: accuracy of a logistic regression that tells image rows from text rows, over
-      5 held-out folds of pairs drawn with ``seed``; both rows of a pair always share a fold.
+    - ``linear_separability``, ``separability_dimensions``: see ``gap.separability``.
 
-    With more than ``exact_pairs`` pairs, what takes all pairs of rows is not exact any more: uniformity, mutual
-    information and separability are those of that many evenly spaced pairs, and of D_CS there is V alone, by
-    ``objectives.nystroem_cs`` on all rows with 1,024 landmarks. Beside it stands ``cs_divergence_fall@s``, its fall
-    from half the landmarks to all of them, which says about how far it lies too low.
+    With more than ``exact_pairs`` pairs, what takes all pairs of rows is not exact any more: it is that of so many
+    evenly spaced pairs. But of D_CS there is V alone, by ``objectives.nystroem_cs`` on all rows with 1,024 landmarks,
+    and beside it ``cs_divergence_fall@s``, its fall from half the landmarks to all of them, which says about how far
+    it lies too low. What costs more (neighbours, clusters, CKA, ranks, transport, separability) takes at most 5,000.
 
-    Raises InputError on unequal row counts or widths, fewer than 4 pairs, rows that are not finite or of zero
-    length, and bandwidths that are not positive or print alike.
+    Raises InputError on unequal row counts or widths, fewer than 4 pairs, rows that are not finite or of zero length,
+    and bandwidths that are not positive or print alike.
     """
-    x, y = paired_rows(image, text)
+    return measure(image, text, bandwidths, seed, exact_pairs).values
+
+
+def measure(
+    image: ArrayLike,
+    text: ArrayLike,
+    bandwidths: Sequence[float] = DEFAULT_BANDWIDTHS,
+    seed: int = 0,
+    exact_pairs: int = EXACT_PAIRS,
+    sweep: Sequence[float] = (),
+) -> Measured:
+    """All of ``measure_gap`` with intervals, null floors and a sweep over bandwidths; arguments and errors are its own.
+
+    Intervals are of a bootstrap over pairs, drawn in at most 200 random groups. Null floors: of metrics between two
+    clouds, two halves of one modality (``null_floor``); of metrics of pairs, shuffled pairs.
+    """
     check_bandwidths(bandwidths)
-    found: dict[str, float] = {"pairs": len(x), **_centroids(x, y), **_pairs(x, y)}
-    if len(x) <= exact_pairs:
-        divergences = cloud_divergences(x, y, bandwidths)
-    else:
-        divergences = _large_divergences(x, y, bandwidths, seed)
+    x, y = paired_rows(image, text)
+    found = Measured(values={"pairs": len(x)})
+    _all_rows(found, x, y, seed)
+    if len(x) > exact_pairs:
+        for s in bandwidths:
+            _approximate(found, x, y, s, seed)
         kept = evenly_spaced(len(x), exact_pairs)
         x, y = x[kept], y[kept]
-    return {
-        **found,
-        "uniformity_image": uniformity(x),
-        "uniformity_text": uniformity(y),
-        **divergences,
-        "mutual_information": mutual_information(x, y),
-        "linear_separability": linear_separability(x, y, seed),
-    }
+    _all_pairs(found, x, y, bandwidths, sweep, seed)
+    kept = evenly_spaced(len(x), _FEW_PAIRS)
+    _few_pairs(found, x[kept], y[kept], seed)
+    order = ["pairs", *in_report_order(found.values)]
+    values = {key: found.values[key] for key in order}
+    found.values.clear()
+    found.values.update(values)
+    return found
 
 
-def evenly_spaced(rows: int, count: int) -> npt.NDArray[np.int64]:
-    """At most ``count`` evenly spaced numbers of ``rows`` rows, in order."""
-    return np.linspace(0, rows - 1, min(rows, count)).round().astype(np.int64)
+def _all_rows(found: Measured, x: Tensor, y: Tensor, seed: int) -> None:
+    """What takes one pass over the rows: centroids and pairs."""
+    groups = random_groups(len(x), seed)
+    counts = groups.counts(DRAWS, seed)
+    linear = linear_sums(x.numpy(), y.numpy(), groups)
+    means = linear.resampled(counts)
+    drawn = centroid_metrics(means)
+    drawn |= _pair_metrics(x, y, groups, counts, means, drawn["centroid_gap"])
+    found.add(drawn, len(x))
+    # Without the cancellation that mean cosines bring where there is no gap.
+    found.values["centroid_gap"] = float((x.mean(dim=0) - y.mean(dim=0)).norm())
+    found.null.update(centroid_floor(linear, seed))
+    strangers = (len(x) * float(means.cross[0]) - found.values["paired_cosine"]) / (len(x) - 1)
+    found.null["paired_cosine"] = strangers
+    found.null["alignment"] = 2 - 2 * strangers
 
 
-def _large_divergences(x: Tensor, y: Tensor, bandwidths: Sequence[float], seed: int) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for s in bandwidths:
-        half, full = (float(nystroem_cs(x, y, s, landmarks, seed)) for landmarks in (_LANDMARKS // 2, _LANDMARKS))
-        found |= {f"cs_divergence_v@{s:.4g}": full, f"cs_divergence_fall@{s:.4g}": full - half}
-    return dict(sorted(found.items(), key=lambda item: "fall" in item[0]))
-
-
-def paired_rows(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Return both (N, d) inputs as unit rows in float64 on the CPU; raises InputError as ``measure_gap``."""
-    x, y = (as_rows(a, name).detach().cpu().double() for a, name in ((image, "image"), (text, "text")))
-    if len(x) != len(y):
-        raise InputError(
-            f"image and text are not row-paired: {len(x)} image rows against {len(y)} text rows",
-            "Row i of one must belong to row i of the other; repeat an image that has several captions.",
-        )
-    same_width(x, y)
-    if len(x) < MIN_PAIRS:
-        raise InputError(f"the gap needs at least {MIN_PAIRS} pairs, got {len(x)}")
-    return _unit(x, "image"), _unit(y, "text")
-
-
-def _unit(x: Tensor, name: str) -> Tensor:
-    _refuse_rows(~x.isfinite().all(dim=1), name, "not finite (NaN or infinity)")
-    # Dividing by the largest entry first keeps the norm of huge and of tiny rows representable.
-    largest = x.abs().amax(dim=1, keepdim=True)
-    _refuse_rows(largest[:, 0] == 0, name, "all zeros and so have no direction")
-    return l2_normalize(x / largest)
-
-
-def _refuse_rows(bad: Tensor, name: str, what: str) -> None:
-    if bad.any():
-        first = int(bad.int().argmax())
-        raise InputError(f"{name}: {int(bad.sum())} of {len(bad)} rows are {what}; the first is row {first}")
-
-
-def check_bandwidths(bandwidths: Sequence[float]) -> None:
-    """Raise InputError unless every kernel bandwidth is positive, finite and prints unlike the others."""
-    for s in bandwidths:
-        if not (s > 0 and math.isfinite(s)):
-            raise InputError(f"bandwidths: expected positive finite numbers, got {s}")
-    if len({f"{s:.4g}" for s in bandwidths}) < len(bandwidths):
-        raise InputError(f"bandwidths: two of {list(bandwidths)} are equal when printed to four digits")
-
-
-def _centroids(x: Tensor, y: Tensor) -> dict[str, float]:
-    mx, my = x.mean(dim=0), y.mean(dim=0)
-    return {
-        "centroid_gap": float((mx - my).norm()),
-        "centroid_gap_debiased": debiased_gap(mx, my, len(x)),
-    }
-
-
-def debiased_gap(mx: Tensor, my: Tensor, n: int) -> float:
-    """Debiased centroid gap of two means (d,) of n unit rows each; 0.0 where its square is negative."""
-    squared = _mean_cosine(mx, n) + _mean_cosine(my, n) - 2 * float(mx @ my)
-    return math.sqrt(max(squared, 0.0))
-
-
-def _mean_cosine(mean: Tensor, n: int) -> float:
-    """Mean cosine over i != j of n unit rows: sum_ij x_i . x_j is n^2 |mean|^2, with n on the diagonal."""
-    return (n * float(mean @ mean) - 1) / (n - 1)
-
-
-def _pairs(x: Tensor, y: Tensor) -> dict[str, float]:
+def _pair_metrics(
+    x: Tensor, y: Tensor, groups: Groups, counts: Floats, linear: Means, gap: Floats
+) -> dict[str, Floats]:
     squared = (x - y).square().sum(dim=1)
+    per_pair = np.stack([squared.sqrt().numpy(), (x * y).sum(dim=1).numpy(), squared.numpy()], axis=1)
+    distance, cosine, alignment = (counts @ groups.sums(per_pair) / (counts @ groups.sizes)[:, None]).T
     # On unit rows (1 - cos) / 2 = |x - y|^2 / 4, which does not cancel for near pairs.
-    m = float(squared.mean()) / 4
-    within = sum((1 - _mean_cosine(z.mean(dim=0), len(z))) / 2 for z in (x, y)) / 2
+    m = alignment / 4
+    within = (1 - (linear.image + linear.text) / 2) / 2
+    there = alignment > 0
+    safe = np.where(there, alignment, 1.0)
     return {
-        "paired_distance": float(squared.sqrt().mean()),
-        "paired_cosine": float((x * y).sum(dim=1).mean()),
-        "rmg": m / (within + m) if m > 0 else 0.0,
-        "alignment": float(squared.mean()),
+        "paired_distance": distance,
+        "paired_cosine": cosine,
+        "alignment": alignment,
+        "paired_residual": np.maximum(alignment - gap**2, 0.0),
+        "centroid_share": np.where(there, np.minimum(gap**2 / safe, 1.0), 0.0),
+        "rmg": np.where(there, m / np.where(there, within + m, 1.0), 0.0),
+        "conformity_image": linear.image,
+        "conformity_text": linear.text,
     }
 
 
-def cloud_divergences(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> dict[str, float]:
-    """D_CS between unit rows x (M, d) and y (N, d), float64: V, then U, keyed as in ``measure_gap``."""
-    is_image = torch.cat([torch.ones(len(x), 1), torch.zeros(len(y), 1)]).double()
-    found = subset_divergences(torch.cat([x, y]), is_image, 1 - is_image, bandwidths)
-    return {key: float(value) for key, value in found.items()}
+def _approximate(found: Measured, x: Tensor, y: Tensor, s: float, seed: int) -> None:
+    half, full = (float(nystroem_cs(x, y, s, landmarks, seed)) for landmarks in (_LANDMARKS // 2, _LANDMARKS))
+    found.add_plain({f"cs_divergence_v@{s:.4g}": full, f"cs_divergence_fall@{s:.4g}": full - half}, len(x))
 
 
-def linear_separability(x: Tensor, y: Tensor, seed: int = 0) -> float:
-    """Held-out accuracy in [0, 1] of an image-or-text logistic regression on paired rows x (N, d), y (N, d).
+def _all_pairs(
+    found: Measured, x: Tensor, y: Tensor, bandwidths: Sequence[float], sweep: Sequence[float], seed: int
+) -> None:
+    """What takes all pairs of rows: kernel sums, and InfoNCE's bound."""
+    groups = random_groups(len(x), seed)
+    printed = {f"{s:.4g}" for s in bandwidths}
+    swept = sorted([*bandwidths, *(s for s in sweep if f"{s:.4g}" not in printed)])
+    sums = kernel_sums(x, y, groups, sorted({_POTENTIAL, *swept}))
+    counts = groups.counts(DRAWS, seed)
+    means = {s: kernel.resampled(counts) for s, kernel in sums.items()}
+    drawn = divergence_metrics(means, swept)
+    floor = divergence_floor(sums, swept, seed)
+    exact = len(x) == found.values["pairs"]
+    wanted = [key for key in drawn if "@" not in key or key.partition("@")[2] in printed]
+    wanted = [key for key in wanted if exact or not key.startswith("cs_divergence")]
+    found.add({key: drawn[key] for key in wanted} | uniformity_metrics(means[_POTENTIAL]), len(x))
+    found.null.update({key: floor[key] for key in floor if key in found.values})
+    found.null["paired_distance"] = _stranger_distance(sums[DISTANCE], x, y)
+    found.add_plain({"mutual_information": mutual_information(x, y)}, len(x))
+    if sweep:
+        found.sweep.extend(_swept(drawn, floor, s, len(x)) for s in swept)
 
-    5-fold cross-validation over pairs (N folds if there are fewer pairs) with scikit-learn's default L2
-    penalty. Schrodi et al. (2024) find that two dimensions suffice to tell CLIP's modalities apart.
-    """
-    from sklearn.linear_model import LogisticRegression
 
-    images, texts = x.numpy(), y.numpy()
-    correct = 0.0
-    for train, held_out in _folds(len(images), seed):
-        model = LogisticRegression(max_iter=1000).fit(
-            np.concatenate([images[train], texts[train]]), np.repeat([0, 1], len(train))
-        )
-        correct += float((model.predict(images[held_out]) == 0).sum() + (model.predict(texts[held_out]) == 1).sum())
-    return correct / (2 * len(images))
+def _stranger_distance(distance: KernelSums, x: Tensor, y: Tensor) -> float:
+    n = len(x)
+    return (-float(distance.cross.sum()) - float((x - y).norm(dim=1).sum())) / (n * (n - 1))
 
 
-def _folds(n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (train, held-out) pair indices; whole pairs move, so that no pair straddles the two."""
-    shuffled = np.random.default_rng(seed).permutation(n)
-    for held_out in np.array_split(shuffled, min(_FOLDS, n)):
-        yield np.setdiff1d(shuffled, held_out), held_out
+def _swept(drawn: dict[str, Floats], floor: dict[str, float], s: float, pairs: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"bandwidth": s, "pairs": pairs}
+    for name in ("cs_divergence_v", "cs_divergence_u", "mmd_v", "mmd_u"):
+        values = drawn[f"{name}@{s:.4g}"]
+        row |= {name: float(values[0]), f"{name}_interval": interval(values[1:])}
+        row[f"{name}_null"] = floor[f"{name}@{s:.4g}"]
+    return row
+
+
+def _few_pairs(found: Measured, x: Tensor, y: Tensor, seed: int) -> None:
+    """What is taken on a sample of pairs where there are very many: neighbours, shapes, classifiers."""
+    n = len(x)
+    groups = random_groups(n, seed)
+    counts = groups.counts(DRAWS, seed)
+    correct, dimensions = separability(x, y, seed)
+    per_pair = {**neighbour_metrics(x, y), "linear_separability": correct}
+    sums = groups.sums(np.stack(list(per_pair.values()), axis=1))
+    found.add(dict(zip(per_pair, (counts @ sums / (counts @ groups.sizes)[:, None]).T, strict=True)), n)
+    found.null.update({**neighbour_chance(n), "linear_separability": 0.5, "cluster_ari": 0.0})
+    plain: dict[str, float] = {
+        "separability_dimensions": dimensions,
+        "sliced_wasserstein": sliced_distance(x, y, seed),
+        "frechet_covariance": frechet_covariance(x, y),
+        "linear_cka": linear_cka(x, y),
+        **cluster_agreement(x, y, seed),
+    }
+    for name, z in (("image", x), ("text", y)):
+        found.spectra[name] = spectrum(z)
+        plain[f"effective_rank_{name}"] = effective_rank(found.spectra[name])
+        plain[f"effective_rank_raw_{name}"] = effective_rank(spectrum(z, centred=False))
+    found.add_plain(plain, n)
+    found.null["sliced_wasserstein"] = rows_floor(x, y, lambda a, b: sliced_distance(a, b, seed), seed)
+    found.null["frechet_covariance"] = rows_floor(x, y, frechet_covariance, seed)
+    found.null["linear_cka"] = shuffled_cka(x, y, seed)

@@ -13,16 +13,40 @@ _ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
-    """Return a paragraph on the last store against the first, then one against each between them.
+    """Return a paragraph on the last store of this run against the first, then one against each between them.
 
-    Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
+    Last comes what needs no training. Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
     """
     measured = [name for name, values in report["stores"].items() if "centroid_gap" in values]
     if not measured:
         return ["No store has its image and text rows in one space, so no gap between them can be measured yet."]
-    if len(measured) == 1:
-        return [_alone(report, measured[0])]
-    return [_compared(report, reference, measured[-1]) for reference in measured[:-1]]
+    kinds = report.get("kinds", {})
+    own = [name for name in measured if kinds.get(name, "store") == "store"]
+    told = []
+    if len(own) == 1:
+        told = [_alone(report, own[0])]
+    elif own:
+        told = [_compared(report, reference, own[-1]) for reference in own[:-1]]
+    return [*told, *_untrained(report, [name for name in measured if kinds.get(name) == "baseline"])]
+
+
+def _untrained(report: Mapping[str, Any], baselines: list[str]) -> list[str]:
+    """A sentence on the baseline that retrieves best, and one on that with the smallest gap, where it is another."""
+    ranked = {name: recall for name in baselines if (recall := mean_r1(report, name)) is not None}
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda name: ranked[name])
+    closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
+    sentence = f"Of what needs no training, {best} retrieves best: {_state(report, best)}."
+    if closest != best:
+        sentence += f" {closest} has the smallest gap: {_state(report, closest)}."
+    return [sentence]
+
+
+def _state(report: Mapping[str, Any], store: str) -> str:
+    values = report["stores"][store]
+    cosine = f", paired cosine {values['paired_cosine']:.2f}" if "paired_cosine" in values else ""
+    return f"R@1 {mean_r1(report, store):.1f}%, gap {values['centroid_gap']:.2f}{cosine}"
 
 
 def mean_r1(report: Mapping[str, Any], store: str) -> float | None:
@@ -47,7 +71,7 @@ def _alone(report: Mapping[str, Any], store: str) -> str:
 def _compared(report: Mapping[str, Any], reference: str, store: str) -> str:
     before, after = (report["stores"][name] for name in (reference, store))
     sentence = _gap_change(before["centroid_gap"], after["centroid_gap"], reference, store)
-    sentence += _recall_change(mean_r1(report, reference), mean_r1(report, store))
+    sentence += _recall_change(mean_r1(report, reference), mean_r1(report, store), _is_chance(report, reference))
     cosines = before.get("paired_cosine"), after.get("paired_cosine")
     if None not in cosines:
         sentence += f"; paired cosine went {cosines[0]:.2f}{_ARROW}{cosines[1]:.2f}"
@@ -69,16 +93,22 @@ def _gap_change(before: float, after: float, reference: str, store: str) -> str:
     return f"{store} widened the centroid gap of {reference} by {-closed:.0%} {numbers}"
 
 
-def _recall_change(before: float | None, after: float | None) -> str:
+def _recall_change(before: float | None, after: float | None, chance: bool) -> str:
     if before is None or after is None:
         return ""
     won = after - before
-    numbers = f"({before:.1f}%{_ARROW}{after:.1f}%)"
+    numbers = f"({before:.1f}%{_ARROW}{after:.1f}%{', within chance' if chance else ''})"
     if abs(won) < _UNCHANGED_POINTS:
         return f" with R@1 unchanged {numbers}"
     if won < 0:
         return f" at a cost of {-won:.1f} points of R@1 {numbers}"
     return f" and won {won:.1f} points of R@1 {numbers}"
+
+
+def _is_chance(report: Mapping[str, Any], reference: str) -> bool:
+    """Whether the difference of R@1 to a store was tested and found to be no more than chance."""
+    rows = report.get("differences", ())
+    return any(row["store"] == reference and row["metric"] == "R@1" and not row["clear"] for row in rows)
 
 
 def _floor(report: Mapping[str, Any], store: str) -> str:

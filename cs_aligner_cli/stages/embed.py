@@ -39,7 +39,7 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     for name in layout.aligned_names:
         if recipe.embed.weights or layout.trained(name).fresh() is not None:
-            stores[name] = {split: job.aligned(name, split) for split in recipe.measured_splits}
+            stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
     waiting = [name for name in layout.aligned_names if name not in stores]
     done = any(summary["status"] == "done" for splits in stores.values() for summary in splits.values())
     return {"status": "done" if done else "fresh", "stores": stores, "waiting_for_training": waiting}
@@ -102,6 +102,7 @@ class _Job:
         }
         if train is not None and recipe.trains:
             named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
+        named["gap_report.baselines.split"] = recipe.gap_report.baselines.split or ""
         return next(key for key, name in named.items() if name == split_name)
 
     def _store(

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import write_bytes, write_json
+from cs_aligner_cli.artifacts import Build, write_bytes, write_json
+from cs_aligner_cli.compared import Compared, Features, compared
 from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.batches import Rows, captions_of
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.gap import measure_gap, null_floor
-from cs_aligner_cli.gap.figures import (
-    conflict_curves,
-    cosine_histograms,
-    divergence_curve,
-    gap_against_recall,
-    projection,
-)
-from cs_aligner_cli.gap.metrics import evenly_spaced
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.gap import Measured, measure
+from cs_aligner_cli.gap.canvas import Picture
+from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
+from cs_aligner_cli.gap.differences import differences
+from cs_aligner_cli.gap.examples import examples
+from cs_aligner_cli.gap.figures import cosine_histograms, point_map, projection, spectra
+from cs_aligner_cli.gap.metrics import DRAWS, SWEEP, interval
 from cs_aligner_cli.gap.page import render_page, report_rows
+from cs_aligner_cli.gap.recall import recall_draws
+from cs_aligner_cli.gap.rows import evenly_spaced
+from cs_aligner_cli.gap.summary import render_summary
+from cs_aligner_cli.gap.tradeoff import gap_against_recall
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import conflict_sweep
+from cs_aligner_cli.photos import Photos
 from cs_aligner_cli.provenance import git_state, versions
-from cs_aligner_cli.recipe import GapReport, Recipe
+from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
+from cs_aligner_cli.store import nothing_to_compare
+from cs_aligner_cli.training_log import read_training_log
 
-Features = np.ndarray[Any, np.dtype[np.float32]]
-Pairs = tuple[Features, Features]
+Pairs: TypeAlias = tuple[Features, Features]
 REPORT = "report.html"
 _KS = (1, 5, 10)
 # The pairs that the conflict is taken on: the size of a large training batch.
 _CONFLICT_PAIRS = 1000
+# Pairs that can be pointed at, and the side of their photos in pixels: they are in the page, all of them.
+_POINTS, _SMALL = 200, 112
+# More panels than these are not legible side by side.
+_PANELS = 6
 
 
 def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
@@ -48,113 +60,249 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     record = None if force else artifact.fresh()
     if record is None:
         with artifact.building() as build:
-            split = PreparedData(layout.prepared.path).split(recipe.gap_split, "gap_report.split")
-            with console.progress("measuring the gap", len(layout.stores(split.name)) + 1) as advance:
-                report, pairs = _measure(recipe, layout, split, advance)
-                if not pairs:
-                    raise nothing_to_compare(split.name)
-                figures = _figures(report, pairs, recipe.seed)
-                advance()
-            page = render_page(report, figures).encode()
-            write_bytes(build.folder / REPORT, page)
-            write_bytes(build.folder / "report.csv", pd.DataFrame(report_rows(report)).to_csv(index=False).encode())
-            write_json(build.folder / "report.json", report)
-            write_bytes(build.folder / "conflict.csv", _conflict_table(report).to_csv(index=False).encode())
-            for name, png in figures.items():
-                write_bytes(build.folder / f"{name}.png", png)
-            build.summary = {
-                "split": split.name,
-                "pairs": report["pairs"],
-                "gap_report": {name: values for name, values in report["stores"].items() if values},
-                "null_floor": report["null"],
-                "notes": [
-                    *report["note"],
-                    *(f"{name}: {NO_SPACE}" for name, found in report["stores"].items() if not found),
-                ],
-            }
+            data = PreparedData(layout.prepared.path)
+            split = data.split(recipe.gap_split, "gap_report.split")
+            job = _Job(recipe, layout, split)
+            job.measure(console)
+            if not job.pairs:
+                raise nothing_to_compare(split.name)
+            shown = job.shown(Photos(data.root, recipe.gap_report.photos))
+            _write(build, job.report, job.figures(), shown, job.spectra)
+            build.summary = job.summary()
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
 
 
-def _measure(recipe: Recipe, layout: Layout, split: Split, advance: Any) -> tuple[dict[str, Any], dict[str, Pairs]]:
-    spec = recipe.gap_report
-    rows = _sampled_pairs(spec, split)
-    report: dict[str, Any] = {
-        "name": recipe.name,
-        "split": split.name,
-        "pairs": len(rows["image"]),
-        "note": _told(spec, len(rows["image"]), len(split.images)),
-        "stores": {},
-        "null": {},
-        "retrieval": {},
-        "conflict": {},
-        "provenance": {**versions(), "seed": recipe.seed, "git": git_state(), "recipe": recipe.to_yaml()},
-    }
-    pairs: dict[str, Pairs] = {}
-    for name, artifact in layout.stores(split.name).items():
-        store = Store(artifact.path)
-        arrays = {m: store.array(m) for m in MODALITIES}
-        report["stores"][name] = {}
-        if store.shares_space:
-            pairs[name] = arrays["image"].take(rows["image"]), arrays["text"].take(rows["text"])
-            options: dict[str, Any] = {"bandwidths": spec.bandwidths, "seed": recipe.seed}
-            report["stores"][name] = measure_gap(*pairs[name], exact_pairs=spec.exact_pairs, **options)
-            image, text = pairs[name]
-            exact = evenly_spaced(len(image), spec.exact_pairs)
-            report["null"][name] = null_floor(image[exact], text[exact], **options)
-            report["conflict"][name] = _conflict(*pairs[name])
-            report["retrieval"][name] = _retrieval(arrays["image"].all(), arrays["text"].all(), split)
-        advance()
-    return report, pairs
+@dataclass
+class _Job:
+    """One report in the making: what is measured of every store, and what is drawn from it."""
 
+    recipe: Recipe
+    layout: Layout
+    split: Split
+    report: dict[str, Any] = field(default_factory=dict)
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+    spectra: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, dict[str, Any]] = field(default_factory=dict)
+    looked_at: dict[str, Any] = field(default_factory=dict)
 
-def _told(spec: GapReport, pairs: int, images: int) -> list[str]:
-    """What a reader must know of the sample."""
-    notes = [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
-    if pairs > spec.exact_pairs:
-        notes.append(
-            f"The CS divergence is approximated by Nystroem's method on all {pairs} pairs; uniformity, shared "
-            f"information, separability and null floors come from {spec.exact_pairs} evenly spaced ones."
-        )
-    return notes
-
-
-def _sampled_pairs(spec: GapReport, split: Split) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Rows of images and of one caption of each; evenly spaced where there are more than ``max_pairs``."""
-    images, captions = split.pairs
-    kept = evenly_spaced(len(images), spec.max_pairs)
-    return {"image": images[kept], "text": captions[kept]}
-
-
-def _retrieval(image: Any, text: Any, split: Split) -> dict[str, Any]:
-    ks = [k for k in _KS if k <= min(len(image), len(text))]
-    return evaluate_retrieval(image, text, split.image_of_caption, ks=ks)
-
-
-def _conflict(image: Features, text: Features) -> list[dict[str, float]]:
-    """The conflict on evenly spaced pairs."""
-    kept = evenly_spaced(len(image), _CONFLICT_PAIRS)
-    return conflict_sweep(image[kept], text[kept])
-
-
-def _conflict_table(report: dict[str, Any]) -> pd.DataFrame:
-    """The conflict of every store at every temperature, bandwidth and weight, one row each."""
-    return pd.DataFrame([{"store": name, **row} for name, rows in report["conflict"].items() for row in rows])
-
-
-def _figures(report: dict[str, Any], pairs: dict[str, Pairs], seed: int) -> dict[str, bytes]:
-    points = {
-        name: {
-            "gap": report["stores"][name]["centroid_gap"],
-            "r1_i2t": found["i2t"]["R@1"],
-            "r1_t2i": found["t2i"]["R@1"],
+    def __post_init__(self) -> None:
+        spec = self.recipe.gap_report
+        images, captions = self.split.pairs
+        kept = evenly_spaced(len(images), spec.max_pairs)
+        self.rows = {"image": images[kept], "text": captions[kept]}
+        self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
+        self.report = {
+            "format": 2,
+            "name": self.recipe.name,
+            "split": self.split.name,
+            "pairs": len(kept),
+            "note": self._told(len(images)),
+            **{part: {} for part in ("kinds", "stores", "intervals", "null", "samples", "sweep")},
+            **{part: {} for part in ("retrieval", "recall_intervals", "conflict")},
+            "differences": [],
+            "provenance": {
+                **versions(),
+                "seed": self.recipe.seed,
+                "git": git_state(),
+                "command": f"csalign gap-report {self.layout.folder / 'recipe.yaml'}",
+                "recipe": self.recipe.to_yaml(),
+            },
         }
-        for name, found in report["retrieval"].items()
+
+    def _told(self, images: int) -> list[str]:
+        """What a reader must know of the sample."""
+        spec, pairs = self.recipe.gap_report, len(self.rows["image"])
+        notes = [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
+        if pairs > spec.exact_pairs:
+            notes.append(
+                f"The CS divergence is approximated by Nystroem's method on all {pairs} pairs; other metrics of all "
+                f"pairs of rows, and null floors, come from {spec.exact_pairs} evenly spaced ones."
+            )
+        if len(self.gallery["image"]) < len(self.split.images):
+            notes.append(
+                f"R@k is measured on {len(self.gallery['image'])} of {len(self.split.images)} images, evenly spaced, "
+                "with all their captions: in a smaller gallery it is higher."
+            )
+        if self.layout.fit_split:
+            notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
+        return notes
+
+    def measure(self, console: Console) -> None:
+        """Measure every store and baseline."""
+        total = len(self.layout.stores(self.split.name)) + sum(map(len, self.layout.baselines.values()))
+        total += len(self.layout.beside)
+        with console.progress("measuring the gap", total) as advance:
+            for store in compared(self.layout, self.split, self.report["note"]):
+                self.report["kinds"][store.name] = store.kind
+                self.report["stores"][store.name] = {}
+                if store.take is not None:
+                    self._measure_one(store, store.take)
+                advance(1, store.name)
+        own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
+        if own:
+            values = {
+                name: {**self.report["stores"][name], "R@1": float(self.draws[name]["R@1"][0])} for name in self.pairs
+            }
+            draws = {name: {**drawn, "R@1": drawn["R@1"][1:]} for name, drawn in self.draws.items()}
+            self.report["subject"] = own[-1]
+            self.report["differences"] = differences(values, draws, own[-1])
+
+    def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features]) -> None:
+        name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
+        image, text = self.pairs[name] = take("image", self.rows["image"]), take("text", self.rows["text"])
+        try:
+            found: Measured = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP)
+        except InputError as error:
+            raise InputError(f"{name} store of split {self.split.name}: {error}") from None
+        for part in ("intervals", "null", "samples", "sweep"):
+            self.report[part][name] = getattr(found, part)
+        self.report["stores"][name] = found.values
+        self.spectra[name] = found.spectra
+        gallery = take("image", self.gallery["image"]), take("text", self.gallery["text"])
+        ks = [k for k in _KS if k <= min(map(len, gallery))]
+        self.report["retrieval"][name] = evaluate_retrieval(*gallery, self.owner, ks=ks)
+        recalls = recall_draws(*gallery, self.owner, DRAWS, seed)
+        self.report["recall_intervals"][name] = {key: interval(drawn[1:]) for key, drawn in recalls.items()}
+        self.draws[name] = {**found.draws, "R@1": recalls["mean"]}
+        if store.kind == "store":
+            kept = evenly_spaced(len(image), _CONFLICT_PAIRS)
+            self.report["conflict"][name] = conflict_sweep(image[kept], text[kept])
+            self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
+
+    def _pairs_in_gallery(self) -> tuple[Rows, Rows]:
+        """The measured pairs whose images and captions are in the gallery, as its rows."""
+        places = [np.searchsorted(self.gallery[m], self.rows[m]) for m in MODALITIES]
+        there = np.ones(len(self.rows["image"]), bool)
+        for m, place in zip(MODALITIES, places, strict=True):
+            there &= self.gallery[m][np.minimum(place, len(self.gallery[m]) - 1)] == self.rows[m]
+        return places[0][there], places[1][there]
+
+    def shown(self, photos: Photos) -> dict[str, Any]:
+        """Pairs and queries of the last store of this run, with captions and thumbnails."""
+        if not self.recipe.gap_report.examples or "subject" not in self.report:
+            return {}
+        images, captions = (self.split.table(m).iloc[self.gallery[m]] for m in MODALITIES)
+
+        def image(row: int) -> dict[str, Any]:
+            return {"id": images["image_id"].iloc[row], "photo": photos.thumbnail(images.iloc[row])}
+
+        def text(row: int) -> str:
+            return str(captions["text"].iloc[row])
+
+        found = self.looked_at
+        subject = self.report["subject"]
+        pair = [{**p, "image": image(p["image"]), "text": text(p["text"])} for p in (*found["best"], *found["worst"])]
+        return {
+            "store": subject,
+            "map": self._map(subject, photos),
+            "best": pair[: len(found["best"])],
+            "worst": pair[len(found["best"]) :],
+            "to_images": [_answered(q, text, image) for q in found["to_images"]],
+            "to_texts": [_answered(q, image, text) for q in found["to_texts"]],
+        }
+
+    def _map(self, subject: str, photos: Photos) -> list[dict[str, Any]]:
+        """Pairs to point at: where each lies, its caption and its photo, small."""
+        kept = evenly_spaced(len(self.rows["image"]), _POINTS)
+        places = point_map(*self.pairs[subject], kept)
+        images = self.split.images.iloc[self.rows["image"][kept]]
+        texts = self.split.captions["text"].iloc[self.rows["text"][kept]]
+        return [
+            {
+                "image": place["image"],
+                "points": place["text"],
+                "text": str(text),
+                "item": {"id": row["image_id"], "photo": photos.thumbnail(row, _SMALL)},
+            }
+            for place, (_, row), text in zip(places, images.iterrows(), texts, strict=True)
+        ]
+
+    def figures(self) -> dict[str, Picture]:
+        """Every figure of the report."""
+        report, panels = self.report, self._panels()
+        pairs = {name: self.pairs[name] for name in panels}
+        points = {
+            name: {
+                "kind": report["kinds"][name],
+                "gap": report["stores"][name]["centroid_gap"],
+                "gap_interval": report["intervals"][name]["centroid_gap"],
+                "r1_i2t": found["i2t"]["R@1"],
+                "r1_t2i": found["t2i"]["R@1"],
+                "r1_interval": report["recall_intervals"][name]["mean"],
+            }
+            for name, found in report["retrieval"].items()
+        }
+        figures = {
+            "gap_against_recall": gap_against_recall(points),
+            "projection": projection(pairs, seed=self.recipe.seed),
+            "cosine_histograms": cosine_histograms(pairs, seed=self.recipe.seed),
+            "divergence_curve": divergence_curve({name: report["sweep"][name] for name in panels}),
+            "spectra": spectra({name: self.spectra[name] for name in panels}),
+        }
+        if report["conflict"]:
+            figures["conflict"] = conflict_curves(report["conflict"])
+        logs = {name: read_training_log(self.layout.trained(name).path) for name in self.layout.variants}
+        if any("terms" in row for rows in logs.values() for row in rows):
+            figures["training"] = training_curves(logs)
+        return figures
+
+    def _panels(self) -> list[str]:
+        """The stores that get a panel: this run's, then other runs', then baselines, as long as there is room."""
+        rank = {"store": 0, "run": 1, "baseline": 2}
+        chosen = sorted(self.pairs, key=lambda name: rank[self.report["kinds"][name]])[:_PANELS]
+        return [name for name in self.pairs if name in chosen]
+
+    def summary(self) -> dict[str, Any]:
+        """What the stage's record and --json hold."""
+        report = self.report
+        return {
+            "split": self.split.name,
+            "pairs": report["pairs"],
+            "gap_report": {name: values for name, values in report["stores"].items() if values},
+            "null_floor": report["null"],
+            "intervals": report["intervals"],
+            "retrieval": report["retrieval"],
+            "differences": report["differences"],
+            "notes": report["note"],
+        }
+
+
+def _gallery(split: Split, most: int) -> tuple[dict[str, Rows], Rows]:
+    """Rows of images and texts that retrieval is measured on, and each text's image among them (-1: none)."""
+    images = evenly_spaced(len(split.images), most)
+    if len(images) == len(split.images):
+        return {"image": images, "text": np.arange(len(split.captions))}, split.image_of_caption
+    captions = captions_of(split, images)
+    return {"image": images, "text": captions}, np.searchsorted(images, split.image_of_caption[captions])
+
+
+def _answered(query: dict[str, Any], ask: Callable[[int], Any], answer: Callable[[int], Any]) -> dict[str, Any]:
+    results = [{"item": answer(r["row"]), "cosine": r["cosine"], "hit": r["hit"]} for r in query["results"]]
+    return {"query": ask(query["query"]), "results": results}
+
+
+def _write(
+    build: Build, report: dict[str, Any], figures: dict[str, Picture], shown: dict[str, Any], found: dict[str, Any]
+) -> None:
+    folder = build.folder
+    write_bytes(folder / REPORT, render_page(report, figures, shown).encode())
+    write_bytes(folder / "report.md", render_summary(report).encode())
+    write_json(folder / "report.json", report)
+    tables = {
+        "report": report_rows(report),
+        "differences": report["differences"],
+        "sweep": [{"store": name, **row} for name, rows in report["sweep"].items() for row in rows],
+        "conflict": [{"store": name, **row} for name, rows in report["conflict"].items() for row in rows],
+        "spectra": [
+            {"store": name, "modality": modality, "dimension": i, "share": share}
+            for name, sides in found.items()
+            for modality, shares in sides.items()
+            for i, share in enumerate(shares, start=1)
+        ],
     }
-    return {
-        "projection": projection(pairs, seed=seed),
-        "cosine_histograms": cosine_histograms(pairs, seed=seed),
-        "divergence_curve": divergence_curve(pairs, seed=seed),
-        "conflict": conflict_curves(report["conflict"]),
-        "gap_against_recall": gap_against_recall(points),
-    }
+    for name, rows in tables.items():
+        write_bytes(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+    for name, picture in figures.items():
+        write_bytes(folder / f"{name}.png", picture.png)
+        write_bytes(folder / f"{name}.svg", picture.svg)

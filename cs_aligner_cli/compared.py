@@ -1,0 +1,95 @@
+"""The stores that a gap report puts side by side: this run's, baselines on top of them, and those of other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cs_aligner_cli.data.batches import Rows, captions_of
+from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baseline
+from cs_aligner_cli.gap.rows import evenly_spaced
+from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.store import NO_SPACE, Store
+
+Features: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+# (modality, rows of the split's table) -> (len(rows), d)
+Take: TypeAlias = Callable[[str, Rows], Features]
+
+
+class Compared(NamedTuple):
+    """One column of the report: "store" of this run, "baseline" on top of one, or store of another "run"."""
+
+    name: str
+    kind: str
+    take: Take | None  # None: image and text rows share no space
+
+
+def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compared]:
+    """Yield what is put side by side on a split, each store followed by its baselines; ``notes`` says what is not.
+
+    Raises InputError where another run's store holds other items than this run's.
+    """
+    own = layout.stores(split.name)
+    for name, artifact in own.items():
+        store = Store(artifact.path)
+        yield Compared(name, "store", _take(store) if store.shares_space else None)
+        if not store.shares_space:
+            notes.append(f"{name}: {NO_SPACE}")
+        yield from _baselines(layout, name, store, notes)
+    for name, artifact in layout.beside.items():
+        store = Store(artifact.path)
+        _refuse_other_items(name, store, split)
+        if store.shares_space:
+            yield Compared(name, "run", _take(store))
+        else:
+            notes.append(f"{name}: {NO_SPACE}")
+
+
+def _take(store: Store) -> Take:
+    arrays = {m: store.array(m) for m in MODALITIES}
+    return lambda modality, rows: arrays[modality].take(rows)
+
+
+def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Iterator[Compared]:
+    kinds, fit_split = layout.baselines.get(name, []), layout.fit_split
+    if not kinds:
+        return
+    if fit_split is None:
+        notes.append(
+            f"{name}: no baselines, since no split with cached features is trained on; gap_report.baselines.split "
+            "names one to fit them on."
+        )
+        return
+    possible = [kind for kind in kinds if store.shares_space or kind not in ONE_SPACE]
+    if len(possible) < len(kinds):
+        left_out = ", ".join(kind for kind in kinds if kind not in possible)
+        notes.append(f"{name}: no {left_out}, which need towers of one dimension.")
+    split = PreparedData(layout.prepared.path).split(fit_split, "gap_report.baselines.split")
+    captions = captions_of(split, np.arange(len(split.images)))
+    captions = captions[evenly_spaced(len(captions), layout.recipe.gap_report.baselines.pairs)]
+    fitted = Store(layout.stores(fit_split)[name].path)
+    rows = {"image": split.image_of_caption[captions], "text": captions}
+    pairs = [fitted.array(m).take(rows[m]) for m in MODALITIES]
+    for kind in possible:
+        maps = dict(zip(MODALITIES, fit_baseline(kind, *pairs), strict=True))
+        arrays = {m: store.array(m) for m in MODALITIES}
+        yield Compared(f"{name}+{kind}", "baseline", lambda m, r, a=arrays, f=maps: f[m](a[m].take(r)))  # type: ignore[misc]
+
+
+def _refuse_other_items(name: str, store: Store, split: Split) -> None:
+    for modality, column in (("image", "image_id"), ("text", "caption_id")):
+        theirs, ours = store.keys(modality)[column].tolist(), split.table(modality)[column].tolist()
+        if theirs == ours:
+            continue
+        shorter = min(len(theirs), len(ours))
+        row = next((i for i in range(shorter) if theirs[i] != ours[i]), shorter)
+        found, expected = (keys[row] if row < len(keys) else "nothing" for keys in (theirs, ours))
+        raise InputError(
+            f"gap_report.beside: {name} holds other items than split {split.name!r} of this run: {column} of row {row} "
+            f"is {found}, expected {expected}",
+            "Only stores of the same data set and split can be put side by side.",
+        )

@@ -1,0 +1,119 @@
+"""No-training baselines: closed forms against their definitions, and what each must and must not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.gap import measure_gap
+from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, fit_baseline
+from cs_aligner_cli.recipe_gap import Baselines
+from cs_aligner_cli.retrieval import evaluate_retrieval
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def pairs(seed=0, n=400, d=10, e=10, gap=2.0):
+    """Both modalities see one factor through maps of their own, with a mean of their own."""
+    rng = np.random.default_rng(seed)
+    maps = np.random.default_rng(99).standard_normal((2, 6, 16))
+    factors = rng.standard_normal((n, 6))
+    image = factors @ maps[0][:, :d] + 0.1 * rng.standard_normal((n, d)) + gap
+    text = factors @ maps[1][:, :e] + 0.1 * rng.standard_normal((n, e)) - gap
+    return image, text
+
+
+def applied(kind, train, test):
+    image_map, text_map = fit_baseline(kind, *train)
+    return image_map(test[0]), text_map(test[1])
+
+
+def test_the_recipe_names_every_baseline():
+    assert set(Baselines().frozen) == set(BASELINES)
+    assert set(ONE_SPACE) < set(BASELINES)
+
+
+@pytest.mark.parametrize("kind", ["centred", "mean_shift"])
+def test_a_shift_takes_away_the_means_of_unit_rows(kind):
+    image, text = pairs()
+    x, y = applied(kind, (image, text), (image, text))
+    shift_x, shift_y = unit(image).mean(axis=0), unit(text).mean(axis=0)
+    if kind == "mean_shift":
+        shift_x, shift_y = (shift_x - shift_y) / 2, (shift_y - shift_x) / 2
+    assert np.allclose(x, unit(image) - shift_x, atol=1e-6)
+    assert np.allclose(y, unit(text) - shift_y, atol=1e-6)
+    assert np.allclose(x.mean(axis=0), y.mean(axis=0), atol=1e-6)
+
+
+def test_whitened_rows_have_no_covariance_left():
+    rng = np.random.default_rng(2)
+    image, text = (rng.standard_normal((500, 10)) @ rng.standard_normal((10, 10)) + 1 for _ in range(2))
+    for rows in applied("whitened", (image, text), (image, text)):
+        covariance = np.cov(rows.T)
+        # The shrinkage leaves the smallest axes a little short.
+        assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.05
+        assert np.diag(covariance) == pytest.approx(1, abs=0.2)
+
+
+def test_procrustes_is_the_best_rotation():
+    """Rows that are rotated and shifted copies coincide again; distances among images do not change."""
+    rng = np.random.default_rng(1)
+    image = unit(rng.standard_normal((200, 7)))
+    rotation, _ = np.linalg.qr(rng.standard_normal((7, 7)))
+    x, y = applied("procrustes", (image, image @ rotation), (image, image @ rotation))
+    assert np.allclose(x, y, atol=1e-5)
+    assert np.allclose(np.linalg.norm(x[:1] - x, axis=1), np.linalg.norm(image[:1] - image, axis=1), atol=1e-5)
+
+
+def test_cca_finds_scikit_learns_correlations_where_nothing_is_shrunk(monkeypatch):
+    from sklearn.cross_decomposition import CCA
+
+    from cs_aligner_cli.gap import baselines
+
+    monkeypatch.setattr(baselines, "_CCA_SHRINKAGE", 1e-9)
+    image, text = (unit(rows) for rows in pairs(d=5, e=4, n=300))
+    x, y = applied("cca", (image, text), (image, text))
+    ours = [abs(np.corrcoef(x[:, i], y[:, i])[0, 1]) for i in range(3)]
+    theirs = CCA(3, max_iter=5000, tol=1e-12).fit(image, text).transform(image, text)
+    expected = [abs(np.corrcoef(theirs[0][:, i], theirs[1][:, i])[0, 1]) for i in range(3)]
+    assert ours == pytest.approx(expected, abs=1e-4)
+    # Axes count by their correlations.
+    assert [x[:, i].std() for i in range(3)] == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(BASELINES))
+def test_baselines_close_the_gap_on_rows_they_were_not_fitted_on(kind):
+    train, test = pairs(seed=0), pairs(seed=1, n=100)
+    x, y = applied(kind, train, test)
+    assert x.dtype == y.dtype == np.float32
+    assert measure_gap(x, y)["centroid_gap"] < 0.5 * measure_gap(*test)["centroid_gap"]
+
+
+@pytest.mark.parametrize("kind", ["procrustes", "cca"])
+def test_towers_of_other_dimensions_get_a_shared_space_that_retrieves(kind):
+    x, y = applied(kind, pairs(d=12, e=8), pairs(seed=1, n=100, d=12, e=8))
+    assert x.shape == y.shape == (100, 8)
+    assert evaluate_retrieval(x, y, np.arange(100), ks=(1,))["i2t"]["R@1"] > 0.2
+
+
+@pytest.mark.parametrize("kind", list(BASELINES))
+def test_rows_that_all_coincide_are_taken(kind):
+    for rows in applied(kind, (np.ones((20, 3)), np.eye(3)[[0] * 20]), (np.eye(3), np.eye(3))):
+        assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "text", "message"),
+    [
+        ("centered", np.ones((5, 3)), np.ones((5, 3)), "unknown baseline 'centered'; did you mean centred"),
+        ("whitened", np.ones((5, 3)), np.ones((5, 4)), "whitened: .* 3 against 4\nBaselines .*: procrustes, cca"),
+        ("cca", np.ones((5, 3)), np.ones((6, 4)), "not row-paired: 5 image rows against 6 text rows"),
+        ("cca", np.zeros((5, 3)), np.ones((5, 4)), "image: 5 of 5 rows are all zeros"),
+    ],
+)
+def test_unusable_rows_are_refused(kind, image, text, message):
+    with pytest.raises(InputError, match=message):
+        fit_baseline(kind, image, text)

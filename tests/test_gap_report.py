@@ -1,0 +1,192 @@
+"""The gap report as a stage: baselines and other runs beside the stores, examples, files, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_features
+from PIL import Image
+
+from cs_aligner_cli.gap.glossary import describe
+from cs_aligner_cli.photos import Photos
+from cs_aligner_cli.store import Store
+from cs_aligner_cli.training_log import read_training_log
+
+FIGURES = (
+    "gap_against_recall",
+    "projection",
+    "cosine_histograms",
+    "divergence_curve",
+    "spectra",
+    "conflict",
+    "training",
+)
+EVIL = "<img src=x onerror=alert(1)> & a dog"
+
+
+@pytest.fixture
+def report(csalign: Callable[..., Any], features_recipe: Path, features_root: Path, tmp_path: Path) -> dict[str, Any]:
+    """A run with a control and baselines over features of one dimension; one caption holds HTML, some have photos."""
+    image = np.load(features_root / "image_mobilenet_v2.npy")
+    np.save(features_root / "image_mobilenet_v2.npy", image[:, :16])
+    captions = pd.read_csv(features_root / "captions.csv")
+    captions.loc[captions["split"] == "dev", "caption"] = EVIL
+    captions.to_csv(features_root / "captions.csv", index=False)
+    (tmp_path / "photos").mkdir()
+    for i in range(0, 200, 2):
+        Image.new("RGB", (300, 200), (i, 100, 50)).save(tmp_path / "photos" / f"{i:04d}.jpg")
+    settings = {
+        "train.pairwise_only": "true",
+        "gap_report.photos": tmp_path / "photos",
+        "gap_report.baselines.frozen": "[centred,procrustes]",
+        "eval_retrieval.ks": "[1,2]",
+    }
+    arguments = [f"--set={key}={value}" for key, value in settings.items()]
+    called = csalign("run", features_recipe, "--json", "-q", *arguments)
+    assert called.exit_code == 0, called.stderr
+    folder = tmp_path / "run" / "gap_report"
+    return {"folder": folder, "arguments": arguments, "json": json.loads((folder / "report.json").read_text())}
+
+
+def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
+    report: dict[str, Any], tmp_path: Path, csalign: Callable[..., Any], features_recipe: Path
+) -> None:
+    found, folder = report["json"], report["folder"]
+    kinds = {
+        "frozen": "store",
+        "frozen+centred": "baseline",
+        "frozen+procrustes": "baseline",
+        "pairwise_only": "store",
+        "pairwise_only+centred": "baseline",
+        "aligned": "store",
+    }
+    assert found["kinds"] == kinds
+    for part in ("stores", "intervals", "null", "samples", "sweep", "retrieval", "recall_intervals"):
+        assert list(found[part]) == list(kinds), part
+    assert list(found["conflict"]) == ["frozen", "pairwise_only", "aligned"]
+    assert found["subject"] == "aligned"
+    assert {row["store"] for row in found["differences"]} == set(kinds) - {"aligned"}
+    assert {"R@1", "centroid_gap", "mutual_knn"} <= {row["metric"] for row in found["differences"]}
+    for name in FIGURES:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()
+    for name in ("report", "differences", "sweep", "conflict", "spectra"):
+        assert len(pd.read_csv(folder / f"{name}.csv")) > 10, name
+    table = pd.read_csv(folder / "report.csv")
+    assert list(table) == ["store", "metric", "value", "low", "high", "null", "pairs"]
+    markdown = (folder / "report.md").read_text()
+    assert "| pairwise\\_only+centred |" in markdown
+    assert "Baselines are fitted on split train" in markdown
+
+    # The baseline is the training split's means taken from unit rows, and nothing of the measured split's.
+    train, dev = (Store(tmp_path / "run" / "embeddings" / "frozen" / split) for split in ("train", "dev"))
+    unit = [
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (train.array("image").all(), dev.array("image").all())
+    ]
+    centred = unit[1] - unit[0].mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    conformity = (np.square(centred.sum(axis=0)).sum() - 40) / (40 * 39)
+    assert found["stores"]["frozen+centred"]["conformity_image"] == pytest.approx(conformity, abs=1e-5)
+
+    again = csalign("gap-report", features_recipe, "-q", "--json", *report["arguments"])
+    assert again.json["status"] == "fresh"
+
+
+def test_the_page_shows_all_of_it_and_runs_none_of_the_data(report: dict[str, Any]) -> None:
+    page = (report["folder"] / "report.html").read_text()
+    text = unescape(
+        re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page.replace("<wbr>", ""), flags=re.DOTALL)
+    )
+    for name in report["json"]["kinds"]:
+        assert name in text
+    for key in report["json"]["stores"]["aligned"]:
+        assert key == "pairs" or describe(key).label in text, key
+    assert text.count(EVIL) > 10
+    assert "onerror=alert(1)>" not in page
+    assert page.count("<script") == 1
+    assert "data:image/jpeg;base64," in page
+    assert "Best pairs" in text
+    assert not re.search(r"(src|href)=\"(?!data:image/)", page)
+
+
+def test_other_runs_stand_beside_this_one(
+    report: dict[str, Any],
+    csalign: Callable[..., Any],
+    refused: Callable[..., str],
+    features_recipe: Path,
+    tmp_path: Path,
+) -> None:
+    other = csalign(
+        "run", features_recipe, "-q", "--json", *report["arguments"], f"--set=run_dir={tmp_path / 'other'}",
+        "--set=name=other", "--set=train.pairwise_only=false", "--set=gap_report.baselines.frozen=[]",
+        "--set=train.epochs=1",
+    )  # fmt: skip
+    assert other.exit_code == 0, other.stderr
+    beside = f"--set=gap_report.beside=[{tmp_path / 'other'}]"
+    called = csalign("gap-report", features_recipe, "-q", "--json", *report["arguments"], beside)
+    assert called.exit_code == 0, called.stderr
+    theirs = json.loads((tmp_path / "other" / "gap_report" / "report.json").read_text())
+    assert called.json["gap_report"]["other:aligned"] == theirs["stores"]["aligned"]
+    found = json.loads((report["folder"] / "report.json").read_text())
+    assert found["kinds"]["other:aligned"] == "run"
+    assert found["subject"] == "aligned"
+    assert "other:aligned" in {row["store"] for row in found["differences"]}
+
+    elsewhere = make_features(tmp_path / "elsewhere", {"train": 110, "dev": 40})
+    moved = [f"--set=run_dir={tmp_path / 'third'}", f"--set=data.root={elsewhere}", "--set=train.epochs=1"]
+    csalign("run", features_recipe, "-q", *moved)
+    beside = f"--set=gap_report.beside=[{tmp_path / 'third'}]"
+    message = refused("gap-report", features_recipe, *report["arguments"], beside)
+    expected = "holds other items than split 'dev' of this run: image_id of row 0 is 0110.jpg, expected 0120.jpg"
+    assert expected in message
+    message = refused("gap-report", features_recipe, *report["arguments"], f"--set=gap_report.beside=[{tmp_path}]")
+    assert f"gap_report.beside: {tmp_path} holds no finished store of split 'dev' in embeddings/" in message
+    assert json.loads((report["folder"] / "report.json").read_text()) == found
+
+
+def test_what_cannot_be_compared_is_told(csalign: Callable[..., Any], features_recipe: Path) -> None:
+    """Towers of other dimensions have no centring; without training nothing says what to fit a baseline on."""
+    every = "--set=gap_report.baselines.frozen=[centred,cca]"
+    called = csalign(
+        "run", features_recipe, "-q", "--json", every, "--set=train.epochs=1", "--set=gap_report.examples=0"
+    )
+    notes = "\n".join(called.json["notes"])
+    assert "frozen: no centred, which need towers of one dimension." in notes
+    assert list(called.json["gap_report"]) == ["frozen+cca", "aligned"]
+    untrained = ["--set=train=null", "--set=gap_report.max_gallery=10", "-q", "--json", every]
+    named = "--set=gap_report.baselines.split=train"
+    called = csalign("run", features_recipe, *untrained, named)
+    assert called.exit_code == 2
+    assert "nothing to measure" in called.stderr
+    called = csalign("run", features_recipe, *untrained, "--set=gap_report.baselines.split=nowhere")
+    assert "gap_report.baselines.split: split 'nowhere' is empty" in called.stderr
+
+
+def test_photos_are_found_by_locator_or_id_and_never_outside(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 100)).save(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    photos = Photos(tmp_path, tmp_path / "in")
+
+    def thumbnail(locator: str, image_id: str) -> bytes | None:
+        return photos.thumbnail({"locator": locator, "image_id": image_id})
+
+    assert thumbnail("a.png", "x").startswith(b"\xff\xd8")
+    for image_id in ("../a.png", "absent.png", "broken.png", "", "nul\0"):
+        assert thumbnail("", image_id) is None
+    assert Photos(tmp_path).thumbnail({"locator": "", "image_id": "a.png"}) is None
+
+
+def test_a_training_log_ends_where_a_crash_cut_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "los')
+    assert read_training_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_training_log(tmp_path / "nowhere") == []
