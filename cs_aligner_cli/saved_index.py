@@ -20,7 +20,6 @@ from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_retrieval import Index
 from cs_aligner_cli.retrieval.index import (
-    FLAT,
     build_index,
     plan_index,
     read_index,
@@ -155,8 +154,3 @@ def open_index(folder: Path, modality: str, source: dict[str, Any]) -> tuple[Any
     if index.ntotal != len(keys):
         raise InputError(f"{folder}: the index holds {index.ntotal} rows, its metadata names {len(keys)}", hint)
     return index, keys, described
-
-
-def is_exact(described: dict[str, Any]) -> bool:
-    """Whether an index answers exactly."""
-    return str(described["factory"]).lower() in ("flat", FLAT)

@@ -35,11 +35,6 @@ def separability(x: Tensor, y: Tensor, seed: int = 0) -> tuple[Floats, int]:
     return correct, needed
 
 
-def linear_separability(x: Tensor, y: Tensor, seed: int = 0) -> float:
-    """The mean accuracy in [0, 1] of ``separability``."""
-    return float(separability(x, y, seed)[0].mean())
-
-
 def _correct(images: Floats, texts: Floats, train: Ints, held_out: Ints, kept: Ints) -> Floats:
     from sklearn.linear_model import LogisticRegression
 

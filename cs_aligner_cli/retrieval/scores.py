@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.retrieval.rows import Ints, Rows
 
@@ -24,15 +23,6 @@ Scores = npt.NDArray[np.float32]
 _BLOCK_ENTRIES = 2**19
 # Listed beyond k, so that a few equal scores at the cut need no second look.
 MARGIN = 8
-
-
-def finite_rows(array: ArrayLike, name: str) -> Tensor:
-    """Return array (N, d) as a finite float32 tensor on the CPU, outside the graph; else raise InputError."""
-    rows = as_rows(array, name).detach().cpu().float().contiguous()
-    finite = rows.isfinite().all(dim=1)
-    if not finite.all():
-        raise InputError(f"{name}: row {int(finite.int().argmin())} holds NaN or infinity (as float32)")
-    return rows
 
 
 def query_blocks(queries: int, entries: int) -> Iterator[slice]:
