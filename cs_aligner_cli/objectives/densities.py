@@ -87,13 +87,13 @@ class _RowLogDensities(torch.autograd.Function):
             # The nearest row decides the reference, so that no sum can underflow.
             nearest = x.new_full((len(x),), -math.inf)
             sums = torch.zeros_like(nearest)
-            for i, _, h in tiles(*rows):
+            for i, _, h in tiles(*rows, kernel.scale):
                 reference = torch.maximum(nearest[i], h.amax(dim=1))
-                shrink = ((nearest[i] - reference) / kernel.widest**2).exp_()
-                values = kernel.evaluate(h, (reference / kernel.widest**2).unsqueeze(1)).values
+                shrink = (nearest[i] - reference).exp_()
+                values = kernel.evaluate(h, reference.unsqueeze(1)).values
                 sums[i] = sums[i] * shrink + values.sum(dim=1)
                 nearest[i] = reference
-            result = sums.log() + nearest / kernel.widest**2 - math.log(len(y))
+            result = sums.log() + nearest - math.log(len(y))
         ctx.save_for_backward(x, y, result)
         ctx.kernel = kernel
         return result
@@ -106,7 +106,7 @@ class _RowLogDensities(torch.autograd.Function):
         dx, dy = torch.zeros_like(x), torch.zeros_like(y)
         x_slopes, y_slopes = x.new_zeros(len(x)), y.new_zeros(len(y))
         with torch.autocast(device_type=x.device.type, enabled=False):
-            for i, j, h in tiles(*rows):
+            for i, j, h in tiles(*rows, ctx.kernel.scale):
                 tile = ctx.kernel.evaluate(h, result[i].unsqueeze(1))
                 weights = tile.slopes.mul_(upstream[i].unsqueeze(1) * (tile.factor / len(y)))
                 x_slopes[i] += weights.sum(dim=1)

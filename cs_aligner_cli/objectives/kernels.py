@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,17 +36,20 @@ class Gaussian:
         """The largest sigma: its kernel decides how far a pair can lie before the mixture underflows."""
         return max(self.sigmas)
 
+    @property
+    def scale(self) -> float:
+        """What ``-||a - b||^2 / 2`` is multiplied by before ``evaluate``: then it is the widest kernel's exponent."""
+        return 1 / self.widest**2
+
     def evaluate(self, nearness: Tensor, reference: float | Tensor) -> KernelTile:
-        """The kernel times ``exp(-reference)`` of a tile of ``nearness = -||a - b||^2 / 2``, which is used up."""
+        """The kernel times ``exp(-reference)`` of a tile of ``-scale ||a - b||^2 / 2``, which is used up."""
         if len(self.sigmas) == 1:
-            (sigma,) = self.sigmas
-            nearness.mul_(1 / sigma**2)
             if isinstance(reference, Tensor) or reference != 0:
                 nearness.sub_(reference)
-            return KernelTile(nearness.exp_(), nearness, 1 / sigma**2)
+            return KernelTile(nearness.exp_(), nearness, self.scale)
         values, slopes = torch.zeros_like(nearness), torch.zeros_like(nearness)
         for sigma in self.sigmas:
-            part = torch.mul(nearness, 1 / sigma**2).sub_(reference).exp_()
+            part = torch.mul(nearness, (self.widest / sigma) ** 2).sub_(reference).exp_()
             values.add_(part, alpha=1 / len(self.sigmas))
             slopes.add_(part, alpha=1 / (len(self.sigmas) * sigma**2))
         return KernelTile(values, slopes, 1.0)
@@ -55,6 +58,8 @@ class Gaussian:
 @dataclass(frozen=True)
 class NegativeDistance:
     """The kernel ``-||a - b||``, whose maximum mean discrepancy is the energy distance."""
+
+    scale: ClassVar[float] = 1.0
 
     def evaluate(self, nearness: Tensor, reference: float | Tensor) -> KernelTile:
         """The kernel of a tile of ``nearness = -||a - b||^2 / 2``, which is used up; the slope at 0 is taken as 0."""

@@ -55,7 +55,7 @@ def within(x: Rows, kernel: Kernel, *, diagonal: bool, gradient: bool) -> PairSu
     scratch = Scratch(x.x, rows, max(rows, columns))
     for i, j in upper_tiles(size, rows, columns):
         h = x.dots(i, x, j, out=scratch.like(i, j))
-        h = nearness(x, i, x, j, h, out=h)
+        h = nearness(x, i, x, j, h, kernel.scale, out=h)
         on_diagonal = i == j
         if on_diagonal:
             h.fill_diagonal_(0.0 if diagonal else -math.inf)
@@ -87,15 +87,14 @@ class _Reference:
     """The exponent that sums are relative to: 0 where nothing can underflow, else the largest met so far."""
 
     def __init__(self, kernel: Kernel, reach: float) -> None:
-        self._widest = kernel.widest if isinstance(kernel, Gaussian) else math.inf
-        self._moves = reach**2 / (2 * self._widest**2) > _SAFE_SPREAD
+        self._moves = isinstance(kernel, Gaussian) and kernel.scale * reach**2 / 2 > _SAFE_SPREAD
         self.value = -math.inf if self._moves else 0.0
 
     def raise_to(self, tile: Tensor) -> float:
         """Follow a tile of nearness; return the factor that former sums take."""
         if not self._moves:
             return 1.0
-        former, largest = self.value, float(tile.max()) / self._widest**2
+        former, largest = self.value, float(tile.max())
         if not largest > former:
             return 1.0
         self.value = largest
@@ -168,7 +167,7 @@ class Cross:
             if self._scale is not None:
                 self._add_logits(i, j, self._logits(i, j, dots))
             if self.kernel is not None and self._reference is not None:
-                h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
+                h = nearness(self.x, i, self.y, j, dots, self.kernel.scale, out=self._scratch[2].like(i, j))
                 self._total *= self._reference.raise_to(h)
                 self._total += _sum(self.kernel.evaluate(h, self._reference.value).values)
 
@@ -202,7 +201,7 @@ class Cross:
                 weights = self._softmaxes(i, j, dots, logit_weight * self._scale)
                 d_scale += torch.dot(weights.flatten(), dots.flatten()) / self._scale
             if self.kernel is not None and self._reference is not None:
-                h = nearness(self.x, i, self.y, j, dots, out=self._scratch[2].like(i, j))
+                h = nearness(self.x, i, self.y, j, dots, self.kernel.scale, out=self._scratch[2].like(i, j))
                 tile = self.kernel.evaluate(h, self._reference.value)
                 alpha = kernel_weight * tile.factor
                 x_slopes[i].add_(tile.slopes.sum(dim=1), alpha=alpha)

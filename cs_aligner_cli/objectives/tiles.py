@@ -50,9 +50,10 @@ class Rows:
             into.add_(weights.to(self._factor.dtype) @ self._factor[i])
 
 
-def nearness(x: Rows, i: slice, y: Rows, j: slice, dots: Tensor, out: Tensor) -> Tensor:
-    """``-||x_i - y_j||^2 / 2`` from the dot products of a tile; up to rounding never above 0."""
-    return torch.sub(dots, x.half_squares[i].unsqueeze(1), out=out).sub_(y.half_squares[j])
+def nearness(x: Rows, i: slice, y: Rows, j: slice, dots: Tensor, scale: float, out: Tensor) -> Tensor:
+    """``-scale ||x_i - y_j||^2 / 2`` from the dot products of a tile; up to rounding never above 0."""
+    rows, columns = x.half_squares[i].unsqueeze(1) * -scale, y.half_squares[j] * scale
+    return torch.add(rows, dots, alpha=scale, out=out).sub_(columns)
 
 
 class Scratch:
@@ -87,14 +88,14 @@ def upper_tiles(size: int, rows: int, columns: int) -> Iterator[tuple[slice, sli
             yield i, j
 
 
-def tiles(x: Rows, y: Rows) -> Iterator[tuple[slice, slice, Tensor]]:
+def tiles(x: Rows, y: Rows, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
     """Every tile (i, j) of two clouds with its nearness, which may be used up: the next tile overwrites it."""
     rows, columns = tile_of(x, y)
     scratch = Scratch(x.x, rows, columns)
     for i in slices(0, len(x), rows):
         for j in slices(0, len(y), columns):
             dots = x.dots(i, y, j, out=scratch.like(i, j))
-            yield i, j, nearness(x, i, y, j, dots, out=dots)
+            yield i, j, nearness(x, i, y, j, dots, scale, out=dots)
 
 
 class Dots:
