@@ -55,7 +55,7 @@ class Stepper:
     def step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
         """Take one optimizer step on ``groups.shape[0]`` pairs; return what is logged of it.
 
-        Raises DivergedError, before anything is changed, where a term that counts is not finite.
+        Raises DivergedError, before anything is changed, where the loss or a term that counts is not finite.
         """
         self._towers.train()
         size = len(groups)
@@ -75,7 +75,7 @@ class Stepper:
         values, norms = self._evaluate(step, terms, image, text, groups.to(self._device))
         self.objective.observe(values)
         losses = {name: float(value) for name, value in values.values.items()}
-        self._refuse_non_finite(step, losses, values.weights)
+        self._refuse_non_finite(step, losses, values)
 
         lr = self._start_update(step)
         gradients = {"image": values.image_grad, "text": values.text_grad}
@@ -114,12 +114,13 @@ class Stepper:
             norms = evaluate_terms(terms, image, text, logits, groups, separate=True).grad_norms
         return values, norms
 
-    def _refuse_non_finite(self, step: int, terms: dict[str, float], weights: dict[str, float]) -> None:
-        for name, value in terms.items():
-            if weights[name] and not math.isfinite(value):
+    def _refuse_non_finite(self, step: int, losses: dict[str, float], values: TermValues) -> None:
+        told = {f"the term {name}": value for name, value in losses.items() if values.weights[name]}
+        for what, value in {**told, "the loss": float(values.total)}.items():
+            if not math.isfinite(value):
                 raise DivergedError(
-                    f"step {step + 1}: the term {name} is {value}\n"
-                    "A lower train.lr, a longer warm-up or a wider bandwidth usually helps."
+                    f"step {step + 1}: {what} is {value}\n"
+                    "A lower train.lr, a longer warm-up, a wider bandwidth or a smaller weight usually helps."
                 )
 
     def _start_update(self, step: int) -> float:

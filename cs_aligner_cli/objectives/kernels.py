@@ -11,6 +11,9 @@ from torch import Tensor
 
 from cs_aligner_cli.errors import InputError
 
+# Far below any use, and far above where 1 / sigma^2 and its products overflow float32.
+_SMALLEST_SIGMA = 1e-9
+
 
 class KernelTile(NamedTuple):
     """A kernel on one tile: ``values``, and ``slopes * factor``, which is -dk / d(||a - b||^2 / 2)."""
@@ -28,8 +31,8 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         for sigma in self.sigmas:
-            if not 0 < sigma**2 < math.inf:
-                raise InputError(f"bandwidth: the square of sigma = {sigma:g} is no number above 0")
+            if not _SMALLEST_SIGMA <= sigma < math.inf:
+                raise InputError(f"bandwidth: expected a sigma of at least {_SMALLEST_SIGMA:g}, got {sigma:g}")
 
     @property
     def widest(self) -> float:
