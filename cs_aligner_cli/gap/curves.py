@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -97,9 +96,10 @@ def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> Pict
             ax.set(xscale="log", xlabel="temperature", ylabel="share of the pull taken back")
             ax.set_ylim(-1.05, 1.1)
             ticks = sorted({row["temperature"] for row in kept})
-            # A label that would run into its left neighbour's is left out.
-            crowded = {b for a, b in itertools.pairwise(ticks) if b < 1.5 * a}
-            ax.set_xticks(ticks, ["" if t in crowded else f"{t:g}" for t in ticks])
+            labelled: list[float] = []
+            for tick in ticks:  # a label that would run into the one before it is left out
+                labelled += [tick] if not labelled or tick >= 1.5 * labelled[-1] else []
+            ax.set_xticks(ticks, [f"{t:g}" if t in labelled else "" for t in ticks])
             ax.set_xticks([], minor=True)
         outer_labels(axes)
         legend(figure, axes)
