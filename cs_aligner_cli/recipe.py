@@ -40,10 +40,37 @@ def _manifest(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+Manifest = Annotated[str, BeforeValidator(_manifest)]
+
+
+class UnpairedSource(Strict):
+    """Further items from another manifest: whatever pairs it has, each item stands for itself."""
+
+    manifest: Manifest = Field(description="As data.manifest.")
+    root: FilePath | None = Field(None, description="As data.root.")
+    split: str = Field("train", pattern=NAME_PATTERN, description="The split taken.")
+    modalities: list[Literal["image", "text"]] = Field(
+        ["image", "text"], min_length=1, description="What is taken of it; one alone is enough."
+    )
+
+
+class Unpaired(Strict):
+    """Items that are in no pair, for the divergence: from the training split itself, and from elsewhere."""
+
+    paired_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training split's images that keep their captions (drawn with the recipe's seed);"
+        " the other images and captions are unpaired. Below 1 it answers what unpaired data are worth.",
+    )
+    sources: list[UnpairedSource] = Field([], description="Other manifests with further items.")
+
+
 class Data(Strict):
     """What is aligned."""
 
-    manifest: Annotated[str, BeforeValidator(_manifest)] = Field(
+    manifest: Manifest = Field(
         "scenes",
         description="A manifest of the shelf by name, or the path of a manifest file (ends in .yaml).",
     )
@@ -57,6 +84,9 @@ class Data(Strict):
         ge=0,
         le=1,
         description="Share of bad items (missing, truncated, empty) above which prepare exits with 3.",
+    )
+    unpaired: Unpaired | None = Field(
+        None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."
     )
 
 

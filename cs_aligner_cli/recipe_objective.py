@@ -317,6 +317,12 @@ class Objective(Strict):
 
     pairwise: Pairwise = Field(InfoNce(), description="Ranks pairs.")
     divergence: Divergence = Field(CauchySchwarz(), description="Brings the two distributions together.")
+    memory: int = Field(
+        0,
+        ge=0,
+        le=2**20,
+        description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
+    )
 
     @model_validator(mode="after")
     def _relative_to_something(self) -> Objective:

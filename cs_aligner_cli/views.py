@@ -59,6 +59,9 @@ def prepare_tables(result: Result) -> list[Table]:
             counts,
         )
     ]
+    if pairing := result.get("pairing"):
+        roles = [(modality, *counts.values()) for modality, counts in pairing.items()]
+        tables.append(table("training items", ["modality", *next(iter(pairing.values()))], roles))
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 
 
@@ -68,12 +71,8 @@ def embed_tables(result: Result) -> list[Table]:
         (
             name,
             split,
-            part["image"]["rows"],
-            part["image"]["dim"],
-            f"{part['image']['per_second']:,.0f}",
-            part["text"]["rows"],
-            part["text"]["dim"],
-            f"{part['text']['per_second']:,.0f}",
+            *_embedded(part.get("image")),
+            *_embedded(part.get("text")),
             part["status"],
         )
         for name, splits in result["stores"].items()
@@ -82,6 +81,11 @@ def embed_tables(result: Result) -> list[Table]:
     return [
         table("embedding stores", ["store", "split", "images", "dim", "per s", "texts", "dim", "per s", "status"], rows)
     ]
+
+
+def _embedded(part: Result | None) -> tuple[Any, ...]:
+    """Rows, dimension and speed of one modality of a store; dashes where it holds none of it."""
+    return (part["rows"], part["dim"], f"{part['per_second']:,.0f}") if part else ("-", "-", "-")
 
 
 def train_tables(result: Result) -> list[Table]:
