@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.distributed import Ranks
 from cs_aligner_cli.errors import CsalignError
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.objective import TrainingObjective
@@ -37,7 +38,10 @@ class Stepper:
     all random draws are seeded by the number, and whether a step is logged changes nothing of what it does.
     """
 
-    def __init__(self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self._ranks = ranks or Ranks()
         self._spec, self._towers, self._steps = spec, towers, steps
         self._seed, self._device = seed, device
         self._scale, bias = logit_specs(spec.objective.pairwise)
@@ -55,21 +59,21 @@ class Stepper:
     def step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
         """Take one optimizer step on ``groups.shape[0]`` pairs; return what is logged of it.
 
+        ``batch`` holds the inputs of this rank's share of the pairs: all of them where there is one process.
         Raises DivergedError, before anything is changed, where the loss or a term that counts is not finite.
         """
         self._towers.train()
-        size = len(groups)
-        micro = min(self._spec.micro_batch_size or size, size)
-        parts = [slice(i, i + micro) for i in range(0, size, micro)]
+        share = self._ranks.share_of_batch(len(groups), self._spec.micro_batch_size)
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
-        whole = len(parts) == 1
+        # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
+        whole = len(share.parts) == 1
         with torch.set_grad_enabled(whole):
             embedded = [
-                [self._forward(step, number, m, batch[m][part]) for number, part in enumerate(parts)]
-                for m in MODALITIES
+                [self._forward(step, number, m, batch[m][part]) for number, part in share.parts] for m in MODALITIES
             ]
-        image, text = (outputs[0] if whole else torch.cat(outputs) for outputs in embedded)
+        own = [outputs[0] if whole else torch.cat(outputs) for outputs in embedded]
+        image, text = (self._ranks.gather(rows, share.counts) for rows in own)
         terms = self.objective.terms(step, image.detach(), text.detach())
         logits = self._towers.logits
         values, norms = self._evaluate(step, terms, image, text, groups.to(self._device))
@@ -78,11 +82,14 @@ class Stepper:
         self._refuse_non_finite(step, losses, values)
 
         lr = self._start_update(step)
-        gradients = {"image": values.image_grad, "text": values.text_grad}
-        self._backward(zip(logits, values.logit_grads, strict=True))
-        for number, part in enumerate(parts):
-            outputs = (image, text) if whole else (self._forward(step, number, m, batch[m][part]) for m in MODALITIES)
+        gradients = {"image": values.image_grad[share.rows], "text": values.text_grad[share.rows]}
+        # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
+        counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
+        self._backward(zip(logits, counted, strict=True))
+        for number, part in share.parts:
+            outputs = own if whole else (self._forward(step, number, m, batch[m][part]) for m in MODALITIES)
             self._backward((output, gradients[m][part]) for m, output in zip(MODALITIES, outputs, strict=True))
+        self._ranks.add_gradients(self._towers.parameters())
         norm = self._finish_update()
         return {
             "lr": lr,
