@@ -25,7 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.errors import AlreadyToldError, CsalignError, InputError
+from cs_aligner_cli.ranks import rank
 
 BUG = 1
 INTERRUPTED = 130
@@ -45,11 +46,15 @@ class _Rich(RichConsole):
 
 
 class Console:
-    """The voice of one command; stages get it to report progress and never print themselves."""
+    """The voice of one command; stages get it to report progress and never print themselves.
+
+    Of several processes started by torchrun the first one talks, and the others are silent.
+    """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self._first = rank() == 0
+        self.quiet = quiet or not self._first
         # In a file or a pipe there is no window whose width a table could be cut to.
         self._out = _Rich(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
         self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
@@ -61,10 +66,13 @@ class Console:
 
     def warn(self, message: str) -> None:
         """A warning on stderr, never silenced."""
-        self._err.print(Text.assemble(("warning:", "yellow"), " ", message))
+        if self._first:
+            self._err.print(Text.assemble(("warning:", "yellow"), " ", message))
 
     def result(self, data: dict[str, Any], tables: Sequence[Table] = ()) -> None:
         """The command's result on stdout: one JSON object with --json, else tables for people."""
+        if not self._first:
+            return
         if self.as_json:
             print_json(data)
             return
@@ -159,6 +167,8 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
 
 
 def _explained(error: Exception) -> int:
+    if isinstance(error, AlreadyToldError):
+        return error.exit_code
     if isinstance(error, CsalignError):
         _tell(str(error))
         return error.exit_code

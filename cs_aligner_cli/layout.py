@@ -150,7 +150,15 @@ class Layout:
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
         train = self.variants[variant]
-        ignored = {"device", "log_steps", "checkpoint_steps", "conflict_steps", "pairwise_only"}
+        ignored = {
+            "device",
+            "log_steps",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "conflict_steps",
+            "pairwise_only",
+        }
         cached = [self.frozen(split) for split in self.training_splits] if train.cached_towers else []
         if train.cached_towers and self.pairing:
             cached += self.further_stores.values()

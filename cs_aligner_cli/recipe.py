@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.recipe_distributed import Distributed
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_gap import GapReport
 from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
@@ -133,6 +134,7 @@ class Recipe(Strict):
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
+    distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
 
     @property
     def trains(self) -> bool:

@@ -109,6 +109,12 @@ class Train(Strict):
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Also save the last state every so many steps; null: each epoch."
     )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Save the last state at least so often: what a killed job loses at most."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the last states are kept, so that a damaged one costs little."
+    )
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
     conflict_steps: int | None = Field(
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."

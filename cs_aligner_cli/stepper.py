@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.distributed import Ranks, Share
 from cs_aligner_cli.errors import CsalignError
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.memory import Memory
@@ -33,9 +34,13 @@ def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | N
 
 
 class Batch(NamedTuple):
-    """What one step is taken on: the towers' inputs (CPU tensors, first axis the items), and which items are pairs."""
+    """What one step is taken on: how many items of each modality, and which of them are pairs.
+
+    ``inputs`` are the towers' inputs (CPU tensors, first axis the items): this rank's share, or all in one process.
+    """
 
     inputs: dict[str, Tensor]
+    sizes: dict[str, int]
     pairs: dict[Edge, Pairs]
 
 
@@ -46,7 +51,10 @@ class Stepper:
     ``memory``): all random draws are seeded by the number, and whether a step is logged changes nothing of it.
     """
 
-    def __init__(self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self._ranks = ranks or Ranks()
         self._spec, self._towers, self._steps = spec, towers, steps
         self._seed, self._device = seed, device
         self._scale, bias = logit_specs(spec.objective.pairwise)
@@ -70,10 +78,13 @@ class Stepper:
         self._towers.train()
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
-        parts = {m: self._parts(len(inputs)) for m, inputs in batch.inputs.items()}
-        rows = {m: self._embed(step, m, batch.inputs[m], parts[m]) for m in parts}
+        # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
+        micro = self._spec.micro_batch_size
+        shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
+        own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
+        rows = {m: self._ranks.gather(own[m], share.counts).detach() for m, share in shares.items()}
         pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
-        clouds = Clouds({m: r.detach() for m, r in rows.items()}, pairs, dict(self.memory.rows))
+        clouds = Clouds(rows, pairs, dict(self.memory.rows))
         terms = self.objective.terms(step, clouds)
         logits = self._towers.logits
         values, norms = self._evaluate(step, terms, clouds)
@@ -82,11 +93,16 @@ class Stepper:
         self._refuse_non_finite(step, losses, values)
 
         lr = self._start_update(step)
-        self._backward(zip(logits, values.logit_grads, strict=True))
-        for m, slices in parts.items():
-            for number, part in enumerate(slices):
-                output = rows[m] if len(slices) == 1 else self._forward(step, number, m, batch.inputs[m][part])
-                self._backward([(output, values.grads[m][part])])
+        # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
+        counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
+        self._backward(zip(logits, counted, strict=True))
+        for m, share in shares.items():
+            gradient = values.grads[m][share.rows]
+            for number, part in share.parts:
+                whole = len(share.parts) == 1
+                output = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
+                self._backward([(output, gradient[part])])
+        self._ranks.add_gradients(self._towers.parameters())
         norm = self._finish_update()
         self.memory.add(clouds.rows)
         return {
@@ -101,16 +117,11 @@ class Stepper:
             **self._conflict(step + 1, terms[1], values, clouds),
         }
 
-    def _parts(self, rows: int) -> list[slice]:
-        """Which rows of a modality go through its tower together."""
-        micro = self._spec.micro_batch_size or rows
-        return [slice(i, i + micro) for i in range(0, rows, micro)]
-
-    def _embed(self, step: int, modality: str, inputs: Tensor, parts: list[slice]) -> Tensor:
-        """The embeddings (N, d) of a batch's inputs, with their graph where they went through the tower at once."""
-        with torch.set_grad_enabled(len(parts) == 1):
-            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in enumerate(parts)]
-        return outputs[0] if len(parts) == 1 else torch.cat(outputs)
+    def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> Tensor:
+        """The embeddings of this rank's rows, with their graph where they went through the tower at once."""
+        with torch.set_grad_enabled(len(share.parts) == 1):
+            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> Tensor:
         """Embed one part of a batch; the same call draws the same dropout again."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import Any, TextIO
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from cs_aligner_cli.artifacts import Build
+from cs_aligner_cli.artifacts import Artifact, Build
 from cs_aligner_cli.blocks import checkpoint_blocks
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import DrawnPairs, PairBatches, Pool, Rows, captions_of, hold_out, prefetched
 from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, further_items, read_pairing
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.export import export_towers
 from cs_aligner_cli.inference import memory_told, pick_precision
+from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.objectives import Pairs
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT
@@ -33,11 +36,13 @@ from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.training_log import TrainingLog
 
 _LESS_MEMORY = (
     "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
     "train.precision: bf16, and tune: lora in place of full."
 )
+_SHARED = "run_dir must be one folder that all machines share."
 
 
 def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
@@ -51,15 +56,14 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
     runs: dict[str, Any] = {}
+    ranks = current()
     for name, spec in layout.variants.items():
         artifact = layout.trained(name)
-        for need in artifact.needs:
-            need.require()
-        record = None if force else artifact.fresh()
+        record = ranks.ask(partial(_finished, artifact, force))
         if record is None:
-            with artifact.building() as build:
+            with building(artifact, ranks) as build:
                 build.summary = _Run(recipe, spec, layout, build, console, name).run()
-            record = artifact.record() or {}
+            record = ranks.ask(artifact.record) or {}
             runs[name] = {"status": "done", "seconds": record["seconds"], **record["summary"]}
         else:
             runs[name] = {"status": "fresh", "seconds": record["seconds"], **record["summary"]}
@@ -67,12 +71,19 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     return {"status": "done" if done else "fresh", "runs": runs}
 
 
+def _finished(artifact: Artifact, force: bool) -> dict[str, Any] | None:
+    """The record of a run that need not be done again; raise InputError if what it is made from is missing."""
+    for need in artifact.needs:
+        need.require()
+    return None if force else artifact.fresh()
+
+
 class _Run:
     """One training run: what it trains on, and the loop."""
 
     def __init__(self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str) -> None:
         self.recipe, self.spec, self.name, self.console = recipe, spec, name, console
-        self.seed, self.folder = recipe.seed, build.folder
+        self.seed, self.folder, self.ranks = recipe.seed, build.folder, current()
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
         self.split = data.split(spec.split, "train.split")
@@ -101,7 +112,7 @@ class _Run:
             if getattr(spec, modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
         self.inputs, self.encoders = Inputs(plans, encoders, stores), encoders
-        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device)
+        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, self.ranks)
         self.objective = self.stepper.objective
 
     def _parts(self) -> tuple[Rows, Rows]:
@@ -117,42 +128,29 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; return the summary for the stage's record."""
-        state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory)
-        if state is None:
-            state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
-            if self.spec.start != "plain":
-                start_adapters(self.spec.start, self.towers, self.inputs, self.split, self.train_rows)
-            self._tell_what_is_trained()
-        elif state["step"]:
-            self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
-        if state.get("scaler"):
-            self.stepper.scaler.load_state_dict(state["scaler"])
-        self.objective.state = state["objective"]
-        if self.objective.wants_start:
-            self._choose_bandwidth()
+        state = self._begin()
         remaining = range(state["step"], self.steps)
         with (
-            _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
+            noticed_interrupts() as interrupts,
+            TrainingLog(self.folder, state["log"]) if self.ranks.main else nullcontext() as log,
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
             for step, batch in zip(remaining, prefetched(self._load, remaining), strict=True):
-                items = " and ".join(f"{len(inputs)} {m} items" for m, inputs in batch.inputs.items())
+                items = " and ".join(f"{size} {modality} items" for modality, size in batch.sizes.items())
                 with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
                     metrics = self._step(step, batch)
-                done = step + 1
-                epoch_ends = done % self.batches.steps_per_epoch == 0
-                if self.stepper.logs(done):
-                    _write(log, metrics)
-                if epoch_ends:
-                    self._validate(done, state, log)
-                if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
-                    state |= {"step": done, "log_bytes": log.tell(), "objective": self.objective.state}
-                    state["scaler"] = self.stepper.scaler.state_dict()
-                    save_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state)
+                stop = self.ranks.any(interrupts.wanted)
+                if log:
+                    self._keep(step + 1, metrics, state, log, stop)
+                if (step + 1) % self.batches.steps_per_epoch == 0:
+                    self.ranks.meet()
+                if stop:
+                    raise KeyboardInterrupt
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
-        save_weights(self.folder / "last.safetensors", self.towers)
-        load_weights(self.folder / "best.safetensors", self.towers)
-        export_towers(self.folder, self.towers, self.encoders, self.card(state))
+        if self.ranks.main:
+            save_weights(self.folder / "last.safetensors", self.towers)
+            load_weights(self.folder / "best.safetensors", self.towers, state["best_checksum"])
+            export_towers(self.folder, self.towers, self.encoders, self.card(state))
         return {
             "steps": self.steps,
             "epochs": self.spec.epochs,
@@ -166,13 +164,55 @@ class _Run:
             **self.objective.describe(),
         }
 
+    def _begin(self) -> dict[str, Any]:
+        """The state to go on from, in the towers, the optimizer and the objective of every rank."""
+        state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, self.console.warn)
+        if state is None:
+            state = {"step": 0, "log": {}, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
+            if self.spec.start != "plain" and self.ranks.main:
+                start_adapters(self.spec.start, self.towers, self.inputs, self.split, self.train_rows)
+            self._tell_what_is_trained()
+        elif state["step"]:
+            self.console.say(f"{self.name}: going on from step {state['step']} of {self.steps}")
+        if state.get("scaler"):
+            self.stepper.scaler.load_state_dict(state["scaler"])
+        self.objective.state = state["objective"]
+        if self.objective.wants_start and self.ranks.main:
+            self._choose_bandwidth()
+        self.objective.state = self.ranks.ask(lambda: self.objective.state)
+        steps = self.ranks.collect(state["step"])
+        if len(set(steps)) > 1:
+            raise InputError(f"{self.folder}: the ranks found states of different steps there: {steps}", _SHARED)
+        self.ranks.broadcast(self.towers.own_state().values())
+        self.saved = time.monotonic()
+        return state
+
+    def _keep(self, done: int, metrics: dict[str, Any], state: dict[str, Any], log: TrainingLog, stop: bool) -> None:
+        """Log, validate and save what is due after a step."""
+        if self.stepper.logs(done):
+            log.write(metrics)
+        epoch_ends = done % self.batches.steps_per_epoch == 0
+        if epoch_ends:
+            self._validate(done, state, log)
+        by_number = self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0
+        by_time = time.monotonic() - self.saved > 60 * self.spec.checkpoint_minutes
+        if epoch_ends or by_number or by_time or stop:
+            state |= {"step": done, "log": log.mark(), "objective": self.objective.state}
+            state["scaler"] = self.stepper.scaler.state_dict()
+            save_state(
+                self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state, self.spec.keep_checkpoints
+            )
+            self.saved = time.monotonic()
+
     def _load(self, step: int) -> Batch:
         drawn = self.batches.pairs(step)
-        inputs = {}
+        inputs, sizes = {}, {}
         for modality, rows in (("image", drawn.images), ("text", drawn.captions)):
-            unpaired = self.pools[modality].rows(step) if modality in self.pools else []
-            inputs[modality] = joined([self.inputs(modality, s, r) for s, r in [(self.split, rows), *unpaired]])
-        return Batch(inputs, {IMAGE_TEXT: _pairs(drawn, *map(len, inputs.values()))})
+            items = [(self.split, rows), *(self.pools[modality].rows(step) if modality in self.pools else [])]
+            sizes[modality] = sum(len(part) for _, part in items)
+            share = self.ranks.share_of_batch(sizes[modality], self.spec.micro_batch_size)
+            inputs[modality] = joined([self.inputs(modality, s, part) for s, part in _sliced(items, share.rows)])
+        return Batch(inputs, sizes, {IMAGE_TEXT: _pairs(drawn, sizes)})
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         try:
@@ -190,7 +230,7 @@ class _Run:
         pairs = f"{len(self.val_rows)} held-out pairs"
         self.console.say(f"{self.name}: bandwidth auto: sigma {sigma:.4g}, chosen on {pairs}")
 
-    def _validate(self, step: int, state: dict[str, Any], log: TextIO) -> None:
+    def _validate(self, step: int, state: dict[str, Any], log: TrainingLog) -> None:
         """R@1 on the validation images with all their captions; the mean of both directions picks the best weights."""
         captions = captions_of(self.val_split, self.val_rows)
         rows = {"image": self.val_rows, "text": captions}
@@ -198,11 +238,11 @@ class _Run:
         image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
         found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))
         val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
-        _write(log, {"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
+        log.write({"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
         mean = (val["i2t"] + val["t2i"]) / 2
         if mean >= state["best"]:  # of equals the later one, which has trained longer
-            save_weights(self.folder / "best.safetensors", self.towers)
-            state |= {"best": mean, "best_step": step, "val": val}
+            checksum = save_weights(self.folder / "best.safetensors", self.towers)
+            state |= {"best": mean, "best_step": step, "val": val, "best_checksum": checksum}
 
     def _embed_val(self, rows: dict[str, Rows]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         size = self.spec.micro_batch_size or self.batches.batch_size
@@ -245,11 +285,21 @@ def _pools(pairing: Pairing, layout: Layout, split: Split, pairs: int) -> dict[s
     }
 
 
-def _pairs(drawn: DrawnPairs, images: int, texts: int) -> Pairs:
+def _sliced(items: list[tuple[Split, Rows]], share: slice) -> Iterator[tuple[Split, Rows]]:
+    """The rows that a slice of all of them, one after another, holds."""
+    start = 0
+    for split, rows in items:
+        part = rows[max(0, share.start - start) : max(0, share.stop - start)]
+        start += len(rows)
+        if len(part):
+            yield split, part
+
+
+def _pairs(drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
     """Which of a step's images and texts, that come first in its inputs, are pairs."""
     owner = np.arange(len(drawn.images)) if drawn.owner is None else drawn.owner
-    first = None if drawn.owner is None and images == len(drawn.images) else torch.from_numpy(owner)
-    second = None if texts == len(owner) else torch.arange(len(owner))
+    first = None if drawn.owner is None and sizes["image"] == len(owner) else torch.from_numpy(owner)
+    second = None if sizes["text"] == len(owner) else torch.arange(len(owner))
     return Pairs(first, second, torch.from_numpy(drawn.images[owner]))
 
 
@@ -263,15 +313,3 @@ def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> i
     if modality in live:
         return live[modality].dim
     return next(iter(stores.values())).array(modality).shape[1]
-
-
-def _open_log(path: Path, size: int) -> TextIO:
-    """The metrics file cut to the size it had at the checkpoint, so that a resumed run repeats no line."""
-    path.touch()
-    os.truncate(path, size)
-    return path.open("a", encoding="utf-8")
-
-
-def _write(log: TextIO, metrics: dict[str, Any]) -> None:
-    log.write(json.dumps(metrics) + "\n")
-    log.flush()
