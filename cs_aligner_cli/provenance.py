@@ -22,6 +22,7 @@ _PACKAGES = (
     "faiss-cpu",
     "numpy",
     "pandas",
+    "webdataset",
     "scikit-learn",
 )
 
