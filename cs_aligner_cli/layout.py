@@ -32,8 +32,25 @@ class Layout:
             "prepared data set",
             data.dir or self.folder / "data",
             "csalign prepare",
-            {"data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"})},
+            {
+                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"}),
+                "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
+            },
         )
+
+    def caption_lengths(self, limit: int) -> Artifact:
+        """How long the captions are in tokens of open_clip's tokenizer, for a text tower that reads ``limit``."""
+        folder = self.folder / "caption_lengths"
+        return Artifact("caption lengths", folder, "csalign prepare", {"limit": limit}, (self.prepared,))
+
+    @property
+    def shards(self) -> Artifact | None:
+        """The prepared data set as WebDataset shards, where the recipe asks for them."""
+        repack = self.recipe.prepare.repack
+        if repack is None:
+            return None
+        parts = {"shard_mb": repack.shard_mb}
+        return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
 
     @cached_property
     def further(self) -> dict[str, Layout]:

@@ -24,6 +24,7 @@ _PACKAGES = (
     "faiss-cpu",
     "numpy",
     "pandas",
+    "webdataset",
     "scikit-learn",
 )
 

@@ -14,6 +14,7 @@ from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_distributed import Distributed
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_gap import GapReport
+from cs_aligner_cli.recipe_prepare import Prepare
 from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
 from cs_aligner_cli.recipe_train import Device, Precision, Train
 from cs_aligner_cli.validation import (
@@ -128,6 +129,7 @@ class Recipe(Strict):
         None, description="Where the run is written; null: runs/NAME in the current folder."
     )
     data: Data = Field(Data(), description="What is aligned.")
+    prepare: Prepare = Field(Prepare(), description="How the data are checked.")
     encoders: Encoders = Field(Encoders(), description="The towers before training.")
     embed: Embed = Field(Embed(), description="How embeddings are computed.")
     train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")

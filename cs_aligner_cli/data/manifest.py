@@ -9,29 +9,19 @@ from typing import Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from cs_aligner_cli import shelf
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, Described, OnDisk
+from cs_aligner_cli.data.manifest_layouts import (
+    ClipRetrievalManifest,
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    KarpathyManifest,
+    WebDatasetManifest,
+)
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.validation import FilePath, Strict, validate
+from cs_aligner_cli.validation import Strict, validate
 from cs_aligner_cli.yamlfile import read_yaml, shown
-
-
-class Counts(Strict):
-    """How many images and captions a split should have."""
-
-    images: int = Field(ge=0, description="Images.")
-    captions: int = Field(ge=0, description="Captions.")
-
-
-class _Described(Strict):
-    name: str = Field(description="Name of the data set.")
-    source: str | None = Field(None, description="Where it is obtained.")
-    licence: str | None = Field(None, description="Terms of use.")
-    citation: str | None = Field(None, description="How to cite it.")
-    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
-
-
-class _OnDisk(_Described):
-    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
 
 
 class DrawnCounts(Strict):
@@ -42,7 +32,7 @@ class DrawnCounts(Strict):
     test: int = Field(500, ge=1, description="Images to report on.")
 
 
-class DrawnManifest(_Described):
+class DrawnManifest(Described):
     """A data set that the program makes itself, and that needs no files."""
 
     seed: int = Field(0, ge=0, description="Seed of the drawings; the recipe's seed does not touch the data.")
@@ -74,7 +64,7 @@ class LatentManifest(DrawnManifest):
         return self
 
 
-class TableManifest(_OnDisk):
+class TableManifest(OnDisk):
     """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
 
     kind: Literal["table"] = Field("table", description="One row per image and caption.")
@@ -87,9 +77,7 @@ class TableManifest(_OnDisk):
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
     )
-    absent_files: Literal["bad", "skip"] = Field(
-        "bad", description="An image that is not there is a bad item, or (skip) is left out and counted."
-    )
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
 
 
 class _Features(Strict):
@@ -112,7 +100,7 @@ class CaptionFeatures(_Features):
     caption_column: str = Field("caption", description="Column with the caption.")
 
 
-class EmbeddingsManifest(_OnDisk):
+class EmbeddingsManifest(OnDisk):
     """Features that another program computed, row-aligned with tables."""
 
     kind: Literal["embeddings"] = Field("embeddings", description="Stored features.")
@@ -120,13 +108,30 @@ class EmbeddingsManifest(_OnDisk):
     captions: CaptionFeatures = Field(description="The captions.")
 
 
-Manifest: TypeAlias = ScenesManifest | LatentManifest | TableManifest | EmbeddingsManifest
+Manifest: TypeAlias = (
+    ScenesManifest
+    | LatentManifest
+    | TableManifest
+    | EmbeddingsManifest
+    | KarpathyManifest
+    | CocoManifest
+    | FolderManifest
+    | ConversationsManifest
+    | WebDatasetManifest
+    | ClipRetrievalManifest
+)
 
 MANIFESTS: dict[str, type[Manifest]] = {
     "scenes": ScenesManifest,
     "latent": LatentManifest,
     "table": TableManifest,
     "embeddings": EmbeddingsManifest,
+    "karpathy": KarpathyManifest,
+    "coco": CocoManifest,
+    "folder": FolderManifest,
+    "conversations": ConversationsManifest,
+    "webdataset": WebDatasetManifest,
+    "clip_retrieval": ClipRetrievalManifest,
 }
 
 
@@ -156,7 +161,7 @@ def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
     described = f"the manifest {manifest.name} is of kind {manifest.kind}"
     for modality in ("image", "text"):
         kind = recipe.encoders.of(modality).kind
-        features = manifest.kind in ("embeddings", "latent")
+        features = manifest.kind in ("embeddings", "latent", "clip_retrieval")
         if kind == "features" and not features:
             raise InputError(
                 f"encoders.{modality}: kind features needs a manifest of kind embeddings, but {described}",

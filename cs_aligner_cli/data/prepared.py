@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 
 from cs_aligner_cli.artifacts import read_json, write_json
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
+# Rows that a reader of the tables takes into memory at once.
+ROW_GROUP = 65536
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,31 @@ class PreparedData:
 
     def split(self, name: str, used_as: str, needs: Sequence[str] = ("image", "text")) -> Split:
         """The split of that name; InputError naming the key ``used_as`` if it lacks a modality that is needed."""
-        images = self.images[self.images["split"] == name].reset_index(drop=True)
-        captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
+        part = self.part(name)
+        images, captions = part.images, part.captions
         if (images.empty and "image" in needs) or (captions.empty and "text" in needs):
             there = sorted({*self.images["split"], *self.captions["split"]})
             what = "has no captions" if len(images) else "has no images" if len(captions) else "is empty"
             near = "" if name in there else did_you_mean(name, there)
             raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(there)})")
+        return part
+
+    def part(self, name: str) -> Split:
+        """The split of that name, whatever it holds."""
+        images = self.images[self.images["split"] == name].reset_index(drop=True)
+        captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
         return Split(name, images, captions)
 
 
 def write_prepared(folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]) -> None:
     """Write the two tables and the description of their source into ``folder``."""
-    images.to_parquet(folder / IMAGES, index=False)
-    captions.to_parquet(folder / CAPTIONS, index=False)
+    images.to_parquet(folder / IMAGES, index=False, row_group_size=ROW_GROUP)
+    captions.to_parquet(folder / CAPTIONS, index=False, row_group_size=ROW_GROUP)
     write_json(folder / SOURCE, source)
+
+
+def caption_texts(folder: Path) -> Iterator[str]:
+    """The texts of all captions of a prepared folder, a row group at a time."""
+    with pq.ParquetFile(folder / CAPTIONS) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=["text"]):
+            yield from batch.column(0).to_pylist()

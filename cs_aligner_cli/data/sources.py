@@ -1,9 +1,8 @@
-"""The readers of every source kind: from a manifest to the two tables, with all that was dropped and why."""
+"""The table of readers, one for every source kind, and those of drawn data, tables and stored features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,10 +11,13 @@ import pandas as pd
 
 from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
+from cs_aligner_cli.data.entries import Source
+from cs_aligner_cli.data.features import FeatureFile, checked_rows
 from cs_aligner_cli.data.frames import read_frame, text_column
-from cs_aligner_cli.data.images import ABSENT, digest, look_at_all
+from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.data.latent import draw_basis, draw_pairs
+from cs_aligner_cli.data.layouts import folder_files, read_coco, read_conversations, read_folder, read_karpathy
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     DrawnManifest,
@@ -26,25 +28,18 @@ from cs_aligner_cli.data.manifest import (
     ScenesManifest,
     TableManifest,
 )
+from cs_aligner_cli.data.manifest_layouts import (
+    ClipRetrievalManifest,
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    KarpathyManifest,
+    WebDatasetManifest,
+)
 from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
+from cs_aligner_cli.data.shards import read_webdataset, shard_files
 from cs_aligner_cli.errors import InputError
-
-
-@dataclass
-class Source:
-    """What a reader found.
-
-    ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column
-    ``digest`` of the content; ``bad`` lists each dropped item with its reason; ``skipped`` counts what was
-    left out on request; ``description`` is what encoders need to find the content again.
-    """
-
-    images: pd.DataFrame
-    captions: pd.DataFrame
-    description: dict[str, Any]
-    bad: list[dict[str, str]] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Source:
@@ -78,7 +73,7 @@ def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Sou
     description: dict[str, Any] = {"kind": "latent"}
     for modality, features in zip(("image", "text"), pairs, strict=True):
         np.save(folder / f"{modality}.npy", features)
-        description[f"{modality}_features"] = {"path": f"{modality}.npy", "tensor": None, "stamp": None}
+        description[f"{modality}_features"] = {"paths": [f"{modality}.npy"], "tensor": None, "stamp": None}
     names = [(f"{split}-{i:06d}", split) for split, count in counts.items() for i in range(count)]
     images = pd.DataFrame(names, columns=["image_id", "split"])
     images = images.assign(feature_row=np.arange(len(images)))
@@ -88,7 +83,7 @@ def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Sou
 
 
 def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
-    """Read a table of image paths and captions, and decode every image once to know that it is whole."""
+    """Read a table of image paths and captions."""
     assert manifest.root is not None  # load_manifest has seen to it
     table = manifest.root / manifest.table
     image_column, caption_column, split_column = (
@@ -102,14 +97,14 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
         "text": rows[caption_column],
     }
-    captions = pd.DataFrame(columns).explode("text", ignore_index=True).assign(feature_row=-1)
-    captions["text"] = text_column(captions, "text", table)
+    captions = pd.DataFrame(columns)
+    if captions["text"].dtype == object:  # cells of JSON and Parquet may be lists
+        captions = captions.explode("text", ignore_index=True)
+    captions = captions.assign(text=text_column(captions, "text", table), feature_row=-1)
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
-    source = Source(images, captions, {"kind": "table", "root": str(manifest.root)})
-    _check_images(source, manifest.root, manifest.absent_files == "skip", console)
-    return source
+    return Source(images, captions, {"kind": "table", "root": str(manifest.root)})
 
 
 def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console) -> Source:
@@ -141,10 +136,10 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     with console.progress("checking features", total) as advance:
         for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
             file = _aligned_features(root, part, len(frame))
-            features = {"path": str(file.path), "tensor": part.tensor, "stamp": file_stamps([file.path])}
+            features = {"paths": [str(file.path)], "tensor": part.tensor, "stamp": file_stamps([file.path])}
             description[f"{modality}_features"] = features
             frame["feature_row"] = np.arange(len(frame))
-            digests = _checked_rows(file, modality == "image", advance)
+            digests = checked_rows(file, modality == "image", advance)
             if modality == "image":
                 frame["digest"] = digests
     return Source(images.assign(locator="", width=0, height=0), captions, description)
@@ -156,10 +151,16 @@ SOURCES: dict[str, SourceReader] = {
     "latent": draw_latent,
     "table": read_table,
     "embeddings": read_embeddings,
+    "karpathy": read_karpathy,
+    "coco": read_coco,
+    "folder": read_folder,
+    "conversations": read_conversations,
+    "webdataset": read_webdataset,
+    "clip_retrieval": read_clip_retrieval,
 }
 
 
-def source_files(manifest: Manifest) -> list[str]:
+def source_files(manifest: Manifest, console: Console) -> list[str]:
     """The files, there or not, whose change makes a prepared data set stale."""
     if isinstance(manifest, DrawnManifest):
         return []
@@ -167,14 +168,30 @@ def source_files(manifest: Manifest) -> list[str]:
     if isinstance(manifest, EmbeddingsManifest):
         parts = (manifest.images, manifest.captions)
         return [str(manifest.root / name) for part in parts for name in (part.table, part.features)]
-    table = manifest.root / manifest.table
-    names = text_column(read_frame(table, [manifest.image_column]), manifest.image_column, table).unique()
-    return [str(table), *(str(manifest.root / manifest.image_dir / name) for name in names)]
+    if isinstance(manifest, ClipRetrievalManifest):
+        return [str(path) for paths in embedding_parts(manifest) for path in paths]
+    if isinstance(manifest, WebDatasetManifest):
+        return [str(path) for _, path in shard_files(manifest)]
+    if isinstance(manifest, FolderManifest):
+        return folder_files(manifest)
+    root = str(manifest.root)
+    listed = SOURCES[manifest.kind](manifest, Path(), console).images["locator"]
+    return [*map(str, annotation_files(manifest)), *(f"{root}/{locator}" for locator in listed)]
+
+
+def annotation_files(manifest: Manifest) -> list[Path]:
+    """The tables and JSON files that list the images of a manifest."""
+    assert not isinstance(manifest, DrawnManifest)
+    assert manifest.root is not None
+    if isinstance(manifest, CocoManifest):
+        return [manifest.root / split.captions for split in manifest.splits.values()]
+    assert isinstance(manifest, TableManifest | KarpathyManifest | ConversationsManifest)
+    return [manifest.root / (manifest.table if isinstance(manifest, TableManifest) else manifest.annotations)]
 
 
 def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     """Names of images, None for the empty ones."""
-    return text.astype(object).where(text != "", None)
+    return text.where(text != "")
 
 
 def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: int) -> FeatureFile:
@@ -182,41 +199,3 @@ def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: i
     if file.shape[0] != rows:
         raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
     return file
-
-
-def _checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., None]) -> list[str]:
-    """See that all rows are finite; return their digests where asked."""
-    digests: list[str] = []
-    row = 0
-    for block in file.blocks():
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            raise InputError(f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity")
-        if with_digests:
-            digests += [digest(values.tobytes()) for values in block]
-        row += len(block)
-        advance(len(block))
-    return digests
-
-
-def _check_images(source: Source, root: Path, skip_absent: bool, console: Console) -> None:
-    """Decode every image; move those that fail to ``bad``, and record size and digest of the others."""
-    images = source.images
-    paths = [root / locator for locator in images["locator"]]
-    with console.progress("checking images", len(paths)) as advance:
-        looks = list(look_at_all(paths, advance))
-    absent = np.array([skip_absent and seen.reason == ABSENT for seen in looks], dtype=bool)
-    if skip_absent:
-        source.skipped["images without a file"] = int(absent.sum())
-    source.bad += [
-        {"kind": "image", "item": str(path), "reason": seen.reason}
-        for path, seen, skipped in zip(paths, looks, absent, strict=True)
-        if seen.reason and not skipped
-    ]
-    images = images.assign(
-        width=[seen.width for seen in looks],
-        height=[seen.height for seen in looks],
-        digest=[seen.digest for seen in looks],
-        feature_row=-1,
-    )
-    source.images = images[[not seen.reason for seen in looks]].reset_index(drop=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.artifacts import file_stamps
-from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.errors import InputError
@@ -38,14 +38,15 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
             f"but the data are of kind {data.source['kind']}",
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
-    path = data.root / where["path"]
-    if where["stamp"] is not None and file_stamps([path]) != where["stamp"]:
-        raise InputError(f"{path}: has changed since the data were prepared", "Check it again: csalign prepare")
-    file = FeatureFile(path, where["tensor"])
+    paths = [data.root / path for path in where["paths"]]
+    if where["stamp"] is not None and file_stamps(paths) != where["stamp"]:
+        changed = paths[0] if len(paths) == 1 else f"{paths[0].parent}: a feature file"
+        raise InputError(f"{changed}: has changed since the data were prepared", "Check it again: csalign prepare")
+    file = FeatureParts(paths, where["tensor"])
 
     def load(rows: pd.DataFrame) -> Tensor:
         return torch.from_numpy(file.read(rows["feature_row"].to_numpy()))
 
-    identity = {"kind": "features", "file": file.path.name, "tensor": where["tensor"], "power": spec.power}
+    identity = {"kind": "features", "file": file.name, "tensor": where["tensor"], "power": spec.power}
     module = SignedPower(spec.power)
     return Encoder(modality, file.shape[1], module, load, identity, module)
