@@ -24,6 +24,11 @@ class Layout:
         self.recipe = recipe
         self.folder = recipe.folder
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of every store: image, text, and the further ones that the recipe names."""
+        return self.recipe.encoders.modalities
+
     @cached_property
     def prepared(self) -> Artifact:
         """The prepared data set: the two tables."""
@@ -105,7 +110,7 @@ class Layout:
             "embed": recipe.embed.model_dump(mode="json", include={"precision", "dtype", "shard_rows"}),
             "split": split,
         }
-        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in MODALITIES):
+        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
             parts["seed"] = recipe.seed
         folder = recipe.embed.dir or self.folder / "embeddings" / FROZEN
         return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))

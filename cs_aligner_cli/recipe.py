@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from cs_aligner_cli import shelf
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe_distributed import Distributed
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_gap import GapReport
@@ -137,6 +137,33 @@ class Recipe(Strict):
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
     distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
+
+    @model_validator(mode="after")
+    def _known_modalities(self) -> Recipe:
+        known = self.encoders.modalities
+        live = [m for m in known[:2] if self.train and self.train.tower(m).live]
+        if live and len(known) > 2:
+            raise ValueError(f"train.{live[0]}.tune: further modalities go with towers on cached features")
+        for name in self.train.further if self.train else ():
+            if name not in self.encoders.further:
+                raise ValueError(f"train.further: encoders.further names no {name!r}{did_you_mean(name, known[2:])}")
+        for edge in (self.train.edges or ()) if self.train else ():
+            if len(edge) != 2 or edge[0] == edge[1]:
+                raise ValueError(f"train.edges: expected pairs of two modalities, as in [image, text]; got {edge}")
+            for name in edge:
+                if name not in known:
+                    raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
+        lonely = [m for m in known if not any(m in edge for edge in self.edges)]
+        if lonely:
+            raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
+        return self
+
+    @property
+    def edges(self) -> list[tuple[str, str]]:
+        """The pairs of modalities that the pairwise term ranks."""
+        if self.train and self.train.edges:
+            return [(first, second) for first, second in self.train.edges]
+        return [("image", "text"), *((name, "text") for name in self.encoders.further)]
 
     @property
     def trains(self) -> bool:

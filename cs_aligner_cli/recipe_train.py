@@ -57,6 +57,15 @@ class Train(Strict):
     val_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the images held out where val_split is null.")
     image: Tower = Field(Tower(), description="The image tower.")
     text: Tower = Field(Tower(), description="The text tower.")
+    further: dict[str, Tower] = Field(
+        {}, description="The towers of further modalities by name; those not named are as by default."
+    )
+    edges: list[list[str]] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs of modalities that the pairwise term ranks, as in [[image, text], [audio, text]]; null:"
+        " image and text, and each further modality with text.",
+    )
     embed_dim: int | None = Field(
         None,
         ge=2,
@@ -120,6 +129,10 @@ class Train(Strict):
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
     )
 
+    def tower(self, modality: str) -> Tower:
+        """The tower of a modality."""
+        return {"image": self.image, "text": self.text}.get(modality) or self.further.get(modality, Tower())
+
     @property
     def cached_towers(self) -> bool:
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
@@ -134,6 +147,13 @@ class Train(Strict):
         return self
 
     @model_validator(mode="after")
+    def _further_are_cached(self) -> Train:
+        for name, tower in self.further.items():
+            if tower.live:
+                raise ValueError(f"further.{name}.tune: {tower.tune} needs a live encoder; use adapter or frozen")
+        return self
+
+    @model_validator(mode="after")
     def _trains_something(self) -> Train:
         if self.image.tune == self.text.tune == "frozen":
             raise ValueError(
@@ -141,4 +161,6 @@ class Train(Strict):
             )
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
+        if self.start != "plain" and self.further:
+            raise ValueError(f"start: {self.start} is of image and text alone; with further modalities use plain")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cs_aligner_cli.distributed import Ranks, Share
 from cs_aligner_cli.errors import CsalignError
-from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.objective import TrainingObjective
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
@@ -52,7 +51,14 @@ class Stepper:
     """
 
     def __init__(
-        self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device, ranks: Ranks | None = None
+        self,
+        spec: Train,
+        towers: Towers,
+        steps: int,
+        seed: int,
+        device: torch.device,
+        edges: Sequence[Edge] = (IMAGE_TEXT,),
+        ranks: Ranks | None = None,
     ) -> None:
         self._ranks = ranks or Ranks()
         self._spec, self._towers, self._steps = spec, towers, steps
@@ -60,7 +66,7 @@ class Stepper:
         self._scale, bias = logit_specs(spec.objective.pairwise)
         towers.log_logit_scale.requires_grad_(self._scale is not None and self._scale.learn)
         towers.logit_bias.requires_grad_(bias is not None and bias.learn)
-        self.objective = TrainingObjective(spec.objective, steps)
+        self.objective = TrainingObjective(spec.objective, steps, edges)
         self.optimizer = make_optimizer(towers, spec)
         self.scaler = loss_scaler(towers, towers.precision, device)
         self.memory = Memory(spec.objective.memory)
@@ -125,7 +131,7 @@ class Stepper:
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> Tensor:
         """Embed one part of a batch; the same call draws the same dropout again."""
-        torch.manual_seed(step_seed(self._seed, step, part, MODALITIES.index(modality)))
+        torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
         return self._towers(modality, inputs.to(self._device))  # type: ignore[no-any-return]
 
     def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:

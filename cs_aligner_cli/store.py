@@ -72,8 +72,12 @@ class Store:
         identity: dict[str, Any] = read_json(self.folder / "identity.json")
         return identity
 
+    def holds(self, modality: str) -> bool:
+        """Whether the store has embeddings of a modality."""
+        return (self.folder / modality).is_dir()
+
     def array(self, modality: str) -> StoredArray:
-        """The embeddings of "image" or "text"."""
+        """The embeddings of a modality."""
         return StoredArray(self.folder / modality)
 
     @property
@@ -142,7 +146,8 @@ class ShardWriter:
 def write_keys(folder: Path, tables: dict[str, pd.DataFrame], identity: dict[str, Any]) -> None:
     """Write the key tables and the identity of whatever made the embeddings."""
     for modality, table in tables.items():
-        columns = ["image_id"] if modality == "image" else ["caption_id", "image_id"]
+        own = {"image": [], "text": ["caption_id"]}.get(modality, [f"{modality}_id"])
+        columns = [*own, "image_id"]
         table[columns].to_parquet(folder / f"{modality}.parquet", index=False)
     write_json(folder / "identity.json", identity)
 

@@ -21,6 +21,7 @@ class Source:
 
     ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column ``digest`` of the
     content and, where pictures were read, ``dhash`` of the looks; without ``digest`` they are still to be looked at.
+    ``further`` holds the tables of further modalities by name (image_id, split, feature_row).
     ``bad`` lists each dropped item with its reason; ``skipped`` counts what was left out on request; ``totals`` counts
     what else there was (shards); ``description`` is what encoders need to find the content again.
     """
@@ -31,6 +32,7 @@ class Source:
     bad: list[dict[str, str]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    further: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 class Entries:

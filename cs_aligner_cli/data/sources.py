@@ -16,12 +16,13 @@ from cs_aligner_cli.data.entries import Source
 from cs_aligner_cli.data.features import FeatureFile, checked_rows
 from cs_aligner_cli.data.frames import read_frame, text_column
 from cs_aligner_cli.data.images import digest
-from cs_aligner_cli.data.latent import draw_basis, draw_pairs
+from cs_aligner_cli.data.latent import draw_views
 from cs_aligner_cli.data.layouts import folder_files, read_coco, read_conversations, read_folder, read_karpathy
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     DrawnManifest,
     EmbeddingsManifest,
+    FurtherFeatures,
     ImageFeatures,
     LatentManifest,
     Manifest,
@@ -64,22 +65,24 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
 
 
 def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Source:
-    """Draw the pairs of features into ``folder``; a caption is the pair's number."""
-    rng = np.random.default_rng(manifest.seed)
-    basis = draw_basis(manifest.dim, manifest.latent_dim, rng)
+    """Draw the features of every modality into ``folder``; a caption is the item's number."""
     counts = manifest.images.model_dump()
-    options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap"})
-    pairs = draw_pairs(sum(counts.values()), rng=rng, basis=basis, **options)
+    modalities = ("image", "text", *manifest.modalities)
+    options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap", "curvature"})
+    rng = np.random.default_rng(manifest.seed)
+    views = draw_views(sum(counts.values()), len(modalities), rng=rng, **options)
     description: dict[str, Any] = {"kind": "latent"}
-    for modality, features in zip(("image", "text"), pairs, strict=True):
+    for modality, features in zip(modalities, views, strict=True):
         np.save(folder / f"{modality}.npy", features)
         description[f"{modality}_features"] = {"paths": [f"{modality}.npy"], "tensor": None, "stamp": None}
     names = [(f"{split}-{i:06d}", split) for split, count in counts.items() for i in range(count)]
     images = pd.DataFrame(names, columns=["image_id", "split"])
     images = images.assign(feature_row=np.arange(len(images)))
     captions = images.assign(text=[f"pair {image_id}" for image_id in images["image_id"]])
-    digests = [digest(row.tobytes()) for row in pairs[0]]
-    return Source(images.assign(locator="", width=0, height=0, digest=digests), captions, description)
+    further = {modality: images.copy() for modality in manifest.modalities}
+    digests = [digest(row.tobytes()) for row in views[0]]
+    images = images.assign(locator="", width=0, height=0, digest=digests)
+    return Source(images, captions, description, further=further)
 
 
 def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
@@ -93,56 +96,82 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     )
     rows = read_frame(table, [c for c in (image_column, caption_column, split_column) if c])
     columns = {
-        "image_id": _ids(text_column(rows, image_column, table)),
+        "image_id": _ids(text_column(rows, image_column, table)) if image_column else None,
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
-        "text": rows[caption_column],
+        "text": rows[caption_column] if caption_column else "",
     }
-    captions = pd.DataFrame(columns)
-    if captions["text"].dtype == object:  # cells of JSON and Parquet may be lists
-        captions = captions.explode("text", ignore_index=True)
-    captions = captions.assign(text=text_column(captions, "text", table), feature_row=-1)
+    captions = pd.DataFrame(columns, index=rows.index)
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
+    if caption_column is None:
+        captions = captions[:0]
+    elif captions["text"].dtype == object:  # cells of JSON and Parquet may be lists
+        captions = captions.explode("text", ignore_index=True)
+    captions = captions.assign(text=text_column(captions, "text", table), feature_row=-1)
     return Source(images, captions, {"kind": "table", "root": str(manifest.root)})
 
 
 def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console) -> Source:
-    """Read the two tables and check that the feature files row-align with them and are finite."""
+    """Read the tables and check that the feature files row-align with them and are finite."""
     assert manifest.root is not None
-    root, of_images, of_captions = manifest.root, manifest.images, manifest.captions
-    path = root / of_images.table
-    table = read_frame(path, [of_images.id_column, of_images.split_column])
+    root = manifest.root
+    images, captions = _image_table(root, manifest.images), _caption_table(root, manifest.captions)
+    further = {name: _owned(root, part) for name, part in manifest.modalities.items()}
+    parts = [
+        ("image", images, manifest.images),
+        ("text", captions, manifest.captions),
+        *((name, further[name], part) for name, part in manifest.modalities.items()),
+    ]
+    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
+    with console.progress("checking features", sum(len(frame) for _, frame, _ in parts)) as advance:
+        for modality, frame, part in parts:
+            frame["feature_row"] = np.arange(len(frame))
+            if part is None:
+                continue
+            file = _aligned_features(root, part, len(frame))
+            features = {"paths": [str(file.path)], "tensor": part.tensor, "stamp": file_stamps([file.path])}
+            description[f"{modality}_features"] = features
+            digests = checked_rows(file, modality == "image", advance)
+            if modality == "image":
+                frame["digest"] = digests
+    return Source(images, captions, description, further=further)
+
+
+def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
+    columns = ["image_id", "split", "locator", "width", "height", "digest"]
+    if part is None:
+        return pd.DataFrame(columns=columns)
+    path = root / part.table
+    table = read_frame(path, [part.id_column, part.split_column])
     images = pd.DataFrame(
         {
-            "image_id": text_column(table, of_images.id_column, path, required=True),
-            "split": text_column(table, of_images.split_column, path, required=True),
+            "image_id": text_column(table, part.id_column, path, required=True),
+            "split": text_column(table, part.split_column, path, required=True),
         }
     )
     twice = images.loc[images["image_id"].duplicated(), "image_id"]
     if len(twice):
         raise InputError(f"{path}: image {twice.iloc[0]!r} is listed twice; names must be unique")
-    path = root / of_captions.table
-    table = read_frame(path, [of_captions.image_column, of_captions.caption_column, of_captions.split_column])
-    captions = pd.DataFrame(
-        {
-            "image_id": _ids(text_column(table, of_captions.image_column, path)),
-            "split": text_column(table, of_captions.split_column, path, required=True),
-            "text": text_column(table, of_captions.caption_column, path),
-        }
-    )
-    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    total = len(images) + len(captions)
-    with console.progress("checking features", total) as advance:
-        for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
-            file = _aligned_features(root, part, len(frame))
-            features = {"paths": [str(file.path)], "tensor": part.tensor, "stamp": file_stamps([file.path])}
-            description[f"{modality}_features"] = features
-            frame["feature_row"] = np.arange(len(frame))
-            digests = checked_rows(file, modality == "image", advance)
-            if modality == "image":
-                frame["digest"] = digests
-    return Source(images.assign(locator="", width=0, height=0), captions, description)
+    return images.assign(locator="", width=0, height=0)
+
+
+def _caption_table(root: Path, part: CaptionFeatures | None) -> pd.DataFrame:
+    if part is None:
+        return pd.DataFrame(columns=["image_id", "split", "text"])
+    table = read_frame(root / part.table, [part.caption_column])
+    return _owned(root, part).assign(text=text_column(table, part.caption_column, root / part.table))
+
+
+def _owned(root: Path, part: CaptionFeatures | FurtherFeatures) -> pd.DataFrame:
+    """The items of a modality: which image's they are, and their split."""
+    path = root / part.table
+    table = read_frame(path, [c for c in (part.image_column, part.split_column) if c])
+    columns = {
+        "image_id": _ids(text_column(table, part.image_column, path)) if part.image_column else None,
+        "split": text_column(table, part.split_column, path, required=True),
+    }
+    return pd.DataFrame(columns, index=table.index)
 
 
 SourceReader: TypeAlias = Callable[[Any, Path, Console], Source]
@@ -166,7 +195,7 @@ def source_files(manifest: Manifest, console: Console) -> list[str]:
         return []
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
-        parts = (manifest.images, manifest.captions)
+        parts = [part for part in (manifest.images, manifest.captions, *manifest.modalities.values()) if part]
         return [str(manifest.root / name) for part in parts for name in (part.table, part.features)]
     if isinstance(manifest, ClipRetrievalManifest):
         return [str(path) for paths in embedding_parts(manifest) for path in paths]
@@ -194,7 +223,7 @@ def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     return text.where(text != "")
 
 
-def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: int) -> FeatureFile:
+def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures | FurtherFeatures, rows: int) -> FeatureFile:
     file = FeatureFile(root / part.features, part.tensor)
     if file.shape[0] != rows:
         raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")

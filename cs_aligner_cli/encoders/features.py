@@ -10,7 +10,8 @@ from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders.encoder import Encoder
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.recipe_encoders import FeaturesEncoder
 
 
@@ -32,6 +33,9 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
     Raises InputError if the data set brings no features, or if they are not those that prepare has checked.
     """
     where = data.source.get(f"{modality}_features")
+    if where is None and modality not in MODALITIES:
+        there = [*MODALITIES, *data.source.get("modalities", [])]
+        raise InputError(f"encoders.further: the data set has no {modality!r}{did_you_mean(modality, there)}")
     if where is None:
         raise InputError(
             f"encoders.{modality}: kind features needs a manifest of kind embeddings, "

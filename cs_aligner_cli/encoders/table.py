@@ -24,7 +24,7 @@ from cs_aligner_cli.recipe_encoders import (
 
 
 def load_encoders(
-    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str] = MODALITIES
+    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str]
 ) -> dict[str, Encoder]:
     """The towers asked for, in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
     models: dict[str, Any] = {}

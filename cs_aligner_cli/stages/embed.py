@@ -21,7 +21,7 @@ from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device, weight_files
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
-from cs_aligner_cli.layout import ALIGNED, FROZEN, MODALITIES, Layout
+from cs_aligner_cli.layout import ALIGNED, FROZEN, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.store import ShardWriter, Store, write_keys
 from cs_aligner_cli.towers import Inputs, tower_embedder
@@ -41,7 +41,7 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     layout = Layout(recipe)
     ranks = current()
     ranks.ask(lambda: layout.prepared.require() is not None)
-    job = _Job(recipe, layout, console, force)
+    job = _Job(recipe, layout, console, force, layout.modalities)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.pairing and recipe.train and recipe.train.cached_towers:
         stores |= _further(layout, console, force)
@@ -78,7 +78,7 @@ class _Job:
     """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
     def __init__(
-        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str] = MODALITIES
+        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str]
     ) -> None:
         self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
         self.modalities = modalities
@@ -113,11 +113,11 @@ class _Job:
 
         def start() -> tuple[MakeEmbedder, dict[str, Any]]:
             frozen = Store(self.layout.frozen(split_name).path)
-            dims = {m: frozen.array(m).shape[1] for m in MODALITIES}
+            dims = {m: frozen.array(m).shape[1] for m in self.modalities}
             live = [m for m, plan in read_plans(weights).items() if plan.live]
             # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
             encoders = load_encoders(self.recipe, self.data, self.device, live)
-            identities = {m: frozen.identity[m] for m in MODALITIES}
+            identities = {m: frozen.identity[m] for m in self.modalities}
             precision = pick_precision(self.recipe.train.precision if self.recipe.train else "fp32", self.device)
             towers = load_towers(weights, encoders, dims, identities, precision).eval().to(self.device)
             inputs = Inputs(towers.plans, encoders, {split.name: frozen})

@@ -79,9 +79,10 @@ def _tables(layout: Layout, needs: Sequence[str], console: Console, force: bool)
         if lacking:
             what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
             raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
+        further = {modality: _owned(source, modality, images) for modality in source.further}
         build.summary, pairs = _report(recipe, manifest, source, images, captions, console)
         columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest"]
-        write_prepared(build.folder, images[columns], captions, source.description)
+        write_prepared(build.folder, images[columns], captions, source.description, further)
         write_json(build.folder / REPORT, {**build.summary, "near_pairs": pairs, "bad_items": source.bad})
     return {"status": "done", **build.summary}
 
@@ -169,6 +170,19 @@ def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
     return images, captions
 
 
+def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:
+    """The items of a further modality, numbered; those of images in another split, or of none that is there, stay as
+    unpaired ones, and are counted."""
+    items = source.further[modality].reset_index(drop=True)
+    split_of = items["image_id"].map(images.set_index("image_id")["split"])
+    astray = items["image_id"].notna() & (split_of != items["split"])
+    if astray.any():
+        source.skipped[f"{modality} items' images, which are in another split or not there"] = int(astray.sum())
+    items["image_id"] = items["image_id"].astype(object).where(~astray, None)
+    items.insert(0, f"{modality}_id", [f"{i:08d}" for i in range(len(items))])
+    return items
+
+
 def _report(
     recipe: Recipe, manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame, console: Console
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -193,7 +207,8 @@ def _report(
         "near_duplicates": near,
         "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
-            bad["shards"] / source.totals.get("shards", 1), *(bad[kind] / (n + bad[kind]) for kind, n in usable.items())
+            bad["shards"] / source.totals.get("shards", 1),
+            *(bad[kind] / max(1, n + bad[kind]) for kind, n in usable.items()),
         ),
         "skipped": source.skipped,
         "unlike_manifest": _unlike(manifest, splits),

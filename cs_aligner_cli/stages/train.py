@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -15,20 +14,16 @@ from cs_aligner_cli.artifacts import Artifact, Build
 from cs_aligner_cli.blocks import checkpoint_blocks
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import DrawnPairs, PairBatches, Pool, Rows, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, further_items, read_pairing
-from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.data.batches import Rows, captions_of, hold_out, prefetched
+from cs_aligner_cli.data.pairing import read_pairing
+from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
-from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.export import export_towers
 from cs_aligner_cli.inference import memory_told, pick_precision
 from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.objectives import Pairs
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT
-from cs_aligner_cli.optimization import step_seed
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
@@ -36,6 +31,7 @@ from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.training_batches import TrainingBatches
 from cs_aligner_cli.training_log import TrainingLog
 
 _LESS_MEMORY = (
@@ -86,44 +82,47 @@ class _Run:
         self.seed, self.folder, self.ranks = recipe.seed, build.folder, current()
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
-        self.split = data.split(spec.split, "train.split")
+        self.split = data.split(spec.split, "train.split", layout.modalities)
         pairing = read_pairing(layout.pairing.path) if layout.pairing else None
         if pairing:
             self.split = pairing.limited(self.split)
         self.val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else self.split
         self.train_rows, self.val_rows = self._parts()
-        captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
-        self.batches = PairBatches(self.split, self.train_rows, spec.batch_size, recipe.seed, captions)
+        self.training = TrainingBatches(layout, spec, self.split, self.train_rows, pairing, self.ranks)
+        self.batches = self.training.pairs
         self.steps = self.batches.steps_per_epoch * spec.epochs
-        self.pools = _pools(pairing, layout, self.split, self.batches.batch_size) if pairing else {}
 
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
         if spec.cached_towers and pairing:
             stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
-        encoders = load_encoders(recipe, data, self.device, [m for m in MODALITIES if getattr(spec, m).live])
+        encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
-        dims = {m: _dim(m, encoders, stores) for m in MODALITIES}
-        plans = plan_towers(spec, dims, {m: _identity(m, encoders, stores) for m in MODALITIES})
+        dims = {m: _dim(m, encoders, stores) for m in layout.modalities}
+        plans = plan_towers(spec, dims, {m: _identity(m, encoders, stores) for m in layout.modalities})
         scale, bias = logit_specs(spec.objective.pairwise)
         logits = scale.init if scale else 1.0, bias.init if bias else 0.0
         precision = pick_precision(spec.precision, self.device)
         self.towers = Towers(plans, encoders, *logits, precision).to(self.device)
         for modality, encoder in encoders.items():
-            if getattr(spec, modality).grad_checkpointing:
+            if spec.tower(modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
         self.inputs, self.encoders = Inputs(plans, encoders, stores), encoders
-        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, self.ranks)
+        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, recipe.edges, self.ranks)
         self.objective = self.stepper.objective
 
     def _parts(self) -> tuple[Rows, Rows]:
         """Image rows to train on and to validate on."""
         spec = self.spec
-        train_rows, held_out = hold_out(self.split, spec.val_fraction, self.seed)
+        modalities = self.recipe.encoders.modalities[1:]
+        train_rows, held_out = hold_out(self.split, spec.val_fraction, self.seed, modalities)
         if spec.val_split:
             train_rows = np.union1d(train_rows, held_out)
             held_out = np.unique(self.val_split.image_of_caption[self.val_split.image_of_caption >= 0])
         if len(train_rows) < 2:
-            raise InputError(f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on")
+            what = " and ".join({"text": "captions"}.get(modality, modality) for modality in modalities)
+            raise InputError(
+                f"train.split: split {spec.split!r} leaves {len(train_rows)} images with {what} to train on"
+            )
         return train_rows, held_out
 
     def run(self) -> dict[str, Any]:
@@ -135,7 +134,8 @@ class _Run:
             TrainingLog(self.folder, state["log"]) if self.ranks.main else nullcontext() as log,
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
-            for step, batch in zip(remaining, prefetched(self._load, remaining), strict=True):
+            batches = prefetched(partial(self.training.load, inputs=self.inputs), remaining)
+            for step, batch in zip(remaining, batches, strict=True):
                 items = " and ".join(f"{size} {modality} items" for modality, size in batch.sizes.items())
                 with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
                     metrics = self._step(step, batch)
@@ -157,7 +157,7 @@ class _Run:
             "batch_size": self.batches.batch_size,
             "train_images": self.batches.images,
             "val_images": len(self.val_rows),
-            **({"unpaired_items": {m: pool.items for m, pool in self.pools.items()}} if self.pools else {}),
+            "unpaired_items": {modality: pool.items for modality, pool in self.training.pools.items()},
             "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
             "best_step": state["best_step"],
             "val_R@1": state["val"],
@@ -203,16 +203,6 @@ class _Run:
                 self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state, self.spec.keep_checkpoints
             )
             self.saved = time.monotonic()
-
-    def _load(self, step: int) -> Batch:
-        drawn = self.batches.pairs(step)
-        inputs, sizes = {}, {}
-        for modality, rows in (("image", drawn.images), ("text", drawn.captions)):
-            items = [(self.split, rows), *(self.pools[modality].rows(step) if modality in self.pools else [])]
-            sizes[modality] = sum(len(part) for _, part in items)
-            share = self.ranks.share_of_batch(sizes[modality], self.spec.micro_batch_size)
-            inputs[modality] = joined([self.inputs(modality, s, part) for s, part in _sliced(items, share.rows)])
-        return Batch(inputs, sizes, {IMAGE_TEXT: _pairs(drawn, sizes)})
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         try:
@@ -268,39 +258,6 @@ class _Run:
                 self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
         if self.objective.convention:
             self.console.say(f"{self.name}: {self.objective.convention}")
-
-
-def _pools(pairing: Pairing, layout: Layout, split: Split, pairs: int) -> dict[str, Pool]:
-    """The unpaired items of each modality, of which a step takes so many per pair."""
-    sources = {OWN: (split, MODALITIES), **further_items(layout)}
-    train = layout.recipe.train
-    assert train is not None
-    return {
-        m: Pool(
-            [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
-            round(getattr(train.unpaired_per_pair, m) * pairs),
-            step_seed(layout.recipe.seed, MODALITIES.index(m)),
-        )
-        for m in MODALITIES
-    }
-
-
-def _sliced(items: list[tuple[Split, Rows]], share: slice) -> Iterator[tuple[Split, Rows]]:
-    """The rows that a slice of all of them, one after another, holds."""
-    start = 0
-    for split, rows in items:
-        part = rows[max(0, share.start - start) : max(0, share.stop - start)]
-        start += len(rows)
-        if len(part):
-            yield split, part
-
-
-def _pairs(drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
-    """Which of a step's images and texts, that come first in its inputs, are pairs."""
-    owner = np.arange(len(drawn.images)) if drawn.owner is None else drawn.owner
-    first = None if drawn.owner is None and sizes["image"] == len(owner) else torch.from_numpy(owner)
-    second = None if sizes["text"] == len(owner) else torch.arange(len(owner))
-    return Pairs(first, second, torch.from_numpy(drawn.images[owner]))
 
 
 def _identity(modality: str, encoders: dict[str, Encoder], stores: dict[str, Store]) -> dict[str, Any]:
