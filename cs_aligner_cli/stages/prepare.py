@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.artifacts import file_stamps, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.checksums import check_checksums
-from cs_aligner_cli.data.duplicates import near_images, shared_captions
+from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.entries import Source, check_images
 from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, load_manifest, manifest_path
 from cs_aligner_cli.data.prepared import PreparedData, caption_texts, write_prepared
@@ -149,17 +150,14 @@ def _report(
     splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
     bad = {f"{kind}s": sum(item["kind"] == kind for item in source.bad) for kind in KINDS}
     near, pairs = _near_duplicates(recipe, images, captions, console)
+    paired = captions.dropna(subset="image_id")
     usable = {"images": len(images), "captions": len(captions), "members": len(images) + len(captions)}
     summary = {
         "data_set": manifest.name,
         "splits": splits,
         "duplicates": {
-            **_duplicates("images with the same content", images, "digest"),
-            **_duplicates(
-                "captions of one image with the same text",
-                captions.dropna(subset="image_id"),
-                ["image_id", "text"],
-            ),
+            "images with the same content": repeated(images["digest"].to_numpy(np.uint64), images["split"]),
+            "captions of one image with the same text": repeated(pair_codes(paired), paired["split"]),
         },
         "near_duplicates": near,
         "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
@@ -188,13 +186,6 @@ def _near_duplicates(
         pairs = found.pop("pairs")
         near["images"] = found
     return near, pairs
-
-
-def _duplicates(name: str, frame: pd.DataFrame, keys: str | list[str]) -> dict[str, Any]:
-    """How many rows repeat an earlier one, and how many repeated contents are in several splits (a leak)."""
-    repeated = frame[frame.duplicated(keys, keep=False)]
-    across = int((repeated.groupby(keys)["split"].nunique() > 1).sum()) if len(repeated) else 0
-    return {name: {"repeats": int(frame.duplicated(keys).sum()), "contents_in_several_splits": across}}
 
 
 def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
