@@ -51,8 +51,9 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.core ## write docs/recipe.md from the schema
+docs: $(VENV)/.test ## write docs/recipe.md from the schema, and docs/bad-inputs.md from the cases of the tests
 	$(BIN)/python docs/recipe_reference.py
+	$(BIN)/python tests/bad_inputs.py
 
 bench: bench-objectives ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/retrieval.py metrics

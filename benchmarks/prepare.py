@@ -2,9 +2,10 @@
 
     python benchmarks/prepare.py [--rows 100000 1000000] [--captions-per-image 5]
 
-Each size is a CSV of unlike captions and images on disk: 64 small JPEGs under many names, hard links. `csalign prepare` runs in a process of its own; its peak memory is what the kernel says of it.
-Beside it, in one run: the plain loop, pandas.read_csv and every image opened by PIL once, which checks as much of the
-images but neither duplicates nor captions. What each row costs in memory is the difference between the sizes.
+Each size is a CSV of unlike captions and images on disk: 64 small JPEGs under many names, hard links. `csalign prepare`
+runs in a process of its own; its peak memory is what the kernel says of it. Beside it, in one run: the plain loop,
+pandas.read_csv and every image opened by PIL once, which checks as much of the images but neither duplicates nor
+captions. What each row costs in memory is the difference between the sizes.
 """
 
 from __future__ import annotations

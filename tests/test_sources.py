@@ -477,7 +477,7 @@ def test_shards_that_are_missing_or_compressed(
     (data / "b.tar.gz").rename(data / "b.tar")
     assert "b.tar: is compressed; shards are read where they lie" in refused("prepare", recipe)
     absolute = make_recipe(kind="webdataset", shards={"train": "/etc/*.tar"})
-    assert "'/etc/*.tar' is no pattern of files below root" in refused("prepare", absolute)
+    assert "'/etc/*.tar' is no pattern of files below the manifest's root" in refused("prepare", absolute)
 
 
 # ---- packing into shards

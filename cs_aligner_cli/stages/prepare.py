@@ -14,7 +14,7 @@ from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.checksums import check_checksums
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.entries import Source, check_images
-from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, load_manifest, manifest_path
+from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
 from cs_aligner_cli.data.prepared import PreparedData, caption_texts, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
@@ -37,8 +37,12 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     them the WebDataset ``shards``. Raises InputError if the manifest or its files are wrong or nothing usable is left,
     TooManyBadItems (after the output is in place) if more items were bad than ``data.max_bad_fraction``.
     """
-    layout = Layout(recipe)
-    summary = _tables(recipe, layout, console, force)
+    layout, manifest = Layout(recipe), load_manifest(recipe)
+    if recipe.prepare.repack and manifest.kind in STORED_FEATURES:
+        raise InputError(
+            f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
+        )
+    summary = _tables(recipe, manifest, layout, console, force)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
@@ -54,8 +58,8 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     return result
 
 
-def _tables(recipe: Recipe, layout: Layout, console: Console, force: bool) -> dict[str, Any]:
-    manifest, artifact = load_manifest(recipe), layout.prepared
+def _tables(recipe: Recipe, manifest: Manifest, layout: Layout, console: Console, force: bool) -> dict[str, Any]:
+    artifact = layout.prepared
     sources = file_stamps([manifest_path(recipe), *source_files(manifest, console)])
     record = None if force else artifact.fresh(sources)
     if record is not None:
@@ -101,8 +105,6 @@ def _shards(layout: Layout, console: Console, force: bool) -> dict[str, Any] | N
     if (record := artifact.fresh()) and not force:
         return {"status": "fresh", "folder": str(artifact.path), **record["summary"]}
     data = PreparedData(layout.prepared.path)
-    if not all(data.images["locator"]):
-        raise InputError("prepare.repack: the data are stored features; there are no images to pack")
     with artifact.building() as build, console.progress("packing images", len(data.images)) as advance:
         for left in build.folder.glob("*.tar"):  # of a job that was cut
             left.unlink()
@@ -200,10 +202,11 @@ def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
 def _refuse_too_many_bad(result: dict[str, Any], limit: float, report: Path) -> None:
     if result["bad_fraction"] <= limit:
         return
-    counts = " and ".join(f"{n} {kind}" for kind, n in result["bad"].items() if kind != "first")
+    kinds = {kind: n for kind, n in result["bad"].items() if kind != "first" and n}
+    counts = " and ".join(f"{n} {kind if n > 1 else kind[:-1]}" for kind, n in kinds.items())
     shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in result["bad"]["first"])
     raise TooManyBadItems(
-        f"{counts} are bad: {result['bad_fraction']:.1%} of a kind, more than "
+        f"{counts} {'are' if sum(kinds.values()) > 1 else 'is'} bad: {result['bad_fraction']:.1%} of a kind, more than "
         f"data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
         f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=...",
         result,
