@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -37,6 +38,7 @@ _NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 # Without a terminal a progress bar is noise in a log file; a line every so often is news.
 _PLAIN_INTERVAL = 10.0
 _PIPE_WIDTH = 140
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class _Rich(RichConsole):
@@ -62,12 +64,12 @@ class Console:
     def say(self, message: str) -> None:
         """Talk on stderr; --quiet silences it."""
         if not self.quiet:
-            self._err.print(Text(message))
+            self._err.print(Text(printable(message)))
 
     def warn(self, message: str) -> None:
         """A warning on stderr, never silenced."""
         if self._first:
-            self._err.print(Text.assemble(("warning:", "yellow"), " ", message))
+            self._err.print(Text.assemble(("warning:", "yellow"), " ", printable(message)))
 
     def result(self, data: dict[str, Any], tables: Sequence[Table] = ()) -> None:
         """The command's result on stdout: one JSON object with --json, else tables for people."""
@@ -79,12 +81,13 @@ class Console:
         for table in tables:
             # Printed apart: Rich would wrap a title to the width of its table.
             title, table.title = table.title, None
-            self._out.print(Text(str(title), style="bold"))
+            self._out.print(Text(printable(str(title)), style="bold"))
             self._out.print(table)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         """A progress display on stderr; yields ``advance(count=1, note="")``."""
+        label = printable(label)
         if self.quiet:
             yield lambda count=1, note="": None
         elif self._err.is_terminal:
@@ -127,12 +130,21 @@ class Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table whose first column holds names and whose other columns hold numbers or text."""
-    result = Table(title=Text(title, "bold"), title_justify="left", header_style="bold")
+    result = Table(title=Text(printable(title), "bold"), title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
-        result.add_column(Text(column), justify="left" if i == 0 else "right")
+        result.add_column(Text(printable(column)), justify="left" if i == 0 else "right")
     for row in rows:
-        result.add_row(*(Text(str(cell)) for cell in row))
+        result.add_row(*(Text(printable(str(cell))) for cell in row))
     return result
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes: names and captions must not steer the terminal.
+
+    Newlines and tabs stay; escape sequences, carriage returns, marks that turn the direction of writing and halves of
+    surrogate pairs do not.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def print_json(value: Any) -> None:
@@ -191,4 +203,4 @@ def _give_up_unwritten_output() -> None:
 
 def _tell(message: str) -> None:
     console = _Rich(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-    console.print(Text.assemble(("csalign:", "red"), " ", message))
+    console.print(Text.assemble(("csalign:", "red"), " ", printable(message)))

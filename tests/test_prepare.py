@@ -338,7 +338,7 @@ def test_bad_images_are_counted_and_listed_and_exit_with_3(
     called = csalign("prepare", photos_recipe, "--json")
     assert called.exit_code == 3
     assert called.json["bad_fraction"] > 0  # the result is printed all the same
-    assert "9 images and 0 captions are bad: 56.2% of a kind" in called.stderr
+    assert "9 images are bad: 56.2% of a kind" in called.stderr
     assert "more than data.max_bad_fraction (0.0%)" in called.stderr
     assert "00.jpg: no such file" in called.stderr
     listed = {Path(item["item"]).name: item["reason"] for item in report(photos_recipe)["bad_items"]}

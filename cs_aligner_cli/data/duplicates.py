@@ -19,6 +19,31 @@ _NAMED = 1000
 _NOT_WORDS = re.compile(r"[\W_]+")
 
 
+def repeated(codes: Bits, split: pd.Series[Any]) -> dict[str, int]:
+    """How many rows repeat an earlier one's code, and how many codes are in several splits (a leak)."""
+    split_of, _ = pd.factorize(split)
+    unique, code_of = np.unique(codes, return_inverse=True)
+    least, greatest = _extremes(code_of, split_of, len(unique))
+    return {"repeats": len(codes) - len(unique), "contents_in_several_splits": int((least != greatest).sum())}
+
+
+def pair_codes(captions: pd.DataFrame) -> Bits:
+    """64 bits for each caption by which equal texts of one image are found."""
+    pairs = zip(captions["image_id"], captions["text"], strict=True)
+    return np.fromiter((digest(f"{image}\0{text}".encode()) for image, text in pairs), np.uint64, len(captions))
+
+
+def _extremes(
+    code_of: npt.NDArray[np.intp], split_of: npt.NDArray[np.intp], codes: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The least and the greatest split of each code: they differ where it is in several."""
+    least = np.full(codes, np.iinfo(np.int64).max)
+    greatest = np.full(codes, -1)
+    np.minimum.at(least, code_of, split_of)
+    np.maximum.at(greatest, code_of, split_of)
+    return least, greatest
+
+
 def near_images(images: pd.DataFrame, distance: int) -> dict[str, Any]:
     """Images that look like one of another split: their dhash differs in at most ``distance`` of 64 bits.
 
@@ -30,10 +55,7 @@ def near_images(images: pd.DataFrame, distance: int) -> dict[str, Any]:
     codes, code_of = np.unique(images["dhash"].to_numpy(), return_inverse=True)
     one, other, bits = _near_codes(codes, distance)
     # A code has another split among its neighbours if the least or the greatest of their splits is another.
-    least = np.full(len(codes), len(splits))
-    greatest = np.full(len(codes), -1)
-    np.minimum.at(least, code_of, split_of)
-    np.maximum.at(greatest, code_of, split_of)
+    least, greatest = _extremes(code_of, split_of, len(codes))
     near_least, near_greatest = least.copy(), greatest.copy()
     np.minimum.at(near_least, one, least[other])
     np.maximum.at(near_greatest, one, greatest[other])
@@ -103,11 +125,8 @@ def shared_captions(captions: pd.DataFrame, advance: Any) -> dict[str, int]:
     """How many captions of each split say, once normalised, what a caption of another split says."""
     codes = np.fromiter(_text_codes(captions["text"], advance), np.uint64, len(captions))
     split_of, splits = pd.factorize(captions["split"])
-    _, code_of = np.unique(codes, return_inverse=True)
-    least = np.full(code_of.max(initial=0) + 1, len(splits))
-    greatest = np.full(len(least), -1)
-    np.minimum.at(least, code_of, split_of)
-    np.maximum.at(greatest, code_of, split_of)
+    unique, code_of = np.unique(codes, return_inverse=True)
+    least, greatest = _extremes(code_of, split_of, len(unique))
     counts = np.bincount(split_of[least[code_of] != greatest[code_of]], minlength=len(splits))
     return {str(split): int(count) for split, count in zip(splits, counts, strict=True) if count}
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,8 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+# Formats in which photos come. PIL knows more, and hands some (EPS) to other programs, which run what they hold.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # A queue of so many files keeps every core busy, and a list of millions out of the queue.
 _QUEUED = 4096
 # No picture of a data set comes near this; what does is no picture, or means to fill the memory.
@@ -57,10 +60,16 @@ class Seen:
     reason: str = ""
 
 
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def decode(content: bytes) -> Image.Image:
     """The RGB picture that a file's bytes hold; raise BadImageError if they are no whole image."""
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=_formats()) as image:
             return image.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None

@@ -18,7 +18,7 @@ from cs_aligner_cli.data.manifest_layouts import (
     FolderManifest,
     KarpathyManifest,
 )
-from cs_aligner_cli.data.tarfiles import printable
+from cs_aligner_cli.data.tarfiles import storable
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -108,7 +108,7 @@ def read_folder(manifest: FolderManifest, folder: Path, console: Console) -> Sou
                         "With split_folders each image lies in a sub-folder of image_dir that is named like its split.",
                     )
                 split = inside.parts[0]
-            name = printable(str(inside))
+            name = storable(str(inside))
             if name != str(inside):
                 entries.drop("image", name, "a file name that is no printable text")
                 continue

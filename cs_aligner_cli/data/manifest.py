@@ -181,6 +181,9 @@ MANIFESTS: dict[str, type[Manifest]] = {
     "clip_retrieval": ClipRetrievalManifest,
 }
 
+# The kinds that bring features in place of pictures.
+STORED_FEATURES = ("embeddings", "latent", "clip_retrieval")
+
 
 def manifest_path(recipe: Recipe) -> Path:
     """The file of the recipe's manifest."""
@@ -208,7 +211,7 @@ def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
     described = f"the manifest {manifest.name} is of kind {manifest.kind}"
     for modality in ("image", "text"):
         kind = recipe.encoders.of(modality).kind
-        features = manifest.kind in ("embeddings", "latent", "clip_retrieval")
+        features = manifest.kind in STORED_FEATURES
         if kind == "features" and not features:
             raise InputError(
                 f"encoders.{modality}: kind features needs a manifest of kind embeddings, but {described}",

@@ -12,8 +12,8 @@ def find_files(root: Path, pattern: str, key: str) -> list[Path]:
     try:
         # By length first: from part 10 on, unpadded numbers are longer.
         found = sorted((p for p in root.glob(pattern) if p.is_file()), key=lambda path: (len(path.name), str(path)))
-    except (ValueError, NotImplementedError, OSError, IndexError) as error:
-        raise InputError(f"{key}: {pattern!r} is no pattern of files below root: {error}") from None
+    except (ValueError, NotImplementedError, OSError, IndexError):
+        raise InputError(f"{key}: {pattern!r} is no pattern of files below the manifest's root") from None
     if not found:
         raise InputError(f"{key}: {root / pattern}: finds no files")
     return found

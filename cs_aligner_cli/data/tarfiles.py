@@ -43,7 +43,7 @@ def list_members(path: Path, complain: Callable[[str, str], None]) -> Iterator[M
             with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as archive:
                 while (found := archive.next()) is not None and archive.offset > end:
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member; a shard may hold a million
-                    end, last = archive.offset, printable(found.name)
+                    end, last = archive.offset, storable(found.name)
                     if found.isreg() and (there := size - found.offset_data) < found.size:
                         reason = f"truncated inside {last}, after {there} of its {found.size} bytes"
                         complain("", f"{reason}: it and what should follow are lost")
@@ -59,13 +59,13 @@ def list_members(path: Path, complain: Callable[[str, str], None]) -> Iterator[M
             complain("", f"truncated: there is no end mark after {last}")
 
 
-def printable(text: str) -> str:
+def storable(text: str) -> str:
     """A name from a tar as text that can be printed, stored and encoded: other characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _judged(found: tarfile.TarInfo, complain: Callable[[str, str], None]) -> Iterator[Member]:
-    path, name = PurePosixPath(found.name), printable(found.name)
+    path, name = PurePosixPath(found.name), storable(found.name)
     if found.isdir():
         return
     if path.is_absolute() or ".." in path.parts:

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.artifacts import file_stamps, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.checksums import check_checksums
-from cs_aligner_cli.data.duplicates import near_images, shared_captions
+from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.entries import Source, check_images
-from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, load_manifest, manifest_path
+from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
 from cs_aligner_cli.data.pairing import draw_pairing, further_items
 from cs_aligner_cli.data.prepared import PreparedData, caption_texts, write_prepared
 from cs_aligner_cli.data.repack import write_shards
@@ -38,8 +39,12 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     them the WebDataset ``shards``. Raises InputError if the manifest or its files are wrong or nothing usable is left,
     TooManyBadItems (after the output is in place) if more items were bad than ``data.max_bad_fraction``.
     """
-    layout = Layout(recipe)
-    summary = _tables(layout, MODALITIES, console, force)
+    layout, manifest = Layout(recipe), load_manifest(recipe)
+    if recipe.prepare.repack and manifest.kind in STORED_FEATURES:
+        raise InputError(
+            f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
+        )
+    summary = _tables(layout, manifest, MODALITIES, console, force)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
@@ -56,10 +61,9 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     return result
 
 
-def _tables(layout: Layout, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
-    """Make the two tables of one data set, which must bring the modalities that are needed of it."""
+def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
+    """Make the tables of one data set, which must bring the modalities that are needed of it."""
     recipe, artifact = layout.recipe, layout.prepared
-    manifest = load_manifest(recipe)
     sources = file_stamps([manifest_path(recipe), *source_files(manifest, console)])
     record = None if force else artifact.fresh(sources)
     if record is not None:
@@ -109,8 +113,6 @@ def _shards(layout: Layout, console: Console, force: bool) -> dict[str, Any] | N
     if (record := artifact.fresh()) and not force:
         return {"status": "fresh", "folder": str(artifact.path), **record["summary"]}
     data = PreparedData(layout.prepared.path)
-    if not all(data.images["locator"]):
-        raise InputError("prepare.repack: the data are stored features; there are no images to pack")
     with artifact.building() as build, console.progress("packing images", len(data.images)) as advance:
         for left in build.folder.glob("*.tar"):  # of a job that was cut
             left.unlink()
@@ -126,7 +128,7 @@ def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | 
     if artifact is None or unpaired is None or train is None:
         return None
     for further, source in zip(layout.further.values(), unpaired.sources, strict=True):
-        found = _tables(further, source.modalities, console, force)
+        found = _tables(further, load_manifest(further.recipe), source.modalities, console, force)
         _refuse_too_many_bad(found, layout.recipe.data.max_bad_fraction, further.prepared.path / REPORT)
     if (record := artifact.fresh()) and not force:
         return {"status": "fresh", **record["summary"]}
@@ -192,17 +194,14 @@ def _report(
     splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
     bad = {f"{kind}s": sum(item["kind"] == kind for item in source.bad) for kind in KINDS}
     near, pairs = _near_duplicates(recipe, images, captions, console)
+    paired = captions.dropna(subset="image_id")
     usable = {"images": len(images), "captions": len(captions), "members": len(images) + len(captions)}
     summary = {
         "data_set": manifest.name,
         "splits": splits,
         "duplicates": {
-            **_duplicates("images with the same content", images, "digest"),
-            **_duplicates(
-                "captions of one image with the same text",
-                captions.dropna(subset="image_id"),
-                ["image_id", "text"],
-            ),
+            "images with the same content": repeated(images["digest"].to_numpy(np.uint64), images["split"]),
+            "captions of one image with the same text": repeated(pair_codes(paired), paired["split"]),
         },
         "near_duplicates": near,
         "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
@@ -234,13 +233,6 @@ def _near_duplicates(
     return near, pairs
 
 
-def _duplicates(name: str, frame: pd.DataFrame, keys: str | list[str]) -> dict[str, Any]:
-    """How many rows repeat an earlier one, and how many repeated contents are in several splits (a leak)."""
-    repeated = frame[frame.duplicated(keys, keep=False)]
-    across = int((repeated.groupby(keys)["split"].nunique() > 1).sum()) if len(repeated) else 0
-    return {name: {"repeats": int(frame.duplicated(keys).sum()), "contents_in_several_splits": across}}
-
-
 def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
     return [
         f"{split}: the manifest expects {want.images} images and {want.captions} captions, found "
@@ -253,10 +245,11 @@ def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
 def _refuse_too_many_bad(result: dict[str, Any], limit: float, report: Path) -> None:
     if result["bad_fraction"] <= limit:
         return
-    counts = " and ".join(f"{n} {kind}" for kind, n in result["bad"].items() if kind != "first")
+    kinds = {kind: n for kind, n in result["bad"].items() if kind != "first" and n}
+    counts = " and ".join(f"{n} {kind if n > 1 else kind[:-1]}" for kind, n in kinds.items())
     shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in result["bad"]["first"])
     raise TooManyBadItems(
-        f"{counts} are bad: {result['bad_fraction']:.1%} of a kind, more than "
+        f"{counts} {'are' if sum(kinds.values()) > 1 else 'is'} bad: {result['bad_fraction']:.1%} of a kind, more than "
         f"data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
         f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=...",
         result,
