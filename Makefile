@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed bench-ranks chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,12 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
+
+bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
+	$(BIN)/python benchmarks/ranks.py
+
+chaos: $(VENV)/.core ## 100 SIGKILLs, 20 full disks, 20 flipped bits: every run must end as if nothing had happened
+	$(BIN)/python benchmarks/chaos.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
