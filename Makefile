@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed bench-prepare fuzz clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
+	bench-prepare bench-ranks chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -81,6 +82,11 @@ CASES ?= 20000
 
 fuzz: $(VENV)/.test ## 20,000 random recipes, manifests, tables, archives and feature files: make fuzz CASES=N
 	CSALIGN_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
+	$(BIN)/python benchmarks/ranks.py
+
+chaos: $(VENV)/.core ## 100 SIGKILLs, 20 full disks, 20 flipped bits: every run must end as if nothing had happened
+	$(BIN)/python benchmarks/chaos.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

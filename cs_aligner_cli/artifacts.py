@@ -26,6 +26,8 @@ RECORD = "stage.json"
 _MARK = "building.json"
 # Raised when what a stage writes changes in form, so that older outputs count as stale.
 _FORMAT = 2
+# How far above a file of an output its record is looked for.
+_DEEPEST = 3
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
 # Writing failed for a reason that lies with the disk; these errors can also be those of reading another file.
@@ -171,9 +173,16 @@ class Artifact:
         return record if record and record["inputs"] == self.wanted(sources) else None
 
     def require(self) -> dict[str, Any]:
-        """The record of this artifact; raise InputError if it is missing or was made from other inputs."""
+        """The record of this artifact, which is about to be read; raise InputError if it is missing, was made from
+        other inputs, or is damaged (see ``verify``)."""
+        record = self._current()
+        self.verify(record)
+        return record
+
+    def _current(self) -> dict[str, Any]:
+        """The record of this artifact if it is there and, like all that it is made from, as wanted now."""
         for need in self.needs:
-            need.require()
+            need._current()
         record = self.record()
         if record is None:
             self._refuse_damaged()
@@ -192,22 +201,19 @@ class Artifact:
                 f"the {self.name} in {self.path} is stale: {_first_difference(made, wanted)}",
                 f"Make it again: {self.command}",
             )
-        self.verify(record)
         return record
 
     def verify(self, record: dict[str, Any]) -> None:
         """Raise InputError naming the first file of this output that does not have the checksum it was written with.
 
-        Whoever reads an output calls this first. Of several processes on one command, rank 0 looks for all.
+        Whoever reads an output looks first; what it was made from is for its own readers to look at. Of several
+        processes on one command, rank 0 looks for all.
         """
-        if rank() == 0:
+        if rank() == 0 and _form(record) == _FORMAT:
             found = digests(self.path / name for name in record["files"])
             for (name, (_, written)), now in zip(record["files"].items(), found, strict=True):
                 if now != written:
-                    raise InputError(
-                        f"{self.path / name}: is damaged: its content does not have the checksum it was written with",
-                        f"Make the {self.name} again: {self.command} --force",
-                    )
+                    raise _damaged(self.path / name, f"Make the {self.name} again: {self.command} --force")
 
     def _refuse_damaged(self) -> None:
         """Name the first file of a finished output that is not there in full."""
@@ -305,15 +311,23 @@ def read_record(path: Path, hint: str = "") -> dict[str, Any]:
 
 def verify_file(path: Path) -> None:
     """Raise InputError if a file of a finished output does not have its recorded checksum; other files pass."""
-    if (path.parent / RECORD).is_file() and path.is_file():
-        record = read_record(path.parent / RECORD)
-        if _form(record) == _FORMAT and path.name in record["files"] and digest(path) != record["files"][path.name][1]:
-            raise InputError(f"{path}: is damaged: its content does not have the checksum it was written with")
+    folder = next((folder for folder in path.parents[:_DEEPEST] if (folder / RECORD).is_file()), None)
+    if folder is None or not path.is_file():
+        return
+    record = read_record(folder / RECORD)
+    written = record["files"].get(str(path.relative_to(folder)))
+    if _form(record) == _FORMAT and written and digest(path) != written[1]:
+        raise _damaged(path, f"Make it again with --force; {folder / RECORD} says what made it.")
+
+
+def _damaged(path: Path, hint: str) -> InputError:
+    return InputError(f"{path}: is damaged: its content does not have the checksum it was written with", hint)
 
 
 def _form(record: dict[str, Any]) -> int:
     """In which form a recorded output is written: the version of its schema."""
-    form = record["inputs"].get("format") if isinstance(record["inputs"], dict) else None
+    inputs = record.get("inputs")
+    form = inputs.get("format") if isinstance(inputs, dict) else None
     return form if isinstance(form, int) else 0
 
 

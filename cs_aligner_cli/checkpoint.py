@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cs_aligner_cli import __version__
-from cs_aligner_cli.artifacts import read_json, write_bytes, write_json, written_aside
+from cs_aligner_cli.artifacts import read_json, verify_file, write_bytes, write_json, written_aside
 from cs_aligner_cli.checksums import digest, sealed, unsealed
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.encoders.hub import difference, same_encoder, told
@@ -26,6 +26,8 @@ from cs_aligner_cli.towers import TowerPlan, Towers
 _STATE = "last.json"
 # Raised when what is in a weights file or a training state changes in form.
 _FORMAT = 1
+# What a state's file says of itself and of its tensors' file.
+_ABOUT_FILES = ("format", "tensors", "checksum")
 
 
 def save_weights(path: Path, towers: Towers) -> str:
@@ -62,6 +64,7 @@ def load_towers(
 
     ``identities`` are those of the encoders at hand, None where they are not known.
     """
+    verify_file(path)
     plans = read_plans(path)
     for modality, plan in plans.items():
         if modality in dims and plan.in_dim != dims[modality]:
@@ -145,9 +148,9 @@ def load_state(
         for damage in damages:
             warn(f"{damage}; the state of step {state['step']} before it is taken")
         _restore(_tensors(folder / state["tensors"]), towers, optimizer, memory)
-        return state
+        return {key: value for key, value in state.items() if key not in _ABOUT_FILES}
     if damages:
-        raise InputError(damages[0], "No earlier state of this run is whole. Begin anew: csalign train --force")
+        raise InputError(damages[0], f"No earlier state of this run is whole. Remove {folder} to begin it anew.")
     return None
 
 

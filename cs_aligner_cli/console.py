@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cs_aligner_cli.errors import AlreadyToldError, CsalignError, InputError
-from cs_aligner_cli.ranks import rank
+from cs_aligner_cli.ranks import local_rank, rank
 
 BUG = 1
 INTERRUPTED = 130
@@ -169,8 +169,9 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
     except BrokenPipeError:
         _give_up_unwritten_output()
         return NOBODY_READS
-    except KeyboardInterrupt:
-        _tell("interrupted; the same command takes the work up again where it stopped")
+    except KeyboardInterrupt as error:
+        if _is_to_tell(error):
+            _tell("interrupted; the same command takes the work up again where it stopped")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the last line of defence: whatever escapes is a bug of ours)
         if debug:
@@ -179,10 +180,9 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
 
 
 def _explained(error: Exception) -> int:
-    if isinstance(error, AlreadyToldError):
-        return error.exit_code
     if isinstance(error, CsalignError):
-        _tell(str(error))
+        if _is_to_tell(error):
+            _tell("\n".join([str(error), *getattr(error, "__notes__", ())]))
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _NOT_OUR_FAULT:
         _give_up_unwritten_output()
@@ -191,6 +191,11 @@ def _explained(error: Exception) -> int:
     hint = "--debug shows the traceback; please report it together with the recipe"
     _tell(f"this is a bug in csalign: {type(error).__name__}: {error}\n{hint}")
     return BUG
+
+
+def _is_to_tell(error: BaseException) -> bool:
+    """Whether this process speaks, of several: one of every machine, or the one that ``together`` chose by a note."""
+    return not isinstance(error, AlreadyToldError) and (local_rank() == 0 or hasattr(error, "__notes__"))
 
 
 def _give_up_unwritten_output() -> None:

@@ -213,6 +213,7 @@ def together(spec: Distributed) -> Iterator[Ranks]:
     except BaseException as error:
         if group.told():
             raise AlreadyToldError(_exit_code(error)) from None
+        error.add_note(f"(rank {group.rank} of {group.size})")
         raise
     else:
         dist.destroy_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cs_aligner_cli.artifacts import verify_file
 from cs_aligner_cli.errors import InputError
 
 FILE = "metrics.jsonl"
@@ -25,7 +26,9 @@ class TrainingLog:
         path.touch()
         self._digest = hashlib.blake2b(path.read_bytes()[:size], digest_size=16)
         if size and self._digest.hexdigest() != mark["digest"]:
-            raise InputError(f"{path}: is damaged: it is not what the training run wrote", "csalign train --force")
+            raise InputError(
+                f"{path}: is damaged: it is not what the training run wrote", f"Remove {folder} to begin it anew."
+            )
         os.truncate(path, size)
         self._file = path.open("ab")
 
@@ -53,6 +56,7 @@ class TrainingLog:
 def read_training_log(folder: Path) -> list[dict[str, Any]]:
     """The logged steps of a run's folder; none where there is no log. A line that a crash cut short ends it."""
     path = folder / FILE
+    verify_file(path)
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

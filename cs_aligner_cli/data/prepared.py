@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.artifacts import read_json, verify_file, write_json
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
@@ -63,10 +63,12 @@ class Split:
 
 
 class PreparedData:
-    """The tables of a prepared folder."""
+    """The tables of a prepared folder; InputError names the one that is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for name in (IMAGES, CAPTIONS, SOURCE):
+            verify_file(folder / name)
         self.images = pd.read_parquet(folder / IMAGES)
         self.captions = pd.read_parquet(folder / CAPTIONS)
         self.source: dict[str, Any] = read_json(folder / SOURCE)

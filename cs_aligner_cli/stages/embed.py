@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.artifacts import Artifact, file_stamps, verify_file
+from cs_aligner_cli.artifacts import Artifact, file_stamps
 from cs_aligner_cli.checkpoint import load_towers, read_plans
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows
@@ -21,7 +21,7 @@ from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device, weight_files
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
-from cs_aligner_cli.layout import ALIGNED, FROZEN, Layout
+from cs_aligner_cli.layout import FROZEN, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.store import ShardWriter, Store, write_keys
 from cs_aligner_cli.towers import Inputs, tower_embedder
@@ -213,8 +213,6 @@ class _Job:
         """Refuse to embed from damaged files."""
         for need in artifact.needs:
             need.require()
-        if self.recipe.embed.weights and artifact not in map(self.layout.frozen, self.layout.frozen_splits):
-            verify_file(self.layout.weights(ALIGNED))
 
     def _missing(self, writer: ShardWriter) -> list[int]:
         """The shards to compute; what is left of damaged ones is removed."""

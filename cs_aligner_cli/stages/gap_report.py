@@ -58,6 +58,8 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     artifact = layout.gap
     for need in artifact.needs:
         need.require()
+    for other in layout.beside.values():
+        other.verify(other.record() or {})
     record = None if force else artifact.fresh()
     if record is None:
         with artifact.building() as build:

@@ -169,6 +169,7 @@ class _Run:
         state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, self.console.warn)
         if state is None:
             state = {"step": 0, "log": {}, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
+            state |= {"best_checksum": None, "scaler": {}}  # all keys, so that equal states are equal files
             if self.spec.start != "plain" and self.ranks.main:
                 start_adapters(self.spec.start, self.towers, self.inputs, self.split, self.train_rows)
             self._tell_what_is_trained()
