@@ -77,6 +77,9 @@ class Embed(Strict):
     compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
+    token_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Type of stored tokens, which towers with reads: tokens have."
+    )
     dir: FilePath | None = Field(
         None,
         description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",

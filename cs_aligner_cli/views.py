@@ -68,12 +68,7 @@ def embed_tables(result: Result) -> list[Table]:
         (
             name,
             split,
-            part["image"]["rows"],
-            part["image"]["dim"],
-            f"{part['image']['per_second']:,.0f}",
-            part["text"]["rows"],
-            part["text"]["dim"],
-            f"{part['text']['per_second']:,.0f}",
+            *(cell for modality in ("image", "text") for cell in _stored(part.get(modality))),
             part["status"],
         )
         for name, splits in result["stores"].items()
@@ -82,6 +77,11 @@ def embed_tables(result: Result) -> list[Table]:
     return [
         table("embedding stores", ["store", "split", "images", "dim", "per s", "texts", "dim", "per s", "status"], rows)
     ]
+
+
+def _stored(part: dict[str, Any] | None) -> tuple[object, object, object]:
+    """What is told of one modality of a store; a token store may lack it."""
+    return (part["rows"], part["dim"], f"{part['per_second']:,.0f}") if part else ("", "", "")
 
 
 def train_tables(result: Result) -> list[Table]:

@@ -28,6 +28,7 @@ from cs_aligner_cli.data.manifest import (
 )
 from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
+from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.errors import InputError
 
 
@@ -137,7 +138,8 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
         }
     )
     description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    total = len(images) + len(captions)
+    parts = (of_images, of_captions)
+    total = sum(len(frame) * (2 if part.tokens else 1) for frame, part in zip((images, captions), parts, strict=True))
     with console.progress("checking features", total) as advance:
         for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
             file = _aligned_features(root, part, len(frame))
@@ -147,6 +149,8 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
             digests = _checked_rows(file, modality == "image", advance)
             if modality == "image":
                 frame["digest"] = digests
+            if part.tokens:
+                description[f"{modality}_tokens"] = _checked_tokens(root, part, len(frame), advance)
     return Source(images.assign(locator="", width=0, height=0), captions, description)
 
 
@@ -166,7 +170,9 @@ def source_files(manifest: Manifest) -> list[str]:
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
         parts = (manifest.images, manifest.captions)
-        return [str(manifest.root / name) for part in parts for name in (part.table, part.features)]
+        files = [name for part in parts for name in (part.table, part.features)]
+        files += [name for part in parts if part.tokens for name in (part.tokens.features, part.tokens.mask)]
+        return [str(manifest.root / name) for name in files]
     table = manifest.root / manifest.table
     names = text_column(read_frame(table, [manifest.image_column]), manifest.image_column, table).unique()
     return [str(table), *(str(manifest.root / manifest.image_dir / name) for name in names)]
@@ -182,6 +188,24 @@ def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: i
     if file.shape[0] != rows:
         raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
     return file
+
+
+def _checked_tokens(
+    root: Path, part: ImageFeatures | CaptionFeatures, rows: int, advance: Callable[..., None]
+) -> dict[str, Any]:
+    """See that token features row-align with their table and are finite; return where they are."""
+    assert part.tokens is not None
+    path, mask = root / part.tokens.features, root / part.tokens.mask
+    file = TokenFile(path, part.tokens.tensor, mask)
+    if file.shape[0] != rows:
+        raise InputError(f"{path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
+    file.check(advance)
+    return {
+        "path": str(path),
+        "tensor": part.tokens.tensor,
+        "mask": str(mask),
+        "stamp": file_stamps([path, mask]),
+    }
 
 
 def _checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., None]) -> list[str]:

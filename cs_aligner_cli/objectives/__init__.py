@@ -8,6 +8,7 @@ from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.terms import Logits, Term, TermValues, evaluate_terms
+from cs_aligner_cli.objectives.tokens import token_cs_divergence
 from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "siglip",
     "sinkhorn",
     "sliced_wasserstein",
+    "token_cs_divergence",
 ]
