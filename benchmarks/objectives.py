@@ -21,7 +21,17 @@ import torch
 from open_clip import ClipLoss
 from torch import Tensor
 
-from cs_aligner_cli.objectives import Logits, Term, cs_divergence, evaluate_terms, infonce, mmd
+from cs_aligner_cli.objectives import (
+    Clouds,
+    Logits,
+    Term,
+    cs_divergence,
+    evaluate_terms,
+    infonce,
+    mmd,
+    on_clouds,
+    on_pairs,
+)
 from cs_aligner_cli.objectives.divergences import gram_divergence
 
 DIM, SIGMA, SCALE = 512, 0.7071, 14.3
@@ -47,16 +57,12 @@ def direct(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 def tiled(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """The same by csalign."""
     terms = [
-        Term("infonce", 1.0, lambda i, t, logits, groups: infonce(i, t, logits.scale, groups), sums="infonce"),
-        Term(
-            "cs",
-            1.0,
-            lambda i, t, logits, groups: cs_divergence(i, t, SIGMA),
-            sums=gram_divergence("cs", (SIGMA,)),
-        ),
+        Term("infonce", 1.0, on_pairs(lambda i, t, logits, groups: infonce(i, t, logits.scale)), sums="infonce"),
+        Term("cs", 1.0, on_clouds(lambda i, t: cs_divergence(i, t, SIGMA)), sums=gram_divergence("cs", (SIGMA,))),
     ]
-    found = evaluate_terms(terms, image, text, Logits(torch.tensor(SCALE), torch.tensor(0.0)), separate=False)
-    return found.total, torch.cat([found.image_grad, found.text_grad])
+    logits = Logits(torch.tensor(SCALE), torch.tensor(0.0))
+    found = evaluate_terms(terms, Clouds.of_pairs(image, text), logits, separate=False)
+    return found.total, torch.cat([*found.grads.values()])
 
 
 def clip_loss(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

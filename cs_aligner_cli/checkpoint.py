@@ -18,6 +18,7 @@ from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.encoders.hub import difference, same_encoder, told
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.towers import TowerPlan, Towers
 
 _STATE = "last.json"
@@ -82,11 +83,12 @@ def load_weights(path: Path, towers: Towers) -> None:
         raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
 
-def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[str, Any]) -> None:
+def save_state(folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: dict[str, Any]) -> None:
     """Write all that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
     tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
     name = f"last-{state['step']:08d}.safetensors"
     _save(folder / name, tensors, {})
     write_json(folder / _STATE, {**state, "tensors": name})
@@ -95,8 +97,8 @@ def save_state(folder: Path, towers: Towers, optimizer: Optimizer, state: dict[s
             former.unlink()
 
 
-def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, Any] | None:
-    """Restore towers and optimizer from the last state in ``folder``; return its JSON, or None."""
+def load_state(folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory) -> dict[str, Any] | None:
+    """Restore towers, optimizer and memory from the last state in ``folder``; return its JSON, or None."""
     if not (folder / _STATE).is_file():
         return None
     state: dict[str, Any] = read_json(folder / _STATE)
@@ -106,6 +108,8 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer) -> dict[str, 
         owner, rest = name.split(".", 1)
         if owner == "towers":
             towers_state[rest] = tensor
+        elif owner == "memory":
+            memory.rows[rest] = tensor.to(towers.log_logit_scale.device)
         else:
             index, key = rest.split(".", 1)
             optimizer_state.setdefault(int(index), {})[key] = tensor

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from cs_aligner_cli.data.batches import Rows, captions_of
+from cs_aligner_cli.data.pairing import read_pairing
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baseline
@@ -69,6 +70,8 @@ def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Ite
         left_out = ", ".join(kind for kind in kinds if kind not in possible)
         notes.append(f"{name}: no {left_out}, which need towers of one dimension.")
     split = PreparedData(layout.prepared.path).split(fit_split, "gap_report.baselines.split")
+    if layout.pairing and layout.recipe.train and fit_split == layout.recipe.train.split:
+        split = read_pairing(layout.pairing.path).limited(split)  # a baseline may know no more pairs than training
     captions = captions_of(split, np.arange(len(split.images)))
     captions = captions[evenly_spaced(len(captions), layout.recipe.gap_report.baselines.pairs)]
     fitted = Store(layout.stores(fit_split)[name].path)

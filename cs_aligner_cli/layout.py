@@ -38,8 +38,53 @@ class Layout:
             "prepared data set",
             data.dir or self.folder / "data",
             "csalign prepare",
-            {"data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction"})},
+            {"data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"})},
         )
+
+    @cached_property
+    def further(self) -> dict[str, Layout]:
+        """The data sets that bring further unpaired items, by name, with artifacts in this run's folder."""
+        unpaired = self.recipe.data.unpaired
+        found: dict[str, Layout] = {}
+        for source in unpaired.sources if unpaired else ():
+            stem = Path(source.manifest).stem
+            name = stem if stem not in found else f"{stem}-{len(found) + 1}"
+            data = {"manifest": source.manifest, "root": source.root, "dir": None, "unpaired": None}
+            changes = {
+                "data": self.recipe.data.model_copy(update=data),
+                "run_dir": self.folder / "unpaired" / name,
+                "embed": self.recipe.embed.model_copy(update={"dir": None}),
+                "train": None,
+            }
+            found[name] = Layout(self.recipe.model_copy(update=changes))
+        return found
+
+    @cached_property
+    def pairing(self) -> Artifact | None:
+        """Which items of the training split are pairs and which are unpaired; None where all unpaired are left out."""
+        unpaired, train = self.recipe.data.unpaired, self.recipe.train
+        if unpaired is None or train is None or not self.recipe.trains:
+            return None
+        return Artifact(
+            "pairing",
+            self.folder / "pairing",
+            "csalign prepare",
+            {
+                "data": {"unpaired": unpaired.model_dump(mode="json")},
+                "train": {"split": train.split},
+                "seed": self.recipe.seed,
+            },
+            (self.prepared, *(layout.prepared for layout in self.further.values())),
+        )
+
+    @property
+    def further_stores(self) -> dict[str, Artifact]:
+        """The frozen stores of the further unpaired items, by the name of their data set and its split."""
+        sources = self.recipe.data.unpaired.sources if self.recipe.data.unpaired else []
+        return {
+            f"{name}:{source.split}": layout.frozen(source.split)
+            for (name, layout), source in zip(self.further.items(), sources, strict=True)
+        }
 
     def frozen(self, split: str) -> Artifact:
         """The embeddings of one split as the untouched encoders give them."""
@@ -145,6 +190,8 @@ class Layout:
         pooled, tokens = train.cached_reading("pooled"), train.cached_reading("tokens")
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
+        if self.pairing and pooled:
+            cached += self.further_stores.values()
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,
@@ -154,7 +201,7 @@ class Layout:
                 "encoders": self.recipe.encoders.model_dump(mode="json"),
                 "seed": self.recipe.seed,
             },
-            (self.prepared, *cached),
+            (self.prepared, *([self.pairing] if self.pairing else []), *cached),
         )
 
     @property
@@ -235,6 +282,7 @@ class Layout:
         needs = [*self.stores(self.recipe.gap_split).values()]
         if self.fit_split:
             needs += [self.stores(self.fit_split)[name] for name in self.baselines]
+            needs += [self.pairing] if self.pairing else []
         return Artifact(
             "gap report",
             self.folder / "gap_report",

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from cs_aligner_cli.objectives import Logits, Term, TermValues, auto_bandwidth, median_bandwidth
+from cs_aligner_cli.objectives import (
+    Clouds,
+    Logits,
+    Term,
+    TermValues,
+    auto_bandwidth,
+    median_bandwidth,
+    on_clouds,
+    on_pairs,
+    on_tokens,
+)
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, PAIRWISE
-from cs_aligner_cli.objectives.terms import TermLoss
+from cs_aligner_cli.objectives.terms import PairLoss
 from cs_aligner_cli.objectives.transport import require_geomloss
 from cs_aligner_cli.recipe_objective import (
     AnnealedBandwidth,
@@ -27,6 +39,8 @@ from cs_aligner_cli.recipe_objective import (
     ScheduledWeight,
 )
 
+# The name of the token term in logs.
+TOKENS = "tokens"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -69,26 +83,30 @@ class TrainingObjective:
         self.state["sigma"] = auto_bandwidth(image, text, self._bandwidth.effective_share)
         return float(self.state["sigma"])
 
-    def terms(self, step: int, image: Tensor, text: Tensor) -> list[Term]:
-        """The pairwise term and the divergence of one step, whose embeddings are image (M, d) and text (N, d)."""
+    def terms(self, step: int, clouds: Clouds) -> list[Term]:
+        """The pairwise term, the divergence and, where there is one, the token term of one step with these clouds."""
         divergence = self._spec.divergence
-        sigmas = self._sigmas(step, image, text)
+        sigmas = self._sigmas(step, clouds)
         weight, relative = self._weight(step)
-        return [
+        terms = [
             Term(
                 self.pairwise,
                 self._spec.pairwise.weight,
-                self._pairwise_loss,
+                on_pairs(self._pairwise_loss),
                 sums="infonce" if self.pairwise == "infonce" else None,
             ),
             Term(
                 self.divergence,
                 weight,
-                _divergence_loss(divergence, sigmas),
+                on_clouds(_divergence(divergence, sigmas)),
                 relative,
                 _kernel_sums(divergence, sigmas),
             ),
         ]
+        tokens = self._spec.tokens
+        if tokens is not None:
+            terms.append(Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth)))
+        return terms
 
     def observe(self, values: TermValues) -> None:
         """Remember the weight that a step was evaluated with, for the steps until it is measured again."""
@@ -111,14 +129,14 @@ class TrainingObjective:
             return weight.start + (weight.end - weight.start) * min(max(done, 0.0), 1.0), None
         return weight, None
 
-    def _sigmas(self, step: int, image: Tensor, text: Tensor) -> tuple[float, ...]:
+    def _sigmas(self, step: int, clouds: Clouds) -> tuple[float, ...]:
         rule = self._bandwidth
         sigmas: tuple[float, ...]
         if rule is None:
             return ()
         if isinstance(rule, MedianBandwidth):
             if step % rule.every == 0 or "sigma" not in self.state:
-                found = rule.factor * median_bandwidth(image, text)
+                found = rule.factor * median_bandwidth(clouds.cloud("image"), clouds.cloud("text"))
                 former = self.state.get("sigma", found)
                 self.state["sigma"] = rule.momentum * former + (1 - rule.momentum) * found
             sigmas = (float(self.state["sigma"]),)
@@ -133,7 +151,7 @@ class TrainingObjective:
         return sigmas
 
 
-def _pairwise_loss(spec: AnyPairwise) -> TermLoss:
+def _pairwise_loss(spec: AnyPairwise) -> PairLoss:
     function = PAIRWISE[spec.kind]
     options = spec.model_dump(exclude={"kind", "weight", "logit_scale", "logit_bias"})
     wanted = inspect.signature(function).parameters
@@ -145,7 +163,7 @@ def _pairwise_loss(spec: AnyPairwise) -> TermLoss:
     return loss
 
 
-def _divergence_loss(spec: AnyDivergence, sigmas: tuple[float, ...]) -> TermLoss:
+def _divergence(spec: AnyDivergence, sigmas: tuple[float, ...]) -> Callable[[Tensor, Tensor], Tensor]:
     function = DIVERGENCES[spec.kind]
     options = spec.model_dump(exclude={"kind", "weight", "bandwidth", "approximation"})
     if sigmas:
@@ -153,11 +171,7 @@ def _divergence_loss(spec: AnyDivergence, sigmas: tuple[float, ...]) -> TermLoss
     if isinstance(spec, CauchySchwarz) and spec.approximation:
         function = APPROXIMATIONS[spec.approximation.kind]
         options = {"bandwidth": sigmas, **spec.approximation.model_dump(exclude={"kind"})}
-
-    def loss(image: Tensor, text: Tensor, logits: Logits, groups: Tensor | None) -> Tensor:
-        return function(image, text, **options)
-
-    return loss
+    return partial(function, **options)
 
 
 def _kernel_sums(spec: AnyDivergence, sigmas: tuple[float, ...]) -> GramDivergence | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from cs_aligner_cli import shelf
 from cs_aligner_cli.errors import InputError
@@ -40,10 +40,37 @@ def _manifest(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+Manifest = Annotated[str, BeforeValidator(_manifest)]
+
+
+class UnpairedSource(Strict):
+    """Further items from another manifest: whatever pairs it has, each item stands for itself."""
+
+    manifest: Manifest = Field(description="As data.manifest.")
+    root: FilePath | None = Field(None, description="As data.root.")
+    split: str = Field("train", pattern=NAME_PATTERN, description="The split taken.")
+    modalities: list[Literal["image", "text"]] = Field(
+        ["image", "text"], min_length=1, description="What is taken of it; one alone is enough."
+    )
+
+
+class Unpaired(Strict):
+    """Items that are in no pair, for the divergence: from the training split itself, and from elsewhere."""
+
+    paired_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training split's images that keep their captions (drawn with the recipe's seed);"
+        " the other images and captions are unpaired. Below 1 it answers what unpaired data are worth.",
+    )
+    sources: list[UnpairedSource] = Field([], description="Other manifests with further items.")
+
+
 class Data(Strict):
     """What is aligned."""
 
-    manifest: Annotated[str, BeforeValidator(_manifest)] = Field(
+    manifest: Manifest = Field(
         "scenes",
         description="A manifest of the shelf by name, or the path of a manifest file (ends in .yaml).",
     )
@@ -57,6 +84,9 @@ class Data(Strict):
         ge=0,
         le=1,
         description="Share of bad items (missing, truncated, empty) above which prepare exits with 3.",
+    )
+    unpaired: Unpaired | None = Field(
+        None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."
     )
 
 
@@ -106,6 +136,17 @@ class Recipe(Strict):
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
+
+    @model_validator(mode="after")
+    def _no_tokens_from_elsewhere(self) -> Recipe:
+        reading = self.train.cached_reading("tokens") if self.train else []
+        for number, source in enumerate(self.data.unpaired.sources if self.data.unpaired else []):
+            if both := [modality for modality in source.modalities if modality in reading]:
+                raise ValueError(
+                    f"data.unpaired.sources.{number} brings {both[0]} items, but train.{both[0]}.reads: tokens needs a "
+                    "token store, which other manifests do not get; data.unpaired.paired_fraction goes with tokens"
+                )
+        return self
 
     @property
     def trains(self) -> bool:

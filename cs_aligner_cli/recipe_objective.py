@@ -335,6 +335,12 @@ class Objective(Strict):
     tokens: Tokens | None = Field(
         None, description="Brings the tokens of every pair together; null: no such term. Needs reads: tokens."
     )
+    memory: int = Field(
+        0,
+        ge=0,
+        le=2**20,
+        description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
+    )
 
     @model_validator(mode="after")
     def _relative_to_something(self) -> Objective:

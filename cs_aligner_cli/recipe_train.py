@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from cs_aligner_cli.recipe_objective import Objective
 from cs_aligner_cli.recipe_towers import Tower
-from cs_aligner_cli.validation import NAME_PATTERN, Strict
+from cs_aligner_cli.validation import NAME_PATTERN, PLAIN, Strict, plain_or_kind
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class WeightedCaptions(Strict):
+    """One caption of each image, drawn with weights by its position in the table."""
+
+    kind: Literal["weighted"] = Field("weighted", description="Drawn with weights.")
+    weights: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0],
+        min_length=1,
+        description="Weight of the first caption, the second, ...; the last one is that of all others.",
+    )
+
+
+def _plain_captions(value: Any) -> Any:
+    if value in ("one_random", "first", "all"):
+        return value
+    raise ValueError("expected one_random, first, all, or a section of kind weighted")
+
+
+Captions = Annotated[
+    Annotated[Literal["one_random", "first", "all"], BeforeValidator(_plain_captions), Tag(PLAIN)]
+    | Annotated[WeightedCaptions, Tag("weighted")],
+    plain_or_kind("weighted"),
+]
+
+
+class UnpairedPerPair(Strict):
+    """How many unpaired items a step draws beside its pairs, where data.unpaired names some."""
+
+    image: float = Field(1.0, ge=0, le=1000, description="Unpaired images per pair.")
+    text: float = Field(1.0, ge=0, le=1000, description="Unpaired captions per pair.")
 
 
 class Train(Strict):
@@ -42,12 +73,20 @@ class Train(Strict):
         False,
         description="Also train a control: the same recipe and seed with divergence weight 0 and without token term.",
     )
+    captions: Captions = Field(
+        "one_random",
+        description="Which captions of an image a step sees: one_random, first, all (each in a pair of its own), or a"
+        " section of kind weighted, below.",
+    )
+    unpaired_per_pair: UnpairedPerPair = Field(
+        UnpairedPerPair(), description="Unpaired items in a step, which the divergence alone sees."
+    )
     epochs: int = Field(12, ge=1, description="Passes over the images.")
-    batch_size: int = Field(512, ge=2, description="Pairs per step: the size of the contrast.")
+    batch_size: int = Field(512, ge=2, description="Images with captions per step: the size of the contrast.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Pairs that go through the towers at once (it must divide batch_size); null: the whole batch. "
+        description="Items that go through a tower at once (it must divide batch_size); null: the whole batch. "
         "The loss is that of the whole batch either way.",
     )
     lr: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW.")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import CsalignError
 from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.objective import TrainingObjective
-from cs_aligner_cli.objectives import Term, TermValues, conflict, evaluate_terms
+from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
 from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimizer, step_seed
 from cs_aligner_cli.recipe_objective import AnyPairwise, LogitBias, LogitScale
 from cs_aligner_cli.recipe_train import Train
@@ -30,11 +33,18 @@ def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | N
     return getattr(pairwise, "logit_scale", None), getattr(pairwise, "logit_bias", None)
 
 
+class Batch(NamedTuple):
+    """What one step is taken on: the towers' inputs (CPU tensors, first axis the items), and which items are pairs."""
+
+    inputs: dict[str, Tensor]
+    pairs: dict[Edge, Pairs]
+
+
 class Stepper:
     """The optimizer steps of one training run.
 
-    A step is a function of its number, its batch and the state (weights, optimizer, ``objective.state``, ``scaler``):
-    all random draws are seeded by the number, and whether a step is logged changes nothing of what it does.
+    A step is a function of its number, its batch and the state (weights, optimizer, ``objective.state``, ``scaler``,
+    ``memory``): all random draws are seeded by the number, and whether a step is logged changes nothing of it.
     """
 
     def __init__(self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device) -> None:
@@ -46,72 +56,88 @@ class Stepper:
         self.objective = TrainingObjective(spec.objective, steps)
         self.optimizer = make_optimizer(towers, spec)
         self.scaler = loss_scaler(towers, towers.precision, device)
+        self.memory = Memory(spec.objective.memory)
 
     def logs(self, done: int) -> bool:
         """Whether the step that makes it ``done`` steps is written to the log."""
         every = [steps for steps in (self._spec.log_steps, self._spec.conflict_steps) if steps]
         return any(done % steps == 0 for steps in every) or done == self._steps
 
-    def step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
-        """Take one optimizer step on ``groups.shape[0]`` pairs; return what is logged of it.
+    def step(self, step: int, batch: Batch) -> dict[str, Any]:
+        """Take one optimizer step on a batch; return what is logged of it.
 
         Raises DivergedError, before anything is changed, where the loss or a term that counts is not finite.
         """
         self._towers.train()
-        size = len(groups)
-        micro = min(self._spec.micro_batch_size or size, size)
-        parts = [slice(i, i + micro) for i in range(0, size, micro)]
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
-        whole = len(parts) == 1
-        with torch.set_grad_enabled(whole):
-            embedded = [
-                [self._forward(step, number, m, batch[m][part]) for number, part in enumerate(parts)]
-                for m in MODALITIES
-            ]
-        image, text = (outputs[0] if whole else torch.cat(outputs) for outputs in embedded)
-        terms = self.objective.terms(step, image.detach(), text.detach())
+        parts = {m: self._parts(len(inputs)) for m, inputs in batch.inputs.items()}
+        embedded = {m: self._embed(step, m, batch.inputs[m], parts[m]) for m in parts}
+        pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
+        rows = {m: outputs[0].detach() for m, outputs in embedded.items()}
+        tokens = {m: outputs[1].detach() for m, outputs in embedded.items() if len(outputs) > 1}
+        clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
+        terms = self.objective.terms(step, clouds)
         logits = self._towers.logits
-        values, norms = self._evaluate(step, terms, image, text, groups.to(self._device))
+        values, norms = self._evaluate(step, terms, clouds)
         self.objective.observe(values)
         losses = {name: float(value) for name, value in values.values.items()}
         self._refuse_non_finite(step, losses, values)
 
         lr = self._start_update(step)
-        gradients = {"image": values.image_grad, "text": values.text_grad}
         self._backward(zip(logits, values.logit_grads, strict=True))
-        for number, part in enumerate(parts):
-            outputs = (image, text) if whole else (self._forward(step, number, m, batch[m][part]) for m in MODALITIES)
-            self._backward((output, gradients[m][part]) for m, output in zip(MODALITIES, outputs, strict=True))
+        for m, slices in parts.items():
+            gradients = [values.grads[m], *([values.token_grads[m]] if m in tokens else [])]
+            for number, part in enumerate(slices):
+                outputs = embedded[m] if len(slices) == 1 else self._forward(step, number, m, batch.inputs[m][part])
+                # A part's tokens may be padded to less than those of the whole batch.
+                cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
+                self._backward(zip(outputs, cut, strict=True))
         norm = self._finish_update()
+        self.memory.add(clouds.rows)
         return {
             "lr": lr,
             "loss": float(values.total),
             "terms": losses,
             "weights": values.weights,
-            "grad_norm_ratio": {self.objective.divergence: _ratio(norms)},
+            "grad_norm_ratio": _ratios(terms, norms),
             "grad_norm": norm if math.isfinite(norm) else None,  # fp16: this step was left out
             "logit_scale": float(logits.scale.detach()),
             **self.objective.describe(),
-            **self._conflict(step + 1, terms[1], values, image.detach(), text.detach()),
+            **self._conflict(step + 1, terms[1], values, clouds),
         }
 
-    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> Tensor:
-        """Embed one part of a batch; the same call draws the same dropout again."""
-        torch.manual_seed(step_seed(self._seed, step, part, MODALITIES.index(modality)))
-        return self._towers(modality, inputs.to(self._device))  # type: ignore[no-any-return]
+    def _parts(self, rows: int) -> list[slice]:
+        """Which rows of a modality go through its tower together."""
+        micro = self._spec.micro_batch_size or rows
+        return [slice(i, i + micro) for i in range(0, rows, micro)]
 
-    def _evaluate(
-        self, step: int, terms: list[Term], image: Tensor, text: Tensor, groups: Tensor
-    ) -> tuple[TermValues, dict[str, Tensor]]:
+    def _embed(self, step: int, modality: str, inputs: Tensor, parts: list[slice]) -> tuple[Tensor, ...]:
+        """``_forward`` of a whole batch, with its graph where it went through the tower at once."""
+        with torch.set_grad_enabled(len(parts) == 1):
+            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in enumerate(parts)]
+        return outputs[0] if len(parts) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
+
+    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
+
+        The same call draws the same dropout again.
+        """
+        torch.manual_seed(step_seed(self._seed, step, part, MODALITIES.index(modality)))
+        inputs = inputs.to(self._device)
+        if self._spec.objective.tokens is None:
+            return (self._towers(modality, inputs),)
+        return self._towers.forward_tokens(modality, inputs)
+
+    def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:
         """The terms on one batch, and their gradients' norms where the step is logged."""
         seed, logits = step_seed(self._seed, step), self._towers.logits
         torch.manual_seed(seed)  # for the directions of a sliced divergence
-        values = evaluate_terms(terms, image, text, logits, groups, separate=False)
+        values = evaluate_terms(terms, clouds, logits, separate=False)
         norms = values.grad_norms
         if not norms and self.logs(step + 1):
             torch.manual_seed(seed)
-            norms = evaluate_terms(terms, image, text, logits, groups, separate=True).grad_norms
+            norms = evaluate_terms(terms, clouds, logits, separate=True).grad_norms
         return values, norms
 
     def _refuse_non_finite(self, step: int, losses: dict[str, float], values: TermValues) -> None:
@@ -133,7 +159,8 @@ class Stepper:
     def _backward(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Send gradients through the graphs of those outputs that have one."""
         trained = [(output, gradient) for output, gradient in outputs if output.requires_grad]
-        torch.autograd.backward([output for output, _ in trained], [self.scaler.scale(g) for _, g in trained])
+        if trained:
+            torch.autograd.backward([output for output, _ in trained], [self.scaler.scale(g) for _, g in trained])
 
     def _finish_update(self) -> float:
         """Clip and apply the gradients; return their norm."""
@@ -146,24 +173,22 @@ class Stepper:
                 self._towers.log_logit_scale.clamp_(0, math.log(self._scale.max))
         return float(norm)
 
-    def _conflict(self, done: int, divergence: Term, values: TermValues, image: Tensor, text: Tensor) -> dict[str, Any]:
-        """What alignment and uniformity do to each other on this batch, where it is asked for."""
+    def _conflict(self, done: int, divergence: Term, values: TermValues, clouds: Clouds) -> dict[str, Any]:
+        """What alignment and uniformity do to each other on this batch's pairs, where it is asked for."""
         if not self._spec.conflict_steps or done % self._spec.conflict_steps:
             return {}
         logits = self._towers.logits
         found = conflict(
-            image,
-            text,
+            *clouds.pair(IMAGE_TEXT)[:2],
             float(logits.scale.detach()),
-            lambda x, y: divergence.loss(x, y, logits, None),
+            lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits),
             values.weights[divergence.name],
         )
         return {"conflict": found}
 
 
-def _ratio(grad_norms: dict[str, Tensor]) -> float | None:
-    """The divergence's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
-    if not grad_norms:
-        return None
-    pairwise, divergence = map(float, grad_norms.values())
-    return divergence / pairwise if pairwise else None
+def _ratios(terms: list[Term], grad_norms: dict[str, Tensor]) -> dict[str, float | None]:
+    """Every other term's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
+    pairwise, *others = (term.name for term in terms)
+    unit = float(grad_norms[pairwise]) if grad_norms else 0.0
+    return {name: float(grad_norms[name]) / unit if unit else None for name in others}

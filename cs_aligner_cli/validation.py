@@ -264,7 +264,7 @@ def _locate(root: type[BaseModel], loc: tuple[int | str, ...]) -> _Spot:
             continue
         sections = tuple(section_models(spot.annotation))
         tagged = [section for section in sections if part in _kinds(section)]
-        if len(sections) > 1 and tagged:
+        if tagged and (len(sections) > 1 or part not in sections[0].model_fields):
             spot, rivals = spot._replace(annotation=tagged[0]), sections
         elif sections:
             info = sections[0].model_fields.get(str(part))

@@ -59,6 +59,9 @@ def prepare_tables(result: Result) -> list[Table]:
             counts,
         )
     ]
+    if pairing := result.get("pairing"):
+        roles = [(modality, *counts.values()) for modality, counts in pairing.items()]
+        tables.append(table("training items", ["modality", *next(iter(pairing.values()))], roles))
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 
 
@@ -68,7 +71,8 @@ def embed_tables(result: Result) -> list[Table]:
         (
             name,
             split,
-            *(cell for modality in ("image", "text") for cell in _stored(part.get(modality))),
+            *_embedded(part.get("image")),
+            *_embedded(part.get("text")),
             part["status"],
         )
         for name, splits in result["stores"].items()
@@ -79,9 +83,9 @@ def embed_tables(result: Result) -> list[Table]:
     ]
 
 
-def _stored(part: dict[str, Any] | None) -> tuple[object, object, object]:
-    """What is told of one modality of a store; a token store may lack it."""
-    return (part["rows"], part["dim"], f"{part['per_second']:,.0f}") if part else ("", "", "")
+def _embedded(part: Result | None) -> tuple[Any, ...]:
+    """Rows, dimension and speed of one modality of a store; dashes where it holds none of it."""
+    return (part["rows"], part["dim"], f"{part['per_second']:,.0f}") if part else ("-", "-", "-")
 
 
 def train_tables(result: Result) -> list[Table]:

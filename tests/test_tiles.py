@@ -275,8 +275,8 @@ def test_error_texts() -> None:
 
 _MEMORY = """
 import resource, sys, torch
-from cs_aligner_cli.objectives import Logits, Term, cs_divergence, energy_distance, evaluate_terms, hoelder_divergence
-from cs_aligner_cli.objectives import infonce, siglip
+from cs_aligner_cli.objectives import Clouds, Logits, Term, cs_divergence, energy_distance, evaluate_terms
+from cs_aligner_cli.objectives import hoelder_divergence, infonce, on_clouds, on_pairs, siglip
 from cs_aligner_cli.objectives.divergences import gram_divergence
 
 torch.manual_seed(0)
@@ -284,18 +284,18 @@ rows, which = int(sys.argv[1]), sys.argv[2]
 image, text = (torch.nn.functional.normalize(torch.randn(rows, 8), dim=1) for _ in range(2))
 logits = Logits(torch.tensor(50.0), torch.tensor(-10.0))
 pair = [
-    Term("infonce", 1.0, lambda i, t, l, g: infonce(i, t, l.scale, g), sums="infonce"),
-    Term("cs", 1.0, lambda i, t, l, g: cs_divergence(i, t, 0.7), sums=gram_divergence("cs", (0.7,))),
+    Term("infonce", 1.0, on_pairs(lambda i, t, l, g: infonce(i, t, l.scale, g)), sums="infonce"),
+    Term("cs", 1.0, on_clouds(lambda i, t: cs_divergence(i, t, 0.7)), sums=gram_divergence("cs", (0.7,))),
 ]
 others = [
-    Term("siglip", 1.0, lambda i, t, l, g: siglip(i, t, *l)),
-    Term("energy", 1.0, lambda i, t, l, g: energy_distance(i, t)),
-    Term("hoelder", 1.0, lambda i, t, l, g: hoelder_divergence(i, t, 0.7)),
+    Term("siglip", 1.0, on_pairs(lambda i, t, l, g: siglip(i, t, *l))),
+    Term("energy", 1.0, on_clouds(energy_distance)),
+    Term("hoelder", 1.0, on_clouds(lambda i, t: hoelder_divergence(i, t, 0.7))),
 ]
 terms, separate = {"together": (pair, False), "others": (others, True)}[which]
-evaluate_terms(terms, image[:600], text[:600], logits, separate=separate)
+evaluate_terms(terms, Clouds.of_pairs(image[:600], text[:600]), logits, separate=separate)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-evaluate_terms(terms, image, text, logits, separate=separate)
+evaluate_terms(terms, Clouds.of_pairs(image, text), logits, separate=separate)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -9,10 +9,11 @@ import torch
 from samples import tensor_rows
 
 from cs_aligner_cli.objective import TrainingObjective
-from cs_aligner_cli.objectives import Logits, auto_bandwidth, evaluate_terms, median_bandwidth
+from cs_aligner_cli.objectives import Clouds, Logits, auto_bandwidth, evaluate_terms, median_bandwidth
 from cs_aligner_cli.recipe_objective import Objective
 
 IMAGE, TEXT = tensor_rows(0, 20, 6), tensor_rows(1, 20, 6) + 0.4
+PAIRS = Clouds.of_pairs(IMAGE, TEXT)
 LOGITS = Logits(torch.tensor(10.0), torch.tensor(0.0))
 
 
@@ -21,7 +22,7 @@ def objective(divergence: dict[str, object], steps: int = 100) -> TrainingObject
 
 
 def sigmas(found: TrainingObjective, step: int, scale: float = 1.0) -> list[float]:
-    found.terms(step, scale * IMAGE, scale * TEXT)
+    found.terms(step, Clouds.of_pairs(scale * IMAGE, scale * TEXT))
     return found.describe()["bandwidth"]  # type: ignore[no-any-return]
 
 
@@ -62,16 +63,16 @@ def test_an_auto_bandwidth_waits_for_held_out_pairs() -> None:
 
 def test_a_scheduled_weight_warms_up() -> None:
     found = objective({"weight": {"kind": "scheduled", "start": 0.5, "end": 2.5, "begin": 0.2, "until": 0.6}})
-    weights = [found.terms(step, IMAGE, TEXT)[1].weight for step in (0, 20, 40, 60, 99)]
+    weights = [found.terms(step, PAIRS)[1].weight for step in (0, 20, 40, 60, 99)]
     assert weights == pytest.approx([0.5, 0.5, 1.5, 2.5, 2.5])
 
 
 def test_a_relative_weight_is_measured_now_and_then() -> None:
     found = objective({"weight": {"kind": "relative", "ratio": 0.5, "every": 4}})
-    terms = found.terms(0, IMAGE, TEXT)
+    terms = found.terms(0, PAIRS)
     assert terms[1].relative == 0.5
-    values = evaluate_terms(terms, IMAGE, TEXT, LOGITS)
+    values = evaluate_terms(terms, PAIRS, LOGITS)
     found.observe(values)
-    held = found.terms(3, IMAGE, TEXT)[1]
+    held = found.terms(3, PAIRS)[1]
     assert (held.relative, held.weight) == (None, values.weights["cs"])
-    assert found.terms(4, IMAGE, TEXT)[1].relative == 0.5
+    assert found.terms(4, PAIRS)[1].relative == 0.5

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,30 @@ def captions_of(split: Split, image_rows: Rows) -> Rows:
     return np.flatnonzero(np.isin(split.image_of_caption, image_rows))
 
 
+class DrawnPairs(NamedTuple):
+    """The pairs of one step: image rows (M,) and caption rows (N,).
+
+    ``owner`` (N,) is the position in ``images`` of each caption's image; None: row by row a pair.
+    """
+
+    images: Rows
+    captions: Rows
+    owner: Rows | None = None
+
+
 class PairBatches:
-    """Batches of image-caption pairs: every epoch a new order of the images and a random caption for each.
+    """Batches of images with their captions: every epoch a new order of the images.
+
+    ``captions`` says which of an image's captions go along: ``one_random``, the ``first``, ``all``, or one drawn with
+    a list of weights by position, of which the last one counts for all further captions.
 
     The last images of an epoch that do not fill a batch are left out of it; the order changes every epoch.
     """
 
-    def __init__(self, split: Split, image_rows: Rows, batch_size: int, seed: int) -> None:
-        self._image_rows, self._seed = image_rows, seed
+    def __init__(
+        self, split: Split, image_rows: Rows, batch_size: int, seed: int, captions: str | Sequence[float] = "one_random"
+    ) -> None:
+        self._image_rows, self._seed, self._mode = image_rows, seed, captions
         self.images = len(image_rows)
         self.batch_size = min(batch_size, len(image_rows))
         self.steps_per_epoch = len(image_rows) // self.batch_size
@@ -48,17 +64,66 @@ class PairBatches:
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> tuple[Rows, Rows]:
+        """The order of the images, and the first of each one's places among the captions by image."""
         rng = np.random.default_rng([self._seed, 2, epoch])
         order = rng.permutation(len(self._image_rows))
-        chosen = self._captions_by_image[rng.integers(self._start, self._end)]
-        return self._image_rows[order], chosen[order]
+        return order, self._drawn(rng)[order]
 
-    def pairs(self, step: int) -> tuple[Rows, Rows]:
-        """(image rows, caption rows) of one step, each (batch_size,)."""
+    def _drawn(self, rng: np.random.Generator) -> Rows:
+        if self._mode in ("first", "all"):
+            return self._start
+        if self._mode == "one_random":
+            return np.asarray(rng.integers(self._start, self._end), np.int64)
+        counts = self._end - self._start
+        weights = np.asarray(self._mode, np.float64)
+        padded = np.concatenate([weights, np.full(max(0, counts.max() - len(weights)), weights[-1])])
+        ends = np.cumsum(padded)
+        drawn = np.searchsorted(ends, rng.random(len(counts)) * ends[counts - 1], side="right")
+        return np.asarray(self._start + np.minimum(drawn, counts - 1), np.int64)
+
+    def pairs(self, step: int) -> DrawnPairs:
+        """The images and captions of one step, which has ``batch_size`` images."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        images, captions = self._epoch(epoch)
+        order, places = self._epoch(epoch)
         part = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        return images[part], captions[part]
+        images = self._image_rows[order[part]]
+        if self._mode != "all":
+            return DrawnPairs(images, self._captions_by_image[places[part]])
+        counts = (self._end - self._start)[order[part]]
+        owner = np.repeat(np.arange(len(images)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return DrawnPairs(images, self._captions_by_image[places[part][owner] + within], owner)
+
+
+class Pool:
+    """Items that are in no pair, ``per_step`` of them at every step: all of them once, then in another order again.
+
+    ``parts`` are rows of several splits, since unpaired items may come from other data sets.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Split, Rows]], per_step: int, seed: int) -> None:
+        self._parts, self._seed = parts, seed
+        self._ends = np.cumsum([len(rows) for _, rows in parts])
+        self.items = int(self._ends[-1]) if parts else 0
+        self.per_step = min(per_step, self.items)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, round_: int) -> Rows:
+        return np.random.default_rng([self._seed, round_]).permutation(self.items)
+
+    def rows(self, step: int) -> list[tuple[Split, Rows]]:
+        """The rows of one step by split, in the order of the parts."""
+        if not self.per_step:
+            return []
+        rounds, places = np.divmod(np.arange(step * self.per_step, (step + 1) * self.per_step), self.items)
+        drawn = np.concatenate([self._order(int(r))[places[rounds == r]] for r in np.unique(rounds)])
+        part_of = np.searchsorted(self._ends, drawn, side="right")
+        starts = self._ends - [len(rows) for _, rows in self._parts]
+        return [
+            (split, rows[drawn[part_of == i] - starts[i]])
+            for i, (split, rows) in enumerate(self._parts)
+            if (part_of == i).any()
+        ]
 
 
 def prefetched(load: Callable[[S], T], steps: Iterable[S]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,8 @@ class Split:
     """One split: its images and captions in the order that every store of it keeps.
 
     ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
-    there is none), width, height (0 where unknown). ``captions``: caption_id, image_id (None for an
-    unpaired caption), split, text, feature_row.
+    there is none), width, height (0 where unknown), digest (of the content). ``captions``: caption_id,
+    image_id (None for an unpaired caption), split, text, feature_row.
     """
 
     name: str
@@ -66,11 +67,11 @@ class PreparedData:
         """The folder that locators are relative to."""
         return Path(self.source["root"]) if self.source.get("root") else self.folder
 
-    def split(self, name: str, used_as: str) -> Split:
-        """The split of that name; InputError naming the key ``used_as`` if it has no images or captions."""
+    def split(self, name: str, used_as: str, needs: Sequence[str] = ("image", "text")) -> Split:
+        """The split of that name; InputError naming the key ``used_as`` if it lacks a modality that is needed."""
         images = self.images[self.images["split"] == name].reset_index(drop=True)
         captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
-        if images.empty or captions.empty:
+        if (images.empty and "image" in needs) or (captions.empty and "text" in needs):
             there = sorted({*self.images["split"], *self.captions["split"]})
             what = "has no captions" if len(images) else "has no images" if len(captions) else "is empty"
             near = "" if name in there else did_you_mean(name, there)

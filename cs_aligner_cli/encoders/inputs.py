@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from os import cpu_count
@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.ragged import join_padded
 
 PADDING = -1
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
@@ -68,6 +69,18 @@ def padded_ids(encoding: Any) -> Tensor:
     ids: Tensor = encoding["input_ids"]
     mask = encoding.get("attention_mask")
     return ids if mask is None else ids.masked_fill(mask == 0, PADDING)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Inputs of one kind one after another; token ids (B, L) and tokens (B, L, d) are padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].ndim == 3:
+        return join_padded(parts)
+    if parts[0].ndim == 2 and not parts[0].is_floating_point():
+        longest = max(part.shape[1] for part in parts)
+        parts = [nn.functional.pad(part, (0, longest - part.shape[1]), value=PADDING) for part in parts]
+    return torch.cat([*parts])
 
 
 def ids_and_mask(padded: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:

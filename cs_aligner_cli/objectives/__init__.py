@@ -7,12 +7,24 @@ from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoeld
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
-from cs_aligner_cli.objectives.terms import Logits, Term, TermValues, evaluate_terms
+from cs_aligner_cli.objectives.terms import (
+    Clouds,
+    Logits,
+    Pairs,
+    Term,
+    TermValues,
+    evaluate_terms,
+    on_clouds,
+    on_pairs,
+    on_tokens,
+)
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
 from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 __all__ = [
+    "Clouds",
     "Logits",
+    "Pairs",
     "Term",
     "TermValues",
     "align_uniform",
@@ -35,6 +47,9 @@ __all__ = [
     "mutual_information",
     "nystroem_cs",
     "nystroem_error",
+    "on_clouds",
+    "on_pairs",
+    "on_tokens",
     "rff_cs",
     "siglip",
     "sinkhorn",

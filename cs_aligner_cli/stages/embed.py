@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
+from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
 from cs_aligner_cli.layout import FROZEN, MODALITIES, TOKENS, Layout
 from cs_aligner_cli.recipe import Recipe
@@ -40,6 +41,8 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
+    if layout.pairing and recipe.train and recipe.train.cached_reading("pooled"):
+        stores |= _further(layout, console, force)
     for name in layout.aligned_names:
         if recipe.embed.weights or layout.trained(name).fresh() is not None:
             stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
@@ -48,21 +51,45 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     return {"status": "done" if done else "fresh", "stores": stores, "waiting_for_training": waiting}
 
 
+def _further(layout: Layout, console: Console, force: bool) -> dict[str, dict[str, Any]]:
+    """Make the frozen stores of further unpaired items; raise InputError if one has another dimension than training."""
+    assert layout.recipe.train is not None and layout.recipe.data.unpaired is not None
+    own = Store(layout.frozen(layout.recipe.train.split).path)
+    stores: dict[str, dict[str, Any]] = {}
+    for number, (name, further) in enumerate(layout.further.items()):
+        source = layout.recipe.data.unpaired.sources[number]
+        further.prepared.require()
+        job = _Job(further.recipe, further, console, force, source.modalities)
+        stores[f"unpaired {name}"] = {source.split: job.frozen(source.split)}
+        for modality in source.modalities:
+            dims = [store.array(modality).shape[1] for store in (Store(further.frozen(source.split).path), own)]
+            if dims[0] != dims[1]:
+                raise InputError(
+                    f"data.unpaired.sources.{number}: the {modality} embeddings of {name} have {dims[0]} dimensions, "
+                    f"but those of the data set have {dims[1]}",
+                    "Unpaired items must come from the encoder that the pairs come from.",
+                )
+    return stores
+
+
 class _Job:
     """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
-    def __init__(self, recipe: Recipe, layout: Layout, console: Console, force: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str] = MODALITIES
+    ) -> None:
         self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
+        self.modalities = modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(recipe.embed.device)
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
-        return load_encoders(self.recipe, self.data, self.device)
+        return load_encoders(self.recipe, self.data, self.device, self.modalities)
 
     def frozen(self, split_name: str) -> dict[str, Any]:
         """The store of one split as the encoders give it."""
-        split = self.data.split(split_name, self._key_of(split_name))
+        split = self.data.split(split_name, self._key_of(split_name), self.modalities)
 
         def start() -> tuple[MakeEmbedder, dict[str, Any]]:
             precision = pick_precision(self.recipe.embed.precision, self.device)
@@ -148,7 +175,7 @@ class _Job:
         if train is not None and recipe.trains:
             named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
         named["gap_report.baselines.split"] = recipe.gap_report.baselines.split or ""
-        return next(key for key, name in named.items() if name == split_name)
+        return next((key for key, name in named.items() if name == split_name), "data.unpaired")
 
     def _store(
         self,
@@ -163,7 +190,7 @@ class _Job:
         spec = self.recipe.embed
         embedder_of, identity = start()
         with artifact.building(sources) as build:
-            for modality in MODALITIES:
+            for modality in self.modalities:
                 rows = len(split.table(modality))
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
                 embedder = embedder_of(modality)
@@ -173,7 +200,7 @@ class _Job:
                 dim = writer.written().shape[1]
                 about = {"rows": rows, "dim": dim, "seconds": seconds}
                 build.summary[modality] = {**about, **embedder.throughput.record()}
-            write_keys(build.folder, {m: split.table(m) for m in MODALITIES}, identity)
+            write_keys(build.folder, {m: split.table(m) for m in self.modalities}, identity)
         return {"status": "done", **build.summary}
 
     def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:

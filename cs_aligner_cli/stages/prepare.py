@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps, write_json
+from cs_aligner_cli.artifacts import Artifact, file_stamps, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.manifest import Manifest, load_manifest, manifest_path
-from cs_aligner_cli.data.prepared import write_prepared
+from cs_aligner_cli.data.pairing import draw_pairing, further_items
+from cs_aligner_cli.data.prepared import PreparedData, write_prepared
 from cs_aligner_cli.data.sources import SOURCES, Source, source_files
 from cs_aligner_cli.errors import InputError, TooManyBadItems
-from cs_aligner_cli.layout import Layout
+from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
 
 REPORT = "report.json"
@@ -27,18 +29,34 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     Raises InputError if the manifest or its files are wrong or nothing usable is left, TooManyBadItems (after
     the output is in place) if more items were bad than ``data.max_bad_fraction``.
     """
+    layout = Layout(recipe)
+    result = _prepared(layout, MODALITIES, console, force)
+    unpaired = recipe.data.unpaired
+    for further, source in zip(layout.further.values(), unpaired.sources if unpaired else (), strict=True):
+        _prepared(further, source.modalities, console, force)
+    if layout.pairing:
+        made, result["pairing"] = _paired(layout, layout.pairing, force)
+        result["status"] = "done" if made else result["status"]
+    return result
+
+
+def _prepared(layout: Layout, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
+    """Make one prepared data set, which must bring the modalities that are needed of it."""
+    recipe, artifact = layout.recipe, layout.prepared
     manifest = load_manifest(recipe)
-    artifact = Layout(recipe).prepared
     sources = file_stamps([manifest_path(recipe), *source_files(manifest)])
     record = None if force else artifact.fresh(sources)
     if record is None:
         with artifact.building(sources) as build:
             source = SOURCES[manifest.kind](manifest, build.folder, console)
             images, captions = _linked(source)
-            if images.empty or captions.empty:
-                raise InputError(f"{manifest_path(recipe)}: no usable images and captions are left", _reasons(source))
+            tables = {"image": images, "text": captions}
+            lacking = [modality for modality in needs if tables[modality].empty]
+            if lacking:
+                what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
+                raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
             build.summary = _report(manifest, source, images, captions)
-            columns = ["image_id", "split", "locator", "feature_row", "width", "height"]
+            columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest"]
             write_prepared(build.folder, images[columns], captions, source.description)
             write_json(build.folder / REPORT, {**build.summary, "bad_items": source.bad})
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
@@ -48,6 +66,23 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     result = {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
     _refuse_too_many_bad(result, recipe.data.max_bad_fraction, artifact.path / REPORT)
     return result
+
+
+def _paired(layout: Layout, artifact: Artifact, force: bool) -> tuple[bool, dict[str, Any]]:
+    """Decide which items are pairs and which are unpaired; return whether that was done now, and the counts."""
+    record = None if force else artifact.fresh()
+    if record is None:
+        train, unpaired = layout.recipe.train, layout.recipe.data.unpaired
+        assert train is not None and unpaired is not None
+        data = PreparedData(layout.prepared.path)
+        sources = further_items(layout)
+        guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
+        split = data.split(train.split, "train.split")
+        with artifact.building() as build:
+            pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, layout.recipe.seed)
+            pairing.write(build.folder)
+            build.summary = pairing.counts()
+    return record is None, (artifact.record() or {})["summary"]
 
 
 def _reasons(source: Source) -> str:
@@ -97,7 +132,7 @@ def _report(manifest: Manifest, source: Source, images: pd.DataFrame, captions: 
         },
         "bad": {"images": bad["image"], "captions": bad["caption"], "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
-            bad["image"] / (len(images) + bad["image"]), bad["caption"] / (len(captions) + bad["caption"])
+            bad["image"] / max(1, len(images) + bad["image"]), bad["caption"] / max(1, len(captions) + bad["caption"])
         ),
         "skipped": source.skipped,
         "unlike_manifest": _unlike(manifest, splits),

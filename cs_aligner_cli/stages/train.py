@@ -9,25 +9,30 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cs_aligner_cli.artifacts import Build
 from cs_aligner_cli.blocks import checkpoint_blocks
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import PairBatches, Rows, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.data.batches import DrawnPairs, PairBatches, Pool, Rows, captions_of, hold_out, prefetched
+from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, further_items, read_pairing
+from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
+from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.export import export_towers
 from cs_aligner_cli.inference import memory_told, pick_precision
 from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.objectives import Pairs
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT
+from cs_aligner_cli.optimization import step_seed
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.starts import start_adapters
-from cs_aligner_cli.stepper import DivergedError, Stepper, logit_specs
+from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
+from cs_aligner_cli.token_store import TokenStore
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
 
 _LESS_MEMORY = (
@@ -72,16 +77,27 @@ class _Run:
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
         self.split = data.split(spec.split, "train.split")
+        pairing = read_pairing(layout.pairing.path) if layout.pairing else None
+        if pairing:
+            self.split = pairing.limited(self.split)
         self.val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else self.split
         self.train_rows, self.val_rows = self._parts()
-        self.batches = PairBatches(self.split, self.train_rows, spec.batch_size, recipe.seed)
+        captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
+        self.batches = PairBatches(self.split, self.train_rows, spec.batch_size, recipe.seed, captions)
         self.steps = self.batches.steps_per_epoch * spec.epochs
+        self.pools = _pools(pairing, layout, self.split, self.batches.batch_size) if pairing else {}
 
-        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
+        pooled, reading_tokens = spec.cached_reading("pooled"), spec.cached_reading("tokens")
+        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
+        if pooled and pairing:
+            stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
+        tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
         encoders = load_encoders(recipe, data, self.device, [m for m in MODALITIES if getattr(spec, m).live])
         torch.manual_seed(recipe.seed)
-        dims = {m: _dim(m, encoders, stores) for m in MODALITIES}
-        plans = plan_towers(spec, dims, {m: _identity(m, encoders, stores) for m in MODALITIES})
+        read_from: dict[str, Store | TokenStore] = {m: store for m in pooled for store in stores.values()}
+        read_from |= {m: store for m in reading_tokens for store in tokens.values()}
+        dims = {m: _dim(m, spec, encoders, read_from) for m in MODALITIES}
+        plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in MODALITIES})
         scale, bias = logit_specs(spec.objective.pairwise)
         logits = scale.init if scale else 1.0, bias.init if bias else 0.0
         precision = pick_precision(spec.precision, self.device)
@@ -89,7 +105,7 @@ class _Run:
         for modality, encoder in encoders.items():
             if getattr(spec, modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
-        self.inputs, self.encoders = Inputs(plans, encoders, stores), encoders
+        self.inputs, self.encoders = Inputs(plans, encoders, stores, tokens), encoders
         self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device)
         self.objective = self.stepper.objective
 
@@ -106,7 +122,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; return the summary for the stage's record."""
-        state = load_state(self.folder, self.towers, self.stepper.optimizer)
+        state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory)
         if state is None:
             state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
             if self.spec.start != "plain":
@@ -124,9 +140,10 @@ class _Run:
             _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
-            for step, (batch, groups) in zip(remaining, prefetched(self._load, remaining), strict=True):
-                with memory_told(f"{self.name}: a step with {len(groups)} pairs", _LESS_MEMORY):
-                    metrics = self._step(step, batch, groups)
+            for step, batch in zip(remaining, prefetched(self._load, remaining), strict=True):
+                items = " and ".join(f"{len(inputs)} {m} items" for m, inputs in batch.inputs.items())
+                with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
+                    metrics = self._step(step, batch)
                 done = step + 1
                 epoch_ends = done % self.batches.steps_per_epoch == 0
                 if self.stepper.logs(done):
@@ -136,7 +153,7 @@ class _Run:
                 if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
                     state |= {"step": done, "log_bytes": log.tell(), "objective": self.objective.state}
                     state["scaler"] = self.stepper.scaler.state_dict()
-                    save_state(self.folder, self.towers, self.stepper.optimizer, state)
+                    save_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state)
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
         save_weights(self.folder / "last.safetensors", self.towers)
         load_weights(self.folder / "best.safetensors", self.towers)
@@ -147,20 +164,24 @@ class _Run:
             "batch_size": self.batches.batch_size,
             "train_images": self.batches.images,
             "val_images": len(self.val_rows),
+            **({"unpaired_items": {m: pool.items for m, pool in self.pools.items()}} if self.pools else {}),
             "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
             "best_step": state["best_step"],
             "val_R@1": state["val"],
             **self.objective.describe(),
         }
 
-    def _load(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        images, captions = self.batches.pairs(step)
-        rows = {"image": images, "text": captions}
-        return {m: self.inputs(m, self.split, rows[m]) for m in MODALITIES}, torch.from_numpy(images)
+    def _load(self, step: int) -> Batch:
+        drawn = self.batches.pairs(step)
+        inputs = {}
+        for modality, rows in (("image", drawn.images), ("text", drawn.captions)):
+            unpaired = self.pools[modality].rows(step) if modality in self.pools else []
+            inputs[modality] = joined([self.inputs(modality, s, r) for s, r in [(self.split, rows), *unpaired]])
+        return Batch(inputs, {IMAGE_TEXT: _pairs(drawn, *map(len, inputs.values()))})
 
-    def _step(self, step: int, batch: dict[str, Tensor], groups: Tensor) -> dict[str, Any]:
+    def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         try:
-            metrics = self.stepper.step(step, batch, groups)
+            metrics = self.stepper.step(step, batch)
         except DivergedError as error:
             raise DivergedError(f"{self.name}: {error}") from None
         return {"step": step + 1, "epoch": step // self.batches.steps_per_epoch + 1, **metrics}
@@ -214,16 +235,42 @@ class _Run:
             self.console.say(f"{self.name}: {self.objective.convention}")
 
 
-def _identity(modality: str, encoders: dict[str, Encoder], stores: dict[str, Store]) -> dict[str, Any]:
-    if modality in encoders:
-        return encoders[modality].identity
-    return next(iter(stores.values())).identity[modality]  # type: ignore[no-any-return]
+def _pools(pairing: Pairing, layout: Layout, split: Split, pairs: int) -> dict[str, Pool]:
+    """The unpaired items of each modality, of which a step takes so many per pair."""
+    sources = {OWN: (split, MODALITIES), **further_items(layout)}
+    train = layout.recipe.train
+    assert train is not None
+    return {
+        m: Pool(
+            [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
+            round(getattr(train.unpaired_per_pair, m) * pairs),
+            step_seed(layout.recipe.seed, MODALITIES.index(m)),
+        )
+        for m in MODALITIES
+    }
 
 
-def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:
+def _pairs(drawn: DrawnPairs, images: int, texts: int) -> Pairs:
+    """Which of a step's images and texts, that come first in its inputs, are pairs."""
+    owner = np.arange(len(drawn.images)) if drawn.owner is None else drawn.owner
+    first = None if drawn.owner is None and images == len(drawn.images) else torch.from_numpy(owner)
+    second = None if texts == len(owner) else torch.arange(len(owner))
+    return Pairs(first, second, torch.from_numpy(drawn.images[owner]))
+
+
+def _identity(modality: str, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> dict[str, Any]:
     if modality in live:
-        return live[modality].dim
-    return next(iter(stores.values())).array(modality).shape[1]
+        return live[modality].identity
+    return stores[modality].identity[modality]  # type: ignore[no-any-return]
+
+
+def _dim(modality: str, spec: Train, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> int:
+    """The dimension of what a tower reads."""
+    if modality in live:
+        encoder, reads = live[modality], getattr(spec, modality).reads
+        return encoder.token_reader(f"train.{modality}.reads").dim if reads == "tokens" else encoder.dim
+    store = stores[modality]
+    return store.array(modality).dim if isinstance(store, TokenStore) else store.array(modality).shape[1]
 
 
 def _open_log(path: Path, size: int) -> TextIO:
