@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.arrays import l2_normalize
 from cs_aligner_cli.recipe_towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.token_adapters import TransformerAdapter
 
 
 def _skip(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
@@ -111,13 +112,17 @@ class Bottleneck(nn.Module):
         return (1 - ratio) * self.skip(x) + ratio * self.up(self.down(x).relu())  # type: ignore[no-any-return]
 
 
-ADAPTERS: dict[str, type[Linear] | type[ResidualMlp] | type[Bottleneck]] = {
+ADAPTERS: dict[str, type[Linear] | type[ResidualMlp] | type[Bottleneck] | type[TransformerAdapter]] = {
     "linear": Linear,
     "residual_mlp": ResidualMlp,
     "bottleneck": Bottleneck,
+    "transformer": TransformerAdapter,
 }
 
 
 def make_adapter(spec: AdapterSpec, in_dim: int, out_dim: int) -> nn.Module:
-    """The adapter of a recipe, (B, in_dim) to (B, out_dim), weights drawn from torch's global generator."""
+    """The adapter of a recipe, (B, in_dim) to (B, out_dim), weights drawn from torch's global generator.
+
+    A transformer takes tokens and their mask instead.
+    """
     return ADAPTERS[spec.kind](spec, in_dim, out_dim)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from torch import Tensor
 from cs_aligner_cli.data.batches import Rows, prefetched
 from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.ragged import Ragged
 
 Values: TypeAlias = npt.NDArray[np.float32]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -112,6 +113,34 @@ class Embedder:
             advance(len(rows) - sum(map(len, plan)))
             copies = np.flatnonzero(self.first[rows] != rows) if self.first is not None else np.arange(0)
             yield number, values, copies
+
+    def token_shards(
+        self, parts: Sequence[tuple[int, Rows]], advance: Callable[..., None] = lambda count=1, note="": None
+    ) -> Iterator[tuple[int, Ragged]]:
+        """(number, tokens) of every part (number, rows), for a ``forward`` that gives padded tokens (B, L, d).
+
+        Captions that are equal within a part are computed once.
+        """
+        plans: deque[tuple[list[Rows], Rows]] = deque()
+
+        def batches() -> Iterator[Rows]:
+            for _, rows in parts:
+                owner = rows if self.first is None else self.first[rows]
+                computed, position = np.unique(owner, return_inverse=True)
+                plans.append((self._batches(computed), position))
+                yield from (computed[positions] for positions in plans[-1][0])
+
+        blocks = self._blocks(batches())
+        for number, rows in parts:
+            block = next(blocks)
+            plan, position = plans.popleft()
+            found = []
+            for i, positions in enumerate(plan):
+                found.append(Ragged.from_padded(next(blocks) if i else block))
+                advance(len(positions), self.throughput.told())
+            place = np.argsort(np.concatenate(plan))
+            advance(len(rows) - len(place))
+            yield number, Ragged.joined(found).take(place[position])
 
     def _batches(self, rows: Rows) -> list[Rows]:
         """Positions in ``rows`` to compute, batch by batch, the longest captions first, so that memory fails early."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from cs_aligner_cli.artifacts import Artifact
 from cs_aligner_cli.errors import InputError
@@ -14,7 +17,10 @@ from cs_aligner_cli.recipe_train import Train
 ALIGNED = "aligned"
 PAIRWISE_ONLY = "pairwise_only"
 FROZEN = "frozen"
+TOKENS = "tokens"
 MODALITIES = ("image", "text")
+# What is tuned of a tower that trains on stored embeddings or tokens.
+CACHED = ("frozen", "adapter")
 
 
 class Layout:
@@ -104,16 +110,46 @@ class Layout:
 
     def frozen(self, split: str) -> Artifact:
         """The embeddings of one split as the untouched encoders give them."""
+        folder = self.recipe.embed.dir or self.folder / "embeddings" / FROZEN
+        parts = self._encoding(split, {"precision", "dtype", "shard_rows"})
+        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+
+    def tokens(self, split: str) -> Artifact:
+        """The tokens of one split as the untouched encoders give them, for the towers that read stored tokens."""
+        shared = self.recipe.embed.dir
+        # No split's name begins with a dot, so this is the folder of none in a shared store.
+        folder = shared / f".{TOKENS}" if shared else self.folder / "embeddings" / TOKENS
+        parts = self._encoding(split, {"precision", "token_dtype", "shard_rows"})
+        parts["modalities"] = self.token_modalities
+        return Artifact(f"token store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+
+    def _encoding(self, split: str, options: set[str]) -> dict[str, Any]:
+        """What decides the encoders' output on a split, ``options`` being those of ``embed``."""
         recipe = self.recipe
         parts: dict[str, Any] = {
             "encoders": recipe.encoders.model_dump(mode="json"),
-            "embed": recipe.embed.model_dump(mode="json", include={"precision", "dtype", "shard_rows"}),
+            "embed": recipe.embed.model_dump(mode="json", include=options),
             "split": split,
         }
         if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
             parts["seed"] = recipe.seed
-        folder = recipe.embed.dir or self.folder / "embeddings" / FROZEN
-        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+        return parts
+
+    @cached_property
+    def token_modalities(self) -> list[str]:
+        """The modalities whose towers read stored tokens: this recipe's, or those of the weights that it takes."""
+        train = self.recipe.train
+        if self.recipe.embed.weights is not None:
+            return _token_towers(self.weights(ALIGNED))
+        return train.cached_reading("tokens") if train is not None else []
+
+    @property
+    def token_splits(self) -> list[str]:
+        """The splits that need a token store: those trained on, and those embedded through trained towers."""
+        if not self.token_modalities:
+            return []
+        aligned = [split for name in self.aligned_names for split in self.aligned_splits(name)]
+        return list(dict.fromkeys([*self.training_splits, *aligned]))
 
     @property
     def variants(self) -> dict[str, Train]:
@@ -122,10 +158,10 @@ class Layout:
         if train is None or not self.recipe.trains:
             return {}
         variants = {ALIGNED: train}
-        divergence = train.objective.divergence
-        if train.pairwise_only and divergence.weight != 0:
+        divergence, tokens = train.objective.divergence, train.objective.tokens
+        if train.pairwise_only and (divergence.weight != 0 or (tokens and tokens.weight)):
             without = divergence.model_copy(update={"weight": 0.0})
-            objective = train.objective.model_copy(update={"divergence": without})
+            objective = train.objective.model_copy(update={"divergence": without, "tokens": None})
             variants = {PAIRWISE_ONLY: train.model_copy(update={"objective": objective}), **variants}
         return variants
 
@@ -138,7 +174,7 @@ class Layout:
     @property
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
-        cached = self.recipe.train is not None and self.recipe.train.cached_towers
+        cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled")
         fitted = [self.fit_split] if self.fit_split else []
         return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
 
@@ -181,8 +217,10 @@ class Layout:
             "conflict_steps",
             "pairwise_only",
         }
-        cached = [self.frozen(split) for split in self.training_splits] if train.cached_towers else []
-        if train.cached_towers and self.pairing:
+        pooled, tokens = train.cached_reading("pooled"), train.cached_reading("tokens")
+        cached = [self.frozen(split) for split in self.training_splits if pooled]
+        cached += [self.tokens(split) for split in self.training_splits if tokens]
+        if self.pairing and pooled:
             cached += self.further_stores.values()
         return Artifact(
             f"training run {variant}",
@@ -205,7 +243,7 @@ class Layout:
         """The embeddings of one split as trained towers give them."""
         embed = self.recipe.embed
         parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
-        needs: tuple[Artifact, ...] = (self.frozen(split),)
+        needs: tuple[Artifact, ...] = (self.frozen(split), *([self.tokens(split)] if self.token_modalities else []))
         if embed.weights is None:
             parts["checkpoint"] = embed.checkpoint
             needs = (self.trained(name), *needs)
@@ -315,6 +353,16 @@ class Layout:
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
+
+
+def _token_towers(weights: Path) -> list[str]:
+    """The modalities whose towers in a weights file read stored tokens; none where it is no such file."""
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            plans = json.loads((file.metadata() or {}).get("csalign_towers", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return []  # whoever reads the weights themselves says what is wrong with them
+    return [m for m in MODALITIES if (plan := plans.get(m, {})).get("reads") == "tokens" and plan.get("tune") in CACHED]
 
 
 def _finished_stores(folder: Path, split: str) -> dict[str, Artifact]:

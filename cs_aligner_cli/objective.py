@@ -19,6 +19,7 @@ from cs_aligner_cli.objectives import (
     median_bandwidth,
     on_clouds,
     on_pairs,
+    on_tokens,
 )
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
@@ -39,6 +40,8 @@ from cs_aligner_cli.recipe_objective import (
     ScheduledWeight,
 )
 
+# The name of the token term in logs.
+TOKENS = "tokens"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -82,11 +85,11 @@ class TrainingObjective:
         return float(self.state["sigma"])
 
     def terms(self, step: int, clouds: Clouds) -> list[Term]:
-        """The pairwise term and the divergence of one step with these embeddings."""
+        """The pairwise term, the divergence and, where there is one, the token term of one step with these clouds."""
         divergence = self._spec.divergence
         sigmas = self._sigmas(step, clouds)
         weight, relative = self._weight(step)
-        return [
+        terms = [
             Term(
                 self.pairwise,
                 self._spec.pairwise.weight,
@@ -101,6 +104,10 @@ class TrainingObjective:
                 _kernel_sums(divergence, sigmas),
             ),
         ]
+        tokens = self._spec.tokens
+        if tokens is not None:
+            terms.append(Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth)))
+        return terms
 
     def observe(self, values: TermValues) -> None:
         """Remember the weight that a step was evaluated with, for the steps until it is measured again."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.checkpoint import load_towers
+from cs_aligner_cli.checkpoint import load_towers, read_plans
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
+from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, pick_precision, under
 from cs_aligner_cli.layout import FROZEN, MODALITIES, Layout
@@ -33,11 +33,16 @@ class QueryEncoder:
         self._precision = pick_precision(recipe.embed.precision, self._device)
         self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device, MODALITIES)
         self._towers: Towers | None = None
+        self._readers: dict[str, TokenReader] = {}
         if store != FROZEN:
             # Towers that were trained whole take the place of the encoders' own modules.
-            dims = {m: self._encoders[m].dim for m in MODALITIES}
+            weights = layout.weights(store)
+            for modality, plan in read_plans(weights).items():
+                if plan.reads == "tokens":
+                    self._readers[modality] = self._encoders[modality].token_reader(f"train.{modality}.reads")
+            dims = {m: self._readers[m].dim if m in self._readers else self._encoders[m].dim for m in MODALITIES}
             precision = pick_precision(recipe.train.precision if recipe.train else "fp32", self._device)
-            towers = load_towers(layout.weights(store), self._encoders, dims, precision=precision)
+            towers = load_towers(weights, self._encoders, dims, precision=precision)
             self._towers = towers.to(self._device).eval()
 
     def embed(self, modality: str, items: Sequence[str]) -> Tensor:
@@ -55,8 +60,9 @@ class QueryEncoder:
 
     def _forward(self, encoder: Encoder, inputs: Tensor) -> Tensor:
         if self._towers is None or not self._towers.plans[encoder.modality].live:
+            reader = self._readers.get(encoder.modality)
             with under(self._precision, self._device):
-                inputs = encoder.module(inputs).float()
+                inputs = (reader.module if reader else encoder.module)(inputs).float()
         return inputs if self._towers is None else self._towers(encoder.modality, inputs)
 
 

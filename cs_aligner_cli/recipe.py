@@ -109,6 +109,9 @@ class Embed(Strict):
     compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
+    token_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Type of stored tokens, which towers with reads: tokens have."
+    )
     dir: FilePath | None = Field(
         None,
         description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",
@@ -164,6 +167,17 @@ class Recipe(Strict):
         if self.train and self.train.edges:
             return [(first, second) for first, second in self.train.edges]
         return [("image", "text"), *((name, "text") for name in self.encoders.further)]
+
+    @model_validator(mode="after")
+    def _no_tokens_from_elsewhere(self) -> Recipe:
+        reading = self.train.cached_reading("tokens") if self.train else []
+        for number, source in enumerate(self.data.unpaired.sources if self.data.unpaired else []):
+            if both := [modality for modality in source.modalities if modality in reading]:
+                raise ValueError(
+                    f"data.unpaired.sources.{number} brings {both[0]} items, but train.{both[0]}.reads: tokens needs a "
+                    "token store, which other manifests do not get; data.unpaired.paired_fraction goes with tokens"
+                )
+        return self
 
     @property
     def trains(self) -> bool:

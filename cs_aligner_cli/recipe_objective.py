@@ -330,11 +330,29 @@ AnyDivergence: TypeAlias = (
 )
 
 
+def _sigmas(value: Any) -> Any:
+    if value in ("median", "auto"):
+        raise ValueError("expected a number more than 0 (sigma), or a list of them")
+    return _plain_bandwidth(value)
+
+
+class Tokens(Strict):
+    """The token term: the mean over pairs of the Cauchy-Schwarz divergence between their tokens."""
+
+    weight: float = Field(1.0, ge=0, description="Weight of the term (0: logged, but trained without).")
+    bandwidth: Annotated[_Sigma | Annotated[list[_Sigma], Field(min_length=1)], BeforeValidator(_sigmas)] = Field(
+        0.7071, description="sigma of the Gaussian kernel; a list: the mean of several kernels."
+    )
+
+
 class Objective(Strict):
-    """The loss: pairwise term plus weighted divergence."""
+    """The loss: pairwise term plus weighted divergence, and the token term where there is one."""
 
     pairwise: Pairwise = Field(InfoNce(), description="Ranks pairs.")
     divergence: Divergence = Field(CauchySchwarz(), description="Brings the two distributions together.")
+    tokens: Tokens | None = Field(
+        None, description="Brings the tokens of every pair together; null: no such term. Needs reads: tokens."
+    )
     memory: int = Field(
         0,
         ge=0,

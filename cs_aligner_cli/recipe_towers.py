@@ -33,11 +33,31 @@ class BottleneckAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
     learn_ratio: bool = Field(True, description="Train the ratio; false: it stays, as in the paper.")
 
 
-AdapterSpec: TypeAlias = LinearAdapter | ResidualMlpAdapter | BottleneckAdapter
+class TransformerAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """A small transformer over the encoder's tokens, as ECLIPSE's prior; needs reads: tokens."""
+
+    kind: Literal["transformer"] = Field("transformer", description="A transformer over tokens.")
+    width: int = Field(512, ge=8, le=8192, description="Width of the blocks.")
+    layers: int = Field(2, ge=1, le=200, description="Pre-norm blocks of attention and MLP.")
+    heads: int = Field(8, ge=1, le=256, description="Attention heads; divides width.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the blocks.")
+    pooling: Literal["mean", "query"] = Field(
+        "mean", description="The tower's embedding: the mean of the mapped tokens, or what a learned query attends to."
+    )
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TransformerAdapter:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+AdapterSpec: TypeAlias = LinearAdapter | ResidualMlpAdapter | BottleneckAdapter | TransformerAdapter
 Adapter = Annotated[
     Annotated[LinearAdapter, Tag("linear")]
     | Annotated[ResidualMlpAdapter, Tag("residual_mlp")]
-    | Annotated[BottleneckAdapter, Tag("bottleneck")],
+    | Annotated[BottleneckAdapter, Tag("bottleneck")]
+    | Annotated[TransformerAdapter, Tag("transformer")],
     by_kind("residual_mlp"),
 ]
 
@@ -62,6 +82,11 @@ class Tower(Strict):
         "adapter",
         description="frozen: nothing; adapter: a map on cached features; lora: low-rank updates inside the encoder,"
         " live; full: the encoder itself, live.",
+    )
+    reads: Literal["pooled", "tokens"] = Field(
+        "pooled",
+        description="What the encoder gives: pooled, one embedding; tokens, all its tokens, of which the adapter maps"
+        " each, and the tower's embedding is their mean.",
     )
     adapter: Adapter = Field(ResidualMlpAdapter(), description="Used with tune: adapter, and with adapter_on_top.")
     adapter_on_top: bool = Field(
@@ -92,6 +117,10 @@ class Tower(Strict):
     def _nothing_idle(self) -> Tower:
         if self.adapter_on_top and not self.live:
             raise ValueError(f"adapter_on_top: true goes with tune lora or full, not {self.tune}")
+        if self.adapts and self.adapter.kind == "transformer" and self.reads != "tokens":
+            raise ValueError("adapter of kind transformer goes with reads: tokens")
+        if self.reads == "tokens" and self.live and not self.adapter_on_top:
+            raise ValueError(f"reads: tokens with tune: {self.tune} needs adapter_on_top: true")
         if self.train_blocks is not None and self.tune != "full":
             raise ValueError(f"train_blocks goes with tune: full, not {self.tune}")
         if (self.layer_decay != 1 or self.grad_checkpointing) and not self.live:

@@ -79,7 +79,8 @@ class Train(Strict):
     )
     objective: Objective = Field(Objective(), description="The loss.")
     pairwise_only: bool = Field(
-        False, description="Also train a control: the same recipe and seed with divergence weight 0."
+        False,
+        description="Also train a control: the same recipe and seed with divergence weight 0 and without token term.",
     )
     captions: Captions = Field(
         "one_random",
@@ -137,6 +138,20 @@ class Train(Strict):
     def cached_towers(self) -> bool:
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
         return not (self.image.live and self.text.live)
+
+    def cached_reading(self, reads: str) -> list[str]:
+        """The modalities whose towers train on stored "pooled" embeddings, or on stored "tokens"."""
+        towers = {"image": self.image, "text": self.text}
+        return [m for m, tower in towers.items() if not tower.live and tower.reads == reads]
+
+    @model_validator(mode="after")
+    def _tokens_are_there(self) -> Train:
+        pooled = [m for m in ("image", "text") if getattr(self, m).reads == "pooled"]
+        if self.objective.tokens is not None and pooled:
+            raise ValueError(f"objective.tokens needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
+        if self.start != "plain" and len(pooled) < 2:
+            raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Train:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.distributed import Ranks, Share
+from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import CsalignError
 from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.objective import TrainingObjective
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
 from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimizer, step_seed
+from cs_aligner_cli.ragged import lengthened
 from cs_aligner_cli.recipe_objective import AnyPairwise, LogitBias, LogitScale
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.towers import Towers
@@ -88,9 +90,10 @@ class Stepper:
         micro = self._spec.micro_batch_size
         shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
         own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
-        rows = {m: self._ranks.gather(own[m], share.counts).detach() for m, share in shares.items()}
+        rows = {m: self._ranks.gather(own[m][0], share.counts).detach() for m, share in shares.items()}
+        tokens = {m: self._gathered_tokens(own[m][1], shares[m]) for m in shares if len(own[m]) > 1}
         pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
-        clouds = Clouds(rows, pairs, dict(self.memory.rows))
+        clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
         terms = self.objective.terms(step, clouds)
         logits = self._towers.logits
         values, norms = self._evaluate(step, terms, clouds)
@@ -103,11 +106,14 @@ class Stepper:
         counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
         self._backward(zip(logits, counted, strict=True))
         for m, share in shares.items():
-            gradient = values.grads[m][share.rows]
+            gradients = [values.grads[m], *([values.token_grads[m]] if m in tokens else [])]
+            gradients = [gradient[share.rows] for gradient in gradients]
             for number, part in share.parts:
                 whole = len(share.parts) == 1
-                output = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
-                self._backward([(output, gradient[part])])
+                outputs = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
+                # A part's tokens may be padded to less than those of the whole batch.
+                cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
+                self._backward(zip(outputs, cut, strict=True))
         self._ranks.add_gradients(self._towers.parameters())
         norm = self._finish_update()
         self.memory.add(clouds.rows)
@@ -116,23 +122,34 @@ class Stepper:
             "loss": float(values.total),
             "terms": losses,
             "weights": values.weights,
-            "grad_norm_ratio": {self.objective.divergence: _ratio(norms)},
+            "grad_norm_ratio": _ratios(terms, norms),
             "grad_norm": norm if math.isfinite(norm) else None,  # fp16: this step was left out
             "logit_scale": float(logits.scale.detach()),
             **self.objective.describe(),
             **self._conflict(step + 1, terms[1], values, clouds),
         }
 
-    def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> Tensor:
-        """The embeddings of this rank's rows, with their graph where they went through the tower at once."""
+    def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> tuple[Tensor, ...]:
+        """``_forward`` of this rank's rows, with their graph where they went through the tower at once."""
         with torch.set_grad_enabled(len(share.parts) == 1):
             outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return outputs[0] if len(outputs) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
 
-    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> Tensor:
-        """Embed one part of a batch; the same call draws the same dropout again."""
+    def _gathered_tokens(self, own: Tensor, share: Share) -> Tensor:
+        """Every rank's tokens (N, L, d), padded to the longest of all."""
+        longest = max(self._ranks.collect(own.shape[1]))
+        return self._ranks.gather(lengthened(own.detach(), longest), share.counts)
+
+    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
+
+        The same call draws the same dropout again.
+        """
         torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
-        return self._towers(modality, inputs.to(self._device))  # type: ignore[no-any-return]
+        inputs = inputs.to(self._device)
+        if self._spec.objective.tokens is None:
+            return (self._towers(modality, inputs),)
+        return self._towers.forward_tokens(modality, inputs)
 
     def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:
         """The terms on one batch, and their gradients' norms where the step is logged."""
@@ -192,9 +209,8 @@ class Stepper:
         return {"conflict": found}
 
 
-def _ratio(grad_norms: dict[str, Tensor]) -> float | None:
-    """The divergence's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
-    if not grad_norms:
-        return None
-    pairwise, divergence = map(float, grad_norms.values())
-    return divergence / pairwise if pairwise else None
+def _ratios(terms: list[Term], grad_norms: dict[str, Tensor]) -> dict[str, float | None]:
+    """Every other term's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
+    pairwise, *others = (term.name for term in terms)
+    unit = float(grad_norms[pairwise]) if grad_norms else 0.0
+    return {name: float(grad_norms[name]) / unit if unit else None for name in others}

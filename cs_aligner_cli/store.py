@@ -72,10 +72,6 @@ class Store:
         identity: dict[str, Any] = read_json(self.folder / "identity.json")
         return identity
 
-    def holds(self, modality: str) -> bool:
-        """Whether the store has embeddings of a modality."""
-        return (self.folder / modality).is_dir()
-
     def array(self, modality: str) -> StoredArray:
         """The embeddings of a modality."""
         return StoredArray(self.folder / modality)
@@ -130,10 +126,7 @@ class ShardWriter:
                 f"{self.folder.name} row {row} of the store has a value that is not finite in {self.dtype}",
                 "embed.dtype: float32 and embed.precision: fp32 hold larger values.",
             )
-        with written_aside(self._path(number)) as aside:
-            with aside.open("wb") as file:
-                np.save(file, stored, allow_pickle=False)
-            write_bytes(mark(self._path(number)), digest(aside).encode())
+        save_shard(self._path(number), stored)
 
     def written(self) -> StoredArray:
         """The shards that are there: up to the first missing one its rows are those of the array."""
@@ -141,6 +134,14 @@ class ShardWriter:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npy"
+
+
+def save_shard(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array whole or not at all, its checksum beside it."""
+    with written_aside(path) as aside:
+        with aside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        write_bytes(mark(path), digest(aside).encode())
 
 
 def write_keys(folder: Path, tables: dict[str, pd.DataFrame], identity: dict[str, Any]) -> None:

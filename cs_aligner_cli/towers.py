@@ -20,13 +20,16 @@ from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, under
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.objectives import Logits
+from cs_aligner_cli.ragged import pad_tokens
 from cs_aligner_cli.recipe_towers import Adapter, Lora
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.store import Store
+from cs_aligner_cli.token_adapters import TokenTower
+from cs_aligner_cli.token_store import TokenStore
 
 _DEFAULT_DIM = 512
 # Adapters over cached features are so small that only large batches keep a core busy.
-_CACHED_BATCH = 4096
+_CACHED_BATCH, _CACHED_TOKEN_BATCH = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TowerPlan:
     lora: dict[str, Any] | None = None
     train_blocks: int | None = None
     encoder: dict[str, Any] | None = None
+    reads: str = "pooled"
 
     @property
     def live(self) -> bool:
@@ -50,7 +54,7 @@ class TowerPlan:
 def plan_towers(
     train: Train, dims: Mapping[str, int], identities: Mapping[str, dict[str, Any]] | None = None
 ) -> dict[str, TowerPlan]:
-    """Decide the shared dimension and each tower's parts; ``dims`` holds the encoders' own dimensions.
+    """Decide the shared dimension and each tower's parts; ``dims`` holds those of what the towers read.
 
     ``identities`` say which encoders they are, where that is known; the plans pass it on.
 
@@ -78,6 +82,7 @@ def plan_towers(
             tunes[m].lora.model_dump(mode="json") if tunes[m].tune == "lora" else None,
             tunes[m].train_blocks,
             (identities or {}).get(m),
+            tunes[m].reads,
         )
         for m in dims
     }
@@ -111,11 +116,20 @@ class Towers(nn.Module):
             outputs = self.parts[modality](inputs)
         return l2_normalize(outputs.float())
 
+    def forward_tokens(self, modality: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` and the tokens behind it: L2-normalised float32 (B, out_dim) and (B, L, out_dim), the latter
+        padded with NaN (``ragged.token_mask``). For towers that read tokens."""
+        with under(self.precision, inputs.device):
+            found = self.parts[modality].mapped(inputs)  # type: ignore[operator]
+        return l2_normalize(found.pooled.float()), pad_tokens(l2_normalize(found.tokens.float()), found.mask)
+
     def encoder(self, modality: str) -> nn.Module | None:
         """The live encoder of a tower, None where the tower is an adapter on cached features."""
         plan, part = self.plans[modality], self.parts[modality]
         if not plan.live:
             return None
+        if isinstance(part, TokenTower):
+            return part.encoder
         return part if plan.adapter is None else part[0]  # type: ignore[index]
 
     def own_state(self) -> dict[str, Tensor]:
@@ -142,8 +156,9 @@ def _module(modality: str, plan: TowerPlan, encoder: Encoder | None) -> nn.Modul
     adapter: nn.Module = nn.Identity()
     if plan.adapter is not None:
         adapter = make_adapter(TypeAdapter(Adapter).validate_python(plan.adapter), plan.in_dim, plan.out_dim)
+    reads_tokens = plan.reads == "tokens"
     if not plan.live:
-        return adapter
+        return TokenTower(None, adapter) if reads_tokens else adapter
     assert encoder is not None
     if not list(encoder.module.parameters()):
         raise InputError(f"train.{modality}.tune: {plan.tune}, but stored features have no weights to train")
@@ -154,6 +169,8 @@ def _module(modality: str, plan: TowerPlan, encoder: Encoder | None) -> nn.Modul
         add_lora(encoder.backbone, Lora.model_validate(plan.lora), f"train.{modality}.lora")
     elif plan.train_blocks is not None:
         freeze_below(encoder.module, plan.train_blocks, f"train.{modality}.train_blocks")
+    if reads_tokens:
+        return TokenTower(encoder.token_reader(f"train.{modality}.reads").module, adapter)
     return encoder.module if plan.adapter is None else nn.Sequential(encoder.module, adapter)
 
 
@@ -173,16 +190,22 @@ def count_parameters(towers: Towers) -> dict[str, tuple[int, int, int]]:
 
 
 class Inputs:
-    """Where a tower's inputs come from: the frozen stores, or the items themselves for a live tower."""
+    """Where a tower's inputs come from: the frozen or token stores, or the items themselves for a live tower."""
 
     def __init__(
-        self, plans: Mapping[str, TowerPlan], encoders: Mapping[str, Encoder], stores: Mapping[str, Store]
+        self,
+        plans: Mapping[str, TowerPlan],
+        encoders: Mapping[str, Encoder],
+        stores: Mapping[str, Store],
+        tokens: Mapping[str, TokenStore] | None = None,
     ) -> None:
         self._load: dict[str, Callable[[Split, Rows], Tensor]] = {}
         self.live = {modality: encoders[modality] for modality, plan in plans.items() if plan.live}
-        for modality in plans:
+        self.reads = {modality: plan.reads for modality, plan in plans.items()}
+        for modality, reads in self.reads.items():
             live = self.live.get(modality)
-            self._load[modality] = _live(live) if live else _cached(modality, stores)
+            read_from = (tokens or {}) if reads == "tokens" else stores
+            self._load[modality] = _live(live) if live else _cached(modality, read_from)
 
     def __call__(self, modality: str, split: Split, rows: Rows) -> Tensor:
         """The inputs of some rows of a split's table, as a CPU tensor."""
@@ -193,8 +216,8 @@ def _live(encoder: Encoder) -> Callable[[Split, Rows], Tensor]:
     return lambda split, rows: encoder.load(split.table(encoder.modality).iloc[rows])
 
 
-def _cached(modality: str, stores: Mapping[str, Store]) -> Callable[[Split, Rows], Tensor]:
-    arrays = {name: store.array(modality) for name, store in stores.items() if store.holds(modality)}
+def _cached(modality: str, stores: Mapping[str, Store] | Mapping[str, TokenStore]) -> Callable[[Split, Rows], Tensor]:
+    arrays = {name: store.array(modality) for name, store in stores.items() if (store.folder / modality).is_dir()}
     return lambda split, rows: torch.from_numpy(arrays[split.name].take(rows))
 
 
@@ -203,11 +226,12 @@ def tower_embedder(
 ) -> Embedder:
     """What computes a tower's embeddings (rows, out_dim) of a split, in the mode that the towers are in."""
     live = inputs.live.get(modality)
+    cached_batch = _CACHED_TOKEN_BATCH if inputs.reads[modality] == "tokens" else _CACHED_BATCH
     return Embedder(
         lambda batch: towers(modality, batch),
         lambda rows: inputs(modality, split, rows),
         device,
-        batch_size if live else max(batch_size or 0, _CACHED_BATCH),
+        batch_size if live else max(batch_size or 0, cached_batch),
         split.table(modality)["text"].tolist() if live and live.reads_captions else None,
         live.load if live else None,
     )

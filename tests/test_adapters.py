@@ -51,8 +51,9 @@ def test_the_kinds_are_those_of_the_schema() -> None:
         "LinearAdapter",
         "ResidualMlpAdapter",
         "BottleneckAdapter",
+        "TransformerAdapter",
     }
-    assert set(ADAPTERS) == {"linear", "residual_mlp", "bottleneck"}
+    assert set(ADAPTERS) == {"linear", "residual_mlp", "bottleneck", "transformer"}
 
 
 @pytest.mark.parametrize("make", [linear, residual_mlp])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
 import timm
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.encoders.hub import same_encoder
+from cs_aligner_cli.encoders.tokens import OpenClipImageTokens
 from cs_aligner_cli.encoders.transformers import pool
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.ragged import token_mask
 from cs_aligner_cli.recipe import Recipe
 
 Csalign = Callable[..., Any]
@@ -264,6 +267,108 @@ def test_a_mixed_batch_is_computed_without_its_padding_and_in_order(bert: Path, 
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients, torch.autograd.grad(alone.square().sum(), parameters), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+# ---- tokens
+
+
+@torch.inference_mode()
+def tokens_of(found: Encoder, photos: list[Path] | None = None) -> list[Tensor]:
+    """The tokens of every item, without padding."""
+    table = pd.DataFrame({"text": CAPTIONS} if photos is None else {"locator": [path.name for path in photos]})
+    reader = found.token_reader("train.image.reads")
+    padded = reader.module(reader.load(table))
+    assert padded.dtype == torch.float32 and padded.shape[2] == reader.dim
+    return [tokens[mask] for tokens, mask in zip(padded, token_mask(padded), strict=True)]
+
+
+def assert_same_tokens(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert [len(tokens) for tokens in ours] == [len(tokens) for tokens in theirs]
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_open_clips_tokens_are_its_own_up_to_the_end_of_text(photos: list[Path], tmp_path: Path) -> None:
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 16, "width": 24, "heads": 2, "layers": 2}
+    content = {"kind": "open_clip", "random_init": True, "config": {"vision_cfg": vision, "text_cfg": text}}
+    image = encoder("image", tmp_path, **content)
+    pixels = image.load(pd.DataFrame({"locator": [path.name for path in photos]}))
+    before = image.module(pixels)
+    ours = tokens_of(image, photos)
+    assert torch.equal(image.module(pixels), before), "the pooled output is as it was"
+    image.backbone.output_tokens = True
+    assert_same_tokens(ours, [*image.backbone(pixels)[1]])
+    assert [len(tokens) for tokens in ours] == [4] * 3  # patches, without the class token
+
+    captions = encoder("text", tmp_path, **content)
+    ids = captions.load(pd.DataFrame({"text": CAPTIONS}))
+    ours = tokens_of(captions)
+    captions.backbone.output_tokens = True
+    pooled, states = captions.backbone(ids)
+    lengths = [int(row.argmax()) + 1 for row in ids]  # the end of text has the largest id
+    assert len(set(lengths)) > 2 and max(lengths) < 16
+    assert_same_tokens(ours, [state[:length] for state, length in zip(states, lengths, strict=True)])
+    last = torch.stack([tokens[-1] for tokens in ours]) @ captions.backbone.text_projection
+    torch.testing.assert_close(last, pooled, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_text_models_tokens_are_its_hidden_states_one_caption_at_a_time(bert: Path, tmp_path: Path) -> None:
+    model, tokenizer = transformers.BertModel.from_pretrained(bert).eval(), word_tokenizer(**BERT_SPECIAL)
+    alone = [model(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0] for caption in CAPTIONS]
+    found = encoder("text", tmp_path, kind="transformers", model=of(bert))
+    assert_same_tokens(tokens_of(found), alone)
+    assert_same(torch.stack([tokens.mean(0) for tokens in tokens_of(found)]), embedded(found))
+
+    pipeline = SentenceTransformer(modules=[modules.Transformer(str(bert)), modules.Pooling(32, "mean")], device="cpu")
+    pipeline.save(str(tmp_path / "pipeline"))
+    found = encoder("text", tmp_path, kind="sentence_transformers", model=of(tmp_path / "pipeline"))
+    assert_same_tokens(tokens_of(found), alone)
+
+
+@torch.inference_mode()
+def test_both_towers_of_clip_and_siglips_text_give_tokens(
+    clip: Path, siglip: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    model, tokenizer = transformers.CLIPModel.from_pretrained(clip).eval(), word_tokenizer(**BERT_SPECIAL)
+    given = [tokenizer(caption, return_tensors="pt", return_token_type_ids=False) for caption in CAPTIONS]
+    expected = [model.text_model(**tokens).last_hidden_state[0] for tokens in given]
+    assert_same_tokens(tokens_of(encoder("text", tmp_path, kind="transformers", model=of(clip))), expected)
+    image = encoder("image", tmp_path, kind="transformers", model=of(clip))
+    pixels = image.load(pd.DataFrame({"locator": [path.name for path in photos]}))
+    states = model.vision_model(pixel_values=pixels).last_hidden_state
+    assert states.shape[1] == 5  # the class token first
+    assert_same_tokens(tokens_of(image, photos), [*states[:, 1:]])
+    lengths = [len(tokens) for tokens in tokens_of(encoder("text", tmp_path, kind="transformers", model=of(siglip)))]
+    # It pads all captions to 16 tokens and reads them; what counts are words, special tokens and the first padding.
+    assert lengths == [min(16, len(caption.split()) + 3) for caption in CAPTIONS]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "count"), [("vit_tiny_patch16_224", 196), ("resnet10t", 36), ("swin_tiny_patch4_window7_224", 49)]
+)
+def test_timm_models_give_patches_and_cells(name: str, count: int, photos: list[Path], tmp_path: Path) -> None:
+    found = encoder("image", tmp_path, kind="timm", model=name, random_init=True)
+    ours = torch.stack(tokens_of(found, photos[:1]))
+    assert ours.shape == (1, count, found.token_reader("k").dim)
+    pixels = found.load(pd.DataFrame({"locator": [photos[0].name]}))
+    features = found.backbone.forward_features(pixels)
+    if name == "vit_tiny_patch16_224":
+        torch.testing.assert_close(ours, features[:, 1:])
+    else:  # both pool by the mean over cells
+        torch.testing.assert_close(ours.mean(1), embedded(found, photos[:1]), atol=1e-5, rtol=1e-5)
+
+
+def test_stored_features_without_tokens_and_models_that_have_none_say_so(tmp_path: Path) -> None:
+    config = {"embed_dim": 64, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1}}
+    found = encoder("image", tmp_path, kind="open_clip", random_init=True, config=config)
+    found.tokens = None
+    with pytest.raises(InputError, match=r"train.image.reads: tokens, but encoders.image \(open_clip"):
+        found.token_reader("train.image.reads")
+    assert not OpenClipImageTokens.reads(open_clip.create_model("RN50").visual)
 
 
 # ---- identity

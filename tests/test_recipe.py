@@ -289,7 +289,7 @@ def test_what_is_wrong_is_told_with_key_line_value_and_what_is_expected(text: st
     [
         ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr?"),
         ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or eval_retrieval.query_bank.split?"),
-        ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth?"),
+        ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth or train.objective.tokens.bandwidth?"),
         ("train: {logit_scale: {}}", "r.yaml:2: train.logit_scale: unknown key; did you mean train.objective.pairwise.logit_scale?"),
         ("data: {epoch: 1}", "r.yaml:2: data.epoch: unknown key; did you mean train.epochs?"),
         ("embed: {weight: 1}", "r.yaml:2: embed.weight: unknown key; did you mean embed.weights or train.objective.pairwise.weight or train.objective.divergence.weight?"),

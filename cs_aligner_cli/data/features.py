@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.store import map_npy
 
 SUFFIXES = (".npy", ".safetensors")
-_BLOCK_ROWS = 8192
+_BLOCK_ROWS, _BLOCK_VALUES = 8192, 2**24
+_AXES = {2: "(rows, dimensions)", 3: "(rows, tokens, dimensions)"}
 # numpy has no bfloat16: its bits are the upper half of a float32's.
 _TENSOR_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class FeatureFile:
-    """A (rows, d) floating-point array on disk, of which only the rows asked for are read.
+    """A (rows, d) floating-point array on disk, or (rows, L, d) of ``ndim`` 3, of which only rows asked for are read.
 
-    Raises InputError if the file is missing, of an unknown format, damaged, empty, not two-dimensional or
+    Raises InputError if the file is missing, of an unknown format, damaged, empty, of other dimensions or
     not of a floating-point type.
     """
 
-    def __init__(self, path: Path, tensor: str | None = None) -> None:
+    def __init__(self, path: Path, tensor: str | None = None, ndim: int = 2) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.suffix not in SUFFIXES:
@@ -38,18 +40,19 @@ class FeatureFile:
         self._array = map_npy(path) if path.suffix == ".npy" else self._map_tensor(tensor)
         if not (np.issubdtype(self._array.dtype, np.floating) or self._bfloat16):
             raise InputError(f"{path}: expected floating-point features, found {self._array.dtype}")
-        if self._array.ndim != 2 or 0 in self._array.shape:
-            raise InputError(f"{path}: expected features of shape (rows, dimensions), found {self._array.shape}")
-        self.shape: tuple[int, int] = self._array.shape
+        if self._array.ndim != ndim or 0 in self._array.shape:
+            raise InputError(f"{path}: expected features of shape {_AXES[ndim]}, found {self._array.shape}")
+        self.shape: tuple[int, ...] = self._array.shape
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), d); too large values become infinite."""
+        """The rows asked for, in that order, as float32 (len(rows), ...); too large values become infinite."""
         return self._widened(self._array[rows])
 
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """All rows in order, a block at a time."""
-        for start in range(0, self.shape[0], _BLOCK_ROWS):
-            yield self._widened(self._array[start : start + _BLOCK_ROWS])
+        size = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // math.prod(self.shape[1:])))
+        for start in range(0, self.shape[0], size):
+            yield self._widened(self._array[start : start + size])
 
     def _widened(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if self._bfloat16:

@@ -101,11 +101,20 @@ class TableManifest(OnDisk):
         return self
 
 
+class TokenFeatures(Strict):
+    """Padded token features and the mask without which nobody knows which of their rows are tokens."""
+
+    features: Path = Field(strict=False, description="(rows, L, d) array, npy or safetensors, relative to root.")
+    tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
+    mask: Path = Field(strict=False, description="(rows, L) npy of bool, or of 0 and 1: 1 where a token stands.")
+
+
 class _Features(Strict):
     table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
     split_column: str = Field("split", description="Column with the split's name.")
     features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
     tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
+    tokens: TokenFeatures | None = Field(None, description="Token features of the same items; null: there are none.")
 
 
 class ImageFeatures(_Features):

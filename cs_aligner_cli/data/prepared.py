@@ -72,7 +72,10 @@ class PreparedData:
         self.images = pd.read_parquet(folder / IMAGES)
         self.captions = pd.read_parquet(folder / CAPTIONS)
         self.source: dict[str, Any] = read_json(folder / SOURCE)
-        self.further = {m: pd.read_parquet(folder / f"{m}.parquet") for m in self.source.get("modalities", [])}
+        further = {modality: folder / f"{modality}.parquet" for modality in self.source.get("modalities", [])}
+        for path in further.values():
+            verify_file(path)
+        self.further = {modality: pd.read_parquet(path) for modality, path in further.items()}
 
     @property
     def root(self) -> Path:

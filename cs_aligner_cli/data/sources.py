@@ -40,7 +40,10 @@ from cs_aligner_cli.data.manifest_layouts import (
 from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
+from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.errors import InputError
+
+_AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
 
 def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Source:
@@ -124,7 +127,8 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
         *((name, further[name], part) for name, part in manifest.modalities.items()),
     ]
     description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    with console.progress("checking features", sum(len(frame) for _, frame, _ in parts)) as advance:
+    total = sum(len(frame) * (2 if part and part.tokens else 1) for _, frame, part in parts)
+    with console.progress("checking features", total) as advance:
         for modality, frame, part in parts:
             frame["feature_row"] = np.arange(len(frame))
             if part is None:
@@ -135,6 +139,8 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
             digests = checked_rows(file, modality == "image", advance)
             if modality == "image":
                 frame["digest"] = digests
+            if part.tokens:
+                description[f"{modality}_tokens"] = _checked_tokens(root, part, len(frame), advance)
     return Source(images, captions, description, further=further)
 
 
@@ -196,7 +202,9 @@ def source_files(manifest: Manifest, console: Console) -> list[str]:
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
         parts = [part for part in (manifest.images, manifest.captions, *manifest.modalities.values()) if part]
-        return [str(manifest.root / name) for part in parts for name in (part.table, part.features)]
+        files = [name for part in parts for name in (part.table, part.features)]
+        files += [name for part in parts if part.tokens for name in (part.tokens.features, part.tokens.mask)]
+        return [str(manifest.root / name) for name in files]
     if isinstance(manifest, ClipRetrievalManifest):
         return [str(path) for paths in embedding_parts(manifest) for path in paths]
     if isinstance(manifest, WebDatasetManifest):
@@ -223,8 +231,24 @@ def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     return text.where(text != "")
 
 
-def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures | FurtherFeatures, rows: int) -> FeatureFile:
+def _aligned_features(root: Path, part: _AnyFeatures, rows: int) -> FeatureFile:
     file = FeatureFile(root / part.features, part.tensor)
     if file.shape[0] != rows:
         raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
     return file
+
+
+def _checked_tokens(root: Path, part: _AnyFeatures, rows: int, advance: Callable[..., None]) -> dict[str, Any]:
+    """See that token features row-align with their table and are finite; return where they are."""
+    assert part.tokens is not None
+    path, mask = root / part.tokens.features, root / part.tokens.mask
+    file = TokenFile(path, part.tokens.tensor, mask)
+    if file.shape[0] != rows:
+        raise InputError(f"{path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
+    file.check(advance)
+    return {
+        "path": str(path),
+        "tensor": part.tokens.tensor,
+        "mask": str(mask),
+        "stamp": file_stamps([path, mask]),
+    }

@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
+
+from cs_aligner_cli.encoders.hub import told
+from cs_aligner_cli.errors import InputError
+
+
+@dataclass
+class TokenReader:
+    """How an encoder gives its tokens in place of one embedding.
+
+    ``load(rows)`` is as ``Encoder.load``; ``module`` maps its input to (B, L, dim) float32 tokens, padded with NaN
+    (``ragged.pad_tokens``). ``about`` says in words which tokens they are, for the store's identity.
+    """
+
+    module: nn.Module
+    load: Callable[[pd.DataFrame], Tensor]
+    example: Callable[[], Tensor] = field(repr=False)
+    about: str
+
+    @cached_property
+    def dim(self) -> int:
+        """The dimension of a token, by trying an input."""
+        parameter = next(self.module.parameters(), torch.empty(0))
+        with torch.inference_mode():
+            return int(self.module(self.example().to(parameter.device)).shape[2])
 
 
 @dataclass
@@ -17,7 +43,8 @@ class Encoder:
     ``load(rows)`` turns rows of the modality's table into a model input (a CPU tensor, first axis the
     items); ``module`` maps that input to (B, dim) embeddings, not normalised; ``identity`` says exactly
     what this tower is; ``backbone`` is the library's own model inside ``module``, as its users know it;
-    ``clip`` is the whole open_clip model that the tower belongs to, None for other kinds.
+    ``clip`` is the whole open_clip model that the tower belongs to, None for other kinds; ``tokens`` reads its tokens,
+    None where it has none.
     """
 
     modality: str
@@ -27,6 +54,14 @@ class Encoder:
     identity: dict[str, Any]
     backbone: Any = field(repr=False)
     clip: Any = field(default=None, repr=False)
+    tokens: TokenReader | None = None
+
+    def token_reader(self, key: str) -> TokenReader:
+        """``tokens``; InputError, naming the recipe's ``key`` that asks for them, where the encoder has none."""
+        if self.tokens is None:
+            hint = "Name a transformer, or a manifest of kind embeddings with token features (docs/tokens.md)."
+            raise InputError(f"{key}: tokens, but encoders.{self.modality} ({told(self.identity)}) gives none", hint)
+        return self.tokens
 
     @property
     def reads_captions(self) -> bool:

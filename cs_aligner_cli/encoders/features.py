@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.data.token_features import TokenFile
+from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.recipe_encoders import FeaturesEncoder
@@ -43,9 +46,7 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
     paths = [data.root / path for path in where["paths"]]
-    if where["stamp"] is not None and file_stamps(paths) != where["stamp"]:
-        changed = paths[0] if len(paths) == 1 else f"{paths[0].parent}: a feature file"
-        raise InputError(f"{changed}: has changed since the data were prepared", "Check it again: csalign prepare")
+    _refuse_changed(where["stamp"], *paths)
     file = FeatureParts(paths, where["tensor"])
 
     def load(rows: pd.DataFrame) -> Tensor:
@@ -53,4 +54,25 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
 
     identity = {"kind": "features", "file": file.name, "tensor": where["tensor"], "power": spec.power}
     module = SignedPower(spec.power)
-    return Encoder(modality, file.shape[1], module, load, identity, module)
+    return Encoder(modality, file.shape[1], module, load, identity, module, tokens=_tokens(spec, data, modality))
+
+
+def _tokens(spec: FeaturesEncoder, data: PreparedData, modality: str) -> TokenReader | None:
+    """The stored token features of one modality, None where the manifest names none."""
+    where = data.source.get(f"{modality}_tokens")
+    if where is None:
+        return None
+    path, mask = data.root / where["path"], data.root / where["mask"]
+    _refuse_changed(where["stamp"], path, mask)
+    file = TokenFile(path, where["tensor"], mask)
+
+    def load(rows: pd.DataFrame) -> Tensor:
+        return torch.from_numpy(file.read(rows["feature_row"].to_numpy()))
+
+    return TokenReader(SignedPower(spec.power), load, lambda: torch.zeros(1, 1, file.shape[2]), path.name)
+
+
+def _refuse_changed(stamp: str | None, *paths: Path) -> None:
+    if stamp is not None and file_stamps(paths) != stamp:
+        changed = paths[0] if len(paths) == 1 else f"{paths[0].parent}: a feature file"
+        raise InputError(f"{changed}: has changed since the data were prepared", "Check it again: csalign prepare")

@@ -84,7 +84,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 # What says where an encoder came from or how it was run, but not which encoder it is.
-_NOT_WHO = {"model", "pretrained", "file", "tensor", "precision"}
+_NOT_WHO = {"model", "pretrained", "file", "tensor", "precision", "tokens"}
 
 
 def same_encoder(one: dict[str, Any], other: dict[str, Any]) -> bool:

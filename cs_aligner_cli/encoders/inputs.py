@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.ragged import join_padded
 
 PADDING = -1
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
@@ -71,9 +72,11 @@ def padded_ids(encoding: Any) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Inputs of one kind one after another; token ids (B, L) are padded to the longest."""
+    """Inputs of one kind one after another; token ids (B, L) and tokens (B, L, d) are padded to the longest."""
     if len(parts) == 1:
         return parts[0]
+    if parts[0].ndim == 3:
+        return join_padded(parts)
     if parts[0].ndim == 2 and not parts[0].is_floating_point():
         longest = max(part.shape[1] for part in parts)
         parts = [nn.functional.pad(part, (0, longest - part.shape[1]), value=PADDING) for part in parts]

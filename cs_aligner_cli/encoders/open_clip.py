@@ -15,13 +15,15 @@ import open_clip
 import pandas as pd
 import torch
 from open_clip.push_to_hf_hub import save_config_for_hf
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
+from cs_aligner_cli.encoders.tokens import OpenClipImageTokens, OpenClipTextTokens
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe_encoders import OpenClipEncoder
 
@@ -67,8 +69,22 @@ class OpenClip:
 
     def encoder(self, modality: str, root: Path) -> Encoder:
         """One of the two towers; both share this model."""
-        tower = self.tower(modality)
-        return Encoder(modality, self.dim, tower, self.loader(modality, root), self.identity, tower, self)
+        tower, load = self.tower(modality), self.loader(modality, root)
+        return Encoder(
+            modality, self.dim, tower, load, self.identity, tower, self, self._token_reader(modality, tower, load)
+        )
+
+    def _token_reader(
+        self, modality: str, tower: nn.Module, load: Callable[[pd.DataFrame], Tensor]
+    ) -> TokenReader | None:
+        if modality == "text":
+            return TokenReader(
+                OpenClipTextTokens(tower), load, lambda: self.tokenizer(["a"]), "text tokens up to the end of text"
+            )
+        if not OpenClipImageTokens.reads(tower):
+            return None
+        blank = Image.new("RGB", (64, 48))
+        return TokenReader(OpenClipImageTokens(tower), load, lambda: self.preprocess(blank)[None], "patch tokens")
 
     def loader(self, modality: str, root: Path) -> Callable[[pd.DataFrame], Tensor]:
         """The function from table rows to the tower's input: pixels (B, 3, H, W) or token ids (B, L)."""

@@ -8,7 +8,7 @@ import pandas as pd
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import refuse_absent, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
     ids_and_mask,
@@ -17,6 +17,7 @@ from cs_aligner_cli.encoders.inputs import (
     refuse_foreign_tokenizer,
     tokenizer_identity,
 )
+from cs_aligner_cli.encoders.tokens import SentenceTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import SentenceTransformersEncoder
@@ -66,5 +67,7 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
         "max_length": pipeline.max_seq_length,
     }
     tower = _Pipeline(pipeline, tokenizer.pad_token_id or 0)
-    dim = dim_of(tower, load(pd.DataFrame({"text": ["a"]})), "text", key)
-    return Encoder("text", dim, tower, load, identity, backbone)
+    example = load(pd.DataFrame({"text": ["a"]}))
+    dim = dim_of(tower, example, "text", key)
+    tokens = TokenReader(SentenceTokens(pipeline, tower.pad_id), load, lambda: example, "text tokens")
+    return Encoder("text", dim, tower, load, identity, backbone, tokens=tokens)

@@ -8,9 +8,10 @@ import timm
 import torch
 from PIL import Image
 
-from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import HUB, LOCAL, refuse_absent, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
+from cs_aligner_cli.encoders.tokens import TimmTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe_encoders import TimmEncoder
@@ -32,8 +33,10 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
         "weights": weights_digest(model),
         "preprocess": {name: list(value) if isinstance(value, tuple) else value for name, value in preprocess.items()},
     }
-    dim = dim_of(model, load.preprocess(Image.new("RGB", (64, 48)))[None], "image", key)
-    return Encoder("image", dim, model, load, identity, model)
+    example = load.preprocess(Image.new("RGB", (64, 48)))[None]
+    dim = dim_of(model, example, "image", key)
+    tokens = TokenReader(TimmTokens(model), load, lambda: example, "patch tokens")
+    return Encoder("image", dim, model, load, identity, model, tokens=tokens)
 
 
 def _checked(spec: TimmEncoder, key: str) -> bool:

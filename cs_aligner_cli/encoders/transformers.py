@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from cs_aligner_cli.encoders.encoder import Encoder
+from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
     ImageLoader,
@@ -30,6 +30,7 @@ from cs_aligner_cli.encoders.inputs import (
     refuse_foreign_tokenizer,
     tokenizer_identity,
 )
+from cs_aligner_cli.encoders.tokens import TransformersImageTokens, TransformersTextTokens
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.recipe_encoders import TransformersEncoder
 
@@ -107,6 +108,7 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
         "pooling": pooling,
     }
     load: Callable[[pd.DataFrame], Tensor]
+    token_module: nn.Module
     if modality == "image":
         with loading(spec.model, key):
             processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
@@ -114,6 +116,7 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
         load = ImageLoader(lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0], root)
         identity["preprocess"] = processor.to_dict()
         example = load.preprocess(Image.new("RGB", (64, 48)))[None]
+        token_module, about = TransformersImageTokens(model), "patch tokens"
     else:
         with loading(spec.model, key):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -123,7 +126,10 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
         tower = _Tower(model, modality, pooling, load.pad_id)
         identity |= {"tokenizer": tokenizer_identity(tokenizer), "prompt": spec.prompt, "max_length": load.max_length}
         example = load(pd.DataFrame({"text": ["a"]}))
-    return Encoder(modality, dim_of(tower, example, modality, key), tower, load, identity, model)
+        token_module, about = TransformersTextTokens(model, load.pad_id, load.masked), "text tokens"
+    dim = dim_of(tower, example, modality, key)
+    tokens = TokenReader(token_module, load, lambda: example, about)
+    return Encoder(modality, dim, tower, load, identity, model, tokens=tokens)
 
 
 class _TextLoader:

@@ -16,7 +16,9 @@ from cs_aligner_cli.objectives.terms import (
     evaluate_terms,
     on_clouds,
     on_pairs,
+    on_tokens,
 )
+from cs_aligner_cli.objectives.tokens import token_cs_divergence
 from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 __all__ = [
@@ -47,8 +49,10 @@ __all__ = [
     "nystroem_error",
     "on_clouds",
     "on_pairs",
+    "on_tokens",
     "rff_cs",
     "siglip",
     "sinkhorn",
     "sliced_wasserstein",
+    "token_cs_divergence",
 ]

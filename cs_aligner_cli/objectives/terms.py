@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.arrays import as_rows
+from cs_aligner_cli.objectives.bandwidths import Bandwidth
 from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
+from cs_aligner_cli.objectives.tokens import token_cs_divergence
+from cs_aligner_cli.ragged import token_mask
 
 Edge: TypeAlias = tuple[str, str]
 IMAGE_TEXT: Edge = ("image", "text")
@@ -40,12 +43,14 @@ class Clouds:
 
     ``rows``: modality to (N, d), N being any number for each. ``pairs``: for every edge, which rows are pairs; what
     is in no pair is seen by divergences alone. ``memory``: modality to (K, d) further rows that divergences see,
-    and that no gradient reaches.
+    and that no gradient reaches. ``tokens``: modality to the tokens (N, L, d) behind the rows, padded with NaN
+    (``ragged.pad_tokens``), where a term sees them.
     """
 
     rows: Mapping[str, Tensor]
     pairs: Mapping[Edge, Pairs]
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_pairs(cls, image: Tensor, text: Tensor, groups: Tensor | None = None) -> Clouds:
@@ -96,6 +101,18 @@ def on_clouds(divergence: Callable[[Tensor, Tensor], Tensor], edges: Sequence[Ed
     return term
 
 
+def on_tokens(bandwidth: Bandwidth, edge: Edge = IMAGE_TEXT) -> TermLoss:
+    """``token_cs_divergence`` of the tokens of an edge's pairs."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        first, second, _ = clouds.pairs[edge]
+        x, y = (clouds.tokens[modality] for modality in edge)
+        x, y = x if first is None else x[first], y if second is None else y[second]
+        return token_cs_divergence(x, y, bandwidth, token_mask(x), token_mask(y))
+
+    return term
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand ``weight * loss(clouds, logits)``; the loss returns a scalar tensor.
@@ -119,7 +136,7 @@ class TermValues:
     ``values``: name to unweighted loss, a detached scalar. ``weights``: name to the weight it had. ``grad_norms``:
     name to the L2 norm of the gradient of weight * loss with respect to all rows together; empty unless the terms were
     evaluated separately. ``total``: the weighted sum. ``grads``: modality to the gradient of ``total``, in the shape
-    and dtype of the rows that went in; ``logit_grads`` likewise.
+    and dtype of the rows that went in; ``token_grads`` and ``logit_grads`` likewise.
     """
 
     values: dict[str, Tensor]
@@ -127,19 +144,20 @@ class TermValues:
     grad_norms: dict[str, Tensor]
     total: Tensor
     grads: dict[str, Tensor]
+    token_grads: dict[str, Tensor]
     logit_grads: Logits
 
 
 def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, separate: bool = True) -> TermValues:
-    """Evaluate every term on the clouds' rows and the logits' scalars, with the gradient of their sum.
+    """Evaluate every term on the clouds' rows and tokens and the logits' scalars, with the gradient of their sum.
 
     The inputs' graphs are neither used nor freed: the caller sends the gradient on through them by
     ``torch.autograd.backward([image, text, *logits], [grads["image"], grads["text"], *logit_grads])``, which equals
     ``total.backward()`` of the summed loss. Gradients are summed in float32 or better.
 
     ``separate`` takes every term by itself, which tells its gradient's norm; a term with a ``relative`` weight
-    needs that. Otherwise InfoNCE and a divergence of kernel sums share their tiles, which is faster, where both see
-    the same rows.
+    needs that. Otherwise InfoNCE and a divergence of kernel sums that stand first share their tiles, which is faster,
+    where both see the same rows.
 
     A term of weight 0 is valued, but adds neither to the total nor to the gradient, even where its value is
     not finite; its gradient norm is 0. Raises ValueError if two terms share a name.
@@ -151,13 +169,17 @@ def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, sep
     if separate or not (clouds.only_pairs and _share_tiles(terms)):
         found = _separately(terms, clouds, leaves)
     else:
-        found = _together(terms, clouds, leaves)
-    dtypes = [rows.dtype for rows in clouds.rows.values()] + [scalar.dtype for scalar in logits]
+        found = _together(terms[:2], clouds, leaves)
+        if len(terms) > 2:
+            found = _added(found, _separately(terms[2:], clouds, leaves))
+    inputs = [*clouds.rows.values(), *clouds.tokens.values(), *logits]
+    dtypes = [given.dtype for given in inputs]
     grads = [grad.to(dtype) for grad, dtype in zip(found.grads, dtypes, strict=True)]
     weights = {term.name: weight for term, weight in zip(terms, found.weights, strict=True)}
     total = sum((weights[n] * value for n, value in found.values.items() if weights[n]), leaves[0].new_zeros(()))
     of_rows = dict(zip(clouds.rows, grads, strict=False))
-    return TermValues(found.values, weights, found.norms, total, of_rows, Logits(*grads[-2:]))
+    of_tokens = dict(zip(clouds.tokens, grads[len(of_rows) :], strict=False))
+    return TermValues(found.values, weights, found.norms, total, of_rows, of_tokens, Logits(*grads[-2:]))
 
 
 class _Found(NamedTuple):
@@ -172,7 +194,8 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor])
     weights: list[float] = []
     norms: dict[str, Tensor] = {}
     sums = [torch.zeros_like(leaf) for leaf in leaves]
-    seen = replace(clouds, rows=dict(zip(clouds.rows, leaves, strict=False)))
+    tokens = dict(zip(clouds.tokens, leaves[len(clouds.rows) :], strict=False))
+    seen = replace(clouds, rows=dict(zip(clouds.rows, leaves, strict=False)), tokens=tokens)
     logits = Logits(*leaves[-2:])
     for term in terms:
         counts = term.weight != 0 or term.relative is not None
@@ -192,19 +215,19 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor])
 
 
 def _share_tiles(terms: Sequence[Term]) -> bool:
-    """Whether the terms are InfoNCE and a divergence of kernel sums, both with a weight that is known."""
+    """Whether the terms begin with InfoNCE and a divergence of kernel sums, both with a weight that is known."""
     return (
-        len(terms) == 2
+        len(terms) >= 2
         and terms[0].sums == "infonce"
         and isinstance(terms[1].sums, GramDivergence)
-        and all(term.weight != 0 and term.relative is None for term in terms)
+        and all(term.weight != 0 and term.relative is None for term in terms[:2])
     )
 
 
 def _together(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor]) -> _Found:
     pairwise, divergence = terms
     assert isinstance(divergence.sums, GramDivergence)
-    image, text, scale, bias = leaves
+    image, text, *tokens, scale, bias = leaves
     dtype = torch.promote_types(image.dtype, text.dtype)
     weights = [pairwise.weight, divergence.weight]
     found = evaluate_pairs(
@@ -217,16 +240,24 @@ def _together(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor]) -
     assert found.infonce is not None and found.divergence is not None
     assert found.x_grad is not None and found.y_grad is not None and found.scale_grad is not None
     values = {pairwise.name: found.infonce, divergence.name: found.divergence}
-    grads = [found.x_grad, found.y_grad, found.scale_grad, torch.zeros_like(bias)]
+    unseen = [torch.zeros_like(leaf) for leaf in tokens]
+    grads = [found.x_grad, found.y_grad, *unseen, found.scale_grad, torch.zeros_like(bias)]
     return _Found({name: value.to(dtype) for name, value in values.items()}, weights, {}, grads)
+
+
+def _added(one: _Found, other: _Found) -> _Found:
+    """Both, without norms: those of the first were not taken apart."""
+    grads = [a + b for a, b in zip(one.grads, other.grads, strict=True)]
+    return _Found({**one.values, **other.values}, one.weights + other.weights, {}, grads)
 
 
 def _leaves(clouds: Clouds, logits: Logits) -> list[Tensor]:
     """Fresh leaves with the inputs' values; half precisions are widened so that gradients are not rounded."""
     rows = [as_rows(rows.detach(), modality) for modality, rows in clouds.rows.items()]
-    scalars = [s.detach().to(torch.promote_types(s.dtype, torch.float32)) for s in logits]
+    others = [*clouds.tokens.values(), *logits]
+    widened = [given.detach().to(torch.promote_types(given.dtype, torch.float32)) for given in others]
     # Detached once more: where nothing was widened, rows may be the caller's own tensors.
-    return [leaf.detach().requires_grad_() for leaf in (*rows, *scalars)]
+    return [leaf.detach().requires_grad_() for leaf in (*rows, *widened)]
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

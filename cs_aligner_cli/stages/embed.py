@@ -18,13 +18,14 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.distributed import building, current
-from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device, weight_files
+from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
-from cs_aligner_cli.layout import FROZEN, Layout
+from cs_aligner_cli.layout import FROZEN, TOKENS, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.store import ShardWriter, Store, write_keys
-from cs_aligner_cli.towers import Inputs, tower_embedder
+from cs_aligner_cli.token_store import TokenArray, TokenStore, TokenWriter
+from cs_aligner_cli.towers import Inputs, TowerPlan, tower_embedder
 
 # How often a rank looks whether another one has written a shard.
 _POLL_SECONDS = 0.05
@@ -33,7 +34,7 @@ MakeEmbedder: TypeAlias = Callable[[str], Embedder]
 
 
 def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
-    """Make every store that can be made now: the frozen ones, and the aligned ones once training is done.
+    """Make every store that can be made now: frozen ones, those of tokens, and aligned ones once training is done.
 
     Returns {"status": done or fresh, "stores": {name: {split: summary}}, "waiting_for_training": [name]}.
     Raises InputError if the data are not prepared, an encoder does not load, or trained weights do not fit.
@@ -43,7 +44,9 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     ranks.ask(lambda: layout.prepared.require() is not None)
     job = _Job(recipe, layout, console, force, layout.modalities)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
-    if layout.pairing and recipe.train and recipe.train.cached_towers:
+    if layout.token_splits:
+        stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
+    if layout.pairing and recipe.train and recipe.train.cached_reading("pooled"):
         stores |= _further(layout, console, force)
     trained = ranks.ask(lambda: [n for n in layout.aligned_names if job.can_align(n)])
     for name in trained:
@@ -106,6 +109,42 @@ class _Job:
         sources = file_stamps(weight_files(self.recipe))
         return self._store(self.layout.frozen(split_name), split, sources, start)
 
+    def tokens(self, split_name: str) -> dict[str, Any]:
+        """The token store of one split: of the modalities whose towers read stored tokens."""
+        split = self.data.split(split_name, self._key_of(split_name))
+        artifact, sources = self.layout.tokens(split_name), file_stamps(weight_files(self.recipe))
+        record = self.ranks.ask(lambda: None if self.force else artifact.fresh(sources))
+        if record is not None:
+            return {"status": "fresh", **record["summary"]}
+        precision = pick_precision(self.recipe.embed.precision, self.device)
+        modalities = self.layout.token_modalities
+        readers = {m: self.encoders[m].token_reader(f"train.{m}.reads") for m in modalities}
+        with building(artifact, self.ranks, sources) as build:
+            for m, reader in readers.items():
+                embedder = self._frozen_embedder(self.encoders[m], split, precision, reader)
+                writer = TokenWriter(
+                    build.folder / m, len(split.table(m)), self.recipe.embed.shard_rows, self.recipe.embed.token_dtype
+                )
+                build.summary[m] = self._fill_tokens(writer, embedder, f"{artifact.name}: {m}")
+            about = {m: {"tokens": reader.about, "precision": precision} for m, reader in readers.items()}
+            identity = {m: {**self.encoders[m].identity, **about[m]} for m in modalities}
+            if self.ranks.main:
+                write_keys(build.folder, {m: split.table(m) for m in modalities}, identity)
+        return {"status": "done", **build.summary}
+
+    def _fill_tokens(self, writer: TokenWriter, embedder: Embedder, label: str) -> dict[str, Any]:
+        """Compute the missing shards, each rank its share; return what is told of the modality."""
+        started = time.perf_counter()
+        missing = self.ranks.ask(lambda: self._missing(writer))
+        mine = [(number, writer.rows_of(number)) for number in self.ranks.mine(missing)]
+        with self.console.progress(label, sum(len(part) for _, part in mine)) as advance:
+            for number, tokens in embedder.token_shards(mine, advance):
+                writer.write_tokens(number, tokens)
+        speeds = self.ranks.collect(embedder.throughput.record())
+        array = TokenArray(writer.folder)
+        about = {"rows": len(array), "dim": array.dim, "tokens": int(array.lengths.sum())}
+        return {**about, "seconds": round(time.perf_counter() - started, 3), **_together(speeds)}
+
     def aligned(self, name: str, split_name: str) -> dict[str, Any]:
         """The store of one split as trained towers give it."""
         split = self.data.split(split_name, self._key_of(split_name))
@@ -113,20 +152,28 @@ class _Job:
 
         def start() -> tuple[MakeEmbedder, dict[str, Any]]:
             frozen = Store(self.layout.frozen(split_name).path)
-            dims = {m: frozen.array(m).shape[1] for m in self.modalities}
-            live = [m for m, plan in read_plans(weights).items() if plan.live]
+            plans = read_plans(weights)
             # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
-            encoders = load_encoders(self.recipe, self.data, self.device, live)
+            encoders = load_encoders(self.recipe, self.data, self.device, [m for m, plan in plans.items() if plan.live])
+            tokens = TokenStore(self.layout.tokens(split_name).path)
+            dims = {m: self._dim(m, plan, encoders, frozen, tokens) for m, plan in plans.items()}
             identities = {m: frozen.identity[m] for m in self.modalities}
             precision = pick_precision(self.recipe.train.precision if self.recipe.train else "fp32", self.device)
             towers = load_towers(weights, encoders, dims, identities, precision).eval().to(self.device)
-            inputs = Inputs(towers.plans, encoders, {split.name: frozen})
+            inputs = Inputs(towers.plans, encoders, {split.name: frozen}, {split.name: tokens})
             size = self.recipe.embed.batch_size
             identity = {"weights": str(weights), "encoders": frozen.identity}
             return lambda m: tower_embedder(towers, inputs, m, split, self.device, size), identity
 
         own = file_stamps([weights]) if self.recipe.embed.weights and weights.is_file() else ""
         return self._store(self.layout.aligned(name, split_name), split, own, start)
+
+    @staticmethod
+    def _dim(m: str, plan: TowerPlan, encoders: dict[str, Encoder], frozen: Store, tokens: TokenStore) -> int:
+        """The dimension of what a tower reads."""
+        if plan.reads == "pooled":
+            return frozen.array(m).shape[1]
+        return encoders[m].token_reader(f"train.{m}.reads").dim if plan.live else tokens.array(m).dim
 
     def _key_of(self, split_name: str) -> str:
         """The recipe's key that names a split."""
@@ -221,9 +268,14 @@ class _Job:
             writer.discard(number)
         return numbers
 
-    def _frozen_embedder(self, encoder: Encoder, split: Split, precision: str) -> Embedder:
+    def _frozen_embedder(
+        self, encoder: Encoder, split: Split, precision: str, tokens: TokenReader | None = None
+    ) -> Embedder:
+        """What computes the encoder's embeddings of a split or, with ``tokens``, its padded tokens."""
         spec, table = self.recipe.embed, split.table(encoder.modality)
-        module = torch.compile(encoder.module, dynamic=True) if spec.compile else encoder.module
+        load = tokens.load if tokens else encoder.load
+        plain = tokens.module if tokens else encoder.module
+        module = torch.compile(plain, dynamic=True) if spec.compile else plain
 
         def forward(inputs: Tensor) -> Tensor:
             with under(precision, self.device):
@@ -231,11 +283,11 @@ class _Job:
 
         return Embedder(
             forward,
-            lambda rows: encoder.load(table.iloc[rows]),
+            lambda rows: load(table.iloc[rows]),
             self.device,
             spec.batch_size,
             table["text"].tolist() if encoder.reads_captions else None,
-            encoder.load,
+            load,
         )
 
 

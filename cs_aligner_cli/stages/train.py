@@ -30,6 +30,7 @@ from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
+from cs_aligner_cli.token_store import TokenStore
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
 from cs_aligner_cli.training_batches import TrainingBatches
 from cs_aligner_cli.training_log import TrainingLog
@@ -92,13 +93,17 @@ class _Run:
         self.batches = self.training.pairs
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
-        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits} if spec.cached_towers else {}
-        if spec.cached_towers and pairing:
+        pooled, reading_tokens = spec.cached_reading("pooled"), spec.cached_reading("tokens")
+        stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
+        if pooled and pairing:
             stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
+        tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
         encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
-        dims = {m: _dim(m, encoders, stores) for m in layout.modalities}
-        plans = plan_towers(spec, dims, {m: _identity(m, encoders, stores) for m in layout.modalities})
+        read_from: dict[str, Store | TokenStore] = {m: store for m in pooled for store in stores.values()}
+        read_from |= {m: store for m in reading_tokens for store in tokens.values()}
+        dims = {m: _dim(m, spec, encoders, read_from) for m in layout.modalities}
+        plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in layout.modalities})
         scale, bias = logit_specs(spec.objective.pairwise)
         logits = scale.init if scale else 1.0, bias.init if bias else 0.0
         precision = pick_precision(spec.precision, self.device)
@@ -106,7 +111,7 @@ class _Run:
         for modality, encoder in encoders.items():
             if spec.tower(modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
-        self.inputs, self.encoders = Inputs(plans, encoders, stores), encoders
+        self.inputs, self.encoders = Inputs(plans, encoders, stores, tokens), encoders
         self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, recipe.edges, self.ranks)
         self.objective = self.stepper.objective
 
@@ -261,13 +266,16 @@ class _Run:
             self.console.say(f"{self.name}: {self.objective.convention}")
 
 
-def _identity(modality: str, encoders: dict[str, Encoder], stores: dict[str, Store]) -> dict[str, Any]:
-    if modality in encoders:
-        return encoders[modality].identity
-    return next(iter(stores.values())).identity[modality]  # type: ignore[no-any-return]
-
-
-def _dim(modality: str, live: dict[str, Encoder], stores: dict[str, Store]) -> int:
+def _identity(modality: str, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> dict[str, Any]:
     if modality in live:
-        return live[modality].dim
-    return next(iter(stores.values())).array(modality).shape[1]
+        return live[modality].identity
+    return stores[modality].identity[modality]  # type: ignore[no-any-return]
+
+
+def _dim(modality: str, spec: Train, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> int:
+    """The dimension of what a tower reads."""
+    if modality in live:
+        encoder, reads = live[modality], spec.tower(modality).reads
+        return encoder.token_reader(f"train.{modality}.reads").dim if reads == "tokens" else encoder.dim
+    store = stores[modality]
+    return store.array(modality).dim if isinstance(store, TokenStore) else store.array(modality).shape[1]
