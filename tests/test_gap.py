@@ -432,7 +432,7 @@ def test_above_exact_pairs_the_divergence_is_approximated_and_says_how_far():
 
 def test_the_glossary_explains_every_metric_in_the_order_of_measure_gap():
     keys = [key for key in measure_gap(*clouds()) if key != "pairs"]
-    large = measure_gap(*clouds(), exact_pairs=20)
+    large = measure_gap(*clouds(), exact_pairs=20, labels=["a", "b"] * 20)
     families = dict.fromkeys(key.partition("@")[0] for key in [*keys, *large] if key != "pairs")
     assert set(families) == set(METRICS)
     assert in_report_order([*large])[-1] == "separability_dimensions"

@@ -87,6 +87,9 @@ class TableManifest(_OnDisk):
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
     )
+    label_column: str | None = Field(
+        None, description="Column with the image's class, for the gap report's clusters; null: there is none."
+    )
     absent_files: Literal["bad", "skip"] = Field(
         "bad", description="An image that is not there is a bad item, or (skip) is left out and counted."
     )
@@ -103,6 +106,9 @@ class ImageFeatures(_Features):
     """The images' table and the features that row-align with it."""
 
     id_column: str = Field("image", description="Column that names the image.")
+    label_column: str | None = Field(
+        None, description="Column with the image's class, for the gap report's clusters; null: there is none."
+    )
 
 
 class CaptionFeatures(_Features):

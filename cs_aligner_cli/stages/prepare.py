@@ -38,8 +38,9 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
             if images.empty or captions.empty:
                 raise InputError(f"{manifest_path(recipe)}: no usable images and captions are left", _reasons(source))
             build.summary = _report(manifest, source, images, captions)
-            columns = ["image_id", "split", "locator", "feature_row", "width", "height"]
-            write_prepared(build.folder, images[columns], captions, source.description)
+            columns = ["image_id", "split", "locator", "feature_row", "width", "height", "label"]
+            labelled = images if "label" in images else images.assign(label="")
+            write_prepared(build.folder, labelled[columns], captions, source.description)
             write_json(build.folder / REPORT, {**build.summary, "bad_items": source.bad})
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     for what, found in summary["duplicates"].items():
