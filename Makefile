@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed bench-gap clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,9 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
+
+bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
+	$(BIN)/python benchmarks/gap.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
