@@ -105,7 +105,7 @@ class Layout:
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
         train = self.variants[variant]
-        ignored = {"device", "log_steps", "checkpoint_steps", "conflict_steps", "pairwise_only"}
+        ignored = {"device", "log_steps", "checkpoint_steps", "conflict_steps", "trackers", "pairwise_only"}
         cached = [self.frozen(split) for split in self.training_splits] if train.cached_towers else []
         return Artifact(
             f"training run {variant}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,11 +160,8 @@ def test_one_image_with_two_labels(photos_root: Path, write_yaml: Callable[..., 
 def test_a_projection_that_is_not_installed(
     untrained: Callable[..., Untrained], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import sys
-
     made = untrained({"train": 20, "dev": 12}).embedded()
     monkeypatch.setitem(sys.modules, "umap", None)
-    monkeypatch.setattr(sys, "path", [str(made.recipe.parent)])
     message = refused("gap-report", made.recipe, "--set=gap_report.projection=umap")
     assert "gap_report.projection: umap needs the package umap-learn, which is not installed" in message
     assert "pip install" in message

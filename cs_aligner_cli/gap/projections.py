@@ -49,8 +49,8 @@ def _tsne(rows: Floats, seed: int) -> Floats:
     from sklearn.manifold import TSNE
 
     perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
-    init = "pca" if rows.shape[1] > 1 else "random"
-    placed: Floats = TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(rows).astype(np.float64)
+    fitted = TSNE(2, perplexity=perplexity, init=_start(rows), random_state=seed).fit_transform(rows)
+    placed: Floats = np.asarray(fitted, np.float64)
     return placed
 
 
@@ -63,6 +63,10 @@ def _umap(rows: Floats, seed: int) -> Floats:
 
         neighbours = min(_NEIGHBOURS, len(rows) - 1)
         # A gap leaves a graph of two parts, for which its usual spectral start has no answer of its own.
-        fitted = umap.UMAP(n_neighbors=neighbours, init="pca", random_state=seed, n_jobs=1).fit_transform(rows)
+        fitted = umap.UMAP(neighbours, init=_start(rows), random_state=seed, n_jobs=1).fit_transform(rows)
     placed: Floats = np.asarray(fitted, np.float64)
     return placed
+
+
+def _start(rows: Floats) -> str:
+    return "pca" if rows.shape[1] > 1 else "random"

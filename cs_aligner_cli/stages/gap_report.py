@@ -70,7 +70,8 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
             if not job.pairs:
                 raise nothing_to_compare(split.name)
             shown = job.shown(Photos(data.root, recipe.gap_report.photos))
-            _write(build, job.report, job.figures(), shown, job.spectra)
+            figures = job.figures()
+            _write(build, job.report, figures, shown, job.spectra)
             build.summary = job.summary()
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
@@ -235,6 +236,10 @@ class _Job:
     def figures(self) -> dict[str, Picture]:
         """Every figure of the report."""
         report, panels = self.report, self._panels()
+        if len(panels) < len(self.pairs):
+            report["note"].append(
+                f"Pictures with a panel for every store show {len(panels)} of {len(self.pairs)}: {', '.join(panels)}."
+            )
         pairs = {name: self.pairs[name] for name in panels}
         points = {
             name: {

@@ -29,6 +29,8 @@ from cs_aligner_cli.starts import start_adapters
 from cs_aligner_cli.stepper import DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.trackers import TrackedRun, Trackers, require_trackers
+from cs_aligner_cli.training_log import FILE
 
 _LESS_MEMORY = (
     "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
@@ -46,6 +48,8 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     if not layout.variants:
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
+    if recipe.train is not None:
+        require_trackers(recipe.train.trackers)
     runs: dict[str, Any] = {}
     for name, spec in layout.variants.items():
         artifact = layout.trained(name)
@@ -121,7 +125,8 @@ class _Run:
             self._choose_bandwidth()
         remaining = range(state["step"], self.steps)
         with (
-            _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
+            _open_log(self.folder / FILE, state["log_bytes"]) as log,
+            self._trackers(state) as trackers,
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
             for step, (batch, groups) in zip(remaining, prefetched(self._load, remaining), strict=True):
@@ -137,6 +142,7 @@ class _Run:
                     state |= {"step": done, "log_bytes": log.tell(), "objective": self.objective.state}
                     state["scaler"] = self.stepper.scaler.state_dict()
                     save_state(self.folder, self.towers, self.stepper.optimizer, state)
+                    trackers.catch_up(state["log_bytes"])
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
         save_weights(self.folder / "last.safetensors", self.towers)
         load_weights(self.folder / "best.safetensors", self.towers)
@@ -152,6 +158,14 @@ class _Run:
             "val_R@1": state["val"],
             **self.objective.describe(),
         }
+
+    def _trackers(self, state: dict[str, Any]) -> Trackers:
+        run = TrackedRun(
+            self.recipe.folder, self.recipe.name, self.name, self.recipe.model_dump(mode="json"), state["step"] > 0
+        )
+        trackers = Trackers(self.spec.trackers, self.folder, FILE, run)
+        trackers.catch_up(state["log_bytes"])  # what an interrupted run had saved and not yet told
+        return trackers
 
     def _load(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         images, captions = self.batches.pairs(step)
