@@ -16,7 +16,7 @@ from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baseline
 from cs_aligner_cli.gap.rows import evenly_spaced
 from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.store import NO_SPACE, Store
+from cs_aligner_cli.store import NO_SPACE, Store, StoredArray
 
 Features: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 # (modality, rows of the split's table) -> (len(rows), d)
@@ -57,21 +57,31 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
     own = layout.stores(split.name)
     for name, artifact in own.items():
         store = Store(artifact.path)
-        yield Compared(name, "store", _take(store) if store.shares_space else None)
-        if not store.shares_space:
+        comparable = _share_space(layout, store)
+        yield Compared(name, "store", _take(layout, store) if comparable else None)
+        if not comparable:
             notes.append(f"{name}: {NO_SPACE}")
         yield from _baselines(layout, name, store, notes)
     for name, artifact in layout.beside.items():
         store = Store(artifact.path)
         _refuse_other_items(name, store, split)
         if store.shares_space:
-            yield Compared(name, "run", _take(store))
+            yield Compared(name, "run", _take(layout, store))
         else:
             notes.append(f"{name}: {NO_SPACE}")
 
 
-def _take(store: Store) -> Take:
-    arrays = {m: store.array(m) for m in MODALITIES}
+def _arrays(layout: Layout, store: Store) -> dict[str, StoredArray]:
+    """The arrays of the two modalities that are measured as image and text."""
+    return {m: store.array(measured) for m, measured in zip(MODALITIES, layout.recipe.gap_report.edge, strict=True)}
+
+
+def _share_space(layout: Layout, store: Store) -> bool:
+    return len({array.shape[1] for array in _arrays(layout, store).values()}) == 1
+
+
+def _take(layout: Layout, store: Store) -> Take:
+    arrays = _arrays(layout, store)
     return lambda modality, rows: arrays[modality].take(rows)
 
 
@@ -85,21 +95,24 @@ def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Ite
             "names one to fit them on."
         )
         return
-    possible = [kind for kind in kinds if store.shares_space or kind not in ONE_SPACE]
+    one_space = _share_space(layout, store)
+    possible = [kind for kind in kinds if one_space or kind not in ONE_SPACE]
     if len(possible) < len(kinds):
         left_out = ", ".join(kind for kind in kinds if kind not in possible)
         notes.append(f"{name}: no {left_out}, which need towers of one dimension.")
     split = PreparedData(layout.prepared.path).split(fit_split, "gap_report.baselines.split")
     if layout.pairing and layout.recipe.train and fit_split == layout.recipe.train.split:
         split = read_pairing(layout.pairing.path).limited(split)  # a baseline may know no more pairs than training
+    split = split.seen_as(layout.recipe.gap_report.edge)
     captions = captions_of(split, np.arange(len(split.images)))
     captions = captions[evenly_spaced(len(captions), layout.recipe.gap_report.baselines.pairs)]
     fitted = Store(layout.stores(fit_split)[name].path)
     rows = {"image": split.image_of_caption[captions], "text": captions}
-    pairs = [fitted.array(m).take(rows[m]) for m in MODALITIES]
+    arrays = _arrays(layout, fitted)
+    pairs = [arrays[m].take(rows[m]) for m in MODALITIES]
     for kind in possible:
         maps = dict(zip(MODALITIES, fit_baseline(kind, *pairs), strict=True))
-        arrays = {m: store.array(m) for m in MODALITIES}
+        arrays = _arrays(layout, store)
         yield Compared(f"{name}+{kind}", "baseline", lambda m, r, a=arrays, f=maps: f[m](a[m].take(r)))  # type: ignore[misc]
 
 

@@ -141,7 +141,7 @@ class Layout:
         train = self.recipe.train
         if self.recipe.embed.weights is not None:
             return _token_towers(self.weights(ALIGNED))
-        return train.cached_reading("tokens") if train is not None else []
+        return train.cached_reading("tokens", self.modalities) if train is not None else []
 
     @property
     def token_splits(self) -> list[str]:
@@ -174,7 +174,7 @@ class Layout:
     @property
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
-        cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled")
+        cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled", self.modalities)
         fitted = [self.fit_split] if self.fit_split else []
         return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
 
@@ -218,7 +218,10 @@ class Layout:
             "trackers",
             "pairwise_only",
         }
-        pooled, tokens = train.cached_reading("pooled"), train.cached_reading("tokens")
+        pooled, tokens = (
+            train.cached_reading("pooled", self.modalities),
+            train.cached_reading("tokens", self.modalities),
+        )
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:

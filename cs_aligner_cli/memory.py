@@ -22,5 +22,5 @@ class Memory:
     def add(self, rows: Mapping[str, Tensor]) -> None:
         """Remember the rows (N, d) of one step, and forget the oldest beyond ``size``."""
         for modality, new in rows.items() if self.size else ():
-            past = self.rows.get(modality, new[:0])
+            past = self.rows.get(modality, new.detach()[:0])
             self.rows[modality] = torch.cat([past, new.detach()])[-self.size :]

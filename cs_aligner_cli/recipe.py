@@ -156,6 +156,11 @@ class Recipe(Strict):
             for name in edge:
                 if name not in known:
                     raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
+        for name in self.gap_report.edge:
+            if name not in known:
+                raise ValueError(f"gap_report.edge: {name!r} is no modality here{did_you_mean(name, known)}")
+        if self.gap_report.beside and self.gap_report.edge != ["image", "text"]:
+            raise ValueError("gap_report.beside goes with the edge [image, text]")
         lonely = [m for m in known if not any(m in edge for edge in self.edges)]
         if lonely:
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
@@ -170,7 +175,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _no_tokens_from_elsewhere(self) -> Recipe:
-        reading = self.train.cached_reading("tokens") if self.train else []
+        reading = self.train.cached_reading("tokens", self.encoders.modalities) if self.train else []
         for number, source in enumerate(self.data.unpaired.sources if self.data.unpaired else []):
             if both := [modality for modality in source.modalities if modality in reading]:
                 raise ValueError(

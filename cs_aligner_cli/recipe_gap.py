@@ -35,6 +35,13 @@ class GapReport(Strict):
     """Which gap numbers and pictures are made."""
 
     split: SplitName | None = Field(None, description="The split measured; null: that of eval_retrieval.")
+    edge: list[str] = Field(
+        ["image", "text"],
+        min_length=2,
+        max_length=2,
+        description="The two modalities measured, as in [audio, text]; the report's words image and text then stand for"
+        " the first and the second.",
+    )
     bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
         [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS and MMD are reported."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
@@ -144,9 +145,9 @@ class Train(Strict):
         """Whether some tower trains on cached features, and so needs the training split's frozen store."""
         return not (self.image.live and self.text.live)
 
-    def cached_reading(self, reads: str) -> list[str]:
-        """The modalities whose towers train on stored "pooled" embeddings, or on stored "tokens"."""
-        towers = {"image": self.image, "text": self.text}
+    def cached_reading(self, reads: str, modalities: Sequence[str]) -> list[str]:
+        """Those of the modalities whose towers train on stored "pooled" embeddings, or on stored "tokens"."""
+        towers = {modality: self.tower(modality) for modality in modalities}
         return [m for m, tower in towers.items() if not tower.live and tower.reads == reads]
 
     @model_validator(mode="after")

@@ -154,6 +154,14 @@ def retrieval_tables(result: Result) -> list[Table]:
     title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions"
     title += "; fractions in %, [95% intervals]"
     tables = [table(title, ["direction", "metric", *stores], rows)]
+    for edge, found in result["edges"].items():
+        ways: Result = next(iter(found.values()), {})
+        lines = [
+            (way.replace("_", " "), metric.replace("_", " "), *(_cell(metric, v[way][metric]) for v in found.values()))
+            for way, metrics in ways.items()
+            for metric in metrics
+        ]
+        tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines))
     built = [
         (store, modality, index["factory"], index["rows"], f"{index['megabytes']:.1f}", _percent(index["recall@10"]))
         for store, modalities in result["indexes"].items()

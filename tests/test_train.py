@@ -355,10 +355,16 @@ def _assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("objective", ["{}", "{bandwidth: {every: 4}, weight: {kind: relative, every: 4}}"])
-def test_a_killed_run_resumes_to_the_bitwise_same_end(features_recipe: Path, tmp_path: Path, objective: str) -> None:
-    settings = ["train.epochs=40", "train.image.adapter.dropout=0.2", "train.log_steps=1", f"{_PART}={objective}"]
-    settings += ["train.batch_size=32", "train.micro_batch_size=16"] if "every" in objective else []
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        [f"{_PART}={{bandwidth: {{every: 4}}, weight: {{kind: relative, every: 4}}}}", "train.micro_batch_size=16"],
+        ["data.unpaired={paired_fraction: 0.6}", "train.captions=all", "train.objective.memory=60"],
+    ],
+)
+def test_a_killed_run_resumes_to_the_bitwise_same_end(features_recipe: Path, tmp_path: Path, more: list[str]) -> None:
+    settings = ["train.epochs=40", "train.image.adapter.dropout=0.2", "train.log_steps=1", "train.batch_size=32", *more]
     whole = load_recipe(str(features_recipe), [*settings, f"run_dir={tmp_path / 'whole'}"])
     _trained(whole)
     cut = load_recipe(str(features_recipe), [*settings, f"run_dir={tmp_path / 'cut'}"])

@@ -57,6 +57,24 @@ class Split:
         """The table of a modality."""
         return {"image": self.images, "text": self.captions, **self.further}[modality]
 
+    def seen_as(self, edge: Sequence[str]) -> Split:
+        """An edge of two modalities as if they were images and captions: same rows, same order.
+
+        Of several items of the first modality that belong to one image, the first one stands for it; the others, and
+        unpaired items, are in no pair.
+        """
+        if [*edge] == ["image", "text"]:
+            return self
+        first, second = (self.table(modality) for modality in edge)
+        owner = first["image_id"].where(~first["image_id"].duplicated())
+        apart = pd.Series([f"{edge[0]} {i}" for i in range(len(first))], index=first.index)
+        ids = owner.where(owner.notna(), apart)
+        locators = self.images.set_index("image_id")["locator"].reindex(ids).fillna("")
+        images = first.assign(image_id=ids, locator=locators.to_numpy(), label="")
+        names = [f"{edge[1]} {i}" for i in range(len(second))]
+        captions = second.assign(caption_id=names, text=second.get("text", names))
+        return Split(self.name, images, captions)
+
     @cached_property
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Row-paired rows (images, captions): each image that has captions, with one of them.

@@ -46,7 +46,7 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
-    if layout.pairing and recipe.train and recipe.train.cached_reading("pooled"):
+    if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
         stores |= _further(layout, console, force)
     trained = ranks.ask(lambda: [n for n in layout.aligned_names if job.can_align(n)])
     for name in trained:

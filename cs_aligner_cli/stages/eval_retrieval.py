@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.records import SIDES, write_records
+from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, statistics
 from cs_aligner_cli.retrieval.corrections import bank_of, corrected
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
@@ -106,8 +108,26 @@ class _Job:
             "eval_retrieval": results,
             "intervals": spans,
             "indexes": indexes,
+            "edges": self._edges(stores),
             "notes": notes + self._remarks(),
         }
+
+    def _edges(self, stores: dict[str, Store]) -> dict[str, Any]:
+        """Retrieval between any two modalities but images and texts, ranked in training or not, store by store."""
+        edges: dict[str, Any] = {}
+        for pair in combinations(self.layout.modalities, 2):
+            edge = pair[::-1]  # audio-image, audio-text
+            if pair == MODALITIES:
+                continue
+            seen = self.split.seen_as(edge)
+            found = edges["-".join(edge)] = {}
+            for name, store in stores.items():
+                first, second = (store.array(modality) for modality in edge)
+                if first.shape[1] == second.shape[1]:
+                    rows = first.all(), second.all()
+                    metrics = evaluate_retrieval(*rows, seen.image_of_caption, self.spec.ks, self.device)
+                    found[name] = {f"{edge[0]}_to_{edge[1]}": metrics["i2t"], f"{edge[1]}_to_{edge[0]}": metrics["t2i"]}
+        return edges
 
     def _described(self) -> dict[str, Any]:
         """All that a table's caption must say."""
