@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed clean
+.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
+	bench-prepare bench-ranks chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,8 +52,9 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.core ## write docs/recipe.md from the schema
+docs: $(VENV)/.test ## write docs/recipe.md from the schema, and docs/bad-inputs.md from the cases of the tests
 	$(BIN)/python docs/recipe_reference.py
+	$(BIN)/python tests/bad_inputs.py
 
 bench: bench-objectives ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/retrieval.py metrics
@@ -71,6 +73,20 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
+
+bench-prepare: $(VENV)/.core ## prepare on a million captions: time and peak memory, beside a plain loop
+	$(BIN)/python benchmarks/prepare.py
+
+# How many cases make fuzz tries in all.
+CASES ?= 20000
+
+fuzz: $(VENV)/.test ## 20,000 random recipes, manifests, tables, archives and feature files: make fuzz CASES=N
+	CSALIGN_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
+	$(BIN)/python benchmarks/ranks.py
+
+chaos: $(VENV)/.core ## 100 SIGKILLs, 20 full disks, 20 flipped bits: every run must end as if nothing had happened
+	$(BIN)/python benchmarks/chaos.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,15 @@
-"""What lies on disk: run directories, atomic writes, fingerprints, freshness and locks."""
+"""What lies on disk: run directories, atomic writes, fingerprints, checksums, freshness and locks."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli import __version__
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
+from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.ranks import rank
 
 RECORD = "stage.json"
 _MARK = "building.json"
 # Raised when what a stage writes changes in form, so that older outputs count as stale.
-_FORMAT = 1
+_FORMAT = 2
+# How far above a file of an output its record is looked for.
+_DEEPEST = 3
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
+# Writing failed for a reason that lies with the disk; these errors can also be those of reading another file.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_UNREADABLE_TOO = (errno.EACCES, errno.EPERM, errno.EIO)
+# Libraries below Python say so in words of their own.
+_UNWRITABLE_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|File too large|"
+    r"(?P<short>\d+ requested and \d+ written)"
+)
+_FREE = "Free some room there (df -h), or name another folder; then the same command goes on where it stopped."
 
 
 def fingerprint(value: Any) -> str:
@@ -45,15 +61,45 @@ def file_stamps(paths: Iterable[str | Path]) -> str:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Where to write a file that then appears at ``path`` whole or not at all: aside, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Where to write a file that then appears at ``path`` whole or not at all: aside, fsync, rename.
+
+    Raises InputError, naming the file, if the disk does not take it.
+    """
     aside = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            _sync(aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a failure of the disk inside (full, over quota, read-only) as such, and where; other errors pass."""
     try:
-        yield aside
-        _sync(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except CsalignError:
+        raise
+    except Exception as error:
+        named = str(getattr(error, "filename", None) or path)
+        reason = _unwritable(error, named.startswith(str(path)))
+        if reason is None:
+            raise
+        raise InputError(f"{named}: cannot be written: {reason}", _FREE) from None
+
+
+def _unwritable(error: Exception, is_ours: bool) -> str | None:
+    """What the disk has against writing, None where an error is about something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number in (*_UNWRITABLE, *(_UNREADABLE_TOO if is_ours else ())):
+        return os.strerror(number)
+    found = _UNWRITABLE_TEXT.search(str(error))
+    if found is None:
+        return None
+    return "no space left on device, or a quota is used up" if found["short"] else found[0]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -109,10 +155,11 @@ class Artifact:
         if not path.is_file():
             return None
         hint = f"Make the {self.name} again: {self.command} --force"
-        record: dict[str, Any] = read_json(path, hint)
-        if not (isinstance(record, dict) and {"inputs", "summary", "files"} <= record.keys()):
-            raise InputError(f"{path}: is not the record of a stage", hint)
-        whole = all(_size(self.path / name) == size for name, size in record["files"].items())
+        record = read_record(path, hint)
+        # An output of another form is whole or not, but stale in any case; require says so.
+        whole = _form(record) != _FORMAT or all(
+            _size(self.path / f) == size for f, (size, _) in record["files"].items()
+        )
         return record if whole else None
 
     def fingerprint(self) -> str | None:
@@ -126,13 +173,27 @@ class Artifact:
         return record if record and record["inputs"] == self.wanted(sources) else None
 
     def require(self) -> dict[str, Any]:
-        """The record of this artifact; raise InputError if it is missing or was made from other inputs."""
+        """The record of this artifact, which is about to be read; raise InputError if it is missing, was made from
+        other inputs, or is damaged (see ``verify``)."""
+        record = self._current()
+        self.verify(record)
+        return record
+
+    def _current(self) -> dict[str, Any]:
+        """The record of this artifact if it is there and, like all that it is made from, as wanted now."""
         for need in self.needs:
-            need.require()
+            need._current()
         record = self.record()
         if record is None:
             self._refuse_damaged()
             raise InputError(f"no {self.name} in {self.path}", f"Make it first: {self.command}")
+        if _form(record) != _FORMAT:
+            age = "an older" if _form(record) < _FORMAT else "a newer"
+            raise InputError(
+                f"the {self.name} in {self.path} was written by {age} csalign ({record.get('csalign')}), in form "
+                f"{_form(record)}; this csalign ({__version__}) reads form {_FORMAT}",
+                f"Make it again: {self.command}",
+            )
         wanted = self.wanted()
         made = {key: record["inputs"].get(key) for key in wanted}
         if made != wanted:
@@ -142,11 +203,23 @@ class Artifact:
             )
         return record
 
+    def verify(self, record: dict[str, Any]) -> None:
+        """Raise InputError naming the first file of this output that does not have the checksum it was written with.
+
+        Whoever reads an output looks first; what it was made from is for its own readers to look at. Of several
+        processes on one command, rank 0 looks for all.
+        """
+        if rank() == 0 and _form(record) == _FORMAT:
+            found = digests(self.path / name for name in record["files"])
+            for (name, (_, written)), now in zip(record["files"].items(), found, strict=True):
+                if now != written:
+                    raise _damaged(self.path / name, f"Make the {self.name} again: {self.command} --force")
+
     def _refuse_damaged(self) -> None:
-        """Name the first file of a finished output that is not as it was written."""
+        """Name the first file of a finished output that is not there in full."""
         if not (self.path / RECORD).is_file():
             return
-        for name, size in read_json(self.path / RECORD)["files"].items():
+        for name, (size, _) in read_record(self.path / RECORD)["files"].items():
             if _size(self.path / name) != size:
                 raise InputError(
                     f"{self.path / name}: is missing or cut short", f"Make the {self.name} again: {self.command}"
@@ -155,13 +228,19 @@ class Artifact:
     @contextmanager
     def building(self, sources: str = "") -> Iterator[Build]:
         """Build the output aside and put it in place whole; a cut build from the same inputs goes on."""
+        with writing(self.work):
+            yield from self._build(sources)
+
+    def _build(self, sources: str) -> Iterator[Build]:
         self._settle()
         wanted = self.wanted(sources)
-        resumed = _take_up(self._work, wanted)
-        build = Build(self._work, resumed)
+        resumed = _take_up(self.work, wanted)
+        build = Build(self.work, resumed)
         started = time.monotonic()
         yield build
-        made = [f for f in sorted(self._work.rglob("*")) if f.is_file() and f.name != _MARK]
+        marks = set(self.work.rglob(MARKS))
+        made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f.name != _MARK and f not in marks]
+        _refuse_changed(f for f in made if mark(f) in marks)
         record = {
             "name": self.name,
             "csalign": __version__,
@@ -169,27 +248,33 @@ class Artifact:
             "seconds": round(time.monotonic() - started, 2),
             "inputs": wanted,
             "summary": build.summary,
-            "files": {str(f.relative_to(self._work)): f.stat().st_size for f in made},
+            "files": {
+                str(f.relative_to(self.work)): [f.stat().st_size, checksum]
+                for f, checksum in zip(made, digests(made), strict=True)
+            },
         }
         _sync_all(made)
-        write_json(self._work / RECORD, record)
-        (self._work / _MARK).unlink()
+        write_json(self.work / RECORD, sealed(record))
+        (self.work / _MARK).unlink()
         self._settle()
 
     @property
-    def _work(self) -> Path:
+    def work(self) -> Path:
+        """The folder in which the output is built before it is put in place."""
         return self.path.with_name(f"{self.path.name}.partial")
 
     def _settle(self) -> None:
         """Put a finished build in place, also one whose process was killed in the middle of doing so."""
-        if not (self._work / RECORD).is_file() or (self._work / _MARK).is_file():
+        if not (self.work / RECORD).is_file() or (self.work / _MARK).is_file():
             return
-        _sync(self._work)
+        for leftover in self.work.rglob(MARKS):
+            leftover.unlink()
+        _sync(self.work)
         old = self.path.with_name(f"{self.path.name}.old")
         if self.path.exists():
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
-        self._work.rename(self.path)
+        self.work.rename(self.path)
         _sync(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -214,6 +299,44 @@ def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
     for leftover in (work / RECORD, *work.rglob(".*.tmp")):  # of the process that was killed
         leftover.unlink(missing_ok=True)
     return resumed
+
+
+def read_record(path: Path, hint: str = "") -> dict[str, Any]:
+    """The record that a finished stage wrote about itself; raise InputError if it is damaged or none."""
+    record: Any = read_json(path, hint)
+    if not (isinstance(record, dict) and {"inputs", "summary", "files"} <= record.keys()):
+        raise InputError(f"{path}: is not the record of a stage", hint)
+    return unsealed(record, path, hint) if _form(record) == _FORMAT else record
+
+
+def verify_file(path: Path) -> None:
+    """Raise InputError if a file of a finished output does not have its recorded checksum; other files pass."""
+    folder = next((folder for folder in path.parents[:_DEEPEST] if (folder / RECORD).is_file()), None)
+    if folder is None or not path.is_file():
+        return
+    record = read_record(folder / RECORD)
+    written = record["files"].get(str(path.relative_to(folder)))
+    if _form(record) == _FORMAT and written and digest(path) != written[1]:
+        raise _damaged(path, f"Make it again with --force; {folder / RECORD} says what made it.")
+
+
+def _damaged(path: Path, hint: str) -> InputError:
+    return InputError(f"{path}: is damaged: its content does not have the checksum it was written with", hint)
+
+
+def _form(record: dict[str, Any]) -> int:
+    """In which form a recorded output is written: the version of its schema."""
+    inputs = record.get("inputs")
+    form = inputs.get("format") if isinstance(inputs, dict) else None
+    return form if isinstance(form, int) else 0
+
+
+def _refuse_changed(files: Iterable[Path]) -> None:
+    """Raise InputError if a finished file of a build is no longer what was written, and let go of it."""
+    for file in files:
+        if not is_whole(file):
+            file.unlink()
+            raise InputError(f"{file}: was damaged after it was written", "The same command makes it again.")
 
 
 def _size(path: Path) -> int | None:
@@ -251,7 +374,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
     with file:
@@ -263,7 +386,8 @@ def lock(folder: Path) -> Iterator[None]:
                 f"{folder}: another csalign process ({file.read().strip() or 'unknown'}) is working there",
                 "Wait for it, or give this run another run_dir.",
             ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
+        with writing(folder / ".lock"):
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cs_aligner_cli.artifacts import read_json, write_json, written_aside
+from cs_aligner_cli import __version__
+from cs_aligner_cli.artifacts import read_json, verify_file, write_bytes, write_json, written_aside
+from cs_aligner_cli.checksums import digest, sealed, unsealed
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.encoders.hub import difference, same_encoder, told
 from cs_aligner_cli.errors import InputError
@@ -22,23 +24,31 @@ from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.towers import TowerPlan, Towers
 
 _STATE = "last.json"
+# Raised when what is in a weights file or a training state changes in form.
+_FORMAT = 1
+# What a state's file says of itself and of its tensors' file.
+_ABOUT_FILES = ("format", "tensors", "checksum")
 
 
-def save_weights(path: Path, towers: Towers) -> None:
-    """Write the towers' weights as one self-describing safetensors file, atomically."""
-    plans = {modality: asdict(plan) for modality, plan in towers.plans.items()}
+def save_weights(path: Path, towers: Towers) -> str:
+    """Write the towers' weights as one self-describing safetensors file, atomically; return its checksum."""
+    plans: dict[str, Any] = {modality: asdict(plan) for modality, plan in towers.plans.items()}
     # One entry only: safetensors writes several in no fixed order, and equal runs must leave equal bytes.
-    _save(path, towers.own_state(), {"csalign_towers": json.dumps(plans)})
+    return _save(path, towers.own_state(), {"csalign_towers": json.dumps({"format": _FORMAT, **plans})})
 
 
 def read_plans(path: Path) -> dict[str, TowerPlan]:
     """What the towers in a weights file are made of; raise InputError if it is no such file."""
     described = (_open(path).metadata() or {}).get("csalign_towers", "{}")
     try:
-        plans = {modality: TowerPlan(**plan) for modality, plan in json.loads(described).items()}
+        read = json.loads(described)
+        form = read.pop("format", 1)  # the first weights files did not say
+        plans = {modality: TowerPlan(**plan) for modality, plan in read.items()} if form == _FORMAT else {}
     except (ValueError, TypeError, AttributeError):
-        plans = {}
-    if set(plans) != set(MODALITIES):
+        form, plans = _FORMAT, {}
+    if form != _FORMAT:
+        raise _other_form(path, form)
+    if not {*MODALITIES} <= plans.keys():
         raise InputError(f"{path}: is no weights file of this csalign (it does not describe both towers)")
     return plans
 
@@ -54,9 +64,10 @@ def load_towers(
 
     ``identities`` are those of the encoders at hand, None where they are not known.
     """
+    verify_file(path)
     plans = read_plans(path)
     for modality, plan in plans.items():
-        if plan.in_dim != dims[modality]:
+        if modality in dims and plan.in_dim != dims[modality]:
             raise InputError(
                 f"{path}: its {modality} tower takes {plan.in_dim} dimensions, "
                 f"but the {modality} embeddings have {dims[modality]}",
@@ -75,36 +86,104 @@ def load_towers(
     return towers
 
 
-def load_weights(path: Path, towers: Towers) -> None:
-    """Put the weights of a file into towers of the same plan; raise InputError if one does not fit."""
+def load_weights(path: Path, towers: Towers, checksum: str | None = None) -> None:
+    """Put the weights of a file into towers of the same plan.
+
+    Raises InputError if one does not fit, or if the file does not have the checksum, where one is given.
+    """
+    if checksum is not None and path.is_file() and digest(path) != checksum:
+        raise InputError(f"{path}: is damaged: its content does not have the checksum it was written with")
     try:
         towers.load_own_state(_tensors(path))
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
 
-def save_state(folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: dict[str, Any]) -> None:
-    """Write all that resuming needs. The JSON file commits: until it is replaced, the former state stands."""
+def save_state(
+    folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: dict[str, Any], keep: int = 2
+) -> None:
+    """Write all that resuming needs; the ``keep`` newest states stay, so that a damaged one costs little.
+
+    ``state["step"]`` is the sampler's position and, with the seed, the state of all random generators: batches and
+    draws are functions of it. ``last.json`` commits: until it is replaced, the former state stands.
+    """
     tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
-    name = f"last-{state['step']:08d}.safetensors"
-    _save(folder / name, tensors, {})
-    write_json(folder / _STATE, {**state, "tensors": name})
-    for former in folder.glob("last-*.safetensors"):
-        if former.name != name:
-            former.unlink()
+    name = _name(state["step"], "safetensors")
+    checksum = _save(folder / name, tensors, {})
+    if (folder / _STATE).is_file():
+        former = (folder / _STATE).read_bytes()
+        write_bytes(folder / _name(_step_of(former), "json"), former)
+    write_json(folder / _STATE, sealed({**state, "format": _FORMAT, "tensors": name, "checksum": checksum}))
+    for old in sorted(folder.glob("last-*.safetensors"))[:-keep]:
+        old.unlink()
+    kept = {path.stem for path in folder.glob("last-*.safetensors") if path.name != name}
+    for old in folder.glob("last-*.json"):
+        if old.stem not in kept:
+            old.unlink()
 
 
-def load_state(folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory) -> dict[str, Any] | None:
-    """Restore towers, optimizer and memory from the last state in ``folder``; return its JSON, or None."""
-    if not (folder / _STATE).is_file():
-        return None
-    state: dict[str, Any] = read_json(folder / _STATE)
+def load_state(
+    folder: Path,
+    towers: Towers,
+    optimizer: Optimizer,
+    memory: Memory,
+    warn: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any] | None:
+    """Restore all from the newest whole state in ``folder``; return its JSON, None if there is none.
+
+    A damaged state is removed with a warning and the one before it is taken, which ends the same, only later. Raises
+    InputError if no state is whole, or if it is of another form.
+    """
+    written = [*folder.glob(_STATE), *sorted(folder.glob("last-*.json"), reverse=True)]
+    damages: list[str] = []
+    for path in written:
+        try:
+            state = _whole_state(path)
+        except InputError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            warn(f"{damage}; the state of step {state['step']} before it is taken")
+        _restore(_tensors(folder / state["tensors"]), towers, optimizer, memory)
+        return {key: value for key, value in state.items() if key not in _ABOUT_FILES}
+    if damages:
+        raise InputError(damages[0], f"No earlier state of this run is whole. Remove {folder} to begin it anew.")
+    return None
+
+
+def _name(step: int, suffix: str) -> str:
+    return f"last-{step:08d}.{suffix}"
+
+
+def _step_of(state: bytes) -> int:
+    """The step of a state that is being replaced; a damaged one is as old as can be."""
+    try:
+        return int(json.loads(state)["step"])
+    except (ValueError, TypeError, KeyError):
+        return 0
+
+
+def _whole_state(path: Path) -> dict[str, Any]:
+    """The JSON of a state whose tensors are whole, too; InputError names the file that is not."""
+    read = read_json(path)
+    if isinstance(read, dict) and isinstance(read.get("format"), int) and read["format"] != _FORMAT:
+        raise _other_form(path, read["format"])
+    state = unsealed(read, path)
+    tensors = path.with_name(state["tensors"])
+    if not tensors.is_file():
+        raise InputError(f"{tensors}: is missing")
+    if digest(tensors) != state["checksum"]:
+        raise InputError(f"{tensors}: is damaged: its content does not have the checksum it was written with")
+    return state
+
+
+def _restore(tensors: dict[str, Tensor], towers: Towers, optimizer: Optimizer, memory: Memory) -> None:
     towers_state: dict[str, Tensor] = {}
     optimizer_state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _tensors(folder / state["tensors"]).items():
+    for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         if owner == "towers":
             towers_state[rest] = tensor
@@ -115,12 +194,20 @@ def load_state(folder: Path, towers: Towers, optimizer: Optimizer, memory: Memor
             optimizer_state.setdefault(int(index), {})[key] = tensor
     towers.load_own_state(towers_state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
-    return state
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def _other_form(path: Path, form: object) -> InputError:
+    return InputError(
+        f"{path}: is in form {form}; this csalign ({__version__}) reads form {_FORMAT}",
+        "Use the csalign that wrote it, or train again.",
+    )
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write tensors, atomically; return the checksum of the file."""
     with written_aside(path) as aside:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
+        return digest(aside)
 
 
 def _open(path: Path) -> Any:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -25,7 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.errors import AlreadyToldError, CsalignError, InputError
+from cs_aligner_cli.ranks import local_rank, rank
 
 BUG = 1
 INTERRUPTED = 130
@@ -36,6 +38,7 @@ _NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 # Without a terminal a progress bar is noise in a log file; a line every so often is news.
 _PLAIN_INTERVAL = 10.0
 _PIPE_WIDTH = 140
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class _Rich(RichConsole):
@@ -45,11 +48,15 @@ class _Rich(RichConsole):
 
 
 class Console:
-    """The voice of one command; stages get it to report progress and never print themselves."""
+    """The voice of one command; stages get it to report progress and never print themselves.
+
+    Of several processes started by torchrun the first one talks, and the others are silent.
+    """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self._first = rank() == 0
+        self.quiet = quiet or not self._first
         # In a file or a pipe there is no window whose width a table could be cut to.
         self._out = _Rich(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
         self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
@@ -57,26 +64,30 @@ class Console:
     def say(self, message: str) -> None:
         """Talk on stderr; --quiet silences it."""
         if not self.quiet:
-            self._err.print(Text(message))
+            self._err.print(Text(printable(message)))
 
     def warn(self, message: str) -> None:
         """A warning on stderr, never silenced."""
-        self._err.print(Text.assemble(("warning:", "yellow"), " ", message))
+        if self._first:
+            self._err.print(Text.assemble(("warning:", "yellow"), " ", printable(message)))
 
     def result(self, data: dict[str, Any], tables: Sequence[Table] = ()) -> None:
         """The command's result on stdout: one JSON object with --json, else tables for people."""
+        if not self._first:
+            return
         if self.as_json:
             print_json(data)
             return
         for table in tables:
             # Printed apart: Rich would wrap a title to the width of its table.
             title, table.title = table.title, None
-            self._out.print(Text(str(title), style="bold"))
+            self._out.print(Text(printable(str(title)), style="bold"))
             self._out.print(table)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         """A progress display on stderr; yields ``advance(count=1, note="")``."""
+        label = printable(label)
         if self.quiet:
             yield lambda count=1, note="": None
         elif self._err.is_terminal:
@@ -119,12 +130,21 @@ class Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table whose first column holds names and whose other columns hold numbers or text."""
-    result = Table(title=Text(title, "bold"), title_justify="left", header_style="bold")
+    result = Table(title=Text(printable(title), "bold"), title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
-        result.add_column(Text(column), justify="left" if i == 0 else "right")
+        result.add_column(Text(printable(column)), justify="left" if i == 0 else "right")
     for row in rows:
-        result.add_row(*(Text(str(cell)) for cell in row))
+        result.add_row(*(Text(printable(str(cell))) for cell in row))
     return result
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes: names and captions must not steer the terminal.
+
+    Newlines and tabs stay; escape sequences, carriage returns, marks that turn the direction of writing and halves of
+    surrogate pairs do not.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def print_json(value: Any) -> None:
@@ -149,8 +169,9 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
     except BrokenPipeError:
         _give_up_unwritten_output()
         return NOBODY_READS
-    except KeyboardInterrupt:
-        _tell("interrupted; the same command takes the work up again where it stopped")
+    except KeyboardInterrupt as error:
+        if _is_to_tell(error):
+            _tell("interrupted; the same command takes the work up again where it stopped")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the last line of defence: whatever escapes is a bug of ours)
         if debug:
@@ -160,7 +181,8 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
 
 def _explained(error: Exception) -> int:
     if isinstance(error, CsalignError):
-        _tell(str(error))
+        if _is_to_tell(error):
+            _tell("\n".join([str(error), *getattr(error, "__notes__", ())]))
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _NOT_OUR_FAULT:
         _give_up_unwritten_output()
@@ -169,6 +191,11 @@ def _explained(error: Exception) -> int:
     hint = "--debug shows the traceback; please report it together with the recipe"
     _tell(f"this is a bug in csalign: {type(error).__name__}: {error}\n{hint}")
     return BUG
+
+
+def _is_to_tell(error: BaseException) -> bool:
+    """Whether this process speaks, of several: one of every machine, or the one that ``together`` chose by a note."""
+    return not isinstance(error, AlreadyToldError) and (local_rank() == 0 or hasattr(error, "__notes__"))
 
 
 def _give_up_unwritten_output() -> None:
@@ -181,4 +208,4 @@ def _give_up_unwritten_output() -> None:
 
 def _tell(message: str) -> None:
     console = _Rich(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-    console.print(Text.assemble(("csalign:", "red"), " ", message))
+    console.print(Text.assemble(("csalign:", "red"), " ", printable(message)))

@@ -38,6 +38,14 @@ class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
         self.result = result
 
 
+class AlreadyToldError(CsalignError):
+    """Another process of the same command has told the user why it ends; this one ends with the same code, silently."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("told by another rank")
+        self.exit_code = exit_code
+
+
 def did_you_mean(given: str, valid: Sequence[str]) -> str:
     """Return ``"; did you mean X?"`` for the nearest valid name, or the list of names where none is near."""
     near = get_close_matches(given, valid, n=1, cutoff=0.6)

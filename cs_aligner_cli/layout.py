@@ -30,6 +30,11 @@ class Layout:
         self.recipe = recipe
         self.folder = recipe.folder
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of every store: image, text, and the further ones that the recipe names."""
+        return self.recipe.encoders.modalities
+
     @cached_property
     def prepared(self) -> Artifact:
         """The prepared data set: the two tables."""
@@ -38,8 +43,25 @@ class Layout:
             "prepared data set",
             data.dir or self.folder / "data",
             "csalign prepare",
-            {"data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"})},
+            {
+                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"}),
+                "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
+            },
         )
+
+    def caption_lengths(self, limit: int) -> Artifact:
+        """How long the captions are in tokens of open_clip's tokenizer, for a text tower that reads ``limit``."""
+        folder = self.folder / "caption_lengths"
+        return Artifact("caption lengths", folder, "csalign prepare", {"limit": limit}, (self.prepared,))
+
+    @property
+    def shards(self) -> Artifact | None:
+        """The prepared data set as WebDataset shards, where the recipe asks for them."""
+        repack = self.recipe.prepare.repack
+        if repack is None:
+            return None
+        parts = {"shard_mb": repack.shard_mb}
+        return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
 
     @cached_property
     def further(self) -> dict[str, Layout]:
@@ -109,7 +131,7 @@ class Layout:
             "embed": recipe.embed.model_dump(mode="json", include=options),
             "split": split,
         }
-        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in MODALITIES):
+        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
             parts["seed"] = recipe.seed
         return parts
 
@@ -186,7 +208,15 @@ class Layout:
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
         train = self.variants[variant]
-        ignored = {"device", "log_steps", "checkpoint_steps", "conflict_steps", "pairwise_only"}
+        ignored = {
+            "device",
+            "log_steps",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "conflict_steps",
+            "pairwise_only",
+        }
         pooled, tokens = train.cached_reading("pooled"), train.cached_reading("tokens")
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]

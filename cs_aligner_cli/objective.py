@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cs_aligner_cli.objectives import (
@@ -22,8 +23,8 @@ from cs_aligner_cli.objectives import (
 )
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
-from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, PAIRWISE
-from cs_aligner_cli.objectives.terms import PairLoss
+from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge, PairLoss, TermLoss
 from cs_aligner_cli.objectives.transport import require_geomloss
 from cs_aligner_cli.recipe_objective import (
     AnnealedBandwidth,
@@ -50,8 +51,8 @@ class TrainingObjective:
     ``state`` is plain JSON, is saved with every checkpoint, and belongs to the step that comes next.
     """
 
-    def __init__(self, spec: Objective, steps: int) -> None:
-        self._spec, self._steps = spec, steps
+    def __init__(self, spec: Objective, steps: int, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> None:
+        self._spec, self._steps, self._edges = spec, steps, edges
         self.pairwise, self.divergence = spec.pairwise.kind, spec.divergence.kind
         self._pairwise_loss = _pairwise_loss(spec.pairwise)
         bandwidth = getattr(spec.divergence, "bandwidth", None)
@@ -92,13 +93,13 @@ class TrainingObjective:
             Term(
                 self.pairwise,
                 self._spec.pairwise.weight,
-                on_pairs(self._pairwise_loss),
+                on_pairs(self._pairwise_loss, self._edges),
                 sums="infonce" if self.pairwise == "infonce" else None,
             ),
             Term(
                 self.divergence,
                 weight,
-                on_clouds(_divergence(divergence, sigmas)),
+                _divergence_loss(divergence, sigmas, self._edges),
                 relative,
                 _kernel_sums(divergence, sigmas),
             ),
@@ -136,7 +137,8 @@ class TrainingObjective:
             return ()
         if isinstance(rule, MedianBandwidth):
             if step % rule.every == 0 or "sigma" not in self.state:
-                found = rule.factor * median_bandwidth(clouds.cloud("image"), clouds.cloud("text"))
+                first, *others = map(clouds.cloud, clouds.rows)
+                found = rule.factor * median_bandwidth(first, torch.cat(others))
                 former = self.state.get("sigma", found)
                 self.state["sigma"] = rule.momentum * former + (1 - rule.momentum) * found
             sigmas = (float(self.state["sigma"]),)
@@ -161,6 +163,13 @@ def _pairwise_loss(spec: AnyPairwise) -> PairLoss:
         return function(image, text, **{name: value for name, value in given.items() if name in wanted}, **options)
 
     return loss
+
+
+def _divergence_loss(spec: AnyDivergence, sigmas: tuple[float, ...], edges: Sequence[Edge]) -> TermLoss:
+    """A divergence of all clouds at once, or the mean over edges of one of two clouds."""
+    if spec.kind in JOINT:
+        return lambda clouds, logits: JOINT[spec.kind]([*map(clouds.cloud, clouds.rows)], bandwidth=sigmas)
+    return on_clouds(_divergence(spec, sigmas), edges)
 
 
 def _divergence(spec: AnyDivergence, sigmas: tuple[float, ...]) -> Callable[[Tensor, Tensor], Tensor]:

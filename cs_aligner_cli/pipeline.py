@@ -12,27 +12,39 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.errors import TooManyBadItems
 from cs_aligner_cli.recipe import Recipe
 
+# Stages whose work is split over the ranks.
+_SHARED_BY_RANKS = ("embed", "train")
+
 
 def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
-    """Run one stage with its output folders locked, and note it in the run's record."""
+    """Run one stage with its output folders locked, and note it in the run's record.
+
+    Of the processes that torchrun started, rank 0 locks and records, and does the stages alone that cannot be shared.
+    """
+    # Imported here, since a stage brings torch along and --help must not wait for that.
+    from cs_aligner_cli.distributed import together
     from cs_aligner_cli.layout import Layout
     from cs_aligner_cli.provenance import record_stage
 
-    # Imported here, since a stage brings torch along and --help must not wait for that.
     function: Callable[[Recipe, Console, bool], dict[str, Any]] = getattr(
         import_module(f"cs_aligner_cli.stages.{stage}"), stage
     )
-    with ExitStack() as stack:
+    with together(recipe.distributed) as ranks, ExitStack() as stack:
         # Folders that runs may share are held only by the stage that writes them, so that runs can go side by side.
         shared = {"prepare": recipe.data.dir, "embed": recipe.embed.dir}.get(stage)
-        for folder in (recipe.folder, *([shared] if shared else [])):
+        for folder in (recipe.folder, *([shared] if shared else [])) if ranks.main else ():
             stack.enter_context(lock(folder))
+        ranks.meet()
         try:
-            result = function(recipe, console, force)
+            if stage in _SHARED_BY_RANKS:
+                result = function(recipe, console, force)
+            else:
+                result = ranks.ask(lambda: function(recipe, console, force))
         except TooManyBadItems as error:
             record_stage(Layout(recipe), stage, error.result)
             raise
-        record_stage(Layout(recipe), stage, result)
+        if ranks.main:
+            record_stage(Layout(recipe), stage, result)
     return result
 
 
@@ -41,6 +53,13 @@ def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
 
     Embedding comes twice: the frozen stores that training reads, then the aligned stores that it makes possible.
     """
+    from cs_aligner_cli.distributed import together
+
+    with together(recipe.distributed):
+        return _run_all(recipe, console, force)
+
+
+def _run_all(recipe: Recipe, console: Console, force: bool) -> dict[str, dict[str, Any]]:
     order = [
         "prepare",
         "embed",

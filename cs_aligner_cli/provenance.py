@@ -5,10 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.artifacts import read_json, write_bytes, write_json
+from cs_aligner_cli.checksums import SEAL, sealed, unsealed
 from cs_aligner_cli.layout import Layout
 
 _PACKAGES = (
@@ -22,6 +24,7 @@ _PACKAGES = (
     "faiss-cpu",
     "numpy",
     "pandas",
+    "webdataset",
     "scikit-learn",
 )
 
@@ -52,9 +55,17 @@ def git_state() -> str:
         return ""
 
 
+def _recorded(path: Path) -> dict[str, Any]:
+    """The record of a run so far; raise InputError if it is damaged."""
+    hint = "Remove it: every stage notes itself there when it is run again."
+    record: Any = read_json(path, hint)
+    older = isinstance(record, dict) and SEAL not in record and "stages" in record
+    return record if older else unsealed(record, path, hint)
+
+
 def record_stage(layout: Layout, command: str, result: dict[str, Any]) -> None:
     """Write the resolved recipe and note a stage's result in run.json."""
-    record = read_json(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
+    record = _recorded(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
     recipe = layout.recipe
     record |= {
         "name": recipe.name,
@@ -67,5 +78,5 @@ def record_stage(layout: Layout, command: str, result: dict[str, Any]) -> None:
     }
     if result["status"] == "done" or command not in record["stages"]:
         record["stages"][command] = result
-    write_json(layout.run_record, record)
+    write_json(layout.run_record, sealed(record))
     write_bytes(layout.folder / "recipe.yaml", recipe.to_yaml().encode())

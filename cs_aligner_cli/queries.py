@@ -31,7 +31,7 @@ class QueryEncoder:
         self._batch_size = recipe.embed.batch_size
         self._device = pick_device(recipe.embed.device)
         self._precision = pick_precision(recipe.embed.precision, self._device)
-        self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device)
+        self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device, MODALITIES)
         self._towers: Towers | None = None
         self._readers: dict[str, TokenReader] = {}
         if store != FROZEN:

@@ -38,10 +38,11 @@ def token_mask(padded: Tensor) -> Tensor:
 def join_padded(parts: Sequence[Tensor]) -> Tensor:
     """Batches of padded sequences (B_i, L_i, d) as one (sum B_i, max L_i, d)."""
     longest = max(part.shape[1] for part in parts)
-    return torch.cat([_lengthened(part, longest) for part in parts])
+    return torch.cat([lengthened(part, longest) for part in parts])
 
 
-def _lengthened(part: Tensor, length: int) -> Tensor:
+def lengthened(part: Tensor, length: int) -> Tensor:
+    """Padded sequences (B, L, d) as (B, length, d)."""
     return torch.nn.functional.pad(part, (0, 0, 0, length - part.shape[1]), value=PADDING_TOKEN)
 
 

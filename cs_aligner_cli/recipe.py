@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from cs_aligner_cli import shelf
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.recipe_distributed import Distributed
 from cs_aligner_cli.recipe_encoders import Encoders
 from cs_aligner_cli.recipe_gap import GapReport
+from cs_aligner_cli.recipe_prepare import Prepare
 from cs_aligner_cli.recipe_retrieval import EvalRetrieval, ZeroShot
 from cs_aligner_cli.recipe_train import Device, Precision, Train
 from cs_aligner_cli.validation import (
@@ -130,12 +132,41 @@ class Recipe(Strict):
         None, description="Where the run is written; null: runs/NAME in the current folder."
     )
     data: Data = Field(Data(), description="What is aligned.")
+    prepare: Prepare = Field(Prepare(), description="How the data are checked.")
     encoders: Encoders = Field(Encoders(), description="The towers before training.")
     embed: Embed = Field(Embed(), description="How embeddings are computed.")
     train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
+    distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
+
+    @model_validator(mode="after")
+    def _known_modalities(self) -> Recipe:
+        known = self.encoders.modalities
+        live = [m for m in known[:2] if self.train and self.train.tower(m).live]
+        if live and len(known) > 2:
+            raise ValueError(f"train.{live[0]}.tune: further modalities go with towers on cached features")
+        for name in self.train.further if self.train else ():
+            if name not in self.encoders.further:
+                raise ValueError(f"train.further: encoders.further names no {name!r}{did_you_mean(name, known[2:])}")
+        for edge in (self.train.edges or ()) if self.train else ():
+            if len(edge) != 2 or edge[0] == edge[1]:
+                raise ValueError(f"train.edges: expected pairs of two modalities, as in [image, text]; got {edge}")
+            for name in edge:
+                if name not in known:
+                    raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
+        lonely = [m for m in known if not any(m in edge for edge in self.edges)]
+        if lonely:
+            raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
+        return self
+
+    @property
+    def edges(self) -> list[tuple[str, str]]:
+        """The pairs of modalities that the pairwise term ranks."""
+        if self.train and self.train.edges:
+            return [(first, second) for first, second in self.train.edges]
+        return [("image", "text"), *((name, "text") for name in self.encoders.further)]
 
     @model_validator(mode="after")
     def _no_tokens_from_elsewhere(self) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
 
-from cs_aligner_cli.validation import KIND_IS_NEEDED, FilePath, Strict, by_kind, resolve_path
+from cs_aligner_cli.validation import KIND_IS_NEEDED, NAME_PATTERN, FilePath, Strict, by_kind, resolve_path
 
 OPEN_CLIP_FOLDER = "open_clip"
 
@@ -218,6 +218,10 @@ class Encoders(Strict):
     text: Encoder | None = Field(
         None, description="The text tower; null: of the same kind and model as the image tower."
     )
+    further: dict[Annotated[str, Field(pattern=NAME_PATTERN)], FeaturesEncoder] = Field(
+        {},
+        description="Further modalities by name, as in {audio: {kind: features}}: those that the manifest brings.",
+    )
 
     @model_validator(mode="after")
     def _fits_modality(self) -> Encoders:
@@ -225,8 +229,17 @@ class Encoders(Strict):
             raise ValueError("image: sentence_transformers encodes text only")
         if self.of("text").kind == "timm":
             raise ValueError("text: timm has no text models; name a text encoder of another kind")
+        if own := {"image", "text"} & self.further.keys():
+            raise ValueError(f"further: {', '.join(sorted(own))} is no further modality; it has a key of its own")
         return self
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities: image, text, and the further ones."""
+        return "image", "text", *self.further
+
     def of(self, modality: str) -> EncoderSpec:
-        """The encoder of "image" or "text"."""
+        """The encoder of a modality."""
+        if modality in self.further:
+            return self.further[modality]
         return self.text if modality == "text" and self.text is not None else self.image

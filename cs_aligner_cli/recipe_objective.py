@@ -246,6 +246,13 @@ class Hoelder(_Divergence, json_schema_extra=KIND_IS_NEEDED):
     gamma: float = Field(2.0, gt=0, le=100, description="Power of the densities that is integrated.")
 
 
+class GeneralizedCs(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """The Cauchy-Schwarz divergence of all modalities at once; of two it is cs."""
+
+    kind: Literal["generalized_cs"] = Field("generalized_cs", description="CS divergence of several clouds.")
+    bandwidth: Bandwidth = Field(0.7071, description="sigma of the Gaussian kernel; all forms that it has for cs.")
+
+
 class _Moments(_Divergence):
     shrinkage: float = Field(
         0.1, gt=0, le=1, description="Share of the isotropic matrix in each covariance, which alone is singular."
@@ -298,6 +305,7 @@ Divergence = Annotated[
     | Annotated[Mmd, Tag("mmd")]
     | Annotated[Energy, Tag("energy")]
     | Annotated[Hoelder, Tag("hoelder")]
+    | Annotated[GeneralizedCs, Tag("generalized_cs")]
     | Annotated[GaussianKl, Tag("gaussian_kl")]
     | Annotated[Jeffreys, Tag("jeffreys")]
     | Annotated[Frechet, Tag("frechet")]
@@ -308,7 +316,17 @@ Divergence = Annotated[
 ]
 AnyPairwise: TypeAlias = InfoNce | SigLip | AlignUniform | L2Contrastive
 AnyDivergence: TypeAlias = (
-    CauchySchwarz | Mmd | Energy | Hoelder | GaussianKl | Jeffreys | Frechet | Coral | SlicedWasserstein | Sinkhorn
+    CauchySchwarz
+    | Mmd
+    | Energy
+    | Hoelder
+    | GeneralizedCs
+    | GaussianKl
+    | Jeffreys
+    | Frechet
+    | Coral
+    | SlicedWasserstein
+    | Sinkhorn
 )
 
 

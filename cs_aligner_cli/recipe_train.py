@@ -57,6 +57,15 @@ class Train(Strict):
     val_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the images held out where val_split is null.")
     image: Tower = Field(Tower(), description="The image tower.")
     text: Tower = Field(Tower(), description="The text tower.")
+    further: dict[str, Tower] = Field(
+        {}, description="The towers of further modalities by name; those not named are as by default."
+    )
+    edges: list[list[str]] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs of modalities that the pairwise term ranks, as in [[image, text], [audio, text]]; null:"
+        " image and text, and each further modality with text.",
+    )
     embed_dim: int | None = Field(
         None,
         ge=2,
@@ -110,10 +119,20 @@ class Train(Strict):
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Also save the last state every so many steps; null: each epoch."
     )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Save the last state at least so often: what a killed job loses at most."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the last states are kept, so that a damaged one costs little."
+    )
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
     conflict_steps: int | None = Field(
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
     )
+
+    def tower(self, modality: str) -> Tower:
+        """The tower of a modality."""
+        return {"image": self.image, "text": self.text}.get(modality) or self.further.get(modality, Tower())
 
     @property
     def cached_towers(self) -> bool:
@@ -143,6 +162,13 @@ class Train(Strict):
         return self
 
     @model_validator(mode="after")
+    def _further_are_cached(self) -> Train:
+        for name, tower in self.further.items():
+            if tower.live:
+                raise ValueError(f"further.{name}.tune: {tower.tune} needs a live encoder; use adapter or frozen")
+        return self
+
+    @model_validator(mode="after")
     def _trains_something(self) -> Train:
         if self.image.tune == self.text.tune == "frozen":
             raise ValueError(
@@ -150,4 +176,6 @@ class Train(Strict):
             )
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
+        if self.start != "plain" and self.further:
+            raise ValueError(f"start: {self.start} is of image and text alone; with further modalities use plain")
         return self

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cs_aligner_cli.artifacts import verify_file
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.retrieval.bootstrap import Key, Statistic, statistics
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, QueryScores
@@ -44,6 +45,7 @@ def read_records(folder: Path) -> Records:
         frames = []
         for kind, key in (("queries", "query"), ("items", "item")):
             path = folder / f"{direction}_{kind}.parquet"
+            verify_file(path)
             try:
                 frames.append(pd.read_parquet(path).sort_values(key, ignore_index=True))
             except (OSError, pa.ArrowException, KeyError) as error:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.distributed import Ranks, Share
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import CsalignError
-from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.objective import TrainingObjective
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
 from cs_aligner_cli.optimization import learning_rate, loss_scaler, make_optimizer, step_seed
+from cs_aligner_cli.ragged import lengthened
 from cs_aligner_cli.recipe_objective import AnyPairwise, LogitBias, LogitScale
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.towers import Towers
@@ -34,9 +35,13 @@ def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | N
 
 
 class Batch(NamedTuple):
-    """What one step is taken on: the towers' inputs (CPU tensors, first axis the items), and which items are pairs."""
+    """What one step is taken on: how many items of each modality, and which of them are pairs.
+
+    ``inputs`` are the towers' inputs (CPU tensors, first axis the items): this rank's share, or all in one process.
+    """
 
     inputs: dict[str, Tensor]
+    sizes: dict[str, int]
     pairs: dict[Edge, Pairs]
 
 
@@ -47,13 +52,23 @@ class Stepper:
     ``memory``): all random draws are seeded by the number, and whether a step is logged changes nothing of it.
     """
 
-    def __init__(self, spec: Train, towers: Towers, steps: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: Train,
+        towers: Towers,
+        steps: int,
+        seed: int,
+        device: torch.device,
+        edges: Sequence[Edge] = (IMAGE_TEXT,),
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._ranks = ranks or Ranks()
         self._spec, self._towers, self._steps = spec, towers, steps
         self._seed, self._device = seed, device
         self._scale, bias = logit_specs(spec.objective.pairwise)
         towers.log_logit_scale.requires_grad_(self._scale is not None and self._scale.learn)
         towers.logit_bias.requires_grad_(bias is not None and bias.learn)
-        self.objective = TrainingObjective(spec.objective, steps)
+        self.objective = TrainingObjective(spec.objective, steps, edges)
         self.optimizer = make_optimizer(towers, spec)
         self.scaler = loss_scaler(towers, towers.precision, device)
         self.memory = Memory(spec.objective.memory)
@@ -71,11 +86,13 @@ class Stepper:
         self._towers.train()
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
-        parts = {m: self._parts(len(inputs)) for m, inputs in batch.inputs.items()}
-        embedded = {m: self._embed(step, m, batch.inputs[m], parts[m]) for m in parts}
+        # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
+        micro = self._spec.micro_batch_size
+        shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
+        own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
+        rows = {m: self._ranks.gather(own[m][0], share.counts).detach() for m, share in shares.items()}
+        tokens = {m: self._gathered_tokens(own[m][1], shares[m]) for m in shares if len(own[m]) > 1}
         pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
-        rows = {m: outputs[0].detach() for m, outputs in embedded.items()}
-        tokens = {m: outputs[1].detach() for m, outputs in embedded.items() if len(outputs) > 1}
         clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
         terms = self.objective.terms(step, clouds)
         logits = self._towers.logits
@@ -85,14 +102,19 @@ class Stepper:
         self._refuse_non_finite(step, losses, values)
 
         lr = self._start_update(step)
-        self._backward(zip(logits, values.logit_grads, strict=True))
-        for m, slices in parts.items():
+        # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
+        counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
+        self._backward(zip(logits, counted, strict=True))
+        for m, share in shares.items():
             gradients = [values.grads[m], *([values.token_grads[m]] if m in tokens else [])]
-            for number, part in enumerate(slices):
-                outputs = embedded[m] if len(slices) == 1 else self._forward(step, number, m, batch.inputs[m][part])
+            gradients = [gradient[share.rows] for gradient in gradients]
+            for number, part in share.parts:
+                whole = len(share.parts) == 1
+                outputs = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
                 # A part's tokens may be padded to less than those of the whole batch.
                 cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
                 self._backward(zip(outputs, cut, strict=True))
+        self._ranks.add_gradients(self._towers.parameters())
         norm = self._finish_update()
         self.memory.add(clouds.rows)
         return {
@@ -107,23 +129,23 @@ class Stepper:
             **self._conflict(step + 1, terms[1], values, clouds),
         }
 
-    def _parts(self, rows: int) -> list[slice]:
-        """Which rows of a modality go through its tower together."""
-        micro = self._spec.micro_batch_size or rows
-        return [slice(i, i + micro) for i in range(0, rows, micro)]
+    def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> tuple[Tensor, ...]:
+        """``_forward`` of this rank's rows, with their graph where they went through the tower at once."""
+        with torch.set_grad_enabled(len(share.parts) == 1):
+            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
+        return outputs[0] if len(outputs) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
 
-    def _embed(self, step: int, modality: str, inputs: Tensor, parts: list[slice]) -> tuple[Tensor, ...]:
-        """``_forward`` of a whole batch, with its graph where it went through the tower at once."""
-        with torch.set_grad_enabled(len(parts) == 1):
-            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in enumerate(parts)]
-        return outputs[0] if len(parts) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
+    def _gathered_tokens(self, own: Tensor, share: Share) -> Tensor:
+        """Every rank's tokens (N, L, d), padded to the longest of all."""
+        longest = max(self._ranks.collect(own.shape[1]))
+        return self._ranks.gather(lengthened(own.detach(), longest), share.counts)
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
         """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
 
         The same call draws the same dropout again.
         """
-        torch.manual_seed(step_seed(self._seed, step, part, MODALITIES.index(modality)))
+        torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
         inputs = inputs.to(self._device)
         if self._spec.objective.tokens is None:
             return (self._towers(modality, inputs),)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cs_aligner_cli.artifacts import read_json, write_json, written_aside
+from cs_aligner_cli.artifacts import read_json, write_bytes, write_json, written_aside
+from cs_aligner_cli.checksums import digest, is_whole, mark
 from cs_aligner_cli.errors import InputError
 
 NO_SPACE = "image and text rows differ in dimension: they share no space, so nothing can be compared between them"
@@ -72,7 +73,7 @@ class Store:
         return identity
 
     def array(self, modality: str) -> StoredArray:
-        """The embeddings of "image" or "text"."""
+        """The embeddings of a modality."""
         return StoredArray(self.folder / modality)
 
     @property
@@ -86,17 +87,33 @@ class Store:
 
 
 class ShardWriter:
-    """Writes one modality's array shard by shard; shards that an interrupted job finished are kept."""
+    """Writes one modality's array shard by shard; shards that an interrupted job finished are kept.
+
+    Every shard has its checksum beside it until the build is finished, so that no damaged one is kept.
+    """
 
     def __init__(self, folder: Path, rows: int, shard_rows: int, dtype: str) -> None:
         self.folder, self.rows, self.shard_rows, self.dtype = folder, rows, shard_rows, np.dtype(dtype)
         folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self) -> Iterator[tuple[int, Rows]]:
-        """(number, rows) of every shard that is not there yet."""
-        for number, start in enumerate(range(0, self.rows, self.shard_rows)):
-            if not self._path(number).is_file():
-                yield number, np.arange(start, min(start + self.shard_rows, self.rows))
+        """(number, rows) of every shard that is not there yet, or not as it was written."""
+        for number in range(-(-self.rows // self.shard_rows)):
+            if not is_whole(self._path(number)):
+                yield number, self.rows_of(number)
+
+    def rows_of(self, number: int) -> Rows:
+        """The rows of one shard."""
+        start = number * self.shard_rows
+        return np.arange(start, min(start + self.shard_rows, self.rows))
+
+    def holds(self, numbers: range) -> bool:
+        """Whether all these shards are there; written ones appear whole."""
+        return all(self._path(number).is_file() for number in numbers)
+
+    def discard(self, number: int) -> None:
+        """Remove a shard that is not to be kept."""
+        self._path(number).unlink(missing_ok=True)
 
     def write(self, number: int, values: npt.NDArray[np.float32]) -> None:
         """Write one shard, whole or not at all; raise InputError if a value is not finite as stored."""
@@ -109,8 +126,7 @@ class ShardWriter:
                 f"{self.folder.name} row {row} of the store has a value that is not finite in {self.dtype}",
                 "embed.dtype: float32 and embed.precision: fp32 hold larger values.",
             )
-        with written_aside(self._path(number)) as aside, aside.open("wb") as file:
-            np.save(file, stored, allow_pickle=False)
+        save_shard(self._path(number), stored)
 
     def written(self) -> StoredArray:
         """The shards that are there: up to the first missing one its rows are those of the array."""
@@ -120,10 +136,19 @@ class ShardWriter:
         return self.folder / f"shard-{number:05d}.npy"
 
 
+def save_shard(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array whole or not at all, its checksum beside it."""
+    with written_aside(path) as aside:
+        with aside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        write_bytes(mark(path), digest(aside).encode())
+
+
 def write_keys(folder: Path, tables: dict[str, pd.DataFrame], identity: dict[str, Any]) -> None:
     """Write the key tables and the identity of whatever made the embeddings."""
     for modality, table in tables.items():
-        columns = ["image_id"] if modality == "image" else ["caption_id", "image_id"]
+        own = {"image": [], "text": ["caption_id"]}.get(modality, [f"{modality}_id"])
+        columns = [*own, "image_id"]
         table[columns].to_parquet(folder / f"{modality}.parquet", index=False)
     write_json(folder / "identity.json", identity)
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cs_aligner_cli.artifacts import read_json, written_aside
+from cs_aligner_cli.artifacts import read_json
+from cs_aligner_cli.checksums import is_whole
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.ragged import PADDING_TOKEN, Ragged
-from cs_aligner_cli.store import Rows, map_npy
+from cs_aligner_cli.store import Rows, ShardWriter, map_npy, save_shard
 
 # A shard is held in memory while it is made: 1,024 images of 256 tokens of 1,024 dimensions are a gigabyte.
 _SHARD_ROWS = 1024
@@ -106,21 +107,19 @@ class TokenStore:
         return pd.read_parquet(self.folder / f"{modality}.parquet")
 
 
-class TokenWriter:
+class TokenWriter(ShardWriter):
     """Writes one modality's tokens shard by shard; shards that an interrupted job finished are kept."""
 
     def __init__(self, folder: Path, rows: int, shard_rows: int, dtype: str) -> None:
-        self.folder, self.rows, self.dtype = folder, rows, np.dtype(dtype)
-        self.shard_rows = min(shard_rows, _SHARD_ROWS)
-        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, rows, min(shard_rows, _SHARD_ROWS), dtype)
 
     def missing(self) -> Iterator[tuple[int, Rows]]:
-        """(number, rows) of every shard that is not there yet."""
-        for number, start in enumerate(range(0, self.rows, self.shard_rows)):
-            if not self._path(number).is_file():
-                yield number, np.arange(start, min(start + self.shard_rows, self.rows))
+        """(number, rows) of every shard that is not there yet, or not as it was written."""
+        for number in range(-(-self.rows // self.shard_rows)):
+            if not all(map(is_whole, (self._path(number), _lengths_of(self._path(number))))):
+                yield number, self.rows_of(number)
 
-    def write(self, number: int, tokens: Ragged) -> None:
+    def write_tokens(self, number: int, tokens: Ragged) -> None:
         """Write one shard, whole or not at all; raise InputError if a row has no token, or one that is not finite."""
         with np.errstate(over="ignore"):
             stored = tokens.values.astype(self.dtype)
@@ -135,8 +134,7 @@ class TokenWriter:
             )
         # The values last: a shard counts as written once they are there.
         for path, array in ((_lengths_of(self._path(number)), tokens.lengths), (self._path(number), stored)):
-            with written_aside(path) as aside, aside.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+            save_shard(path, array)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"values-{number:05d}.npy"

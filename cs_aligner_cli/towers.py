@@ -60,17 +60,17 @@ def plan_towers(
 
     Raises InputError if a tower without adapter does not have the shared dimension.
     """
-    tunes = {"image": train.image, "text": train.text}
-    fixed = {dims[m] for m in MODALITIES if not tunes[m].adapts}
+    tunes = {m: train.tower(m) for m in dims}
+    fixed = {dims[m] for m in dims if not tunes[m].adapts}
     common = next(iter({*dims.values()})) if len({*dims.values()}) == 1 else None
     out_dim = train.embed_dim or common or (min(fixed) if fixed else _DEFAULT_DIM)
-    for modality in MODALITIES:
+    for modality in dims:
         tower, own = tunes[modality], dims[modality]
         if not tower.adapts and own != out_dim:
-            adapter = f"train.{modality}.{'adapter_on_top=true' if tower.live else 'tune=adapter'}"
+            key = f"train.{modality}" if modality in MODALITIES else f"train.further.{modality}"
+            adapter = f"{key}.{'adapter_on_top=true' if tower.live else 'tune=adapter'}"
             raise InputError(
-                f"train.{modality}.tune: {tower.tune} keeps the tower's own {own} dimensions, but the shared space "
-                f"has {out_dim}",
+                f"{key}.tune: {tower.tune} keeps the tower's own {own} dimensions, but the shared space has {out_dim}",
                 f"Give it an adapter (--set {adapter}), or set train.embed_dim to {own}.",
             )
     return {
@@ -84,12 +84,12 @@ def plan_towers(
             (identities or {}).get(m),
             tunes[m].reads,
         )
-        for m in MODALITIES
+        for m in dims
     }
 
 
 class Towers(nn.Module):
-    """Both towers and the logits' scale and bias: everything that training may change."""
+    """All towers and the logits' scale and bias: everything that training may change."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ def _live(encoder: Encoder) -> Callable[[Split, Rows], Tensor]:
 
 
 def _cached(modality: str, stores: Mapping[str, Store] | Mapping[str, TokenStore]) -> Callable[[Split, Rows], Tensor]:
-    arrays = {name: store.array(modality) for name, store in stores.items()}
+    arrays = {name: store.array(modality) for name, store in stores.items() if (store.folder / modality).is_dir()}
     return lambda split, rows: torch.from_numpy(arrays[split.name].take(rows))
 
 

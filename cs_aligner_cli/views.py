@@ -50,6 +50,8 @@ def prepare_tables(result: Result) -> list[Table]:
             for what, found in result["duplicates"].items()
             if found["contents_in_several_splits"]
         ),
+        *_near_rows(result["near_duplicates"]),
+        *_length_rows(result["caption_lengths"]),
         *((f"unlike the manifest: {text}", "") for text in result["unlike_manifest"]),
     ]
     tables = [
@@ -60,9 +62,35 @@ def prepare_tables(result: Result) -> list[Table]:
         )
     ]
     if pairing := result.get("pairing"):
-        roles = [(modality, *counts.values()) for modality, counts in pairing.items()]
-        tables.append(table("training items", ["modality", *next(iter(pairing.values()))], roles))
+        roles = {modality: found for modality, found in pairing.items() if modality != "status"}
+        items = [(modality, *found.values()) for modality, found in roles.items()]
+        tables.append(table("training items", ["modality", *next(iter(roles.values()))], items))
+    if shards := result["shards"]:
+        written = [(split, n) for split, n in shards.items() if split not in ("status", "folder")]
+        tables.append(table(f"WebDataset shards in {shards['folder']}", ["split", "shards"], written))
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
+
+
+def _near_rows(near: Result) -> list[tuple[str, int]]:
+    rows = []
+    if images := near.get("images"):
+        what = f"looking like one of another split (dhash, at most {images['distance']} of 64 bits)"
+        rows += [(f"images of {split} {what}", n) for split, n in images["images"].items()]
+    rows += [
+        (f"captions of {split} saying what one of another split says", n)
+        for split, n in near.get("captions", {}).items()
+    ]
+    return rows
+
+
+def _length_rows(lengths: Result | None) -> list[tuple[str, int]]:
+    if lengths is None:
+        return []
+    told = {"longest caption": "longest", "95% of the captions have at most": "p95"}
+    return [
+        (f"captions longer than {lengths['limit']} tokens, which lose their end", lengths["truncated"]),
+        *((f"{what}, tokens", lengths[key]) for what, key in told.items()),
+    ]
 
 
 def embed_tables(result: Result) -> list[Table]:

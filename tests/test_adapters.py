@@ -176,6 +176,7 @@ def test_files_that_are_no_weights_are_refused(towers: Towers, tmp_path: Path) -
     with safe_open(file, "pt") as opened:
         metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     plans = json.loads(metadata["csalign_towers"])
+    assert plans.pop("format") == 1
 
     def refused(tensors: dict[str, Tensor], described: str | None) -> str:
         save_file(tensors, file, {"csalign_towers": described} if described is not None else None)

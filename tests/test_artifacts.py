@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +48,7 @@ def test_a_build_is_recorded_with_inputs_summary_and_files(artifact: Artifact) -
     record = artifact.fresh("stamp")
     assert record is not None
     assert record["summary"] == {"text": "abc"}
-    assert record["files"] == {"deep/file.txt": 3}
+    assert record["files"] == {"deep/file.txt": [3, hashlib.blake2b(b"abc", digest_size=16).hexdigest()]}
     assert record["inputs"]["recipe"] == {"train": {"lr": 1.0, "steps": 3}}
     assert names(artifact.path.parent) == ["thing"]
     assert names(artifact.path) == ["deep", "stage.json"]
@@ -245,7 +247,7 @@ def test_write_bytes_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=r"deep/file: cannot be written: No space left on device\nFree some room"):
             write_bytes(tmp_path / "deep" / "file", b"new")
     assert (tmp_path / "deep" / "file").read_bytes() == b"old"
     assert names(tmp_path / "deep") == ["file"]
@@ -286,7 +288,7 @@ def test_a_second_process_is_refused_while_the_first_works(tmp_path: Path, csali
         assert holder.stdout.readline() == "locked\n"
         called = csalign("prepare", features_recipe)
         assert called.exit_code == 2
-        assert f"another csalign process (pid {holder.pid}) is working there" in called.stderr
+        assert f"another csalign process (pid {holder.pid} on {socket.gethostname()}) is working there" in called.stderr
         assert "another run_dir" in called.stderr
         holder.communicate()
     assert csalign("prepare", features_recipe).exit_code == 0

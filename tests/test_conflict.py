@@ -14,7 +14,7 @@ import pytest
 import torch
 from samples import random_rows, tensor_rows
 
-from cs_aligner_cli.data.latent import draw_basis, draw_pairs
+from cs_aligner_cli.data.latent import draw_views
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.objectives import conflict, conflict_sweep, cs_divergence, infonce, mutual_information
 
@@ -100,14 +100,26 @@ def test_error_texts() -> None:
 
 def test_latent_pairs_have_the_gap_and_the_shared_part_that_they_are_drawn_with() -> None:
     rng = np.random.default_rng(0)
-    basis = draw_basis(20, 6, rng)
-    image, text = draw_pairs(20_000, dim=20, latent_dim=6, noise=0.5, gap=3.0, rng=rng, basis=basis)
+    image, text = draw_views(20_000, 2, dim=20, latent_dim=6, noise=0.5, gap=3.0, rng=rng)
     offset = image.mean(0) - text.mean(0)
-    np.testing.assert_allclose(offset, 3 * basis[:, 6], atol=0.02)
+    assert np.linalg.norm(offset) == pytest.approx(3, abs=0.02)
     centred = [rows - rows.mean(0) for rows in (image, text)]
     assert np.square(centred[0] - centred[1]).sum(1).mean() == pytest.approx(2 * 0.5**2, rel=0.02)
     assert np.square(centred[0]).sum(1).mean() == pytest.approx(1 + 0.5**2, rel=0.02)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(7), atol=1e-6)
+    spread = np.linalg.svd(centred[0] + centred[1], compute_uv=False)  # six directions of the latent, the rest noise
+    assert spread[5] > 2 * spread[6]
+    assert np.abs(centred[0] @ offset).mean() < 0.5  # the gap lies outside the latent's span: only noise is there
+
+
+def test_bent_views_have_the_gaps_and_share_what_no_linear_map_shows_whole() -> None:
+    views = draw_views(20_000, 3, dim=20, latent_dim=6, noise=0.0, gap=2.0, rng=np.random.default_rng(0), curvature=1.0)
+    means = [rows.mean(0) for rows in views]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.linalg.norm(means[first] - means[second]) == pytest.approx(2, abs=0.02)
+        x, y = (views[i] - means[i] for i in (first, second))
+        fitted = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+        explained = 1 - np.square(y - fitted).sum() / np.square(y).sum()
+        assert 0.7 < explained < 0.97
 
 
 def test_the_toy_shows_the_argument(csalign: Callable[..., Any], tmp_path: Path) -> None:

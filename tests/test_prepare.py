@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.manifest import MANIFESTS
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.store import StoredArray
 
@@ -337,7 +338,7 @@ def test_bad_images_are_counted_and_listed_and_exit_with_3(
     called = csalign("prepare", photos_recipe, "--json")
     assert called.exit_code == 3
     assert called.json["bad_fraction"] > 0  # the result is printed all the same
-    assert "9 images and 0 captions are bad: 56.2% of a modality" in called.stderr
+    assert "9 images are bad: 56.2% of a kind" in called.stderr
     assert "more than data.max_bad_fraction (0.0%)" in called.stderr
     assert "00.jpg: no such file" in called.stderr
     listed = {Path(item["item"]).name: item["reason"] for item in report(photos_recipe)["bad_items"]}
@@ -528,7 +529,7 @@ def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_pat
             "has a list in the column 'image', not text",
         ),
         ("t.parquet", b"PAR1 and no more", "cannot be read as parquet"),
-        ("t.xlsx", b"PK", "unknown table format '.xlsx'; expected one of: .csv, .tsv, .jsonl, .parquet"),
+        ("t.xlsx", b"PK", "unknown table format '.xlsx'; expected one of: .csv, .tsv, .jsonl, .jsonlines, .parquet"),
     ],
 )
 def test_tables(
@@ -706,6 +707,4 @@ def test_names_too_long_for_a_file_are_bad_images(
 
 def test_yaml_of_the_shelf_is_what_the_readers_take() -> None:
     folder = Path(__file__).parents[1] / "data_manifests"
-    assert {yaml.safe_load(path.read_text())["kind"] for path in folder.glob("*.yaml")} == {
-        "scenes", "latent", "table", "embeddings"
-    }  # fmt: skip
+    assert {yaml.safe_load(path.read_text())["kind"] for path in folder.glob("*.yaml")} == set(MANIFESTS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,10 +17,11 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def hold_out(split: Split, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Image rows (training, held out): images that have captions, a random ``fraction`` of them held out."""
-    with_captions = np.unique(split.image_of_caption[split.image_of_caption >= 0])
-    shuffled = np.random.default_rng([seed, 1]).permutation(with_captions)
+def hold_out(split: Split, fraction: float, seed: int, modalities: Sequence[str] = ("text",)) -> tuple[Rows, Rows]:
+    """Image rows (training, held out): images that have items of all modalities, a random ``fraction`` held out."""
+    owners = [split.image_of(modality) for modality in modalities]
+    complete = reduce(np.intersect1d, [np.unique(rows[rows >= 0]) for rows in owners])
+    shuffled = np.random.default_rng([seed, 1]).permutation(complete)
     count = max(1, round(fraction * len(shuffled)))
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
@@ -31,7 +32,7 @@ def captions_of(split: Split, image_rows: Rows) -> Rows:
 
 
 class DrawnPairs(NamedTuple):
-    """The pairs of one step: image rows (M,) and caption rows (N,).
+    """The pairs of one step: image rows (M,), caption rows (N,), and a row of every further modality per image.
 
     ``owner`` (N,) is the position in ``images`` of each caption's image; None: row by row a pair.
     """
@@ -39,60 +40,78 @@ class DrawnPairs(NamedTuple):
     images: Rows
     captions: Rows
     owner: Rows | None = None
+    further: Mapping[str, Rows] = {}
+
+
+class _ByImage:
+    """The items of one modality by the image that they belong to."""
+
+    def __init__(self, owners: Rows, image_rows: Rows) -> None:
+        self.order = np.argsort(owners, kind="stable")
+        self.start = np.searchsorted(owners[self.order], image_rows, side="left")
+        self.end = np.searchsorted(owners[self.order], image_rows, side="right")
 
 
 class PairBatches:
     """Batches of images with their captions: every epoch a new order of the images.
 
     ``captions`` says which of an image's captions go along: ``one_random``, the ``first``, ``all``, or one drawn with
-    a list of weights by position, of which the last one counts for all further captions.
+    a list of weights by position, of which the last one counts for all further captions. Of every modality in
+    ``further`` one random item goes along.
 
     The last images of an epoch that do not fill a batch are left out of it; the order changes every epoch.
     """
 
     def __init__(
-        self, split: Split, image_rows: Rows, batch_size: int, seed: int, captions: str | Sequence[float] = "one_random"
+        self,
+        split: Split,
+        image_rows: Rows,
+        batch_size: int,
+        seed: int,
+        captions: str | Sequence[float] = "one_random",
+        further: Sequence[str] = (),
     ) -> None:
         self._image_rows, self._seed, self._mode = image_rows, seed, captions
         self.images = len(image_rows)
         self.batch_size = min(batch_size, len(image_rows))
         self.steps_per_epoch = len(image_rows) // self.batch_size
-        order = np.argsort(split.image_of_caption, kind="stable")
-        self._captions_by_image = order
-        self._start = np.searchsorted(split.image_of_caption[order], image_rows, side="left")
-        self._end = np.searchsorted(split.image_of_caption[order], image_rows, side="right")
+        self._captions = _ByImage(split.image_of_caption, image_rows)
+        self._further = {modality: _ByImage(split.image_of(modality), image_rows) for modality in further}
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
-    def _plan(self, epoch: int) -> tuple[Rows, Rows]:
-        """The order of the images, and the first of each one's places among the captions by image."""
+    def _plan(self, epoch: int) -> tuple[Rows, Rows, dict[str, Rows]]:
+        """The order of the images, the first of each one's places among the captions by image, and further rows."""
         rng = np.random.default_rng([self._seed, 2, epoch])
         order = rng.permutation(len(self._image_rows))
-        return order, self._drawn(rng)[order]
+        places = self._drawn(rng)[order]
+        rows = {m: items.order[rng.integers(items.start, items.end)][order] for m, items in self._further.items()}
+        return order, places, rows
 
     def _drawn(self, rng: np.random.Generator) -> Rows:
+        start, end = self._captions.start, self._captions.end
         if self._mode in ("first", "all"):
-            return self._start
+            return start
         if self._mode == "one_random":
-            return np.asarray(rng.integers(self._start, self._end), np.int64)
-        counts = self._end - self._start
+            return np.asarray(rng.integers(start, end), np.int64)
+        counts = end - start
         weights = np.asarray(self._mode, np.float64)
         padded = np.concatenate([weights, np.full(max(0, counts.max() - len(weights)), weights[-1])])
         ends = np.cumsum(padded)
         drawn = np.searchsorted(ends, rng.random(len(counts)) * ends[counts - 1], side="right")
-        return np.asarray(self._start + np.minimum(drawn, counts - 1), np.int64)
+        return np.asarray(start + np.minimum(drawn, counts - 1), np.int64)
 
     def pairs(self, step: int) -> DrawnPairs:
         """The images and captions of one step, which has ``batch_size`` images."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order, places = self._epoch(epoch)
+        order, places, further = self._epoch(epoch)
         part = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        images = self._image_rows[order[part]]
+        images, own = self._image_rows[order[part]], {m: rows[part] for m, rows in further.items()}
         if self._mode != "all":
-            return DrawnPairs(images, self._captions_by_image[places[part]])
-        counts = (self._end - self._start)[order[part]]
+            return DrawnPairs(images, self._captions.order[places[part]], None, own)
+        counts = (self._captions.end - self._captions.start)[order[part]]
         owner = np.repeat(np.arange(len(images)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return DrawnPairs(images, self._captions_by_image[places[part][owner] + within], owner)
+        return DrawnPairs(images, self._captions.order[places[part][owner] + within], owner, own)
 
 
 class Pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.store import map_npy
 
@@ -84,6 +85,46 @@ class FeatureFile:
             return np.empty(shape, np.float32)
         self._bfloat16 = dtype == "BF16"
         return np.memmap(self.path, _TENSOR_TYPES[dtype], "r", offset, shape)
+
+
+class FeatureParts:
+    """Feature files one after the other as one (rows, d) array; InputError if they differ in dimensions."""
+
+    def __init__(self, paths: Sequence[Path], tensor: str | None = None) -> None:
+        self.parts = [FeatureFile(path, tensor) for path in paths]
+        first = self.parts[0]
+        for part in self.parts:
+            if part.shape[1] != first.shape[1]:
+                raise InputError(f"{part.path}: has {part.shape[1]} dimensions, but {first.path} has {first.shape[1]}")
+        self._ends = np.cumsum([part.shape[0] for part in self.parts])
+        self.shape: tuple[int, int] = (int(self._ends[-1]), first.shape[1])
+        self.name = first.path.name if len(self.parts) == 1 else f"{first.path.name} and {len(self.parts) - 1} more"
+
+    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The rows asked for, in that order, as float32 (len(rows), d)."""
+        if len(self.parts) == 1:
+            return self.parts[0].read(rows)
+        result = np.empty((len(rows), self.shape[1]), np.float32)
+        part_of = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(part_of):
+            inside = part_of == i
+            result[inside] = self.parts[i].read(rows[inside] - (self._ends[i] - self.parts[i].shape[0]))
+        return result
+
+
+def checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., None]) -> list[int]:
+    """See that all rows are finite; return their digests where asked."""
+    digests: list[int] = []
+    row = 0
+    for block in file.blocks():
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity")
+        if with_digests:
+            digests += [digest(values.tobytes()) for values in block]
+        row += len(block)
+        advance(len(block))
+    return digests
 
 
 def _tensor_offset(path: Path, name: str) -> int:

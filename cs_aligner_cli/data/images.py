@@ -1,18 +1,22 @@
-"""Image files: is this a whole image of sane size, and what is in it."""
+"""Image files, loose or inside a tar: is this a whole image of sane size, and what is in it."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 ABSENT = "no such file"
@@ -28,8 +32,14 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+# Formats in which photos come. PIL knows more, and hands some (EPS) to other programs, which run what they hold.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # A queue of so many files keeps every core busy, and a list of millions out of the queue.
 _QUEUED = 4096
+# No picture of a data set comes near this; what does is no picture, or means to fill the memory.
+MAX_FILE_BYTES = 256 * 2**20
+# The locator of a tar's member: where its bytes lie in the shard, so that it is read without looking for it.
+_MEMBER = re.compile(r"(.+?\.tar)::(.+)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 
 
 class BadImageError(ValueError):
@@ -38,18 +48,28 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at an image file showed: its size and a digest of its bytes, or why it is no use."""
+    """What a look at an image file showed, or why it is no use.
+
+    ``digest`` is of its bytes, 64 bits; ``dhash`` is of what the picture looks like, see ``dhash``.
+    """
 
     width: int = 0
     height: int = 0
-    digest: str = ""
+    digest: int = 0
+    dhash: int = 0
     reason: str = ""
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def decode(content: bytes) -> Image.Image:
     """The RGB picture that a file's bytes hold; raise BadImageError if they are no whole image."""
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=_formats()) as image:
             return image.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
@@ -59,42 +79,72 @@ def decode(content: bytes) -> Image.Image:
         raise BadImageError(f"damaged: {error}") from None
 
 
-def read_image(path: Path) -> tuple[Image.Image, bytes]:
-    """The RGB picture and the bytes of a file; raise BadImageError if it is no whole image."""
+def member_locator(shard: str, member: str, offset: int, size: int) -> str:
+    """The locator of a tar's member, which ``read_bytes`` takes in place of a file's path."""
+    return f"{shard}::{member}@{offset}+{size}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file, or of a tar's member by its locator; raise BadImageError if they cannot be read."""
+    file, offset, size = path, 0, -1
+    if member := _MEMBER.fullmatch(str(path)):
+        file, offset, size = Path(member[1]), int(member[3]), int(member[4])
     try:
-        status = path.stat()
+        status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
-        content = path.read_bytes()
+        if (status.st_size if size < 0 else size) > MAX_FILE_BYTES:
+            raise BadImageError(f"more than {MAX_FILE_BYTES >> 20} MiB")
+        with file.open("rb") as handle:
+            handle.seek(offset)
+            content = handle.read(size)
     except (FileNotFoundError, NotADirectoryError):
         raise BadImageError(ABSENT) from None
     except OSError as error:
         raise BadImageError(f"cannot be read: {error.strerror}") from None
+    if len(content) < size:
+        raise BadImageError(f"the shard ends after {len(content)} of its {size} bytes")
     if not content:
         raise BadImageError("an empty file")
+    return content
+
+
+def read_image(path: Path) -> tuple[Image.Image, bytes]:
+    """The RGB picture and the bytes of a file or a tar's member; raise BadImageError if it is no whole image."""
+    content = read_bytes(path)
     return decode(content), content
 
 
-def look_at_all(paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Seen]:
-    """Decode every file once, on all cores; yields in the order of ``paths``."""
+def look_at_all(root: Path, locators: Iterable[str], advance: Callable[[], None]) -> Iterator[Seen]:
+    """Decode every file under ``root`` once, on all cores; yields in the order of ``locators``."""
+    waiting = iter(locators)
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         # Between its warning and its error PIL leaves a factor of two; here the smaller limit holds.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.simplefilter("ignore", UserWarning)  # an odd EXIF block is no news for the user
-        for start in range(0, len(paths), _QUEUED):
-            for seen in pool.map(_look_at, paths[start : start + _QUEUED]):
+        while block := list(islice(waiting, _QUEUED)):
+            for seen in pool.map(lambda locator: _look_at(root, locator), block):
                 yield seen
                 advance()
 
 
-def _look_at(path: Path) -> Seen:
+def _look_at(root: Path, locator: str) -> Seen:
     try:
-        image, content = read_image(path)
+        image, content = read_image(root / locator)
     except (BadImageError, ValueError) as error:  # ValueError: a NUL character in the path
         return Seen(reason=str(error))
-    return Seen(image.width, image.height, digest(content))
+    return Seen(image.width, image.height, digest(content), dhash(image))
 
 
-def digest(content: bytes) -> str:
-    """A short digest by which equal contents are found."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+def digest(content: bytes) -> int:
+    """64 bits by which equal contents are found."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def dhash(image: Image.Image) -> int:
+    """The difference hash (Krawetz 2013), 64 bits: is each cell of 8 x 9 grey ones brighter than its left neighbour.
+
+    Pictures that were scaled, compressed anew or slightly recoloured differ in few bits.
+    """
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.uint8)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")

@@ -1,4 +1,4 @@
-"""Paired features from one latent variable, with a gap of a chosen size: a toy on which everything is known."""
+"""Features of several modalities from one latent variable, with gaps of a chosen size: a toy where all is known."""
 
 from __future__ import annotations
 
@@ -6,25 +6,48 @@ import numpy as np
 import numpy.typing as npt
 
 Features = npt.NDArray[np.float32]
+# How strongly a nonlinear view bends: the latent variable's coordinates have size 1 before the tangent.
+_GAIN = 2.0
 
 
-def draw_pairs(
-    count: int, *, dim: int, latent_dim: int, noise: float, gap: float, rng: np.random.Generator, basis: Features
-) -> tuple[Features, Features]:
-    """Image and text features (count, dim) each, row by row a pair.
+def draw_views(
+    count: int,
+    views: int,
+    *,
+    dim: int,
+    latent_dim: int,
+    noise: float,
+    gap: float,
+    rng: np.random.Generator,
+    curvature: float = 0.0,
+) -> list[Features]:
+    """Features (count, dim) of every view, row by row of the same item.
 
-    Both are ``basis @ z + noise e +- gap / 2 u`` with the same z ~ N(0, I) of ``latent_dim``, their own
-    e ~ N(0, I / dim), and u, a direction outside the latent's span: the last column of ``basis`` (dim, latent_dim + 1),
-    whose other columns are scaled so that the latent's part has length 1 on average. The pair shares
-    ``latent_dim / 2 log(1 / (1 - r^2))`` nats, r being the share of the variance that is not noise, whatever the gap.
+    View v is ``B f_v(z) + noise e + o_v`` with the same z ~ N(0, I / latent_dim), its own e ~ N(0, I / dim), the
+    orthonormal columns of B, and o_v, the corners of a regular simplex with edge ``gap`` outside the latent's span.
+    ``f_v(z) = (1 - curvature) z + curvature g_v(z)``, g_v being a rotation and a tangent of its own, of length 1 on
+    average. Two linear views share ``latent_dim / 2 log(1 / (1 - r^2))`` nats, r being the share of the variance that
+    is not noise, whatever the gap.
     """
+    basis = np.linalg.qr(rng.normal(size=(dim, latent_dim + views - 1)))[0].astype(np.float32)
     z = rng.normal(size=(count, latent_dim)) / np.sqrt(latent_dim)
-    shared = z @ basis[:, :latent_dim].T
-    offset = gap / 2 * basis[:, latent_dim]
-    features = [shared + noise * rng.normal(size=(count, dim)) / np.sqrt(dim) + sign * offset for sign in (1.0, -1.0)]
-    return features[0].astype(np.float32), features[1].astype(np.float32)
+    corners = _simplex(views) * gap
+    bends = [np.linalg.qr(rng.normal(size=(latent_dim, latent_dim)))[0] for _ in range(views)] if curvature else []
+    features = []
+    for view in range(views):
+        shared = z
+        if curvature:
+            bent = np.tanh(_GAIN * np.sqrt(latent_dim) * z @ bends[view])
+            shared = (1 - curvature) * z + curvature * bent / np.linalg.norm(bent, axis=1).mean()
+        rows = shared @ basis[:, :latent_dim].T + noise * rng.normal(size=(count, dim)) / np.sqrt(dim)
+        features.append((rows + corners[view] @ basis[:, latent_dim:].T).astype(np.float32))
+    return features
 
 
-def draw_basis(dim: int, latent_dim: int, rng: np.random.Generator) -> Features:
-    """Orthonormal columns (dim, latent_dim + 1): the latent's span, and the direction of the gap."""
-    return np.linalg.qr(rng.normal(size=(dim, latent_dim + 1)))[0].astype(np.float32)
+def _simplex(corners: int) -> npt.NDArray[np.float64]:
+    """(corners, corners - 1) coordinates of a regular simplex with edge 1 around the origin."""
+    if corners == 2:
+        return np.array([[0.5], [-0.5]])
+    centred = (np.eye(corners) - 1 / corners) / np.sqrt(2)
+    left, scales, _ = np.linalg.svd(centred)
+    return np.asarray((left * scales)[:, : corners - 1])

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from cs_aligner_cli import shelf
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, Described, OnDisk
+from cs_aligner_cli.data.manifest_layouts import (
+    ClipRetrievalManifest,
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    KarpathyManifest,
+    WebDatasetManifest,
+)
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.validation import FilePath, Strict, validate
+from cs_aligner_cli.validation import NAME_PATTERN, Strict, validate
 from cs_aligner_cli.yamlfile import read_yaml, shown
-
-
-class Counts(Strict):
-    """How many images and captions a split should have."""
-
-    images: int = Field(ge=0, description="Images.")
-    captions: int = Field(ge=0, description="Captions.")
-
-
-class _Described(Strict):
-    name: str = Field(description="Name of the data set.")
-    source: str | None = Field(None, description="Where it is obtained.")
-    licence: str | None = Field(None, description="Terms of use.")
-    citation: str | None = Field(None, description="How to cite it.")
-    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
-
-
-class _OnDisk(_Described):
-    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
 
 
 class DrawnCounts(Strict):
@@ -42,7 +34,7 @@ class DrawnCounts(Strict):
     test: int = Field(500, ge=1, description="Images to report on.")
 
 
-class DrawnManifest(_Described):
+class DrawnManifest(Described):
     """A data set that the program makes itself, and that needs no files."""
 
     seed: int = Field(0, ge=0, description="Seed of the drawings; the recipe's seed does not touch the data.")
@@ -65,31 +57,48 @@ class LatentManifest(DrawnManifest):
     dim: int = Field(64, ge=2, le=4096, description="Dimensions of the features.")
     latent_dim: int = Field(16, ge=1, description="Dimensions of the latent variable; less than dim.")
     noise: float = Field(0.2, ge=0, description="Length of each modality's own noise; the latent's part has length 1.")
-    gap: float = Field(2.0, ge=0, description="Distance between the two modalities' means.")
+    gap: float = Field(2.0, ge=0, description="Distance between the means of any two modalities.")
+    modalities: list[Annotated[str, Field(pattern=NAME_PATTERN)]] = Field(
+        [], description="Further modalities by name, each another view of the latent variable."
+    )
+    curvature: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of each view that is a nonlinear function, its own, of the latent; 0: linear views.",
+    )
 
     @model_validator(mode="after")
     def _room_for_the_gap(self) -> LatentManifest:
-        if self.latent_dim >= self.dim:
-            raise ValueError(f"latent_dim ({self.latent_dim}) must be less than dim ({self.dim})")
+        needed = self.latent_dim + 1 + len(self.modalities)
+        if needed > self.dim:
+            raise ValueError(f"dim ({self.dim}) must be at least {needed}: latent_dim, and one for each gap")
+        _refuse_own_names(self.modalities)
         return self
 
 
-class TableManifest(_OnDisk):
+class TableManifest(OnDisk):
     """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
 
     kind: Literal["table"] = Field("table", description="One row per image and caption.")
     table: Path = Field(strict=False, description="The table's file, relative to root; the suffix tells the format.")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
-    image_column: str = Field("image", description="Column with the image's path, relative to image_dir.")
-    caption_column: str = Field(
-        "caption", description="Column with the caption, or a list of captions (JSON, Parquet)."
+    image_column: str | None = Field(
+        "image", description="Column with the image's path, relative to image_dir; null: captions alone."
+    )
+    caption_column: str | None = Field(
+        "caption", description="Column with the caption, or a list of captions (JSON, Parquet); null: images alone."
     )
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
     )
-    absent_files: Literal["bad", "skip"] = Field(
-        "bad", description="An image that is not there is a bad item, or (skip) is left out and counted."
-    )
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
+
+    @model_validator(mode="after")
+    def _has_items(self) -> TableManifest:
+        if self.image_column is None and self.caption_column is None:
+            raise ValueError("image_column and caption_column are both null, so nothing would be read")
+        return self
 
 
 class TokenFeatures(Strict):
@@ -117,26 +126,72 @@ class ImageFeatures(_Features):
 class CaptionFeatures(_Features):
     """The captions' table and the features that row-align with it."""
 
-    image_column: str = Field("image", description="Column that names the caption's image; empty: an unpaired caption.")
+    image_column: str | None = Field(
+        "image", description="Column that names the caption's image, empty for an unpaired caption; null: all are."
+    )
     caption_column: str = Field("caption", description="Column with the caption.")
 
 
-class EmbeddingsManifest(_OnDisk):
+class FurtherFeatures(_Features):
+    """A further modality's table and the features that row-align with it."""
+
+    image_column: str | None = Field(
+        "image",
+        description="Column that names the image that a row belongs to, empty for none; null: none does.",
+    )
+
+
+class EmbeddingsManifest(OnDisk):
     """Features that another program computed, row-aligned with tables."""
 
     kind: Literal["embeddings"] = Field("embeddings", description="Stored features.")
-    images: ImageFeatures = Field(description="The images.")
-    captions: CaptionFeatures = Field(description="The captions.")
+    images: ImageFeatures | None = Field(None, description="The images; null: captions alone, as unpaired items.")
+    captions: CaptionFeatures | None = Field(None, description="The captions; null: images alone, as unpaired items.")
+    modalities: dict[str, FurtherFeatures] = Field({}, description="Further modalities by name (audio, depth, ...).")
+
+    @model_validator(mode="after")
+    def _has_items(self) -> EmbeddingsManifest:
+        if self.images is None and self.captions is None:
+            raise ValueError("expected images, captions, or both")
+        _refuse_own_names(self.modalities)
+        return self
 
 
-Manifest: TypeAlias = ScenesManifest | LatentManifest | TableManifest | EmbeddingsManifest
+def _refuse_own_names(modalities: Iterable[str]) -> None:
+    """Further modalities have tables of their own beside images and captions."""
+    for name in modalities:
+        if name in ("image", "text", "images", "captions") or not re.fullmatch(NAME_PATTERN, name):
+            raise ValueError(f"modalities: {name!r} cannot be the name of a further modality")
+
+
+Manifest: TypeAlias = (
+    ScenesManifest
+    | LatentManifest
+    | TableManifest
+    | EmbeddingsManifest
+    | KarpathyManifest
+    | CocoManifest
+    | FolderManifest
+    | ConversationsManifest
+    | WebDatasetManifest
+    | ClipRetrievalManifest
+)
 
 MANIFESTS: dict[str, type[Manifest]] = {
     "scenes": ScenesManifest,
     "latent": LatentManifest,
     "table": TableManifest,
     "embeddings": EmbeddingsManifest,
+    "karpathy": KarpathyManifest,
+    "coco": CocoManifest,
+    "folder": FolderManifest,
+    "conversations": ConversationsManifest,
+    "webdataset": WebDatasetManifest,
+    "clip_retrieval": ClipRetrievalManifest,
 }
+
+# The kinds that bring features in place of pictures.
+STORED_FEATURES = ("embeddings", "latent", "clip_retrieval")
 
 
 def manifest_path(recipe: Recipe) -> Path:
@@ -165,7 +220,7 @@ def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
     described = f"the manifest {manifest.name} is of kind {manifest.kind}"
     for modality in ("image", "text"):
         kind = recipe.encoders.of(modality).kind
-        features = manifest.kind in ("embeddings", "latent")
+        features = manifest.kind in STORED_FEATURES
         if kind == "features" and not features:
             raise InputError(
                 f"encoders.{modality}: kind features needs a manifest of kind embeddings, but {described}",

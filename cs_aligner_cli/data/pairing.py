@@ -39,12 +39,14 @@ class Pairing:
         return {m: {role: int((table["role"] == role).sum()) for role in roles} for m, table in self.tables.items()}
 
     def limited(self, split: Split) -> Split:
-        """The training split with the pairs that are left: captions of other images belong to none."""
-        captions = split.captions.copy()
-        keep = np.zeros(len(captions), bool)
-        keep[self.rows("text", PAIRED)] = True
-        captions["image_id"] = captions["image_id"].astype(object).where(keep, None)
-        return Split(split.name, split.images, captions)
+        """The training split with the pairs that are left: captions and all else of other images belong to none."""
+        kept = split.images["image_id"].iloc[self.rows("image", PAIRED)]
+
+        def among(table: pd.DataFrame) -> pd.DataFrame:
+            return table.assign(image_id=table["image_id"].astype(object).where(table["image_id"].isin(kept), None))
+
+        further = {modality: among(table) for modality, table in split.further.items()}
+        return Split(split.name, split.images, among(split.captions), further)
 
     def write(self, folder: Path) -> None:
         """Write one Parquet table per modality."""

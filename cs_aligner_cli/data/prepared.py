@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 
-from cs_aligner_cli.artifacts import read_json, write_json
+from cs_aligner_cli.artifacts import read_json, verify_file, write_json
 from cs_aligner_cli.errors import InputError, did_you_mean
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
+# Rows that a reader of the tables takes into memory at once.
+ROW_GROUP = 65536
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,28 @@ class Split:
 
     ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
     there is none), width, height (0 where unknown), digest (of the content). ``captions``: caption_id,
-    image_id (None for an unpaired caption), split, text, feature_row.
+    image_id (None for an unpaired caption), split, text, feature_row. ``further``: the tables of further
+    modalities by name: NAME_id, image_id, split, feature_row.
     """
 
     name: str
     images: pd.DataFrame
     captions: pd.DataFrame
+    further: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property
     def image_of_caption(self) -> npt.NDArray[np.int64]:
         """(captions,) row of each caption's image in ``images``; -1 for an unpaired caption."""
-        rows = pd.Index(self.images["image_id"]).get_indexer(pd.Index(self.captions["image_id"]))
+        return self.image_of("text")
+
+    def image_of(self, modality: str) -> npt.NDArray[np.int64]:
+        """The row in ``images`` of the image that each item of a modality belongs to; -1 for an unpaired item."""
+        rows = pd.Index(self.images["image_id"]).get_indexer(pd.Index(self.table(modality)["image_id"]))
         return np.asarray(rows, np.int64)
 
     def table(self, modality: str) -> pd.DataFrame:
-        """The table of "image" or "text"."""
-        return self.images if modality == "image" else self.captions
+        """The table of a modality."""
+        return {"image": self.images, "text": self.captions, **self.further}[modality]
 
     @cached_property
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -54,13 +63,19 @@ class Split:
 
 
 class PreparedData:
-    """The two tables of a prepared folder."""
+    """The tables of a prepared folder; InputError names the one that is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for name in (IMAGES, CAPTIONS, SOURCE):
+            verify_file(folder / name)
         self.images = pd.read_parquet(folder / IMAGES)
         self.captions = pd.read_parquet(folder / CAPTIONS)
         self.source: dict[str, Any] = read_json(folder / SOURCE)
+        further = {modality: folder / f"{modality}.parquet" for modality in self.source.get("modalities", [])}
+        for path in further.values():
+            verify_file(path)
+        self.further = {modality: pd.read_parquet(path) for modality, path in further.items()}
 
     @property
     def root(self) -> Path:
@@ -69,18 +84,46 @@ class PreparedData:
 
     def split(self, name: str, used_as: str, needs: Sequence[str] = ("image", "text")) -> Split:
         """The split of that name; InputError naming the key ``used_as`` if it lacks a modality that is needed."""
-        images = self.images[self.images["split"] == name].reset_index(drop=True)
-        captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
+        there = ["image", "text", *self.further]
+        if absent := [modality for modality in needs if modality not in there]:
+            raise InputError(
+                f"encoders.further: the data set has no modality {absent[0]!r}{did_you_mean(absent[0], there)}"
+            )
+        part = self.part(name)
+        images, captions = part.images, part.captions
         if (images.empty and "image" in needs) or (captions.empty and "text" in needs):
             there = sorted({*self.images["split"], *self.captions["split"]})
             what = "has no captions" if len(images) else "has no images" if len(captions) else "is empty"
             near = "" if name in there else did_you_mean(name, there)
             raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(there)})")
-        return Split(name, images, captions)
+        return part
+
+    def part(self, name: str) -> Split:
+        """The split of that name, whatever it holds."""
+        images = self.images[self.images["split"] == name].reset_index(drop=True)
+        captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
+        further = {m: table[table["split"] == name].reset_index(drop=True) for m, table in self.further.items()}
+        return Split(name, images, captions, further)
 
 
-def write_prepared(folder: Path, images: pd.DataFrame, captions: pd.DataFrame, source: dict[str, Any]) -> None:
-    """Write the two tables and the description of their source into ``folder``."""
-    images.to_parquet(folder / IMAGES, index=False)
-    captions.to_parquet(folder / CAPTIONS, index=False)
-    write_json(folder / SOURCE, source)
+def write_prepared(
+    folder: Path,
+    images: pd.DataFrame,
+    captions: pd.DataFrame,
+    source: dict[str, Any],
+    further: Mapping[str, pd.DataFrame] | None = None,
+) -> None:
+    """Write the tables and the description of their source into ``folder``."""
+    further = further or {}
+    for modality, table in further.items():
+        table.to_parquet(folder / f"{modality}.parquet", index=False, row_group_size=ROW_GROUP)
+    images.to_parquet(folder / IMAGES, index=False, row_group_size=ROW_GROUP)
+    captions.to_parquet(folder / CAPTIONS, index=False, row_group_size=ROW_GROUP)
+    write_json(folder / SOURCE, {**source, **({"modalities": [*further]} if further else {})})
+
+
+def caption_texts(folder: Path) -> Iterator[str]:
+    """The texts of all captions of a prepared folder, a row group at a time."""
+    with pq.ParquetFile(folder / CAPTIONS) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=["text"]):
+            yield from batch.column(0).to_pylist()

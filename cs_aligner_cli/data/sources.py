@@ -1,9 +1,8 @@
-"""The readers of every source kind: from a manifest to the two tables, with all that was dropped and why."""
+"""The table of readers, one for every source kind, and those of drawn data, tables and stored features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,40 +11,39 @@ import pandas as pd
 
 from cs_aligner_cli.artifacts import file_stamps
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
+from cs_aligner_cli.data.entries import Source
+from cs_aligner_cli.data.features import FeatureFile, checked_rows
 from cs_aligner_cli.data.frames import read_frame, text_column
-from cs_aligner_cli.data.images import ABSENT, digest, look_at_all
-from cs_aligner_cli.data.latent import draw_basis, draw_pairs
+from cs_aligner_cli.data.images import digest
+from cs_aligner_cli.data.latent import draw_views
+from cs_aligner_cli.data.layouts import folder_files, read_coco, read_conversations, read_folder, read_karpathy
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     DrawnManifest,
     EmbeddingsManifest,
+    FurtherFeatures,
     ImageFeatures,
     LatentManifest,
     Manifest,
     ScenesManifest,
     TableManifest,
 )
+from cs_aligner_cli.data.manifest_layouts import (
+    ClipRetrievalManifest,
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    KarpathyManifest,
+    WebDatasetManifest,
+)
 from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
+from cs_aligner_cli.data.shards import read_webdataset, shard_files
 from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.errors import InputError
 
-
-@dataclass
-class Source:
-    """What a reader found.
-
-    ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column
-    ``digest`` of the content; ``bad`` lists each dropped item with its reason; ``skipped`` counts what was
-    left out on request; ``description`` is what encoders need to find the content again.
-    """
-
-    images: pd.DataFrame
-    captions: pd.DataFrame
-    description: dict[str, Any]
-    bad: list[dict[str, str]] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
+_AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
 
 def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Source:
@@ -70,26 +68,28 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
 
 
 def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Source:
-    """Draw the pairs of features into ``folder``; a caption is the pair's number."""
-    rng = np.random.default_rng(manifest.seed)
-    basis = draw_basis(manifest.dim, manifest.latent_dim, rng)
+    """Draw the features of every modality into ``folder``; a caption is the item's number."""
     counts = manifest.images.model_dump()
-    options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap"})
-    pairs = draw_pairs(sum(counts.values()), rng=rng, basis=basis, **options)
+    modalities = ("image", "text", *manifest.modalities)
+    options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap", "curvature"})
+    rng = np.random.default_rng(manifest.seed)
+    views = draw_views(sum(counts.values()), len(modalities), rng=rng, **options)
     description: dict[str, Any] = {"kind": "latent"}
-    for modality, features in zip(("image", "text"), pairs, strict=True):
+    for modality, features in zip(modalities, views, strict=True):
         np.save(folder / f"{modality}.npy", features)
-        description[f"{modality}_features"] = {"path": f"{modality}.npy", "tensor": None, "stamp": None}
+        description[f"{modality}_features"] = {"paths": [f"{modality}.npy"], "tensor": None, "stamp": None}
     names = [(f"{split}-{i:06d}", split) for split, count in counts.items() for i in range(count)]
     images = pd.DataFrame(names, columns=["image_id", "split"])
     images = images.assign(feature_row=np.arange(len(images)))
     captions = images.assign(text=[f"pair {image_id}" for image_id in images["image_id"]])
-    digests = [digest(row.tobytes()) for row in pairs[0]]
-    return Source(images.assign(locator="", width=0, height=0, digest=digests), captions, description)
+    further = {modality: images.copy() for modality in manifest.modalities}
+    digests = [digest(row.tobytes()) for row in views[0]]
+    images = images.assign(locator="", width=0, height=0, digest=digests)
+    return Source(images, captions, description, further=further)
 
 
 def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
-    """Read a table of image paths and captions, and decode every image once to know that it is whole."""
+    """Read a table of image paths and captions."""
     assert manifest.root is not None  # load_manifest has seen to it
     table = manifest.root / manifest.table
     image_column, caption_column, split_column = (
@@ -99,59 +99,85 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     )
     rows = read_frame(table, [c for c in (image_column, caption_column, split_column) if c])
     columns = {
-        "image_id": _ids(text_column(rows, image_column, table)),
+        "image_id": _ids(text_column(rows, image_column, table)) if image_column else None,
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
-        "text": rows[caption_column],
+        "text": rows[caption_column] if caption_column else "",
     }
-    captions = pd.DataFrame(columns).explode("text", ignore_index=True).assign(feature_row=-1)
-    captions["text"] = text_column(captions, "text", table)
+    captions = pd.DataFrame(columns, index=rows.index)
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
-    source = Source(images, captions, {"kind": "table", "root": str(manifest.root)})
-    _check_images(source, manifest.root, manifest.absent_files == "skip", console)
-    return source
+    if caption_column is None:
+        captions = captions[:0]
+    elif captions["text"].dtype == object:  # cells of JSON and Parquet may be lists
+        captions = captions.explode("text", ignore_index=True)
+    captions = captions.assign(text=text_column(captions, "text", table), feature_row=-1)
+    return Source(images, captions, {"kind": "table", "root": str(manifest.root)})
 
 
 def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console) -> Source:
-    """Read the two tables and check that the feature files row-align with them and are finite."""
+    """Read the tables and check that the feature files row-align with them and are finite."""
     assert manifest.root is not None
-    root, of_images, of_captions = manifest.root, manifest.images, manifest.captions
-    path = root / of_images.table
-    table = read_frame(path, [of_images.id_column, of_images.split_column])
+    root = manifest.root
+    images, captions = _image_table(root, manifest.images), _caption_table(root, manifest.captions)
+    further = {name: _owned(root, part) for name, part in manifest.modalities.items()}
+    parts = [
+        ("image", images, manifest.images),
+        ("text", captions, manifest.captions),
+        *((name, further[name], part) for name, part in manifest.modalities.items()),
+    ]
+    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
+    total = sum(len(frame) * (2 if part and part.tokens else 1) for _, frame, part in parts)
+    with console.progress("checking features", total) as advance:
+        for modality, frame, part in parts:
+            frame["feature_row"] = np.arange(len(frame))
+            if part is None:
+                continue
+            file = _aligned_features(root, part, len(frame))
+            features = {"paths": [str(file.path)], "tensor": part.tensor, "stamp": file_stamps([file.path])}
+            description[f"{modality}_features"] = features
+            digests = checked_rows(file, modality == "image", advance)
+            if modality == "image":
+                frame["digest"] = digests
+            if part.tokens:
+                description[f"{modality}_tokens"] = _checked_tokens(root, part, len(frame), advance)
+    return Source(images, captions, description, further=further)
+
+
+def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
+    columns = ["image_id", "split", "locator", "width", "height", "digest"]
+    if part is None:
+        return pd.DataFrame(columns=columns)
+    path = root / part.table
+    table = read_frame(path, [part.id_column, part.split_column])
     images = pd.DataFrame(
         {
-            "image_id": text_column(table, of_images.id_column, path, required=True),
-            "split": text_column(table, of_images.split_column, path, required=True),
+            "image_id": text_column(table, part.id_column, path, required=True),
+            "split": text_column(table, part.split_column, path, required=True),
         }
     )
     twice = images.loc[images["image_id"].duplicated(), "image_id"]
     if len(twice):
         raise InputError(f"{path}: image {twice.iloc[0]!r} is listed twice; names must be unique")
-    path = root / of_captions.table
-    table = read_frame(path, [of_captions.image_column, of_captions.caption_column, of_captions.split_column])
-    captions = pd.DataFrame(
-        {
-            "image_id": _ids(text_column(table, of_captions.image_column, path)),
-            "split": text_column(table, of_captions.split_column, path, required=True),
-            "text": text_column(table, of_captions.caption_column, path),
-        }
-    )
-    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    parts = (of_images, of_captions)
-    total = sum(len(frame) * (2 if part.tokens else 1) for frame, part in zip((images, captions), parts, strict=True))
-    with console.progress("checking features", total) as advance:
-        for modality, frame, part in (("image", images, of_images), ("text", captions, of_captions)):
-            file = _aligned_features(root, part, len(frame))
-            features = {"path": str(file.path), "tensor": part.tensor, "stamp": file_stamps([file.path])}
-            description[f"{modality}_features"] = features
-            frame["feature_row"] = np.arange(len(frame))
-            digests = _checked_rows(file, modality == "image", advance)
-            if modality == "image":
-                frame["digest"] = digests
-            if part.tokens:
-                description[f"{modality}_tokens"] = _checked_tokens(root, part, len(frame), advance)
-    return Source(images.assign(locator="", width=0, height=0), captions, description)
+    return images.assign(locator="", width=0, height=0)
+
+
+def _caption_table(root: Path, part: CaptionFeatures | None) -> pd.DataFrame:
+    if part is None:
+        return pd.DataFrame(columns=["image_id", "split", "text"])
+    table = read_frame(root / part.table, [part.caption_column])
+    return _owned(root, part).assign(text=text_column(table, part.caption_column, root / part.table))
+
+
+def _owned(root: Path, part: CaptionFeatures | FurtherFeatures) -> pd.DataFrame:
+    """The items of a modality: which image's they are, and their split."""
+    path = root / part.table
+    table = read_frame(path, [c for c in (part.image_column, part.split_column) if c])
+    columns = {
+        "image_id": _ids(text_column(table, part.image_column, path)) if part.image_column else None,
+        "split": text_column(table, part.split_column, path, required=True),
+    }
+    return pd.DataFrame(columns, index=table.index)
 
 
 SourceReader: TypeAlias = Callable[[Any, Path, Console], Source]
@@ -160,39 +186,59 @@ SOURCES: dict[str, SourceReader] = {
     "latent": draw_latent,
     "table": read_table,
     "embeddings": read_embeddings,
+    "karpathy": read_karpathy,
+    "coco": read_coco,
+    "folder": read_folder,
+    "conversations": read_conversations,
+    "webdataset": read_webdataset,
+    "clip_retrieval": read_clip_retrieval,
 }
 
 
-def source_files(manifest: Manifest) -> list[str]:
+def source_files(manifest: Manifest, console: Console) -> list[str]:
     """The files, there or not, whose change makes a prepared data set stale."""
     if isinstance(manifest, DrawnManifest):
         return []
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
-        parts = (manifest.images, manifest.captions)
+        parts = [part for part in (manifest.images, manifest.captions, *manifest.modalities.values()) if part]
         files = [name for part in parts for name in (part.table, part.features)]
         files += [name for part in parts if part.tokens for name in (part.tokens.features, part.tokens.mask)]
         return [str(manifest.root / name) for name in files]
-    table = manifest.root / manifest.table
-    names = text_column(read_frame(table, [manifest.image_column]), manifest.image_column, table).unique()
-    return [str(table), *(str(manifest.root / manifest.image_dir / name) for name in names)]
+    if isinstance(manifest, ClipRetrievalManifest):
+        return [str(path) for paths in embedding_parts(manifest) for path in paths]
+    if isinstance(manifest, WebDatasetManifest):
+        return [str(path) for _, path in shard_files(manifest)]
+    if isinstance(manifest, FolderManifest):
+        return folder_files(manifest)
+    root = str(manifest.root)
+    listed = SOURCES[manifest.kind](manifest, Path(), console).images["locator"]
+    return [*map(str, annotation_files(manifest)), *(f"{root}/{locator}" for locator in listed)]
+
+
+def annotation_files(manifest: Manifest) -> list[Path]:
+    """The tables and JSON files that list the images of a manifest."""
+    assert not isinstance(manifest, DrawnManifest)
+    assert manifest.root is not None
+    if isinstance(manifest, CocoManifest):
+        return [manifest.root / split.captions for split in manifest.splits.values()]
+    assert isinstance(manifest, TableManifest | KarpathyManifest | ConversationsManifest)
+    return [manifest.root / (manifest.table if isinstance(manifest, TableManifest) else manifest.annotations)]
 
 
 def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     """Names of images, None for the empty ones."""
-    return text.astype(object).where(text != "", None)
+    return text.where(text != "")
 
 
-def _aligned_features(root: Path, part: ImageFeatures | CaptionFeatures, rows: int) -> FeatureFile:
+def _aligned_features(root: Path, part: _AnyFeatures, rows: int) -> FeatureFile:
     file = FeatureFile(root / part.features, part.tensor)
     if file.shape[0] != rows:
         raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
     return file
 
 
-def _checked_tokens(
-    root: Path, part: ImageFeatures | CaptionFeatures, rows: int, advance: Callable[..., None]
-) -> dict[str, Any]:
+def _checked_tokens(root: Path, part: _AnyFeatures, rows: int, advance: Callable[..., None]) -> dict[str, Any]:
     """See that token features row-align with their table and are finite; return where they are."""
     assert part.tokens is not None
     path, mask = root / part.tokens.features, root / part.tokens.mask
@@ -206,41 +252,3 @@ def _checked_tokens(
         "mask": str(mask),
         "stamp": file_stamps([path, mask]),
     }
-
-
-def _checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., None]) -> list[str]:
-    """See that all rows are finite; return their digests where asked."""
-    digests: list[str] = []
-    row = 0
-    for block in file.blocks():
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            raise InputError(f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity")
-        if with_digests:
-            digests += [digest(values.tobytes()) for values in block]
-        row += len(block)
-        advance(len(block))
-    return digests
-
-
-def _check_images(source: Source, root: Path, skip_absent: bool, console: Console) -> None:
-    """Decode every image; move those that fail to ``bad``, and record size and digest of the others."""
-    images = source.images
-    paths = [root / locator for locator in images["locator"]]
-    with console.progress("checking images", len(paths)) as advance:
-        looks = list(look_at_all(paths, advance))
-    absent = np.array([skip_absent and seen.reason == ABSENT for seen in looks], dtype=bool)
-    if skip_absent:
-        source.skipped["images without a file"] = int(absent.sum())
-    source.bad += [
-        {"kind": "image", "item": str(path), "reason": seen.reason}
-        for path, seen, skipped in zip(paths, looks, absent, strict=True)
-        if seen.reason and not skipped
-    ]
-    images = images.assign(
-        width=[seen.width for seen in looks],
-        height=[seen.height for seen in looks],
-        digest=[seen.digest for seen in looks],
-        feature_row=-1,
-    )
-    source.images = images[[not seen.reason for seen in looks]].reset_index(drop=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.artifacts import file_stamps
-from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.layout import MODALITIES
 from cs_aligner_cli.recipe_encoders import FeaturesEncoder
 
 
@@ -35,20 +36,23 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
     Raises InputError if the data set brings no features, or if they are not those that prepare has checked.
     """
     where = data.source.get(f"{modality}_features")
+    if where is None and modality not in MODALITIES:
+        there = [*MODALITIES, *data.source.get("modalities", [])]
+        raise InputError(f"encoders.further: the data set has no {modality!r}{did_you_mean(modality, there)}")
     if where is None:
         raise InputError(
             f"encoders.{modality}: kind features needs a manifest of kind embeddings, "
             f"but the data are of kind {data.source['kind']}",
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
-    path = data.root / where["path"]
-    _refuse_changed(where["stamp"], path)
-    file = FeatureFile(path, where["tensor"])
+    paths = [data.root / path for path in where["paths"]]
+    _refuse_changed(where["stamp"], *paths)
+    file = FeatureParts(paths, where["tensor"])
 
     def load(rows: pd.DataFrame) -> Tensor:
         return torch.from_numpy(file.read(rows["feature_row"].to_numpy()))
 
-    identity = {"kind": "features", "file": file.path.name, "tensor": where["tensor"], "power": spec.power}
+    identity = {"kind": "features", "file": file.name, "tensor": where["tensor"], "power": spec.power}
     module = SignedPower(spec.power)
     return Encoder(modality, file.shape[1], module, load, identity, module, tokens=_tokens(spec, data, modality))
 
@@ -70,4 +74,5 @@ def _tokens(spec: FeaturesEncoder, data: PreparedData, modality: str) -> TokenRe
 
 def _refuse_changed(stamp: str | None, *paths: Path) -> None:
     if stamp is not None and file_stamps(paths) != stamp:
-        raise InputError(f"{paths[0]}: has changed since the data were prepared", "Check it again: csalign prepare")
+        changed = paths[0] if len(paths) == 1 else f"{paths[0].parent}: a feature file"
+        raise InputError(f"{changed}: has changed since the data were prepared", "Check it again: csalign prepare")

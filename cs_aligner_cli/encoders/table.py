@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cs_aligner_cli.artifacts import verify_file
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
@@ -24,9 +25,11 @@ from cs_aligner_cli.recipe_encoders import (
 
 
 def load_encoders(
-    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str] = MODALITIES
+    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str]
 ) -> dict[str, Encoder]:
     """The towers asked for, in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
+    for file in weight_files(recipe):
+        verify_file(file)  # those of another run's model
     models: dict[str, Any] = {}
     encoders = {}
     for modality in modalities:

@@ -8,7 +8,7 @@ from typing import Final
 from torch import Tensor
 
 from cs_aligner_cli.objectives.approximation import nystroem_cs, rff_cs
-from cs_aligner_cli.objectives.densities import hoelder_divergence
+from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
@@ -34,5 +34,7 @@ DIVERGENCES: Final[dict[str, Callable[..., Tensor]]] = {
     "sliced_wasserstein": sliced_wasserstein,
     "sinkhorn": sinkhorn,
 }
+# Each takes a sequence of clouds, one of every modality, and the recipe's options by their names.
+JOINT: Final[dict[str, Callable[..., Tensor]]] = {"generalized_cs": generalized_cs_divergence}
 # Approximations of the Cauchy-Schwarz divergence; each takes (image, text), the bandwidth and its options.
 APPROXIMATIONS: Final[dict[str, Callable[..., Tensor]]] = {"nystroem": nystroem_cs, "rff": rff_cs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cs_aligner_cli.artifacts import RECORD, read_json
+from cs_aligner_cli.artifacts import RECORD, read_record
 from cs_aligner_cli.errors import InputError, did_you_mean
 from cs_aligner_cli.records import paired_statistics, read_records
 from cs_aligner_cli.retrieval.bootstrap import LOWER_IS_BETTER, compare
@@ -42,7 +42,7 @@ def _find(given: str) -> dict[str, Any]:
     folder = next((f for f in (Path(name), Path("runs") / name) if (f / "eval_retrieval" / RECORD).is_file()), None)
     if folder is None:
         raise InputError(f"{given}: no retrieval results in {name}/eval_retrieval", _HINT)
-    summary = read_json(folder / "eval_retrieval" / RECORD)["summary"]
+    summary = read_record(folder / "eval_retrieval" / RECORD)["summary"]
     stores = list(summary.get("eval_retrieval", {}))
     chosen = store or ("aligned" if "aligned" in stores else stores[0] if len(stores) == 1 else "")
     if chosen not in stores:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from threading import Event
 from typing import Any, TypeAlias
 
 import torch
@@ -16,15 +17,18 @@ from cs_aligner_cli.checkpoint import load_towers, read_plans
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import Rows
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
-from cs_aligner_cli.layout import FROZEN, MODALITIES, TOKENS, Layout
+from cs_aligner_cli.layout import FROZEN, TOKENS, Layout
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.store import ShardWriter, Store, write_keys
 from cs_aligner_cli.token_store import TokenArray, TokenStore, TokenWriter
 from cs_aligner_cli.towers import Inputs, TowerPlan, tower_embedder
 
+# How often a rank looks whether another one has written a shard.
+_POLL_SECONDS = 0.05
 # What computes the rows of a modality.
 MakeEmbedder: TypeAlias = Callable[[str], Embedder]
 
@@ -36,16 +40,17 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     Raises InputError if the data are not prepared, an encoder does not load, or trained weights do not fit.
     """
     layout = Layout(recipe)
-    layout.prepared.require()
-    job = _Job(recipe, layout, console, force)
+    ranks = current()
+    ranks.ask(lambda: layout.prepared.require() is not None)
+    job = _Job(recipe, layout, console, force, layout.modalities)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
     if layout.pairing and recipe.train and recipe.train.cached_reading("pooled"):
         stores |= _further(layout, console, force)
-    for name in layout.aligned_names:
-        if recipe.embed.weights or layout.trained(name).fresh() is not None:
-            stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
+    trained = ranks.ask(lambda: [n for n in layout.aligned_names if job.can_align(n)])
+    for name in trained:
+        stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
     waiting = [name for name in layout.aligned_names if name not in stores]
     done = any(summary["status"] == "done" for splits in stores.values() for summary in splits.values())
     return {"status": "done" if done else "fresh", "stores": stores, "waiting_for_training": waiting}
@@ -76,12 +81,17 @@ class _Job:
     """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
     def __init__(
-        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str] = MODALITIES
+        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str]
     ) -> None:
         self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
         self.modalities = modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(recipe.embed.device)
+        self.ranks = current()
+
+    def can_align(self, name: str) -> bool:
+        """Whether the weights of an aligned store are there."""
+        return self.recipe.embed.weights is not None or self.layout.trained(name).fresh() is not None
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
@@ -103,13 +113,13 @@ class _Job:
         """The token store of one split: of the modalities whose towers read stored tokens."""
         split = self.data.split(split_name, self._key_of(split_name))
         artifact, sources = self.layout.tokens(split_name), file_stamps(weight_files(self.recipe))
-        record = None if self.force else artifact.fresh(sources)
+        record = self.ranks.ask(lambda: None if self.force else artifact.fresh(sources))
         if record is not None:
             return {"status": "fresh", **record["summary"]}
         precision = pick_precision(self.recipe.embed.precision, self.device)
         modalities = self.layout.token_modalities
         readers = {m: self.encoders[m].token_reader(f"train.{m}.reads") for m in modalities}
-        with artifact.building(sources) as build:
+        with building(artifact, self.ranks, sources) as build:
             for m, reader in readers.items():
                 embedder = self._frozen_embedder(self.encoders[m], split, precision, reader)
                 writer = TokenWriter(
@@ -118,20 +128,22 @@ class _Job:
                 build.summary[m] = self._fill_tokens(writer, embedder, f"{artifact.name}: {m}")
             about = {m: {"tokens": reader.about, "precision": precision} for m, reader in readers.items()}
             identity = {m: {**self.encoders[m].identity, **about[m]} for m in modalities}
-            write_keys(build.folder, {m: split.table(m) for m in modalities}, identity)
+            if self.ranks.main:
+                write_keys(build.folder, {m: split.table(m) for m in modalities}, identity)
         return {"status": "done", **build.summary}
 
     def _fill_tokens(self, writer: TokenWriter, embedder: Embedder, label: str) -> dict[str, Any]:
-        """Compute the missing shards; return what is told of the modality."""
+        """Compute the missing shards, each rank its share; return what is told of the modality."""
         started = time.perf_counter()
-        missing = list(writer.missing())
-        kept = writer.rows - sum(len(part) for _, part in missing)
-        with self.console.progress(label, writer.rows, done=kept) as advance:
-            for number, tokens in embedder.token_shards(missing, advance):
-                writer.write(number, tokens)
+        missing = self.ranks.ask(lambda: self._missing(writer))
+        mine = [(number, writer.rows_of(number)) for number in self.ranks.mine(missing)]
+        with self.console.progress(label, sum(len(part) for _, part in mine)) as advance:
+            for number, tokens in embedder.token_shards(mine, advance):
+                writer.write_tokens(number, tokens)
+        speeds = self.ranks.collect(embedder.throughput.record())
         array = TokenArray(writer.folder)
         about = {"rows": len(array), "dim": array.dim, "tokens": int(array.lengths.sum())}
-        return {**about, "seconds": round(time.perf_counter() - started, 3), **embedder.throughput.record()}
+        return {**about, "seconds": round(time.perf_counter() - started, 3), **_together(speeds)}
 
     def aligned(self, name: str, split_name: str) -> dict[str, Any]:
         """The store of one split as trained towers give it."""
@@ -145,7 +157,7 @@ class _Job:
             encoders = load_encoders(self.recipe, self.data, self.device, [m for m, plan in plans.items() if plan.live])
             tokens = TokenStore(self.layout.tokens(split_name).path)
             dims = {m: self._dim(m, plan, encoders, frozen, tokens) for m, plan in plans.items()}
-            identities = {m: frozen.identity[m] for m in MODALITIES}
+            identities = {m: frozen.identity[m] for m in self.modalities}
             precision = pick_precision(self.recipe.train.precision if self.recipe.train else "fp32", self.device)
             towers = load_towers(weights, encoders, dims, identities, precision).eval().to(self.device)
             inputs = Inputs(towers.plans, encoders, {split.name: frozen}, {split.name: tokens})
@@ -184,33 +196,42 @@ class _Job:
         sources: str,
         start: Callable[[], tuple[MakeEmbedder, dict[str, Any]]],
     ) -> dict[str, Any]:
-        record = None if self.force else artifact.fresh(sources)
+        record = self.ranks.ask(lambda: None if self.force else artifact.fresh(sources))
         if record is not None:
             return {"status": "fresh", **record["summary"]}
         spec = self.recipe.embed
+        self.ranks.ask(lambda: self._verify(artifact))
         embedder_of, identity = start()
-        with artifact.building(sources) as build:
+        with building(artifact, self.ranks, sources) as build:
             for modality in self.modalities:
                 rows = len(split.table(modality))
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
                 embedder = embedder_of(modality)
                 started = time.perf_counter()
                 self._fill(writer, embedder, f"{artifact.name}: {modality}")
+                speeds = self.ranks.collect(embedder.throughput.record())
                 seconds = round(time.perf_counter() - started, 3)
-                dim = writer.written().shape[1]
-                about = {"rows": rows, "dim": dim, "seconds": seconds}
-                build.summary[modality] = {**about, **embedder.throughput.record()}
-            write_keys(build.folder, {m: split.table(m) for m in self.modalities}, identity)
+                about = {"rows": rows, "dim": writer.written().shape[1], "seconds": seconds}
+                build.summary[modality] = {**about, **_together(speeds)}
+            if self.ranks.main:
+                write_keys(build.folder, {m: split.table(m) for m in self.modalities}, identity)
         return {"status": "done", **build.summary}
 
     def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:
-        """Compute the missing shards; each is written while the next one is computed."""
-        missing = list(writer.missing())
-        kept = writer.rows - sum(len(part) for _, part in missing)
-        shards = dict(missing)
+        """Compute the missing shards, each rank its share; each is written while the next one is computed."""
+        missing = [(number, writer.rows_of(number)) for number in self.ranks.ask(lambda: self._missing(writer))]
+        mine = self.ranks.mine(missing)
+        shards = dict(mine)
+        total = writer.rows if self.ranks.size == 1 else sum(len(part) for _, part in mine)
+        kept = writer.rows - sum(len(part) for _, part in missing) if self.ranks.size == 1 else 0
+        given_up = Event()
 
         def write(number: int, values: Values, copies: Rows) -> None:
             if len(copies):
+                # The ranks go through the shards in order, so whoever has the earliest open one waits for nobody.
+                while not writer.holds(range(number)):
+                    if given_up.wait(_POLL_SECONDS):
+                        return
                 assert embedder.first is not None
                 owners = embedder.first[shards[number][copies]]
                 inside = owners >= shards[number][0]
@@ -220,16 +241,32 @@ class _Job:
             writer.write(number, values)
 
         with (
-            self.console.progress(label, writer.rows, done=kept) as advance,
+            self.console.progress(label, total, done=kept) as advance,
             ThreadPoolExecutor(1, "write") as background,
         ):
             pending: Future[None] | None = None
-            for number, values, copies in embedder.shards(missing, advance):
+            try:
+                for number, values, copies in embedder.shards(mine, advance):
+                    if pending:
+                        pending.result()
+                    pending = background.submit(write, number, values, copies)
                 if pending:
                     pending.result()
-                pending = background.submit(write, number, values, copies)
-            if pending:
-                pending.result()
+            except BaseException:
+                given_up.set()
+                raise
+
+    def _verify(self, artifact: Artifact) -> None:
+        """Refuse to embed from damaged files."""
+        for need in artifact.needs:
+            need.require()
+
+    def _missing(self, writer: ShardWriter) -> list[int]:
+        """The shards to compute; what is left of damaged ones is removed."""
+        numbers = [number for number, _ in writer.missing()]
+        for number in numbers:
+            writer.discard(number)
+        return numbers
 
     def _frozen_embedder(
         self, encoder: Encoder, split: Split, precision: str, tokens: TokenReader | None = None
@@ -252,3 +289,12 @@ class _Job:
             table["text"].tolist() if encoder.reads_captions else None,
             load,
         )
+
+
+def _together(speeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The throughput of all ranks as one record."""
+    return {
+        "computed": sum(speed["computed"] for speed in speeds),
+        "per_second": round(sum(speed["per_second"] for speed in speeds), 1),
+        "encoder_busy": round(sum(speed["encoder_busy"] for speed in speeds) / len(speeds), 3),
+    }

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cs_aligner_cli.artifacts import file_stamps, write_bytes, write_json
 from cs_aligner_cli.console import Console
+from cs_aligner_cli.csvfile import csv_bytes
 from cs_aligner_cli.data.judgements import with_judgements
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
@@ -48,7 +49,7 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
             job = _Job(recipe, layout, console)
             build.summary = job.run(build.folder)
             write_json(build.folder / "results.json", build.summary)
-            write_bytes(build.folder / "results.csv", _long_table(build.summary).to_csv(index=False).encode())
+            write_bytes(build.folder / "results.csv", csv_bytes(_long_table(build.summary)))
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
 

@@ -12,6 +12,7 @@ import pandas as pd
 from cs_aligner_cli.artifacts import Build, write_bytes, write_json
 from cs_aligner_cli.compared import Compared, Features, compared
 from cs_aligner_cli.console import Console
+from cs_aligner_cli.csvfile import csv_bytes
 from cs_aligner_cli.data.batches import Rows, captions_of
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.errors import InputError
@@ -57,6 +58,8 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     artifact = layout.gap
     for need in artifact.needs:
         need.require()
+    for other in layout.beside.values():
+        other.verify(other.record() or {})
     record = None if force else artifact.fresh()
     if record is None:
         with artifact.building() as build:
@@ -302,7 +305,7 @@ def _write(
         ],
     }
     for name, rows in tables.items():
-        write_bytes(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+        write_bytes(folder / f"{name}.csv", csv_bytes(pd.DataFrame(rows)))
     for name, picture in figures.items():
         write_bytes(folder / f"{name}.png", picture.png)
         write_bytes(folder / f"{name}.svg", picture.svg)

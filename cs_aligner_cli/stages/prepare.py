@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import Artifact, file_stamps, write_json
+from cs_aligner_cli.artifacts import file_stamps, write_json
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.manifest import Manifest, load_manifest, manifest_path
+from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
+from cs_aligner_cli.data.checksums import check_checksums
+from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
+from cs_aligner_cli.data.entries import Source, check_images
+from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
 from cs_aligner_cli.data.pairing import draw_pairing, further_items
-from cs_aligner_cli.data.prepared import PreparedData, write_prepared
-from cs_aligner_cli.data.sources import SOURCES, Source, source_files
+from cs_aligner_cli.data.prepared import PreparedData, caption_texts, write_prepared
+from cs_aligner_cli.data.repack import write_shards
+from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.errors import InputError, TooManyBadItems
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
@@ -21,68 +27,120 @@ from cs_aligner_cli.recipe import Recipe
 REPORT = "report.json"
 # The whole list of bad items is in the report; a summary shows the first few.
 _SHOWN = 5
+# What can be bad, and what is told of even where none is.
+KINDS = ("image", "caption", "member", "shard")
+_ALWAYS_TOLD = ("images", "captions")
 
 
 def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Make the prepared data set of a recipe; return its summary with ``status`` done or fresh.
 
-    Raises InputError if the manifest or its files are wrong or nothing usable is left, TooManyBadItems (after
-    the output is in place) if more items were bad than ``data.max_bad_fraction``.
+    With it come, where the recipe's text tower has open_clip's tokenizer, ``caption_lengths``, and where it asks for
+    them the WebDataset ``shards``. Raises InputError if the manifest or its files are wrong or nothing usable is left,
+    TooManyBadItems (after the output is in place) if more items were bad than ``data.max_bad_fraction``.
     """
-    layout = Layout(recipe)
-    result = _prepared(layout, MODALITIES, console, force)
-    unpaired = recipe.data.unpaired
-    for further, source in zip(layout.further.values(), unpaired.sources if unpaired else (), strict=True):
-        _prepared(further, source.modalities, console, force)
-    if layout.pairing:
-        made, result["pairing"] = _paired(layout, layout.pairing, force)
-        result["status"] = "done" if made else result["status"]
-    return result
-
-
-def _prepared(layout: Layout, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
-    """Make one prepared data set, which must bring the modalities that are needed of it."""
-    recipe, artifact = layout.recipe, layout.prepared
-    manifest = load_manifest(recipe)
-    sources = file_stamps([manifest_path(recipe), *source_files(manifest)])
-    record = None if force else artifact.fresh(sources)
-    if record is None:
-        with artifact.building(sources) as build:
-            source = SOURCES[manifest.kind](manifest, build.folder, console)
-            images, captions = _linked(source)
-            tables = {"image": images, "text": captions}
-            lacking = [modality for modality in needs if tables[modality].empty]
-            if lacking:
-                what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
-                raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
-            build.summary = _report(manifest, source, images, captions)
-            columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest"]
-            write_prepared(build.folder, images[columns], captions, source.description)
-            write_json(build.folder / REPORT, {**build.summary, "bad_items": source.bad})
-    summary: dict[str, Any] = (artifact.record() or {})["summary"]
+    layout, manifest = Layout(recipe), load_manifest(recipe)
+    if recipe.prepare.repack and manifest.kind in STORED_FEATURES:
+        raise InputError(
+            f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
+        )
+    summary = _tables(layout, manifest, MODALITIES, console, force)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
-    result = {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
-    _refuse_too_many_bad(result, recipe.data.max_bad_fraction, artifact.path / REPORT)
+    summary["caption_lengths"] = _caption_lengths(recipe, layout, console)
+    if summary["caption_lengths"] and (cut := summary["caption_lengths"]["truncated"]):
+        limit = summary["caption_lengths"]["limit"]
+        console.warn(f"{cut} captions are longer than the {limit} tokens that the text tower reads, and lose their end")
+    summary["shards"] = _shards(layout, console, force)
+    summary["pairing"] = _pairing(layout, console, force)
+    parts = [summary, *(part for part in map(summary.get, ("caption_lengths", "shards", "pairing")) if part)]
+    status = "done" if any(part["status"] == "done" for part in parts) else "fresh"
+    result = {**summary, "status": status, "folder": str(layout.prepared.path)}
+    _refuse_too_many_bad(result, recipe.data.max_bad_fraction, layout.prepared.path / REPORT)
     return result
 
 
-def _paired(layout: Layout, artifact: Artifact, force: bool) -> tuple[bool, dict[str, Any]]:
-    """Decide which items are pairs and which are unpaired; return whether that was done now, and the counts."""
-    record = None if force else artifact.fresh()
-    if record is None:
-        train, unpaired = layout.recipe.train, layout.recipe.data.unpaired
-        assert train is not None and unpaired is not None
-        data = PreparedData(layout.prepared.path)
-        sources = further_items(layout)
-        guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
-        split = data.split(train.split, "train.split")
-        with artifact.building() as build:
-            pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, layout.recipe.seed)
-            pairing.write(build.folder)
-            build.summary = pairing.counts()
-    return record is None, (artifact.record() or {})["summary"]
+def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
+    """Make the tables of one data set, which must bring the modalities that are needed of it."""
+    recipe, artifact = layout.recipe, layout.prepared
+    sources = file_stamps([manifest_path(recipe), *source_files(manifest, console)])
+    record = None if force else artifact.fresh(sources)
+    if record is not None:
+        return {"status": "fresh", **record["summary"]}
+    if not isinstance(manifest, DrawnManifest):
+        check_checksums(manifest, console)
+    with artifact.building(sources) as build:
+        source = SOURCES[manifest.kind](manifest, build.folder, console)
+        if "digest" not in source.images:
+            assert not isinstance(manifest, DrawnManifest)
+            assert manifest.root is not None
+            absent = getattr(manifest, "absent_files", "bad") == "skip"
+            check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
+        images, captions = _linked(source)
+        tables = {"image": images, "text": captions}
+        lacking = [modality for modality in needs if tables[modality].empty]
+        if lacking:
+            what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
+            raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
+        further = {modality: _owned(source, modality, images) for modality in source.further}
+        build.summary, pairs = _report(recipe, manifest, source, images, captions, console)
+        columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest"]
+        write_prepared(build.folder, images[columns], captions, source.description, further)
+        write_json(build.folder / REPORT, {**build.summary, "near_pairs": pairs, "bad_items": source.bad})
+    return {"status": "done", **build.summary}
+
+
+def _caption_lengths(recipe: Recipe, layout: Layout, console: Console) -> dict[str, Any] | None:
+    """How many captions the text tower would cut; None where it has not open_clip's tokenizer."""
+    limit = context_length(recipe.encoders.of("text"))
+    if limit is None:
+        return None
+    artifact = layout.caption_lengths(limit)
+    if record := artifact.fresh():
+        return {"status": "fresh", **record["summary"]}
+    count = sum(part["captions"] for part in layout.prepared.require()["summary"]["splits"].values())
+    with artifact.building() as build:
+        build.summary = caption_lengths(caption_texts(layout.prepared.path), count, limit, console)
+    return {"status": "done", **build.summary}
+
+
+def _shards(layout: Layout, console: Console, force: bool) -> dict[str, Any] | None:
+    """The prepared data as WebDataset shards, where the recipe asks for them."""
+    artifact, repack = layout.shards, layout.recipe.prepare.repack
+    if artifact is None or repack is None:
+        return None
+    if (record := artifact.fresh()) and not force:
+        return {"status": "fresh", "folder": str(artifact.path), **record["summary"]}
+    data = PreparedData(layout.prepared.path)
+    with artifact.building() as build, console.progress("packing images", len(data.images)) as advance:
+        for left in build.folder.glob("*.tar"):  # of a job that was cut
+            left.unlink()
+        for name in data.images["split"].unique():
+            split = data.part(name)
+            build.summary[str(name)] = write_shards(data, split, build.folder, repack.shard_mb, advance)
+    return {"status": "done", "folder": str(artifact.path), **build.summary}
+
+
+def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | None:
+    """Which items of training are pairs and which are unpaired, where the recipe asks for unpaired ones."""
+    unpaired, train, artifact = layout.recipe.data.unpaired, layout.recipe.train, layout.pairing
+    if artifact is None or unpaired is None or train is None:
+        return None
+    for further, source in zip(layout.further.values(), unpaired.sources, strict=True):
+        found = _tables(further, load_manifest(further.recipe), source.modalities, console, force)
+        _refuse_too_many_bad(found, layout.recipe.data.max_bad_fraction, further.prepared.path / REPORT)
+    if (record := artifact.fresh()) and not force:
+        return {"status": "fresh", **record["summary"]}
+    data = PreparedData(layout.prepared.path)
+    split = data.split(train.split, "train.split")
+    guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
+    with artifact.building() as build:
+        seed = layout.recipe.seed
+        pairing = draw_pairing(split, guarded, further_items(layout), unpaired.paired_fraction, seed)
+        pairing.write(build.folder)
+        build.summary = pairing.counts()
+    return {"status": "done", **build.summary}
 
 
 def _reasons(source: Source) -> str:
@@ -114,36 +172,65 @@ def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
     return images, captions
 
 
-def _report(manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame) -> dict[str, Any]:
+def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:
+    """The items of a further modality, numbered; those of images in another split, or of none that is there, stay as
+    unpaired ones, and are counted."""
+    items = source.further[modality].reset_index(drop=True)
+    split_of = items["image_id"].map(images.set_index("image_id")["split"])
+    astray = items["image_id"].notna() & (split_of != items["split"])
+    if astray.any():
+        source.skipped[f"{modality} items' images, which are in another split or not there"] = int(astray.sum())
+    items["image_id"] = items["image_id"].astype(object).where(~astray, None)
+    items.insert(0, f"{modality}_id", [f"{i:08d}" for i in range(len(items))])
+    return items
+
+
+def _report(
+    recipe: Recipe, manifest: Manifest, source: Source, images: pd.DataFrame, captions: pd.DataFrame, console: Console
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary, and the pairs of near duplicates by name."""
     counts = {"images": images["split"].value_counts(), "captions": captions["split"].value_counts()}
     names = dict.fromkeys([*images["split"].unique(), *captions["split"].unique()])
     splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
-    bad = {kind: sum(item["kind"] == kind for item in source.bad) for kind in ("image", "caption")}
-    return {
+    bad = {f"{kind}s": sum(item["kind"] == kind for item in source.bad) for kind in KINDS}
+    near, pairs = _near_duplicates(recipe, images, captions, console)
+    paired = captions.dropna(subset="image_id")
+    usable = {"images": len(images), "captions": len(captions), "members": len(images) + len(captions)}
+    summary = {
         "data_set": manifest.name,
         "splits": splits,
         "duplicates": {
-            **_duplicates("images with the same content", images, "digest"),
-            **_duplicates(
-                "captions of one image with the same text",
-                captions.dropna(subset="image_id"),
-                ["image_id", "text"],
-            ),
+            "images with the same content": repeated(images["digest"].to_numpy(np.uint64), images["split"]),
+            "captions of one image with the same text": repeated(pair_codes(paired), paired["split"]),
         },
-        "bad": {"images": bad["image"], "captions": bad["caption"], "first": source.bad[:_SHOWN]},
+        "near_duplicates": near,
+        "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
-            bad["image"] / max(1, len(images) + bad["image"]), bad["caption"] / max(1, len(captions) + bad["caption"])
+            bad["shards"] / source.totals.get("shards", 1),
+            *(bad[kind] / max(1, n + bad[kind]) for kind, n in usable.items()),
         ),
         "skipped": source.skipped,
         "unlike_manifest": _unlike(manifest, splits),
     }
+    return summary, pairs
 
 
-def _duplicates(name: str, frame: pd.DataFrame, keys: str | list[str]) -> dict[str, Any]:
-    """How many rows repeat an earlier one, and how many repeated contents are in several splits (a leak)."""
-    repeated = frame[frame.duplicated(keys, keep=False)]
-    across = int((repeated.groupby(keys)["split"].nunique() > 1).sum()) if len(repeated) else 0
-    return {name: {"repeats": int(frame.duplicated(keys).sum()), "contents_in_several_splits": across}}
+def _near_duplicates(
+    recipe: Recipe, images: pd.DataFrame, captions: pd.DataFrame, console: Console
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What stands in several splits without being equal: {"images": ..., "captions": ...}, and pairs of images."""
+    near: dict[str, Any] = {}
+    pairs: list[dict[str, Any]] = []
+    if captions["split"].nunique() > 1:
+        with console.progress("comparing captions", len(captions)) as advance:
+            near["captions"] = shared_captions(captions, advance)
+    distance = recipe.prepare.near_distance
+    if distance is not None and "dhash" in images and images["split"].nunique() > 1:
+        console.say(f"looking for near duplicates among {len(images)} images")
+        found = near_images(images, distance)
+        pairs = found.pop("pairs")
+        near["images"] = found
+    return near, pairs
 
 
 def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
@@ -158,11 +245,12 @@ def _unlike(manifest: Manifest, splits: dict[str, dict[str, int]]) -> list[str]:
 def _refuse_too_many_bad(result: dict[str, Any], limit: float, report: Path) -> None:
     if result["bad_fraction"] <= limit:
         return
-    bad = result["bad"]
-    shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in bad["first"])
+    kinds = {kind: n for kind, n in result["bad"].items() if kind != "first" and n}
+    counts = " and ".join(f"{n} {kind if n > 1 else kind[:-1]}" for kind, n in kinds.items())
+    shown = "\n".join(f"  {item['item']}: {item['reason']}" for item in result["bad"]["first"])
     raise TooManyBadItems(
-        f"{bad['images']} images and {bad['captions']} captions are bad: {result['bad_fraction']:.1%} of a "
-        f"modality, more than data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
+        f"{counts} {'are' if sum(kinds.values()) > 1 else 'is'} bad: {result['bad_fraction']:.1%} of a kind, more than "
+        f"data.max_bad_fraction ({limit:.1%}) allows\n{shown}\n"
         f"The whole list is in {report}; mend the files, or allow more: --set data.max_bad_fraction=...",
         result,
     )

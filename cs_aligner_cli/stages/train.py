@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import Any, TextIO
+import time
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from cs_aligner_cli.artifacts import Build
+from cs_aligner_cli.artifacts import Artifact, Build
 from cs_aligner_cli.blocks import checkpoint_blocks
 from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
 from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import DrawnPairs, PairBatches, Pool, Rows, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, further_items, read_pairing
-from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.data.batches import Rows, captions_of, hold_out, prefetched
+from cs_aligner_cli.data.pairing import read_pairing
+from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
-from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.export import export_towers
 from cs_aligner_cli.inference import memory_told, pick_precision
+from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.objectives import Pairs
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT
-from cs_aligner_cli.optimization import step_seed
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
@@ -34,11 +32,14 @@ from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.token_store import TokenStore
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.training_batches import TrainingBatches
+from cs_aligner_cli.training_log import TrainingLog
 
 _LESS_MEMORY = (
     "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
     "train.precision: bf16, and tune: lora in place of full."
 )
+_SHARED = "run_dir must be one folder that all machines share."
 
 
 def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
@@ -52,15 +53,14 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
     runs: dict[str, Any] = {}
+    ranks = current()
     for name, spec in layout.variants.items():
         artifact = layout.trained(name)
-        for need in artifact.needs:
-            need.require()
-        record = None if force else artifact.fresh()
+        record = ranks.ask(partial(_finished, artifact, force))
         if record is None:
-            with artifact.building() as build:
+            with building(artifact, ranks) as build:
                 build.summary = _Run(recipe, spec, layout, build, console, name).run()
-            record = artifact.record() or {}
+            record = ranks.ask(artifact.record) or {}
             runs[name] = {"status": "done", "seconds": record["seconds"], **record["summary"]}
         else:
             runs[name] = {"status": "fresh", "seconds": record["seconds"], **record["summary"]}
@@ -68,64 +68,114 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     return {"status": "done" if done else "fresh", "runs": runs}
 
 
+def _finished(artifact: Artifact, force: bool) -> dict[str, Any] | None:
+    """The record of a run that need not be done again; raise InputError if what it is made from is missing."""
+    for need in artifact.needs:
+        need.require()
+    return None if force else artifact.fresh()
+
+
 class _Run:
     """One training run: what it trains on, and the loop."""
 
     def __init__(self, recipe: Recipe, spec: Train, layout: Layout, build: Build, console: Console, name: str) -> None:
         self.recipe, self.spec, self.name, self.console = recipe, spec, name, console
-        self.seed, self.folder = recipe.seed, build.folder
+        self.seed, self.folder, self.ranks = recipe.seed, build.folder, current()
         self.device = pick_device(spec.device)
         data = PreparedData(layout.prepared.path)
-        self.split = data.split(spec.split, "train.split")
+        self.split = data.split(spec.split, "train.split", layout.modalities)
         pairing = read_pairing(layout.pairing.path) if layout.pairing else None
         if pairing:
             self.split = pairing.limited(self.split)
         self.val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else self.split
         self.train_rows, self.val_rows = self._parts()
-        captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
-        self.batches = PairBatches(self.split, self.train_rows, spec.batch_size, recipe.seed, captions)
+        self.training = TrainingBatches(layout, spec, self.split, self.train_rows, pairing, self.ranks)
+        self.batches = self.training.pairs
         self.steps = self.batches.steps_per_epoch * spec.epochs
-        self.pools = _pools(pairing, layout, self.split, self.batches.batch_size) if pairing else {}
 
         pooled, reading_tokens = spec.cached_reading("pooled"), spec.cached_reading("tokens")
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
         if pooled and pairing:
             stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
         tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
-        encoders = load_encoders(recipe, data, self.device, [m for m in MODALITIES if getattr(spec, m).live])
+        encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
         read_from: dict[str, Store | TokenStore] = {m: store for m in pooled for store in stores.values()}
         read_from |= {m: store for m in reading_tokens for store in tokens.values()}
-        dims = {m: _dim(m, spec, encoders, read_from) for m in MODALITIES}
-        plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in MODALITIES})
+        dims = {m: _dim(m, spec, encoders, read_from) for m in layout.modalities}
+        plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in layout.modalities})
         scale, bias = logit_specs(spec.objective.pairwise)
         logits = scale.init if scale else 1.0, bias.init if bias else 0.0
         precision = pick_precision(spec.precision, self.device)
         self.towers = Towers(plans, encoders, *logits, precision).to(self.device)
         for modality, encoder in encoders.items():
-            if getattr(spec, modality).grad_checkpointing:
+            if spec.tower(modality).grad_checkpointing:
                 checkpoint_blocks(encoder.backbone, f"train.{modality}.grad_checkpointing")
         self.inputs, self.encoders = Inputs(plans, encoders, stores, tokens), encoders
-        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device)
+        self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, recipe.edges, self.ranks)
         self.objective = self.stepper.objective
 
     def _parts(self) -> tuple[Rows, Rows]:
         """Image rows to train on and to validate on."""
         spec = self.spec
-        train_rows, held_out = hold_out(self.split, spec.val_fraction, self.seed)
+        modalities = self.recipe.encoders.modalities[1:]
+        train_rows, held_out = hold_out(self.split, spec.val_fraction, self.seed, modalities)
         if spec.val_split:
             train_rows = np.union1d(train_rows, held_out)
             held_out = np.unique(self.val_split.image_of_caption[self.val_split.image_of_caption >= 0])
         if len(train_rows) < 2:
-            raise InputError(f"train.split: split {spec.split!r} leaves {len(train_rows)} captioned images to train on")
+            what = " and ".join({"text": "captions"}.get(modality, modality) for modality in modalities)
+            raise InputError(
+                f"train.split: split {spec.split!r} leaves {len(train_rows)} images with {what} to train on"
+            )
         return train_rows, held_out
 
     def run(self) -> dict[str, Any]:
         """Train to the end; return the summary for the stage's record."""
-        state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory)
+        state = self._begin()
+        remaining = range(state["step"], self.steps)
+        with (
+            noticed_interrupts() as interrupts,
+            TrainingLog(self.folder, state["log"]) if self.ranks.main else nullcontext() as log,
+            self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
+        ):
+            batches = prefetched(partial(self.training.load, inputs=self.inputs), remaining)
+            for step, batch in zip(remaining, batches, strict=True):
+                items = " and ".join(f"{size} {modality} items" for modality, size in batch.sizes.items())
+                with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
+                    metrics = self._step(step, batch)
+                stop = self.ranks.any(interrupts.wanted)
+                if log:
+                    self._keep(step + 1, metrics, state, log, stop)
+                if (step + 1) % self.batches.steps_per_epoch == 0:
+                    self.ranks.meet()
+                if stop:
+                    raise KeyboardInterrupt
+                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
+        if self.ranks.main:
+            save_weights(self.folder / "last.safetensors", self.towers)
+            load_weights(self.folder / "best.safetensors", self.towers, state["best_checksum"])
+            export_towers(self.folder, self.towers, self.encoders, self.card(state))
+        return {
+            "steps": self.steps,
+            "epochs": self.spec.epochs,
+            "batch_size": self.batches.batch_size,
+            "train_images": self.batches.images,
+            "val_images": len(self.val_rows),
+            "unpaired_items": {modality: pool.items for modality, pool in self.training.pools.items()},
+            "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
+            "best_step": state["best_step"],
+            "val_R@1": state["val"],
+            **self.objective.describe(),
+        }
+
+    def _begin(self) -> dict[str, Any]:
+        """The state to go on from, in the towers, the optimizer and the objective of every rank."""
+        state = load_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, self.console.warn)
         if state is None:
-            state = {"step": 0, "log_bytes": 0, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
-            if self.spec.start != "plain":
+            state = {"step": 0, "log": {}, "best": -1.0, "best_step": 0, "val": {}, "objective": {}}
+            state |= {"best_checksum": None, "scaler": {}}  # all keys, so that equal states are equal files
+            if self.spec.start != "plain" and self.ranks.main:
                 start_adapters(self.spec.start, self.towers, self.inputs, self.split, self.train_rows)
             self._tell_what_is_trained()
         elif state["step"]:
@@ -133,51 +183,32 @@ class _Run:
         if state.get("scaler"):
             self.stepper.scaler.load_state_dict(state["scaler"])
         self.objective.state = state["objective"]
-        if self.objective.wants_start:
+        if self.objective.wants_start and self.ranks.main:
             self._choose_bandwidth()
-        remaining = range(state["step"], self.steps)
-        with (
-            _open_log(self.folder / "metrics.jsonl", state["log_bytes"]) as log,
-            self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
-        ):
-            for step, batch in zip(remaining, prefetched(self._load, remaining), strict=True):
-                items = " and ".join(f"{len(inputs)} {m} items" for m, inputs in batch.inputs.items())
-                with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
-                    metrics = self._step(step, batch)
-                done = step + 1
-                epoch_ends = done % self.batches.steps_per_epoch == 0
-                if self.stepper.logs(done):
-                    _write(log, metrics)
-                if epoch_ends:
-                    self._validate(done, state, log)
-                if epoch_ends or (self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0):
-                    state |= {"step": done, "log_bytes": log.tell(), "objective": self.objective.state}
-                    state["scaler"] = self.stepper.scaler.state_dict()
-                    save_state(self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state)
-                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
-        save_weights(self.folder / "last.safetensors", self.towers)
-        load_weights(self.folder / "best.safetensors", self.towers)
-        export_towers(self.folder, self.towers, self.encoders, self.card(state))
-        return {
-            "steps": self.steps,
-            "epochs": self.spec.epochs,
-            "batch_size": self.batches.batch_size,
-            "train_images": self.batches.images,
-            "val_images": len(self.val_rows),
-            **({"unpaired_items": {m: pool.items for m, pool in self.pools.items()}} if self.pools else {}),
-            "trainable_parameters": sum(p.numel() for p in self.towers.parameters() if p.requires_grad),
-            "best_step": state["best_step"],
-            "val_R@1": state["val"],
-            **self.objective.describe(),
-        }
+        self.objective.state = self.ranks.ask(lambda: self.objective.state)
+        steps = self.ranks.collect(state["step"])
+        if len(set(steps)) > 1:
+            raise InputError(f"{self.folder}: the ranks found states of different steps there: {steps}", _SHARED)
+        self.ranks.broadcast(self.towers.own_state().values())
+        self.saved = time.monotonic()
+        return state
 
-    def _load(self, step: int) -> Batch:
-        drawn = self.batches.pairs(step)
-        inputs = {}
-        for modality, rows in (("image", drawn.images), ("text", drawn.captions)):
-            unpaired = self.pools[modality].rows(step) if modality in self.pools else []
-            inputs[modality] = joined([self.inputs(modality, s, r) for s, r in [(self.split, rows), *unpaired]])
-        return Batch(inputs, {IMAGE_TEXT: _pairs(drawn, *map(len, inputs.values()))})
+    def _keep(self, done: int, metrics: dict[str, Any], state: dict[str, Any], log: TrainingLog, stop: bool) -> None:
+        """Log, validate and save what is due after a step."""
+        if self.stepper.logs(done):
+            log.write(metrics)
+        epoch_ends = done % self.batches.steps_per_epoch == 0
+        if epoch_ends:
+            self._validate(done, state, log)
+        by_number = self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0
+        by_time = time.monotonic() - self.saved > 60 * self.spec.checkpoint_minutes
+        if epoch_ends or by_number or by_time or stop:
+            state |= {"step": done, "log": log.mark(), "objective": self.objective.state}
+            state["scaler"] = self.stepper.scaler.state_dict()
+            save_state(
+                self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state, self.spec.keep_checkpoints
+            )
+            self.saved = time.monotonic()
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         try:
@@ -195,7 +226,7 @@ class _Run:
         pairs = f"{len(self.val_rows)} held-out pairs"
         self.console.say(f"{self.name}: bandwidth auto: sigma {sigma:.4g}, chosen on {pairs}")
 
-    def _validate(self, step: int, state: dict[str, Any], log: TextIO) -> None:
+    def _validate(self, step: int, state: dict[str, Any], log: TrainingLog) -> None:
         """R@1 on the validation images with all their captions; the mean of both directions picks the best weights."""
         captions = captions_of(self.val_split, self.val_rows)
         rows = {"image": self.val_rows, "text": captions}
@@ -203,11 +234,11 @@ class _Run:
         image_of_text = np.searchsorted(self.val_rows, self.val_split.image_of_caption[captions])
         found = evaluate_retrieval(embedded["image"], embedded["text"], image_of_text, ks=(1,))
         val = {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
-        _write(log, {"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
+        log.write({"step": step, "epoch": step // self.batches.steps_per_epoch, "val_R@1": val})
         mean = (val["i2t"] + val["t2i"]) / 2
         if mean >= state["best"]:  # of equals the later one, which has trained longer
-            save_weights(self.folder / "best.safetensors", self.towers)
-            state |= {"best": mean, "best_step": step, "val": val}
+            checksum = save_weights(self.folder / "best.safetensors", self.towers)
+            state |= {"best": mean, "best_step": step, "val": val, "best_checksum": checksum}
 
     def _embed_val(self, rows: dict[str, Rows]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         size = self.spec.micro_batch_size or self.batches.batch_size
@@ -235,29 +266,6 @@ class _Run:
             self.console.say(f"{self.name}: {self.objective.convention}")
 
 
-def _pools(pairing: Pairing, layout: Layout, split: Split, pairs: int) -> dict[str, Pool]:
-    """The unpaired items of each modality, of which a step takes so many per pair."""
-    sources = {OWN: (split, MODALITIES), **further_items(layout)}
-    train = layout.recipe.train
-    assert train is not None
-    return {
-        m: Pool(
-            [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
-            round(getattr(train.unpaired_per_pair, m) * pairs),
-            step_seed(layout.recipe.seed, MODALITIES.index(m)),
-        )
-        for m in MODALITIES
-    }
-
-
-def _pairs(drawn: DrawnPairs, images: int, texts: int) -> Pairs:
-    """Which of a step's images and texts, that come first in its inputs, are pairs."""
-    owner = np.arange(len(drawn.images)) if drawn.owner is None else drawn.owner
-    first = None if drawn.owner is None and images == len(drawn.images) else torch.from_numpy(owner)
-    second = None if texts == len(owner) else torch.arange(len(owner))
-    return Pairs(first, second, torch.from_numpy(drawn.images[owner]))
-
-
 def _identity(modality: str, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> dict[str, Any]:
     if modality in live:
         return live[modality].identity
@@ -267,19 +275,7 @@ def _identity(modality: str, live: dict[str, Encoder], stores: dict[str, Store |
 def _dim(modality: str, spec: Train, live: dict[str, Encoder], stores: dict[str, Store | TokenStore]) -> int:
     """The dimension of what a tower reads."""
     if modality in live:
-        encoder, reads = live[modality], getattr(spec, modality).reads
+        encoder, reads = live[modality], spec.tower(modality).reads
         return encoder.token_reader(f"train.{modality}.reads").dim if reads == "tokens" else encoder.dim
     store = stores[modality]
     return store.array(modality).dim if isinstance(store, TokenStore) else store.array(modality).shape[1]
-
-
-def _open_log(path: Path, size: int) -> TextIO:
-    """The metrics file cut to the size it had at the checkpoint, so that a resumed run repeats no line."""
-    path.touch()
-    os.truncate(path, size)
-    return path.open("a", encoding="utf-8")
-
-
-def _write(log: TextIO, metrics: dict[str, Any]) -> None:
-    log.write(json.dumps(metrics) + "\n")
-    log.flush()

@@ -1,0 +1,142 @@
+"""What each data regime is worth on Flickr8k: unpaired items beside few pairs, and the caption modes.
+
+python benchmarks/regimes.py unpaired|captions --root FOLDER [--pairs 500 1000 2000] [--seeds 5] [--set key=value ...]
+
+Trains recipes/flickr8k_unpaired.yaml once per row and seed, and prints a Markdown table: mean and standard deviation
+over seeds, and a paired t-test over seeds against the row above that it is to be compared with. Prepared data and
+frozen embeddings are made once; a run that is already there is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.layout import ALIGNED, Layout
+from cs_aligner_cli.pipeline import run_stage
+from cs_aligner_cli.recipe import Recipe, load_recipe
+from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.store import Store
+
+RECIPE = "flickr8k_unpaired"
+IMAGES = 6000
+COLUMNS = ("R@1", "R@10", "centroid gap", "paired cosine")
+NO_DIVERGENCE = "train.objective.divergence.weight=0"
+PAIRS_ALONE = "train.unpaired_per_pair={image: 0, text: 0}"
+
+
+def measured(name: str, settings: Sequence[str], root: Path, folder: Path) -> list[float]:
+    """Run one recipe up to its aligned store; the values of COLUMNS on dev, recalls in % over both directions."""
+    shared = [f"data.root={root}", f"data.dir={folder / 'data'}", f"embed.dir={folder / 'frozen'}"]
+    recipe = load_recipe(RECIPE, [*settings, *shared, f"run_dir={folder / name}"])
+    for stage in ("prepare", "embed", "train", "embed"):
+        run_stage(stage, recipe, Console(quiet=True))
+    return _measured(recipe)
+
+
+def _measured(recipe: Recipe) -> list[float]:
+    layout, name = Layout(recipe), recipe.eval_retrieval.split
+    split = PreparedData(layout.prepared.path).split(name, "eval_retrieval.split")
+    store = Store(layout.aligned(ALIGNED, name).path)
+    image, text = store.array("image").all(), store.array("text").all()
+    found = evaluate_retrieval(image, text, split.image_of_caption, ks=(1, 10))
+    images, captions = split.pairs
+    image, text = image[images], text[captions]
+    return [
+        *(50 * (found["i2t"][f"R@{k}"] + found["t2i"][f"R@{k}"]) for k in (1, 10)),
+        float(np.linalg.norm(image.mean(0) - text.mean(0))),
+        float((image * text).sum(1).mean()),
+    ]
+
+
+def steps(pairs: int, passes: int) -> list[str]:
+    """The settings that give a number of pairs and of passes over them; all images are at hand in any case."""
+    paired = "data.unpaired=null" if pairs >= IMAGES else f"data.unpaired.paired_fraction={pairs / IMAGES}"
+    return [paired, f"train.epochs={passes}"]
+
+
+def unpaired_rows(
+    pairs: Sequence[int], passes: Mapping[int, int], best: Sequence[str]
+) -> list[tuple[str, list[str], str]]:
+    """(name, settings, name of the row it is compared with) of the table on unpaired items."""
+    rows: list[tuple[str, list[str], str]] = []
+    for count in [*pairs, IMAGES]:
+        base, own = f"{count:,} pairs", steps(count, passes[count])
+        rows.append((f"{base}: InfoNCE", [*own, NO_DIVERGENCE, PAIRS_ALONE], ""))
+        rows.append((f"{base}: + CS on the pairs", [*own, PAIRS_ALONE], f"{base}: InfoNCE"))
+        if count < IMAGES:
+            rows.append((f"{base}: + CS with unpaired", own, f"{base}: + CS on the pairs"))
+            rows.append((f"{base}: + CS with unpaired, best", [*own, *best], f"{base}: InfoNCE"))
+    return rows
+
+
+def caption_rows(passes: Mapping[int, int]) -> list[tuple[str, list[str], str]]:
+    """The same for the caption modes, on all pairs."""
+    modes = {
+        "one_random": "one_random",
+        "first": "first",
+        "all": "all",
+        "weighted": "{kind: weighted, weights: [3, 1]}",
+    }
+    own = steps(IMAGES, passes[IMAGES])
+    return [
+        (f"captions: {name}", [*own, f"train.captions={value}"], "" if name == "one_random" else "captions: one_random")
+        for name, value in modes.items()
+    ]
+
+
+def line(name: str, values: np.ndarray, against: np.ndarray | None) -> str:
+    """One row of the table: mean and standard deviation, and the p value of the difference in R@1."""
+    cells = []
+    for column, numbers in zip(COLUMNS, values.T, strict=True):
+        digits = 1 if column.startswith("R@") else 3
+        spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+        cells.append(f"{statistics.fmean(numbers):.{digits}f}{spread}")
+    test = ""
+    if against is not None and len(values) > 1:
+        difference = values[:, 0] - against[:, 0]
+        test = f"{difference.mean():+.2f} (p {ttest_rel(values[:, 0], against[:, 0]).pvalue:.3f})"
+    return f"| {name} | {' | '.join(cells)} | {test} |"
+
+
+def main() -> None:
+    """Print the table, a line as soon as its runs are done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["unpaired", "captions"], help="what is compared")
+    parser.add_argument("--root", type=Path, required=True, help="folder of Flickr8k")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[500, 1000, 2000], help="how many pairs are kept")
+    parser.add_argument(
+        "--passes", type=int, nargs="+", default=[60, 40, 30, 20], help="passes over the pairs, and all"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="seeds per row")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--best", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the row called best")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all rows")
+    parser.add_argument("--only", default="", help="only rows whose name holds this")
+    parser.add_argument("--out", type=Path, default=Path("runs/regimes"), help="folder of the runs")
+    options = parser.parse_args()
+    passes = dict(zip([*options.pairs, IMAGES], options.passes, strict=True))
+    rows = unpaired_rows(options.pairs, passes, options.best) if options.table == "unpaired" else caption_rows(passes)
+    print(f"| training on | {' | '.join(COLUMNS)} | R@1 against |\n|{'---|' * (len(COLUMNS) + 2)}")
+    found: dict[str, np.ndarray] = {}
+    for name, settings, rival in rows:
+        if options.only not in name:
+            continue
+        runs = []
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            folder = "".join(c if c.isalnum() else "-" for c in name) + f"-{seed}"
+            chosen = [*options.set, *settings, f"seed={seed}"]
+            runs.append(measured(folder, chosen, options.root.resolve(), options.out.resolve()))
+        found[name] = np.array(runs)
+        print(line(name, found[name], found.get(rival)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

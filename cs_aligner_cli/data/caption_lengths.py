@@ -1,0 +1,54 @@
+"""How many captions are longer than a text tower reads: counted by the tower's own tokenizer."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from cs_aligner_cli.console import Console
+from cs_aligner_cli.recipe_encoders import EncoderSpec, OpenClipEncoder
+
+_DEFAULT_CONTEXT = 77
+
+
+def context_length(spec: EncoderSpec) -> int | None:
+    """Tokens that an open_clip tower with open_clip's own tokenizer reads, the two marks included; None for others."""
+    if not isinstance(spec, OpenClipEncoder):
+        return None
+    if spec.config is not None:
+        return spec.config.text_cfg.context_length
+    import open_clip
+
+    if spec.model not in open_clip.list_models():
+        return None
+    text = open_clip.get_model_config(spec.model).get("text_cfg", {})
+    # Tokenizers of the hub have their own ways, and need its files.
+    return (
+        None if "hf_tokenizer_name" in text or "hf_model_name" in text else text.get("context_length", _DEFAULT_CONTEXT)
+    )
+
+
+def caption_lengths(texts: Iterable[str], count: int, limit: int, console: Console) -> dict[str, Any]:
+    """{"limit", "truncated", "median", "p95", "longest"} in tokens of open_clip's tokenizer, the two marks included.
+
+    What is longer than ``limit`` loses its end when it is encoded.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    encode = SimpleTokenizer().encode
+    lengths = array("i")
+    with console.progress("counting tokens", count) as advance:
+        for text in texts:
+            lengths.append(len(encode(text)) + 2)
+            advance()
+    counts = np.asarray(lengths)
+    return {
+        "limit": limit,
+        "truncated": int((counts > limit).sum()),
+        "median": int(np.median(counts)),
+        "p95": int(np.quantile(counts, 0.95, method="higher")),
+        "longest": int(counts.max()),
+    }

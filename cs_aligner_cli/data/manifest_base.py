@@ -1,0 +1,45 @@
+"""What every manifest says of its data set, whatever the kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from cs_aligner_cli.validation import FilePath, Strict
+
+
+class Counts(Strict):
+    """How many images and captions a split should have."""
+
+    images: int = Field(ge=0, description="Images.")
+    captions: int = Field(ge=0, description="Captions.")
+
+
+class Described(Strict):
+    name: str = Field(description="Name of the data set.")
+    source: str | None = Field(None, description="Where it is obtained.")
+    licence: str | None = Field(None, description="Terms of use.")
+    citation: str | None = Field(None, description="How to cite it.")
+    expected: dict[str, Counts] = Field({}, description="Counts per split; a difference is reported, not refused.")
+
+
+def _checksum(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", value):
+        raise ValueError("expected an MD5 (32 digits) or SHA-256 (64 digits) in hexadecimal, lower case")
+    return value
+
+
+Checksum = Annotated[str, AfterValidator(_checksum)]
+
+
+class OnDisk(Described):
+    checksums: dict[str, Checksum] = Field(
+        {}, description="MD5 or SHA-256 by file, relative to root; a file that is there and differs is refused."
+    )
+    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
+
+
+AbsentFiles: TypeAlias = Literal["bad", "skip"]
+ABSENT_FILES = "An image that is not there is a bad item, or (skip) is left out and counted."

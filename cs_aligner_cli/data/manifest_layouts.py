@@ -1,0 +1,87 @@
+"""Manifests of the layouts in which data sets are published: Karpathy, COCO, folders, shards, stored embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, OnDisk
+from cs_aligner_cli.validation import Strict
+
+
+class KarpathyManifest(OnDisk):
+    """Karpathy's JSON of Flickr8k, Flickr30k or COCO: images with their sentences and split."""
+
+    kind: Literal["karpathy"] = Field("karpathy", description="Karpathy's JSON.")
+    annotations: Path = Field(strict=False, description="The JSON file, relative to root (dataset_coco.json).")
+    image_dir: Path = Field(
+        Path(), strict=False, description="Folder of the images, relative to root; under it filepath/filename."
+    )
+    restval: Literal["train", "restval", "drop"] = Field(
+        "train",
+        description="COCO's split restval: joined to train as in most papers, kept apart, or left out and counted.",
+    )
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
+
+
+class CocoSplit(Strict):
+    """One split of a data set in COCO's own layout."""
+
+    captions: Path = Field(strict=False, description="The captions JSON, relative to root (captions_val2017.json).")
+    image_dir: Path = Field(strict=False, description="Folder of this split's images, relative to root.")
+
+
+class CocoManifest(OnDisk):
+    """COCO's captions JSON: images and annotations, one file per split."""
+
+    kind: Literal["coco"] = Field("coco", description="COCO captions.")
+    splits: dict[str, CocoSplit] = Field(min_length=1, description="Captions file and image folder by split.")
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
+
+
+class FolderManifest(OnDisk):
+    """Images, each with a text file of the same name: one caption per line."""
+
+    kind: Literal["folder"] = Field("folder", description="Images with .txt sidecars.")
+    image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
+    caption_dir: Path | None = Field(
+        None, strict=False, description="Folder of the text files, relative to root; null: beside the images."
+    )
+    split: str = Field("all", min_length=1, description="Name of the one split.")
+    split_folders: bool = Field(
+        False, description="Each sub-folder of image_dir is a split of that name, in place of the one split."
+    )
+
+
+class ConversationsManifest(OnDisk):
+    """A JSON list of conversations about images, as LLaVA and ShareGPT4V write it; the first answer is the caption."""
+
+    kind: Literal["conversations"] = Field("conversations", description="Conversations about images.")
+    annotations: Path = Field(strict=False, description="The JSON file, relative to root.")
+    image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
+    split: str = Field("train", min_length=1, description="Name of the one split.")
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
+
+
+class WebDatasetManifest(OnDisk):
+    """Tar shards of samples KEY.jpg, KEY.txt, KEY.json, as img2dataset and webdataset write them."""
+
+    kind: Literal["webdataset"] = Field("webdataset", description="WebDataset shards, read where they lie.")
+    shards: dict[str, str] = Field(
+        {"all": "*.tar"}, min_length=1, description="Pattern of the tar files, relative to root, by split."
+    )
+
+
+class ClipRetrievalManifest(OnDisk):
+    """The folder that clip-retrieval's inference writes: embeddings in parts, with metadata."""
+
+    kind: Literal["clip_retrieval"] = Field("clip_retrieval", description="clip-retrieval's embeddings.")
+    image_features: str = Field("img_emb/*.npy", description="Pattern of the image parts, relative to root.")
+    text_features: str = Field("text_emb/*.npy", description="Pattern of the text parts, relative to root.")
+    metadata: str = Field("metadata/*.parquet", description="Pattern of the tables of the same parts.")
+    id_column: str = Field("image_path", description="Column that names the image.")
+    caption_column: str = Field("caption", description="Column with the caption.")
+    split_column: str | None = Field(None, description="Column with the split's name; null: all rows are one split.")
+    split: str = Field("all", min_length=1, description="Name of the one split.")

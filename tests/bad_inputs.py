@@ -1,0 +1,407 @@
+"""Bad inputs and what csalign says to them: the cases of test_bad_inputs.py, and the page docs/bad-inputs.md.
+
+python tests/bad_inputs.py     # writes the page (make docs does, too)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import pickle
+import struct
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad-inputs.md"
+INTRODUCTION = """# Bad inputs
+
+What csalign says to {count} bad inputs. Each was made and run through the command line by tests/test_bad_inputs.py,
+which fails when a message is not the one below; `make docs` writes this page. `DIR` stands for the folder of the trial,
+`CSALIGN` for that of csalign. Exit code 2: the input is wrong, nothing was done and nothing that was there is damaged.
+Exit code 3: the work is done, but more items were bad than `data.max_bad_fraction` allows; all of them are listed in
+`data/report.json`.
+"""
+
+
+class Bench:
+    """The folder of one trial, with the small things that cases are made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(self, name: str, content: bytes | str) -> Path:
+        """A file in the folder."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def recipe(self, text: str) -> list[str]:
+        """``recipe validate`` of a recipe of this text."""
+        self.file("recipe.yaml", text)
+        return ["recipe", "validate"]
+
+    def manifest(self, manifest: dict[str, Any] | str, image: Any = None, **sections: Any) -> list[str]:
+        """``prepare`` of a recipe over this manifest."""
+        text = manifest if isinstance(manifest, str) else yaml.safe_dump({"name": "mine", "root": "data", **manifest})
+        self.file("mine.yaml", text)
+        (self.folder / "data").mkdir(exist_ok=True)
+        encoders = {"encoders": {"image": image}} if image else {}
+        content = {"name": "trial", "run_dir": "run", "data": {"manifest": "mine.yaml"}, **encoders, **sections}
+        self.file("recipe.yaml", yaml.safe_dump(content))
+        return ["prepare", "-q"]
+
+    def table(self, content: bytes | str, name: str = "t.csv", **keys: Any) -> list[str]:
+        """``prepare`` of a table of this content, and one image a.png."""
+        self.file("data/a.png", picture())
+        self.file(f"data/{name}", content)
+        return self.manifest({"kind": "table", "table": name, **keys})
+
+    def image(self, content: bytes | None, **sections: Any) -> list[str]:
+        """``prepare`` of a table of two images, of which bad.png is this one."""
+        if content is not None:
+            self.file("data/bad.png", content)
+        self.table("image,caption,split\na.png,fine,train\nbad.png,of a bad one,train\n")
+        return self.manifest({"kind": "table", "table": "t.csv"}, **sections)
+
+    def features(self, content: bytes, name: str = "image.npy", **sections: Any) -> list[str]:
+        """``prepare`` of stored features of three images, of which the image file is this one."""
+        self.file("data/images.csv", "image,split\na,train\nb,train\nc,train\n")
+        self.file("data/captions.csv", "image,caption,split\na,x,train\nb,y,train\nc,z,train\n")
+        self.file("data/text.npy", npy(np.ones((3, 4), np.float32)))
+        self.file(f"data/{name}", content)
+        images, captions = {"table": "images.csv", "features": name}, {"table": "captions.csv", "features": "text.npy"}
+        manifest = {"kind": "embeddings", "images": images, "captions": captions}
+        return self.manifest(manifest, {"kind": "features"}, **sections)
+
+    def shard(self, content: bytes, name: str = "0.tar") -> list[str]:
+        """``prepare`` of two shards, of which this is one and the other is fine."""
+        self.file("data/1.tar", tar(("fine.png", picture(1)), ("fine.txt", b"a fine one")))
+        self.file(f"data/{name}", content)
+        return self.manifest({"kind": "webdataset"})
+
+    def karpathy(self, text: str) -> list[str]:
+        """``prepare`` of a Karpathy JSON of this text."""
+        self.file("data/dataset.json", text)
+        return self.manifest({"kind": "karpathy", "annotations": "dataset.json"})
+
+
+def picture(seed: int = 0, side: int = 16) -> bytes:
+    """A small PNG."""
+    with io.BytesIO() as file:
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+
+def huge() -> bytes:
+    """A PNG of 50,000 x 50,000 pixels in a few kilobytes."""
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def npy(array: Any) -> bytes:
+    """An array as the bytes of an npy file."""
+    with io.BytesIO() as file:
+        np.save(file, array, allow_pickle=True)
+        return file.getvalue()
+
+
+def tar(*members: tuple[str, bytes], **changes: Any) -> bytes:
+    """A tar; ``changes`` are made to the header of its last member."""
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for i, (name, content) in enumerate(members):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                if i == len(members) - 1:
+                    for key, value in changes.items():
+                        setattr(info, key, value)
+                archive.addfile(info, io.BytesIO(content))
+        return file.getvalue()
+
+
+FINE = (("a.png", picture()), ("a.txt", b"told"))
+ROWS = np.ones((3, 4), np.float32)
+LAUGHS = "name: x\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+)
+HEAD = "image,caption,split\n"
+NAMED = '{"images": [{"filename": "a.png", %s}]}'
+
+
+def with_row(row: int, value: float) -> bytes:
+    """Three feature rows, one of which holds this value."""
+    array = ROWS.copy()
+    array[row, 1] = value
+    return npy(array)
+
+
+def copied(at: Bench) -> list[str]:
+    """``recipe copy`` onto a file that is there."""
+    at.file("mine.yaml", "name: mine\n")
+    return ["recipe", "copy", "scenes", "mine.yaml"]
+
+
+def prepared(at: Bench, *command: str) -> list[str]:
+    """A later command, on data that are prepared and no further."""
+    run([*at.features(npy(ROWS))], at.folder)
+    return [*command]
+
+
+def split_folders(at: Bench) -> list[str]:
+    at.file("data/loose.png", picture())
+    return at.manifest({"kind": "folder", "split_folders": True})
+
+
+def sidecar(at: Bench, content: bytes | None) -> list[str]:
+    for i, text in enumerate((b"fine", content)):
+        at.file(f"data/{i}.png", picture(i))
+        if text is not None:
+            at.file(f"data/{i}.txt", text)
+    return at.manifest({"kind": "folder"})
+
+
+def coco(at: Bench) -> list[str]:
+    annotations = [{"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "y"}]
+    at.file("data/c.json", json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "annotations": annotations}))
+    at.file("data/a.png", picture())
+    return at.manifest({"kind": "coco", "splits": {"train": {"captions": "c.json", "image_dir": "."}}})
+
+
+def parts(at: Bench) -> list[str]:
+    for name in ("img_emb/img_emb_0.npy", "img_emb/img_emb_1.npy", "text_emb/text_emb_0.npy", "metadata/m_0.parquet"):
+        at.file(f"data/{name}", npy(ROWS))
+    return at.manifest({"kind": "clip_retrieval"}, {"kind": "features"})
+
+
+def below_a_file(at: Bench) -> list[str]:
+    at.file("file", "")
+    return [*at.table(HEAD + "a.png,x,train\n"), "--set", "run_dir=file/run"]
+
+
+def stale_checksum(at: Bench) -> list[str]:
+    return at.table(HEAD + "a.png,x,train\n", checksums={"t.csv": "0" * 32})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input: ``make`` makes it and returns the command."""
+
+    name: str
+    make: Callable[[Bench], list[str]]
+
+
+CASES: dict[str, list[Case]] = {
+    "Recipes": [
+        Case("no recipe is named, and none is here", lambda at: ["prepare"]),
+        Case("a name that is nearly a shipped one", lambda at: ["prepare", "sceness"]),
+        Case("a file that is not there", lambda at: ["prepare", "recipes/gone.yaml"]),
+        Case("a folder", lambda at: ["prepare", "."]),
+        Case("a tab in place of spaces", lambda at: at.recipe("name: x\ntrain:\n\tepochs: 3\n")),
+        Case("a quote that does not end", lambda at: at.recipe('name: "x\n')),
+        Case("bytes that are no UTF-8", lambda at: (at.file("r.yaml", b"name: caf\xe9\n"), ["prepare", "r.yaml"])[1]),
+        Case("a list at the top", lambda at: at.recipe("- name: x\n")),
+        Case("a key given twice", lambda at: at.recipe("name: x\nseed: 1\nseed: 2\n")),
+        Case("no name", lambda at: at.recipe("seed: 1\n")),
+        Case("a name that is no file name", lambda at: at.recipe("name: my/run\n")),
+        Case("a misspelt key", lambda at: at.recipe("name: x\ntrain: {epoch: 3}\n")),
+        Case("a key in the wrong section", lambda at: at.recipe("name: x\nlr: 0.1\n")),
+        Case("text where a number belongs", lambda at: at.recipe("name: x\ntrain: {epochs: many}\n")),
+        Case("a number in quotes", lambda at: at.recipe("name: x\ntrain: {lr: '1e-3'}\n")),
+        Case("a number out of bounds", lambda at: at.recipe("name: x\ntrain: {batch_size: -1}\n")),
+        Case("a number that is not finite", lambda at: at.recipe("name: x\ntrain: {lr: .nan}\n")),
+        Case("YAML 1.1's yes", lambda at: at.recipe("name: x\ntrain: {pairwise_only: yes}\n")),
+        Case("a number where a section belongs", lambda at: at.recipe("name: x\ntrain: 3\n")),
+        Case("an unknown kind", lambda at: at.recipe("name: x\ntrain: {objective: {divergence: {kind: mmdd}}}\n")),
+        Case(
+            "a key of another kind",
+            lambda at: at.recipe("name: x\ntrain: {image: {adapter: {kind: linear, hidden_dim: 8}}}\n"),
+        ),
+        Case(
+            "two sources of one model",
+            lambda at: at.recipe("name: x\nencoders: {image: {kind: open_clip, model: ViT-B-32, config: {}}}\n"),
+        ),
+        Case("several problems at once", lambda at: at.recipe("name: x\nsed: 1\ntrain: {lr: -1, epochs: 0}\n")),
+        Case("a billion laughs", lambda at: at.recipe(LAUGHS)),
+        Case("an alias that holds itself", lambda at: at.recipe("name: &x [*x]\n")),
+        Case("a tag that would run code", lambda at: at.recipe("name: !!python/object/apply:os.system [ls]\n")),
+        Case("nesting without end", lambda at: at.recipe("name: " + "[" * 50_000)),
+        Case("--set without a value", lambda at: ["prepare", "scenes", "--set", "seed"]),
+        Case("--set of a misspelt key", lambda at: ["prepare", "scenes", "--set", "train.epoch=3"]),
+        Case("--set below a value", lambda at: ["prepare", "scenes", "--set", "seed.x=3"]),
+        Case("recipe copy onto a file that is there", copied),
+    ],
+    "Manifests": [
+        Case("a name that is nearly a shipped one", lambda at: ["prepare", "scenes", "--set", "data.manifest=flikr8k"]),
+        Case("a file that is not there", lambda at: ["prepare", "scenes", "--set", "data.manifest=gone.yaml"]),
+        Case("no kind", lambda at: at.manifest("name: x\n")),
+        Case("a misspelt kind", lambda at: at.manifest({"kind": "web_dataset"})),
+        Case("a misspelt key", lambda at: at.manifest({"kind": "table", "tabel": "t.csv"})),
+        Case("a key that is missing", lambda at: at.manifest({"kind": "karpathy"})),
+        Case("nobody names the folder", lambda at: ["prepare", "flickr8k"]),
+        Case("a folder that is not there", lambda at: ["prepare", "flickr8k", "--set", "data.root=gone"]),
+        Case("a checksum that is none", lambda at: at.table(HEAD, checksums={"t.csv": "md5"})),
+        Case("a file that is not the one of the checksum", stale_checksum),
+        Case(
+            "features asked of pictures",
+            lambda at: ["prepare", "scenes", "--set", "encoders={image: {kind: features}}"],
+        ),
+        Case("pictures asked of features", lambda at: ["prepare", "scenes", "--set", "data.manifest=flickr8k"]),
+    ],
+    "Tables": [
+        Case("a file that is not there", lambda at: at.manifest({"kind": "table", "table": "gone.csv"})),
+        Case("a format of its own", lambda at: at.table("PK", "t.xlsx")),
+        Case("no rows", lambda at: at.table(HEAD)),
+        Case("a column of nearly that name", lambda at: at.table("image,captoin,split\na.png,x,train\n")),
+        Case("another separator", lambda at: at.table("image;caption;split\na.png;x;train\n")),
+        Case("a comma outside quotes", lambda at: at.table(HEAD + "a.png,one, two,train\n")),
+        Case("a quote that does not end", lambda at: at.table(HEAD + 'a.png,"one,train\n')),
+        Case("bytes that are no UTF-8", lambda at: at.table(HEAD.encode() + b"a.png,caf\xe9,train\n")),
+        Case("an empty split", lambda at: at.table(HEAD + "a.png,x,\n")),
+        Case("a line that is no JSON", lambda at: at.table('{"image": "a.png"\n', "t.jsonl")),
+        Case("a line that is no object", lambda at: at.table("[1, 2]\n", "t.jsonl")),
+        Case("half a character", lambda at: at.table('{"image": "\\ud800"}\n', "t.jsonl")),
+        Case(
+            "a list in place of a name",
+            lambda at: at.table('{"image": ["a.png"], "caption": "x", "split": "s"}\n', "t.jsonl"),
+        ),
+        Case("captions without text", lambda at: at.table(HEAD + "a.png,x,train\na.png,,train\n")),
+        Case("an image and its caption in two splits", lambda at: at.table(HEAD + "a.png,x,train\na.png,y,test\n")),
+    ],
+    "Images": [
+        Case("a file that is not there", lambda at: at.image(None)),
+        Case("a file that is cut short", lambda at: at.image(picture(1)[:-300])),
+        Case("a web page in place of an image", lambda at: at.image(b"<html>404</html>")),
+        Case("an empty file", lambda at: at.image(b"")),
+        Case("more pixels than any photo", lambda at: at.image(huge())),
+        Case("fewer pixels than asked for", lambda at: at.image(picture(1, 4), prepare={"min_side": 8})),
+        Case(
+            "PostScript, which would be run", lambda at: at.image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+        ),
+        Case("no image that is any use", lambda at: at.table(HEAD + "gone.png,x,train\n")),
+    ],
+    "Annotation files and folders": [
+        Case("JSON without the list of images", lambda at: at.karpathy('{"imges": []}')),
+        Case("JSON that is cut short", lambda at: at.karpathy('{"images": [{"filename": "a.png",')),
+        Case("an image without a split", lambda at: at.karpathy(NAMED % '"sentences": []')),
+        Case("a sentence that is no object", lambda at: at.karpathy(NAMED % '"split": "test", "sentences": ["x"]')),
+        Case("COCO: a caption of an image that is not listed", coco),
+        Case("a sidecar that is missing", lambda at: sidecar(at, None)),
+        Case("a sidecar that is no UTF-8", lambda at: sidecar(at, b"caf\xe9")),
+        Case("an image in no split's folder", split_folders),
+    ],
+    "Shards": [
+        Case(
+            "a pattern that finds nothing",
+            lambda at: at.manifest({"kind": "webdataset", "shards": {"train": "x/*.tar"}}),
+        ),
+        Case(
+            "a pattern that leaves the folder",
+            lambda at: at.manifest({"kind": "webdataset", "shards": {"a": "/etc/*"}}),
+        ),
+        Case("a compressed shard", lambda at: at.shard(gzip.compress(tar(*FINE)))),
+        Case("a shard that is cut inside an image", lambda at: at.shard(tar(("a.png", picture()))[:700])),
+        Case("a shard that is cut between two samples", lambda at: at.shard(tar(*FINE)[: 512 * 3])),
+        Case("a shard that is no tar", lambda at: at.shard(b"<html>404</html>" * 99)),
+        Case("a member that leads out of the archive", lambda at: at.shard(tar(*FINE, ("../../b.png", picture(2))))),
+        Case(
+            "a link in the archive",
+            lambda at: at.shard(tar(*FINE, ("b.png", b""), type=tarfile.SYMTYPE, linkname="/etc/passwd")),
+        ),
+        Case("a damaged image in a shard", lambda at: at.shard(tar(("a.png", b"no image"), ("a.txt", b"told")))),
+        Case("a text in a shard that is no UTF-8", lambda at: at.shard(tar(("a.png", picture()), ("a.txt", b"\xff")))),
+    ],
+    "Feature files": [
+        Case("a pickle", lambda at: at.features(pickle.dumps([1]))),
+        Case("Python objects", lambda at: at.features(npy(np.array([[{}] * 4] * 3, object)))),
+        Case("an array that is cut short", lambda at: at.features(npy(ROWS)[:-1])),
+        Case("other rows than the table", lambda at: at.features(npy(ROWS[:2]))),
+        Case("NaN", lambda at: at.features(with_row(1, np.nan))),
+        Case("infinity", lambda at: at.features(with_row(2, np.inf))),
+        Case("one dimension", lambda at: at.features(npy(ROWS[0]))),
+        Case("integers", lambda at: at.features(npy(ROWS.astype(np.int64)))),
+        Case("another format", lambda at: at.features(b"", "image.h5")),
+        Case("safetensors with an absurd header", lambda at: at.features(struct.pack("<Q", 2**63), "x.safetensors")),
+        Case("clip-retrieval parts of unlike number", parts),
+        Case("packing features as images", lambda at: at.features(npy(ROWS), prepare={"repack": {}})),
+    ],
+    "Later commands": [
+        Case("embed before prepare", lambda at: (at.features(npy(ROWS)), ["embed"])[1]),
+        Case("train before embed", lambda at: prepared(at, "train", "--set", "train.val_split=train")),
+        Case("a split that is not there", lambda at: prepared(at, "embed", "--set", "eval_retrieval.split=tran")),
+        Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
+        Case("comparing runs that are not there", lambda at: ["eval-retrieval", "--compare", "one", "other"]),
+        Case("a search for nothing", lambda at: ["search", "scenes"]),
+        Case("a run below a file", below_a_file),
+    ],
+}
+
+
+def run(command: list[str], folder: Path) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of csalign in a folder, whose name is DIR in what is returned."""
+    from cs_aligner_cli.cli import app
+
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, command)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    told = result.stderr.replace(str(folder), "DIR").replace(str(PAGE.parents[1]), "CSALIGN")
+    return result.exit_code, result.stdout, told
+
+
+def page(told: dict[str, list[tuple[str, list[str], int, str]]]) -> str:
+    """The page of what was told: for each group (name, command, exit code, message)."""
+    lines = [INTRODUCTION.format(count=sum(map(len, told.values())))]
+    for group, rows in told.items():
+        lines += [f"## {group}\n", "| input | command | exit | message |", "|---|---|---|---|"]
+        for name, command, code, message in rows:
+            shown = " ".join(f"'{word}'" if " " in word else word for word in command if word != "-q")
+            cells = (name, f"`csalign {shown}`", str(code), "<br>".join(map(_cell, message.splitlines())))
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(line: str) -> str:
+    return "`" + line.strip().replace("`", "'").replace("|", "\\|") + "`"
+
+
+def told(case: Case, folder: Path) -> tuple[str, list[str], int, str]:
+    """Make a case in an empty folder and run its command."""
+    command = case.make(Bench(folder))
+    code, _, stderr = run(command, folder)
+    if "csalign: " not in stderr:
+        raise AssertionError(f"{case.name}: exit code {code} without a message: {stderr}")
+    return case.name, command, code, stderr[stderr.index("csalign: ") + 9 :].rstrip()
+
+
+def main() -> None:
+    """Write the page."""
+    found: dict[str, list[tuple[str, list[str], int, str]]] = {}
+    for group, cases in CASES.items():
+        for case in cases:
+            with tempfile.TemporaryDirectory() as folder:
+                found.setdefault(group, []).append(told(case, Path(folder).resolve()))
+    PAGE.write_text(page(found), encoding="utf-8")
+    sys.stderr.write(f"{PAGE.name} written\n")
+
+
+if __name__ == "__main__":
+    main()
