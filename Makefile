@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
-	bench-prepare bench-ranks chaos fuzz clean
+	bench-gap bench-prepare bench-ranks chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -75,6 +75,9 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
 
+bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
+	$(BIN)/python benchmarks/gap.py
+
 bench-prepare: $(VENV)/.core ## prepare on a million captions: time and peak memory, beside a plain loop
 	$(BIN)/python benchmarks/prepare.py
 
@@ -83,6 +86,7 @@ CASES ?= 20000
 
 fuzz: $(VENV)/.test ## 20,000 random recipes, manifests, tables, archives and feature files: make fuzz CASES=N
 	CSALIGN_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+
 bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
 	$(BIN)/python benchmarks/ranks.py
 

@@ -300,6 +300,30 @@ def run(
     _finish(call, debug)
 
 
+@app.command()
+def doctor(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check the installation and what a recipe needs; exit 2 if something is missing.
+
+    Nothing is downloaded or written. Without a recipe only the machine is looked at.
+    """
+
+    def call() -> None:
+        from cs_aligner_cli.doctor import as_data, examine, refuse_failed
+        from cs_aligner_cli.recipe import named_recipe
+        from cs_aligner_cli.views import doctor_tables
+
+        checks = examine(named_recipe(recipe), overrides or ())
+        Console(as_json).result(as_data(checks), doctor_tables(checks))
+        refuse_failed(checks)
+
+    _finish(call, debug)
+
+
 @recipes.command("list")
 def list_recipes(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the shipped recipes: what each does, and how to run it."""

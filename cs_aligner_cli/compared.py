@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,6 +21,24 @@ from cs_aligner_cli.store import NO_SPACE, Store
 Features: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 # (modality, rows of the split's table) -> (len(rows), d)
 Take: TypeAlias = Callable[[str, Rows], Features]
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Rows of one modality of a store or baseline that are read when they are asked for (``retrieval.rows.Shards``)."""
+
+    read: Take
+    modality: str
+    rows: Rows
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(rows, d)."""
+        return len(self.rows), self.take(np.zeros(1, np.int64)).shape[1]
+
+    def take(self, rows: Rows) -> Features:
+        """The rows asked for, counted among these, (len(rows), d)."""
+        return self.read(self.modality, self.rows[rows])
 
 
 class Compared(NamedTuple):

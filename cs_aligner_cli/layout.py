@@ -215,6 +215,7 @@ class Layout:
             "checkpoint_minutes",
             "keep_checkpoints",
             "conflict_steps",
+            "trackers",
             "pairwise_only",
         }
         pooled, tokens = train.cached_reading("pooled"), train.cached_reading("tokens")

@@ -227,6 +227,12 @@ def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
     return validate(Recipe, file, changes)
 
 
+def named_recipe(name_or_path: str | None = None) -> str | None:
+    """The file or name of a recipe where there is one to take: the one given, $CSALIGN_RECIPE, ./recipe.yaml."""
+    here = str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None
+    return name_or_path or os.environ.get(RECIPE_VARIABLE) or here
+
+
 def find_recipe(name_or_path: str | None = None) -> Path:
     """The recipe file that is meant; raise InputError if there is none."""
     if name_or_path is not None:

@@ -53,6 +53,11 @@ class GapReport(Strict):
         [], description="Folders of other finished runs whose stores of the same split are put beside these."
     )
     examples: int = Field(4, ge=0, le=50, description="Pairs and queries shown of each kind; 0: none.")
+    projection: Literal["pca", "tsne", "umap"] = Field(
+        "pca",
+        description="Draw also a t-SNE or a UMAP of images and texts together (umap: pip install cs-aligner-cli[umap]);"
+        " the PCA is always there.",
+    )
     photos: FilePath | None = Field(
         None, description="Folder of the photos, by image id, where the data are stored features."
     )

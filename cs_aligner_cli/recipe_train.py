@@ -126,6 +126,11 @@ class Train(Strict):
         2, ge=1, description="How many of the last states are kept, so that a damaged one costs little."
     )
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [],
+        description="Where the logged numbers go besides metrics.jsonl, at every checkpoint; each is an extra to install"
+        " (pip install cs-aligner-cli[tensorboard]).",
+    )
     conflict_steps: int | None = Field(
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from cs_aligner_cli.console import table
 from cs_aligner_cli.recipe import Recipe
@@ -270,6 +271,25 @@ def _with_interval(name: str, value: float, interval: list[float] | None) -> str
 
 def _listed(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def doctor_tables(checks: Sequence[Any]) -> list[Table]:
+    """What doctor looked at: first what failed, then what is optional, then what is well."""
+    order = ("failed", "warning", "ok")
+    rows = [
+        (
+            check.name,
+            check.state,
+            "\n".join(part for part in (check.found, check.remedy and f"-> {check.remedy}") if part),
+        )
+        for check in sorted(checks, key=lambda check: order.index(check.state))
+    ]
+    shown = Table(header_style="bold", title="doctor", show_lines=False)
+    for column in ("check", "state", "found"):
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return [shown]
 
 
 def _short(text: str) -> str:

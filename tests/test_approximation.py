@@ -115,11 +115,11 @@ def test_gradients_against_finite_differences():
     x, y = X[:5, :6].clone().requires_grad_(), Y[:4, :6].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: rff_cs(a, b, (0.5, 1.0), 32), (x, y))
     # Nystroem's gradient holds the landmarks fixed, as rows that are not moved: y has more rows than are drawn here.
-    fixed = approximation._nystroem_features(Y[:6, :6], (0.3, 0.6))
+    landmarks = Y[:6, :6]
 
     def with_fixed_landmarks(a, b):
-        means = (approximation._mean_features(rows, fixed) for rows in (a, b))
-        return approximation._cs_of_means(*means, 0.0, "", "")
+        means = (approximation.mean_gaussian(rows, landmarks, (0.3, 0.6)).mean(dim=0) for rows in (a, b))
+        return approximation.cs_of_landmarks(*means, landmarks, (0.3, 0.6))
 
     assert torch.autograd.gradcheck(with_fixed_landmarks, (x, y))
 

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import skew
 
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap import METRICS, measure, measure_gap, null_floor
@@ -118,7 +119,11 @@ def plain_neighbours(x, y, k=10):
 
     shared = [len(nearest(x, i) & nearest(y, i)) / k for i in range(n)]
     pure = [np.mean([(j < n) == (i < n) for j in nearest(pooled, i)]) for i in range(2 * n)]
-    return {"mutual_knn": np.mean(shared), "neighbour_purity": np.mean(pure)}
+    found = {"mutual_knn": np.mean(shared), "neighbour_purity": np.mean(pure)}
+    for name, gallery, queries in (("image", x, y), ("text", y, x)):
+        lists = [sorted(range(n), key=lambda j, q=q: math.dist(q, gallery[j]))[:k] for q in queries]
+        found[f"hubness_{name}"] = skew(np.bincount(np.concatenate(lists), minlength=n))
+    return {key: 0.0 if math.isnan(value) else value for key, value in found.items()}
 
 
 def plain_shapes(x, y):
@@ -432,7 +437,7 @@ def test_above_exact_pairs_the_divergence_is_approximated_and_says_how_far():
 
 def test_the_glossary_explains_every_metric_in_the_order_of_measure_gap():
     keys = [key for key in measure_gap(*clouds()) if key != "pairs"]
-    large = measure_gap(*clouds(), exact_pairs=20)
+    large = measure_gap(*clouds(), exact_pairs=20, labels=["a", "b"] * 20)
     families = dict.fromkeys(key.partition("@")[0] for key in [*keys, *large] if key != "pairs")
     assert set(families) == set(METRICS)
     assert in_report_order([*large])[-1] == "separability_dimensions"

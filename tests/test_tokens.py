@@ -309,7 +309,7 @@ def test_padding_says_where_tokens_are_and_a_token_that_is_not_finite_is_none() 
 def written(folder: Path, tokens: Ragged, shard_rows: int, dtype: str = "float32") -> TokenWriter:
     writer = TokenWriter(folder, len(tokens), shard_rows, dtype)
     for number, rows in writer.missing():
-        writer.write(number, tokens.take(rows))
+        writer.write_tokens(number, tokens.take(rows))
     return writer
 
 
@@ -341,9 +341,11 @@ def test_what_the_type_cannot_hold_is_refused_with_its_row(tmp_path: Path, value
     tokens.values[int(tokens.lengths[:5].sum()), 1] = value
     with pytest.raises(InputError, match=f"image row 5 of the token store has no token, or one that is not .* {dtype}"):
         written(tmp_path / "image", tokens, 3, dtype)
-    assert sorted(path.name for path in (tmp_path / "image").iterdir()) == ["lengths-00000.npy", "values-00000.npy"]
+    assert sorted(path.name for path in (tmp_path / "image").glob("[!.]*")) == ["lengths-00000.npy", "values-00000.npy"]
     with pytest.raises(InputError, match="image row 1 of the token store has no token"):
-        TokenWriter(tmp_path / "image", 7, 9, dtype).write(0, Ragged(np.ones((1, 2), np.float32), np.array([1, 0])))
+        TokenWriter(tmp_path / "image", 7, 9, dtype).write_tokens(
+            0, Ragged(np.ones((1, 2), np.float32), np.array([1, 0]))
+        )
 
 
 def test_only_missing_shards_are_named(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ class TableManifest(OnDisk):
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
     )
+    label_column: str | None = Field(
+        None, description="Column with the image's class, for the gap report's clusters; null: there is none."
+    )
     absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
 
     @model_validator(mode="after")
@@ -121,6 +124,9 @@ class ImageFeatures(_Features):
     """The images' table and the features that row-align with it."""
 
     id_column: str = Field("image", description="Column that names the image.")
+    label_column: str | None = Field(
+        None, description="Column with the image's class, for the gap report's clusters; null: there is none."
+    )
 
 
 class CaptionFeatures(_Features):

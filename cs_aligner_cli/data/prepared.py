@@ -26,9 +26,9 @@ class Split:
     """One split: its images and captions in the order that every store of it keeps.
 
     ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
-    there is none), width, height (0 where unknown), digest (of the content). ``captions``: caption_id,
-    image_id (None for an unpaired caption), split, text, feature_row. ``further``: the tables of further
-    modalities by name: NAME_id, image_id, split, feature_row.
+    there is none), width, height (0 where unknown), digest (of the content), label ("" where there is none).
+    ``captions``: caption_id, image_id (None for an unpaired caption), split, text, feature_row. ``further``: the
+    tables of further modalities by name: NAME_id, image_id, split, feature_row.
     """
 
     name: str
@@ -45,6 +45,13 @@ class Split:
         """The row in ``images`` of the image that each item of a modality belongs to; -1 for an unpaired item."""
         rows = pd.Index(self.images["image_id"]).get_indexer(pd.Index(self.table(modality)["image_id"]))
         return np.asarray(rows, np.int64)
+
+    @property
+    def labels(self) -> npt.NDArray[np.object_]:
+        """(images,) the class of each image as text, "" where it has none."""
+        if "label" not in self.images:  # prepared by a version without labels
+            return np.full(len(self.images), "", object)
+        return self.images["label"].to_numpy(object)
 
     def table(self, modality: str) -> pd.DataFrame:
         """The table of a modality."""

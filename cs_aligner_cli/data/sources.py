@@ -57,11 +57,12 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
                 image_id = f"{split}-{i:05d}"
                 locator = f"images/{image_id}.png"
                 draw(scene, manifest.size).save(folder / locator, compress_level=1)
-                images.append((image_id, split, locator, digest((folder / locator).read_bytes())))
+                label = f"{len(scene.things)} shapes"
+                images.append((image_id, split, locator, digest((folder / locator).read_bytes()), label))
                 told = scene_captions(scene, manifest.captions_per_image)
                 texts += [(image_id, split, text) for text in told]
                 advance()
-    frame = pd.DataFrame(images, columns=["image_id", "split", "locator", "digest"])
+    frame = pd.DataFrame(images, columns=["image_id", "split", "locator", "digest", "label"])
     frame = frame.assign(feature_row=-1, width=manifest.size, height=manifest.size)
     captions = pd.DataFrame(texts, columns=["image_id", "split", "text"]).assign(feature_row=-1)
     return Source(frame, captions, {"kind": "scenes"})
@@ -97,15 +98,18 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
         manifest.caption_column,
         manifest.split_column,
     )
-    rows = read_frame(table, [c for c in (image_column, caption_column, split_column) if c])
+    label_column = manifest.label_column
+    rows = read_frame(table, [c for c in (image_column, caption_column, split_column, label_column) if c])
     columns = {
         "image_id": _ids(text_column(rows, image_column, table)) if image_column else None,
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
         "text": rows[caption_column] if caption_column else "",
     }
     captions = pd.DataFrame(columns, index=rows.index)
+    labels = text_column(rows, label_column, table) if label_column else ""
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
+    images["label"] = _label_of_each(images["image_id"], captions["image_id"], labels, table)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
     if caption_column is None:
         captions = captions[:0]
@@ -145,15 +149,16 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
 
 
 def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
-    columns = ["image_id", "split", "locator", "width", "height", "digest"]
+    columns = ["image_id", "split", "locator", "width", "height", "digest", "label"]
     if part is None:
         return pd.DataFrame(columns=columns)
     path = root / part.table
-    table = read_frame(path, [part.id_column, part.split_column])
+    table = read_frame(path, [c for c in (part.id_column, part.split_column, part.label_column) if c])
     images = pd.DataFrame(
         {
             "image_id": text_column(table, part.id_column, path, required=True),
             "split": text_column(table, part.split_column, path, required=True),
+            "label": text_column(table, part.label_column, path) if part.label_column else "",
         }
     )
     twice = images.loc[images["image_id"].duplicated(), "image_id"]
@@ -229,6 +234,19 @@ def annotation_files(manifest: Manifest) -> list[Path]:
 def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     """Names of images, None for the empty ones."""
     return text.where(text != "")
+
+
+def _label_of_each(
+    images: pd.Series[Any], of_rows: pd.Series[Any], labels: pd.Series[str] | str, table: Path
+) -> list[str]:
+    """The label of every image; raises InputError where the rows of one image have two."""
+    rows = pd.DataFrame({"image": of_rows, "label": labels}).dropna(subset="image").drop_duplicates()
+    twice = rows.loc[rows["image"].duplicated(), "image"]
+    if len(twice):
+        found = rows.loc[rows["image"] == twice.iloc[0], "label"].tolist()
+        raise InputError(f"{table}: image {twice.iloc[0]!r} has two labels: {found[0]!r} and {found[1]!r}")
+    of_image: dict[str, str] = dict(zip(rows["image"], rows["label"], strict=True))
+    return [of_image[image] for image in images]
 
 
 def _aligned_features(root: Path, part: _AnyFeatures, rows: int) -> FeatureFile:

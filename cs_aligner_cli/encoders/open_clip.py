@@ -120,6 +120,15 @@ class OpenClip:
             self.tokenizer.save_pretrained(folder)
 
 
+def require_open_clip(spec: OpenClipEncoder) -> None:
+    """Raise InputError, without building anything, for a model, weights or a file that cannot be had."""
+    with TemporaryDirectory() as scratch:
+        name = _name(spec, Path(scratch))
+        _refuse_unknown(name, spec)
+        if not name.startswith("hf-hub:"):  # asking for its configuration would fetch it
+            _refuse_without_text_parts(name, spec, _guard(lambda: open_clip.get_model_config(name), spec))
+
+
 def _name(spec: OpenClipEncoder, scratch: Path) -> str:
     """The name by which open_clip finds the model; a recipe's config becomes a local-dir without weights."""
     if spec.config is None:

@@ -19,7 +19,7 @@ from cs_aligner_cli.recipe_encoders import TimmEncoder
 
 def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     """An image tower; its output is the pooled, headless feature (B, dim)."""
-    pretrained = _checked(spec, key)
+    pretrained = require_timm(spec, key)
     with loading(spec.model, key), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(
@@ -39,7 +39,7 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     return Encoder("image", dim, model, load, identity, model, tokens=tokens)
 
 
-def _checked(spec: TimmEncoder, key: str) -> bool:
+def require_timm(spec: TimmEncoder, key: str) -> bool:
     """Whether timm is to fetch weights; raise InputError if the model or its weights cannot be had."""
     if spec.model.startswith(LOCAL):
         refuse_absent(spec.model, key)

@@ -27,7 +27,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and edited for a paper
 }
 # Right and left of a mark, then higher and lower, step by step.
-_LABEL_OFFSETS = tuple((x, y) for step in range(11) for y in (12 * step, -12 * step) for x in (9, -9))
+_LABEL_STEP = 12
+_LABEL_OFFSETS = tuple((x, side * _LABEL_STEP * step) for step in range(11) for side in (1, -1) for x in (9, -9))
 
 
 @contextmanager
@@ -39,6 +40,7 @@ def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple
     """
     import matplotlib.style
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     count = len(titles)
     columns = 2 if count == 4 else min(count, 3)
@@ -46,6 +48,9 @@ def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple
     width = 5.8 if count == 1 else columns * _PANEL_INCHES + 0.4
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(width, rows * _PANEL_INCHES + 0.5), dpi=_DPI, layout="constrained")
+        engine = figure.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            engine.set(h_pad=0.1)  # a title keeps clear of the labels of the row above
         grid = list(figure.subplots(rows, columns, sharex=share_axes, sharey=share_axes, squeeze=False).flat)
         for ax, title in zip(grid, titles, strict=False):
             # A store's name is text, never a formula: "$" must not start one.
@@ -98,7 +103,10 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         (left, bottom), (right, top) = ax.transData.transform([(x, min(ys)), (x, max(ys))])
         taken.append(Bbox.from_extents(left - 7, bottom - 9, right + 7, top + 9))
     for name, (x, ys) in marks.items():
-        label = ax.annotate(name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False)
+        line = {"arrowstyle": "-", "lw": 0.6, "color": UNPAIRED, "shrinkA": 0, "shrinkB": 3}
+        label = ax.annotate(
+            name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False, arrowprops=line
+        )
         # The first place comes again at the end: where none is clear, an overlap is better than no label.
         for offset in (*_LABEL_OFFSETS, _LABEL_OFFSETS[0]):
             label.set_position(offset)
@@ -107,6 +115,8 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in taken):
                 break
+        if label.arrow_patch is not None:  # a label beside its mark needs no line to it
+            label.arrow_patch.set_visible(abs(label.get_position()[1]) > _LABEL_STEP)
         taken.append(box)
 
 

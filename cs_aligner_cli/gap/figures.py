@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Stores: TypeAlias = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
-_MAX_POINTS = 1000
+MAX_POINTS = 1000
 _JOINED_PAIRS = 20
 _SMALLEST_SHARE = 1e-6
 
@@ -43,11 +43,11 @@ def projection(stores: Stores, seed: int = 0) -> Picture:
     the axis limits are shared. At most 1,000 pairs are drawn. Raises InputError as ``measure_gap`` does,
     and without any store.
     """
-    planes = {name: _plane(image, text) for name, image, text in _samples(stores, _MAX_POINTS, seed)}
+    planes = {name: _plane(image, text) for name, image, text in drawn_pairs(stores, MAX_POINTS, seed)}
     reach = 1.08 * max(float(np.abs(points).max()) for points, _ in planes.values()) or 1.0
     with panels(list(planes)) as (figure, axes):
         for ax, (points, shares) in zip(axes, planes.values(), strict=True):
-            _scatter_pairs(ax, points)
+            scatter_pairs(ax, points)
             ax.set(
                 xlim=(-reach, reach),
                 ylim=(-reach, reach),
@@ -61,14 +61,20 @@ def projection(stores: Stores, seed: int = 0) -> Picture:
 
 def _plane(image: Floats, text: Floats) -> tuple[Floats, Floats]:
     """Return the pooled rows (2N, 2) on their two main axes, and those axes' shares of the variance."""
+    from scipy.linalg import eigh
+
     pooled = np.concatenate([image, text])
-    u, s, _ = np.linalg.svd(pooled - pooled.mean(axis=0), full_matrices=False)
+    pooled = pooled - pooled.mean(axis=0)
+    tall = len(pooled) >= pooled.shape[1]
+    products = pooled.T @ pooled if tall else pooled @ pooled.T
+    last = len(products) - 1
+    values, axes = eigh(products, subset_by_index=[max(last - 1, 0), last])
+    variance = np.maximum(values[::-1], 0)
     points = np.zeros((len(pooled), 2))
-    points[:, : min(2, len(s))] = (u * s)[:, :2]
+    points[:, : len(variance)] = (pooled @ axes if tall else axes * np.sqrt(np.maximum(values, 0)))[:, ::-1]
     # A main axis has no sign of its own; fixing one keeps panels and reruns comparable: image to the left.
     points *= np.where(points[: len(image)].mean(axis=0) > 0, -1.0, 1.0)
-    variance = np.append(s, 0.0)[:2] ** 2
-    return points, variance / max(float((s**2).sum()), np.finfo(np.float64).tiny)
+    return points, np.append(variance, 0.0)[:2] / max(float(np.trace(products)), np.finfo(np.float64).tiny)
 
 
 def point_map(image: ArrayLike, text: ArrayLike, kept: npt.NDArray[np.int64]) -> list[dict[str, tuple[float, float]]]:
@@ -84,7 +90,8 @@ def point_map(image: ArrayLike, text: ArrayLike, kept: npt.NDArray[np.int64]) ->
     return [{"image": (*places[i],), "text": (*places[len(x) + i],)} for i in kept]
 
 
-def _scatter_pairs(ax: Axes, points: Floats) -> None:
+def scatter_pairs(ax: Axes, points: Floats) -> None:
+    """Draw image rows and then text rows (2N, 2) as points, and lines between some pairs."""
     image, text = np.split(points, 2)
     ax.axhline(0, color=GRID, lw=0.8, zorder=0)
     ax.axvline(0, color=GRID, lw=0.8, zorder=0)
@@ -101,7 +108,7 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
 
     ``stores`` as in ``projection``; cosines come from at most 1,000 pairs. All panels share bins and axes.
     """
-    kinds = {name: _cosines(image, text) for name, image, text in _samples(stores, _MAX_POINTS, seed)}
+    kinds = {name: _cosines(image, text) for name, image, text in drawn_pairs(stores, MAX_POINTS, seed)}
     values = np.concatenate([cosines for store in kinds.values() for cosines in store.values()])
     bins = np.linspace(float(values.min()) - 0.01, float(values.max()) + 0.01, 61).tolist()
     styles: dict[str, dict[str, Any]] = {
@@ -165,7 +172,7 @@ def spectra(spectra_of: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Picture:
         return rendered(figure)
 
 
-def _samples(stores: Stores, limit: int, seed: int) -> list[tuple[str, Floats, Floats]]:
+def drawn_pairs(stores: Stores, limit: int, seed: int) -> list[tuple[str, Floats, Floats]]:
     """Return (name, image, text) per store as unit rows in float64, at most ``limit`` pairs of them."""
     if not stores:
         raise InputError("figures: expected at least one store whose image and text rows share a space")

@@ -154,6 +154,19 @@ METRICS: dict[str, Metric] = {
         "images and texts only texts.",
         "falls to 0.5",
     ),
+    "hubness_image": Metric(
+        NEIGHBOURS,
+        "Hubness, images",
+        "Skewness of how often an image stands among the 10 nearest images of a text: high where a few images, hubs, "
+        "are everybody's answer and the others nobody's.",
+        "falls to its null floor",
+    ),
+    "hubness_text": Metric(
+        NEIGHBOURS,
+        "Hubness, texts",
+        "The same of texts among the 10 nearest texts of an image.",
+        "falls to its null floor",
+    ),
     "linear_cka": Metric(
         NEIGHBOURS,
         "Linear CKA",
@@ -177,6 +190,19 @@ METRICS: dict[str, Metric] = {
         "Cluster agreement (V-measure)",
         "The same by V-measure, which is not corrected for chance.",
         "rises to 1",
+    ),
+    "label_ari": Metric(
+        NEIGHBOURS,
+        "Clusters against labels (ARI)",
+        "k-means over images and texts together, as many clusters as labels: adjusted Rand index between clusters and "
+        "labels. Clusters of one modality each split every class in two.",
+        "rises",
+    ),
+    "label_v_measure": Metric(
+        NEIGHBOURS,
+        "Clusters against labels (V-measure)",
+        "The same by V-measure, which is not corrected for chance.",
+        "rises",
     ),
     "uniformity_image": Metric(
         SHAPES,

@@ -55,6 +55,13 @@ class Groups:
         summed: Floats = np.add.reduceat(values[self.order], self.starts, axis=0)
         return summed
 
+    @property
+    def members(self) -> npt.NDArray[np.int64]:
+        """(n,) the group of each row."""
+        members = np.empty(len(self.order), np.int64)
+        members[self.order] = np.repeat(np.arange(len(self.starts)), self.sizes.astype(np.int64))
+        return members
+
     def counts(self, draws: int, seed: int) -> Floats:
         """(1 + draws, G) how often a bootstrap draw holds each group; the first draw is the sample itself."""
         groups = len(self.starts)
@@ -126,8 +133,12 @@ def _resampled(sums: Floats, pairs: Floats, counts: Floats) -> Floats:
 
 
 def linear_sums(x: Floats, y: Floats, groups: Groups) -> KernelSums:
-    """The sums of the inner product, for unit rows x, y (n, d), from the groups' sums alone: for any n."""
-    a, b, sizes = groups.sums(x), groups.sums(y), groups.sizes
+    """The sums of the inner product, for unit rows x, y (n, d)."""
+    return linear_sums_of(groups.sums(x), groups.sums(y), groups.sizes)
+
+
+def linear_sums_of(a: Floats, b: Floats, sizes: Floats) -> KernelSums:
+    """The same from the groups' sums a, b (G, d) of unit rows alone: for any number of rows."""
     return KernelSums(a @ a.T - np.diag(sizes), b @ b.T - np.diag(sizes), a @ b.T, sizes)
 
 

@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.clouds import centroid_metrics, divergence_metrics
 from cs_aligner_cli.gap.groups import Floats, KernelSums, kernel_sums, linear_sums, random_groups
-from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, check_bandwidths, paired_rows
+from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, RowsLike, check_bandwidths, paired_rows
 
 DRAWS = 8
 
 
 def null_floor(
-    image: ArrayLike,
-    text: ArrayLike,
+    image: RowsLike,
+    text: RowsLike,
     bandwidths: Sequence[float] = DEFAULT_BANDWIDTHS,
     seed: int = 0,
     draws: int = DRAWS,

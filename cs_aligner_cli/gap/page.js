@@ -1,5 +1,6 @@
 "use strict";
 // Sorts a table by a click on a column's head: numbers by data-sort, text by its letters; a second click turns it round.
+// Where a table has several parts, each is sorted below its own title.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -17,7 +18,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
         if (Number.isNaN(x) || Number.isNaN(y)) return key(a).localeCompare(key(b)) * (up ? 1 : -1);
         return (x - y) * (up ? 1 : -1);
       };
-      table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+      for (const body of table.tBodies) {
+        const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
+        body.append(...rows.sort(compare));
+      }
     });
   });
 }

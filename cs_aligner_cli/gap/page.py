@@ -35,6 +35,18 @@ _CAPTIONS = {
         "own directions but the same scale, and low percentages mean that most of the spread lies outside "
         "the picture.",
     ),
+    "projection_tsne": _Caption(
+        "Who is beside whom: t-SNE",
+        "The same pairs, placed by t-SNE so that near rows stay near; both modalities are fitted together. Islands of "
+        "one colour are neighbourhoods of one modality; mixed islands with short lines hold pairs side by side. Axes, "
+        "sizes of islands and distances between them mean nothing: for those look at the figure before.",
+    ),
+    "projection_umap": _Caption(
+        "Who is beside whom: UMAP",
+        "The same pairs, placed by UMAP so that near rows stay near; both modalities are fitted together. Islands of "
+        "one colour are neighbourhoods of one modality; mixed islands with short lines hold pairs side by side. Axes, "
+        "sizes of islands and distances between them mean nothing: for those look at the figure before.",
+    ),
     "cosine_histograms": _Caption(
         "How similar pairs and strangers are",
         "The green area is the cosine between an image and its own text, the grey line between an image and "

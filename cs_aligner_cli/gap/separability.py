@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cs_aligner_cli.gap.groups import Floats
@@ -25,14 +27,19 @@ def separability(x: Tensor, y: Tensor, seed: int = 0) -> tuple[Floats, int]:
     coordinates, those with the largest standardised mean difference first, that reach 99% of the first fold's
     accuracy. Schrodi et al. (2024) find that two suffice to tell CLIP's modalities apart.
     """
+    from threadpoolctl import threadpool_limits
+
     images, texts = x.numpy(), y.numpy()
     correct = np.zeros(len(images))
-    needed = 0
-    for train, held_out in _folds(len(images), seed):
-        every = np.arange(images.shape[1])
-        correct[held_out] = _correct(images, texts, train, held_out, every)
-        needed = needed or _dimensions(images, texts, train, held_out, float(correct[held_out].mean()))
-    return correct, needed
+    every = np.arange(images.shape[1])
+    folds = list(_folds(len(images), seed))
+    # Fits of this size lose more by splitting each product over the cores than they win; the folds share them instead.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda fold: _correct(images, texts, *fold, every), folds)
+        for (_, held_out), of_fold in zip(folds, found, strict=True):
+            correct[held_out] = of_fold
+        first = folds[0]
+        return correct, _dimensions(images, texts, *first, float(correct[first[1]].mean()))
 
 
 def _correct(images: Floats, texts: Floats, train: Ints, held_out: Ints, kept: Ints) -> Floats:

@@ -1,67 +1,85 @@
-"""The shape of the clouds: Frechet's parts, sliced Wasserstein, effective rank, linear CKA, clusters of both."""
+"""The shape of the clouds: spectra, effective rank, linear CKA, each with its influence function."""
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cs_aligner_cli.gap.groups import Floats
-from cs_aligner_cli.objectives import sliced_wasserstein
+from cs_aligner_cli.gap.measured import Smooth
 
-_PROJECTIONS = 128
-_CLUSTERS = 10
 _PERMUTATIONS = 4
 
 
-def frechet_covariance(x: Tensor, y: Tensor) -> float:
-    """tr(Sx + Sy - 2 (Sx Sy)^(1/2)) of x (M, d) and y (N, d), S = centred^T centred / (rows - 1).
+class Spectrum(NamedTuple):
+    """The singular values of rows (n, d), largest first, as ``shares`` (r,) of their sum: zeros where rows coincide.
 
-    The part of the squared Frechet distance (Dowson & Landau 1982, as in FID) that the means leave. Computed from the
-    centred rows X, Y themselves: the trace of (Sx Sy)^(1/2) is the sum of the singular values of X Y^T, scaled, so no
-    covariance has to be inverted or shrunk, and fewer rows than dimensions do no harm.
+    ``changes`` (n, r): by how much each share's singular value grows with the weight of each row, as a share too.
     """
-    a, b = (_reduced(z - z.mean(dim=0)) / (len(z) - 1) ** 0.5 for z in (x, y))
-    value = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
-    return float(value.clamp(min=0))
+
+    shares: Floats
+    changes: Floats
 
 
-def _reduced(centred: Tensor) -> Tensor:
-    """R of a QR decomposition, (min(rows, d), d), where there are more rows than dimensions: equal R^T R."""
-    return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
+def spectrum(x: Tensor, centred: bool = True) -> Spectrum:
+    """The spectrum of x (N, d), float64, of centred rows or of rows as they are; r = min(N, d).
 
-
-def sliced_distance(x: Tensor, y: Tensor, seed: int) -> float:
-    """The sliced 2-Wasserstein distance of x (M, d) and y (N, d), in the units of the rows (128 directions)."""
-    generator = torch.Generator().manual_seed(seed)
-    return math.sqrt(float(sliced_wasserstein(x, y, _PROJECTIONS, 2, generator)))
-
-
-def spectrum(x: Tensor, centred: bool = True) -> Floats:
-    """The singular values of x (N, d), largest first, as shares of their sum; zeros where all rows coincide."""
-    values = torch.linalg.svdvals(_reduced(x - x.mean(dim=0) if centred else x)).numpy()
-    total = values.sum()
+    A singular value s with left vector u grows by s u_i^2 / 2 per weight of row i (first-order perturbation of
+    X^T W X; that the mean moves along with the weights is of second order).
+    """
+    rows = x - x.mean(dim=0) if centred else x
+    if len(rows) >= rows.shape[1]:
+        scores = rows @ torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)
+        # As lengths, not as roots of eigenvalues: small ones would lose half of their digits.
+        values = scores.norm(dim=0)
+    else:
+        left = torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1)
+        values = (left.T @ rows).norm(dim=1)
+        scores = left * values
+    values, order = values.sort(descending=True)
+    total = float(values.sum())
     # Rows that coincide leave rounding behind when their mean is taken away.
-    shares: Floats = values / total if total > 1e-9 * len(x) else np.zeros_like(values)
-    return shares
+    if not total > 1e-9 * len(x):
+        return Spectrum(np.zeros(len(values)), np.zeros((len(x), len(values))))
+    changes = scores[:, order].square() / (2 * values.clamp(min=1e-300)) / total
+    return Spectrum((values / total).numpy(), changes.numpy())
 
 
-def effective_rank(shares: Floats) -> float:
+def effective_rank(found: Spectrum) -> Smooth:
     """exp(H(p)) of a spectrum's shares p (Roy & Vetterli 2007); 0.0 for a cloud without extent."""
-    p = shares[shares > 0]
-    return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
+    kept = found.shares > 0
+    p = found.shares[kept]
+    if not len(p):
+        return Smooth(0.0, np.zeros(len(found.changes)))
+    logs = np.log(p)
+    entropy = -float((p * logs).sum())
+    rank = float(np.exp(entropy))
+    return Smooth(rank, -rank * found.changes[:, kept] @ (logs + entropy))
 
 
-def linear_cka(x: Tensor, y: Tensor) -> float:
+def linear_cka(x: Tensor, y: Tensor) -> Smooth:
     """||Xc^T Yc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) of row-paired x (N, d), y (N, e); 0.0 for a constant one.
 
     Kornblith et al., ICML 2019. It is blind to the gap: centred, and free of rotations.
     """
     a, b = x - x.mean(dim=0), y - y.mean(dim=0)
-    own = _own(a, b)
-    return float((a.T @ b).square().sum()) / own if own else 0.0
+    cross, of_a, of_b = a.T @ b, a.T @ a, b.T @ b
+    own = _own(of_a, of_b, len(a))
+    if not own:
+        return Smooth(0.0, np.zeros(len(x)))
+    shared = float(cross.square().sum())
+    value = shared / own
+    growth = 2 * _forms(a, cross, b) / max(shared, 1e-300)
+    growth -= _forms(a, of_a, a) / of_a.square().sum() + _forms(b, of_b, b) / of_b.square().sum()
+    return Smooth(value, value * growth.numpy())
+
+
+def _forms(a: Tensor, matrix: Tensor, b: Tensor) -> Tensor:
+    """(n,) a_i . matrix b_i."""
+    return ((a @ matrix) * b).sum(dim=1)
 
 
 def shuffled_cka(x: Tensor, y: Tensor, seed: int) -> float:
@@ -69,31 +87,11 @@ def shuffled_cka(x: Tensor, y: Tensor, seed: int) -> float:
     rng = np.random.default_rng(seed)
     a, b = x - x.mean(dim=0), y - y.mean(dim=0)
     shuffled = [(a.T @ b[torch.from_numpy(rng.permutation(len(b)))]).square().sum() for _ in range(_PERMUTATIONS)]
-    own = _own(a, b)
+    own = _own(a.T @ a, b.T @ b, len(a))
     return float(torch.stack(shuffled).mean()) / own if own else 0.0
 
 
-def _own(a: Tensor, b: Tensor) -> float:
+def _own(of_a: Tensor, of_b: Tensor, rows: int) -> float:
     """||a^T a||_F ||b^T b||_F of centred rows; 0.0 where rounding is all that is left of constant ones."""
-    own = float((a.T @ a).norm() * (b.T @ b).norm())
-    return own if own > 1e-18 * len(a) ** 2 else 0.0
-
-
-def cluster_agreement(x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
-    """k-means (10 clusters) over images and texts together: do the two rows of a pair get the same cluster?
-
-    ``cluster_v_measure`` (0 to 1) and ``cluster_ari`` (0 at chance, 1 if equal) between the images' and the texts'
-    assignments. A gap makes clusters of one modality each, and then neither says anything: see ``cluster_pairs``, the
-    share of pairs within one cluster.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score, v_measure_score
-
-    rows = torch.cat([x, y]).numpy()
-    count = min(_CLUSTERS, len(x) // 2, len(np.unique(rows.round(9), axis=0)))
-    image, text = np.split(KMeans(count, n_init=3, random_state=seed).fit_predict(rows), 2)
-    return {
-        "cluster_pairs": float((image == text).mean()),
-        "cluster_ari": float(adjusted_rand_score(image, text)),
-        "cluster_v_measure": float(v_measure_score(image, text)),
-    }
+    own = float(of_a.norm() * of_b.norm())
+    return own if own > 1e-18 * rows**2 else 0.0

@@ -36,7 +36,9 @@ def gap_against_recall(points: Mapping[str, Mapping[str, Any]]) -> Picture:
             colour = style.get("edgecolor", style.get("color"))
             ax.vlines(point["gap"], low, high, color=colour, lw=1.2)
             ax.hlines(recall, left, right, color=colour, lw=1.2)
-            ax.scatter([point["gap"]], [recall], zorder=3, **{**style, "label": None})
+            # This run's own marks lie on top of those that coincide with them.
+            top = 4 if point.get("kind", "store") == "store" else 3
+            ax.scatter([point["gap"]], [recall], zorder=top, **{**style, "label": None})
             marks[name] = point["gap"], (recall, low, high)
         for kind in dict.fromkeys(point.get("kind", "store") for point in points.values()):
             ax.scatter([], [], **_KINDS[kind])

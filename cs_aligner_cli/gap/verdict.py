@@ -27,17 +27,19 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         told = [_alone(report, own[0])]
     elif own:
         told = [_compared(report, reference, own[-1]) for reference in own[:-1]]
-    return [*told, *_untrained(report, [name for name in measured if kinds.get(name) == "baseline"])]
+    for kind, of_what in (("run", "Of the other runs' stores"), ("baseline", "Of what needs no training")):
+        told += _best_of(report, of_what, [name for name in measured if kinds.get(name) == kind])
+    return told
 
 
-def _untrained(report: Mapping[str, Any], baselines: list[str]) -> list[str]:
-    """A sentence on the baseline that retrieves best, and one on that with the smallest gap, where it is another."""
-    ranked = {name: recall for name in baselines if (recall := mean_r1(report, name)) is not None}
+def _best_of(report: Mapping[str, Any], of_what: str, stores: list[str]) -> list[str]:
+    """A sentence on the store that retrieves best, and one on that with the smallest gap, where it is another."""
+    ranked = {name: recall for name in stores if (recall := mean_r1(report, name)) is not None}
     if not ranked:
         return []
     best = max(ranked, key=lambda name: ranked[name])
     closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
-    sentence = f"Of what needs no training, {best} retrieves best: {_state(report, best)}."
+    sentence = f"{of_what}, {best} retrieves best: {_state(report, best)}."
     if closest != best:
         sentence += f" {closest} has the smallest gap: {_state(report, closest)}."
     return [sentence]
@@ -65,7 +67,9 @@ def _alone(report: Mapping[str, Any], store: str) -> str:
     if recall is not None:
         parts.append(f"an R@1 of {recall:.1f}%")
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{listed}.{_floor(report, store)} There is no other store to compare it with."
+    alone = sum(bool(values) for values in report["stores"].values()) == 1
+    ending = " There is no other store to compare it with." if alone else ""
+    return f"{listed}.{_floor(report, store)}{ending}"
 
 
 def _compared(report: Mapping[str, Any], reference: str, store: str) -> str:

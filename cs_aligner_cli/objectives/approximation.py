@@ -50,12 +50,24 @@ def nystroem_cs(x: ArrayLike, y: ArrayLike, bandwidth: Bandwidth, landmarks: int
     if landmarks < 2:
         raise InputError(f"landmarks: expected at least 2, got {landmarks}")
     z = _landmarks(x, y, landmarks, seed)
-    feature_map = _nystroem_features(z, sigmas)
-    mean_x, mean_y = _mean_features(x, feature_map), _mean_features(y, feature_map)
+    centre = z.mean(dim=0)  # distances from a Gram matrix cancel far from the origin
+    of_x, of_y = (_mean_features(rows, lambda block: mean_gaussian(block - centre, z - centre, sigmas)) for rows in (x, y))
+    return cs_of_landmarks(of_x, of_y, z, sigmas).to(torch.promote_types(x.dtype, y.dtype))
+
+
+def cs_of_landmarks(of_x: Tensor, of_y: Tensor, z: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """``nystroem_cs`` from what it needs of the rows: ``of_x = mean_i k(x_i, z)``, ``of_y = mean_j k(y_j, z)``, (m,).
+
+    z (m, d) are the landmarks, k is the mean of the Gaussian kernels of ``sigmas``; all in float64. Means over any
+    number of rows can be taken block by block, and those of several bandwidths in one pass. Raises InputError where
+    the cross sum is lost in rounding.
+    """
+    roots = _nystroem_roots(z, sigmas)
+    mean_x, mean_y = of_x @ roots, of_y @ roots
     noise = _ROUNDING * float((mean_x.norm() * mean_y.norm()).detach())
     setting = f"nystroem with sigma {_listed(sigmas)} and {len(z)} landmarks"
     remedy = "Take more landmarks or a larger bandwidth, or the exact cs divergence."
-    return _cs_of_means(mean_x, mean_y, noise, setting, remedy).to(torch.promote_types(x.dtype, y.dtype))
+    return _cs_of_means(mean_x, mean_y, noise, setting, remedy)
 
 
 def nystroem_error(
@@ -149,17 +161,15 @@ def _landmarks(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
     return double(torch.cat(drawn))
 
 
-def _nystroem_features(z: Tensor, sigmas: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """The map from rows (B, d) to features (B, r), r <= landmarks, with ``f(s) . f(t) = k(s, Z) K_ZZ^+ k(Z, t)``."""
-    centre = z.mean(dim=0)  # distances from a Gram matrix cancel far from the origin
-    z = z - centre
-    eigenvalues, eigenvectors = torch.linalg.eigh(_mean_gaussian(z, z, sigmas))
+def _nystroem_roots(z: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """The matrix (m, r), r <= m, with ``(k(s, z) @ roots) . (k(t, z) @ roots) = k(s, z) K_zz^+ k(z, t)``."""
+    z = z - z.mean(dim=0)
+    eigenvalues, eigenvectors = torch.linalg.eigh(mean_gaussian(z, z, sigmas))
     kept = eigenvalues > _CUTOFF * eigenvalues[-1]
-    roots = eigenvectors[:, kept] / eigenvalues[kept].sqrt()
-    return lambda rows: _mean_gaussian(rows - centre, z, sigmas) @ roots
+    return eigenvectors[:, kept] / eigenvalues[kept].sqrt()
 
 
-def _mean_gaussian(x: Tensor, z: Tensor, sigmas: Sequence[float]) -> Tensor:
+def mean_gaussian(x: Tensor, z: Tensor, sigmas: Sequence[float]) -> Tensor:
     """(M, m) mean over sigmas of ``exp(-||x_i - z_j||^2 / (2 sigma^2))``."""
     squared = (x.square().sum(dim=1).unsqueeze(1) + z.square().sum(dim=1) - 2 * (x @ z.T)).clamp(min=0)
     kernels = [torch.exp(squared / (-2 * sigma**2)) for sigma in sigmas]

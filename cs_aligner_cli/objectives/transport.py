@@ -34,7 +34,7 @@ def sliced_wasserstein(
     _check_power(p)
     if projections < 1:
         raise InputError(f"projections: expected at least 1, got {projections}")
-    directions = _directions(projections, x.shape[1], generator).to(x.device)
+    directions = random_directions(projections, x.shape[1], generator).to(x.device)
     sorted_x, sorted_y = ((rows @ directions).sort(dim=0).values for rows in (x, y))
     of_x, of_y, weights = _merged_quantiles(len(x), len(y), x.device)
     distances = (sorted_x[of_x] - sorted_y[of_y]).abs()
@@ -43,7 +43,7 @@ def sliced_wasserstein(
     return value.to(dtype)
 
 
-def _directions(count: int, width: int, generator: torch.Generator | None) -> Tensor:
+def random_directions(count: int, width: int, generator: torch.Generator | None) -> Tensor:
     """Random unit directions as the columns of (width, count), float64."""
     device = "cpu" if generator is None else generator.device
     return l2_normalize(torch.randn(count, width, dtype=torch.float64, generator=generator, device=device)).T

@@ -60,7 +60,7 @@ def statistics(
         inside = scored.occurrence >= 0
         n = scored.occurrence[inside].astype(float)
         moments = _summed([np.ones_like(n), n, n**2, n**3], item_clusters[direction][inside], count)
-        found[direction, "hubness"] = Statistic(moments, _skewness)
+        found[direction, "hubness"] = Statistic(moments, skewness_of_sums)
     recalls = [key for key in found if key[1].startswith("R@")]
     sums = np.hstack([found[key].sums for key in recalls])
     found["both", "RSum"] = Statistic(sums, _rsum)
@@ -84,7 +84,8 @@ def _rsum(sums: Floats) -> Floats:
     return total
 
 
-def _skewness(sums: Floats) -> Floats:
+def skewness_of_sums(sums: Floats) -> Floats:
+    """(B,) skewness of counts from the weighted sums (B, 4) of their powers 0 to 3; 0 where all counts are equal."""
     first, second, third = (sums[:, i] / sums[:, 0] for i in (1, 2, 3))
     variance = second - first**2
     centred = third - 3 * first * second + 2 * first**3

@@ -10,20 +10,22 @@ import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.artifacts import Build, write_bytes, write_json
-from cs_aligner_cli.compared import Compared, Features, compared
+from cs_aligner_cli.compared import Compared, Features, Taken, compared
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.csvfile import csv_bytes
 from cs_aligner_cli.data.batches import Rows, captions_of
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap import Measured, measure
+from cs_aligner_cli.gap import measure
 from cs_aligner_cli.gap.canvas import Picture
 from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.examples import examples
-from cs_aligner_cli.gap.figures import cosine_histograms, point_map, projection, spectra
-from cs_aligner_cli.gap.metrics import DRAWS, SWEEP, interval
+from cs_aligner_cli.gap.figures import MAX_POINTS, cosine_histograms, point_map, projection, spectra
+from cs_aligner_cli.gap.measured import DRAWS, interval, refuse_constant
+from cs_aligner_cli.gap.metrics import SWEEP
 from cs_aligner_cli.gap.page import render_page, report_rows
+from cs_aligner_cli.gap.projections import neighbour_projection, require_projection
 from cs_aligner_cli.gap.recall import recall_draws
 from cs_aligner_cli.gap.rows import evenly_spaced
 from cs_aligner_cli.gap.summary import render_summary
@@ -54,6 +56,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, no
     store shares a space, or the split holds too few pairs.
     """
+    require_projection(recipe.gap_report.projection)
     layout = Layout(recipe)
     artifact = layout.gap
     for need in artifact.needs:
@@ -70,7 +73,8 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
             if not job.pairs:
                 raise nothing_to_compare(split.name)
             shown = job.shown(Photos(data.root, recipe.gap_report.photos))
-            _write(build, job.report, job.figures(), shown, job.spectra)
+            figures = job.figures()
+            _write(build, job.report, figures, shown, job.spectra)
             build.summary = job.summary()
     summary: dict[str, Any] = (artifact.record() or {})["summary"]
     return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
@@ -94,6 +98,10 @@ class _Job:
         images, captions = self.split.pairs
         kept = evenly_spaced(len(images), spec.max_pairs)
         self.rows = {"image": images[kept], "text": captions[kept]}
+        self.labels = self.split.labels[self.rows["image"]]
+        # The pairs that pictures are made of.
+        drawn = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(kept))[:MAX_POINTS])
+        self.drawn = {m: rows[drawn] for m, rows in self.rows.items()}
         self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
         self.report = {
             "format": 2,
@@ -140,7 +148,7 @@ class _Job:
                 self.report["kinds"][store.name] = store.kind
                 self.report["stores"][store.name] = {}
                 if store.take is not None:
-                    self._measure_one(store, store.take)
+                    self._measure_one(store, store.take, lambda what, name=store.name: advance(0, f"{name}: {what}"))  # type: ignore[misc]
                 advance(1, store.name)
         own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
         if own:
@@ -151,17 +159,21 @@ class _Job:
             self.report["subject"] = own[-1]
             self.report["differences"] = differences(values, draws, own[-1])
 
-    def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features]) -> None:
+    def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features], tell: Callable[[str], None]) -> None:
         name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
-        image, text = self.pairs[name] = take("image", self.rows["image"]), take("text", self.rows["text"])
+        pair = [Taken(take, m, self.rows[m]) for m in MODALITIES]
+        labels = self.labels.tolist()
         try:
-            found: Measured = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP)
+            found = measure(*pair, spec.bandwidths, seed, spec.exact_pairs, SWEEP, labels, tell)
+            refuse_constant(found)
         except InputError as error:
             raise InputError(f"{name} store of split {self.split.name}: {error}") from None
+        self.pairs[name] = take("image", self.drawn["image"]), take("text", self.drawn["text"])
         for part in ("intervals", "null", "samples", "sweep"):
             self.report[part][name] = getattr(found, part)
         self.report["stores"][name] = found.values
         self.spectra[name] = found.spectra
+        tell("retrieval")
         gallery = take("image", self.gallery["image"]), take("text", self.gallery["text"])
         ks = [k for k in _KS if k <= min(map(len, gallery))]
         self.report["retrieval"][name] = evaluate_retrieval(*gallery, self.owner, ks=ks)
@@ -169,8 +181,9 @@ class _Job:
         self.report["recall_intervals"][name] = {key: interval(drawn[1:]) for key, drawn in recalls.items()}
         self.draws[name] = {**found.draws, "R@1": recalls["mean"]}
         if store.kind == "store":
-            kept = evenly_spaced(len(image), _CONFLICT_PAIRS)
-            self.report["conflict"][name] = conflict_sweep(image[kept], text[kept])
+            tell("conflict")
+            kept = evenly_spaced(len(self.rows["image"]), _CONFLICT_PAIRS)
+            self.report["conflict"][name] = conflict_sweep(*(side.take(kept) for side in pair))
             self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
 
     def _pairs_in_gallery(self) -> tuple[Rows, Rows]:
@@ -207,10 +220,10 @@ class _Job:
 
     def _map(self, subject: str, photos: Photos) -> list[dict[str, Any]]:
         """Pairs to point at: where each lies, its caption and its photo, small."""
-        kept = evenly_spaced(len(self.rows["image"]), _POINTS)
+        kept = evenly_spaced(len(self.drawn["image"]), _POINTS)
         places = point_map(*self.pairs[subject], kept)
-        images = self.split.images.iloc[self.rows["image"][kept]]
-        texts = self.split.captions["text"].iloc[self.rows["text"][kept]]
+        images = self.split.images.iloc[self.drawn["image"][kept]]
+        texts = self.split.captions["text"].iloc[self.drawn["text"][kept]]
         return [
             {
                 "image": place["image"],
@@ -224,6 +237,10 @@ class _Job:
     def figures(self) -> dict[str, Picture]:
         """Every figure of the report."""
         report, panels = self.report, self._panels()
+        if len(panels) < len(self.pairs):
+            report["note"].append(
+                f"Pictures with a panel for every store show {len(panels)} of {len(self.pairs)}: {', '.join(panels)}."
+            )
         pairs = {name: self.pairs[name] for name in panels}
         points = {
             name: {
@@ -239,6 +256,7 @@ class _Job:
         figures = {
             "gap_against_recall": gap_against_recall(points),
             "projection": projection(pairs, seed=self.recipe.seed),
+            **self._asked_projection(pairs),
             "cosine_histograms": cosine_histograms(pairs, seed=self.recipe.seed),
             "divergence_curve": divergence_curve({name: report["sweep"][name] for name in panels}),
             "spectra": spectra({name: self.spectra[name] for name in panels}),
@@ -249,6 +267,12 @@ class _Job:
         if any("terms" in row for rows in logs.values() for row in rows):
             figures["training"] = training_curves(logs)
         return figures
+
+    def _asked_projection(self, pairs: dict[str, Pairs]) -> dict[str, Picture]:
+        kind = self.recipe.gap_report.projection
+        if kind == "pca":
+            return {}
+        return {f"projection_{kind}": neighbour_projection(pairs, kind, seed=self.recipe.seed)}
 
     def _panels(self) -> list[str]:
         """The stores that get a panel: this run's, then other runs', then baselines, as long as there is room."""

@@ -85,7 +85,8 @@ def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: C
             raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
         further = {modality: _owned(source, modality, images) for modality in source.further}
         build.summary, pairs = _report(recipe, manifest, source, images, captions, console)
-        columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest"]
+        columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest", "label"]
+        images = images if "label" in images else images.assign(label="")
         write_prepared(build.folder, images[columns], captions, source.description, further)
         write_json(build.folder / REPORT, {**build.summary, "near_pairs": pairs, "bad_items": source.bad})
     return {"status": "done", **build.summary}

@@ -32,8 +32,9 @@ from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
 from cs_aligner_cli.store import Store
 from cs_aligner_cli.token_store import TokenStore
 from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.trackers import TrackedRun, Trackers, require_trackers
 from cs_aligner_cli.training_batches import TrainingBatches
-from cs_aligner_cli.training_log import TrainingLog
+from cs_aligner_cli.training_log import FILE, TrainingLog
 
 _LESS_MEMORY = (
     "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
@@ -52,6 +53,8 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     if not layout.variants:
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
+    if recipe.train is not None:
+        require_trackers(recipe.train.trackers)
     runs: dict[str, Any] = {}
     ranks = current()
     for name, spec in layout.variants.items():
@@ -137,6 +140,7 @@ class _Run:
         with (
             noticed_interrupts() as interrupts,
             TrainingLog(self.folder, state["log"]) if self.ranks.main else nullcontext() as log,
+            self._trackers(state) as trackers,
             self.console.progress(f"training {self.name}", self.steps, done=state["step"]) as advance,
         ):
             batches = prefetched(partial(self.training.load, inputs=self.inputs), remaining)
@@ -146,7 +150,7 @@ class _Run:
                     metrics = self._step(step, batch)
                 stop = self.ranks.any(interrupts.wanted)
                 if log:
-                    self._keep(step + 1, metrics, state, log, stop)
+                    self._keep(step + 1, metrics, state, log, trackers, stop)
                 if (step + 1) % self.batches.steps_per_epoch == 0:
                     self.ranks.meet()
                 if stop:
@@ -193,7 +197,15 @@ class _Run:
         self.saved = time.monotonic()
         return state
 
-    def _keep(self, done: int, metrics: dict[str, Any], state: dict[str, Any], log: TrainingLog, stop: bool) -> None:
+    def _keep(
+        self,
+        done: int,
+        metrics: dict[str, Any],
+        state: dict[str, Any],
+        log: TrainingLog,
+        trackers: Trackers,
+        stop: bool,
+    ) -> None:
         """Log, validate and save what is due after a step."""
         if self.stepper.logs(done):
             log.write(metrics)
@@ -208,7 +220,16 @@ class _Run:
             save_state(
                 self.folder, self.towers, self.stepper.optimizer, self.stepper.memory, state, self.spec.keep_checkpoints
             )
+            trackers.catch_up(state["log"]["bytes"])
             self.saved = time.monotonic()
+
+    def _trackers(self, state: dict[str, Any]) -> Trackers:
+        run = TrackedRun(
+            self.recipe.folder, self.recipe.name, self.name, self.recipe.model_dump(mode="json"), state["step"] > 0
+        )
+        trackers = Trackers(self.spec.trackers if self.ranks.main else [], self.folder, FILE, run)
+        trackers.catch_up(state["log"].get("bytes", 0))  # what an interrupted run had saved and not yet told
+        return trackers
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         try:

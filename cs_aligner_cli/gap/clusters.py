@@ -1,0 +1,117 @@
+"""Clusters of images and texts together: do pairs share one, and do clusters follow the labels?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.gap.groups import Floats
+from cs_aligner_cli.gap.measured import Smooth
+
+Ints = npt.NDArray[np.int64]
+_CLUSTERS = 10
+_PERMUTATIONS = 4
+
+
+def cluster_agreement(x: Tensor, y: Tensor, seed: int) -> tuple[dict[str, Smooth], dict[str, float]]:
+    """k-means (10 clusters) over images and texts together: do the two rows of a pair get the same cluster?
+
+    ``cluster_v_measure`` (0 to 1) and ``cluster_ari`` (0 at chance, 1 if equal) between the images' and the texts'
+    assignments. A gap makes clusters of one modality each, and then neither says anything: see ``cluster_pairs``, the
+    share of pairs within one cluster. Returns the metrics, whose influence holds the clusters where they are, and
+    what each reads once the pairs are shuffled.
+    """
+    image, text = _clusters(x, y, _CLUSTERS, seed)
+    same = (image == text).astype(np.float64)
+    found = {"cluster_pairs": Smooth(float(same.mean()), same / len(same))}
+    null = {"cluster_pairs": float(sum((image == k).mean() * (text == k).mean() for k in np.unique(image)))}
+    for name, metric in _METRICS.items():
+        found[f"cluster_{name}"] = _agreement(metric, [(image, text)])
+        null[f"cluster_{name}"] = _at_chance(metric, image, text, seed)
+    return found, null
+
+
+def label_agreement(
+    x: Tensor, y: Tensor, labels: npt.NDArray[np.str_], seed: int
+) -> tuple[dict[str, Smooth], dict[str, float], int]:
+    """``label_v_measure`` and ``label_ari``: clusters of images and texts together against the pairs' labels.
+
+    ``labels`` (N,), "" for a pair without one. k-means makes as many clusters as there are labels, over both rows of
+    every labelled pair; a cluster of one modality splits every class in two, so both fall with a gap (Grassucci et
+    al., ModGap, with k = 10 categories). Returns the metrics, what they read with shuffled labels, and how many pairs
+    have a label; nothing unless two labels are there, and fewer than pairs that have one.
+    """
+    labelled = np.flatnonzero(labels != "")
+    names, classes = np.unique(labels[labelled], return_inverse=True)
+    if not 2 <= len(names) < len(labelled):
+        return {}, {}, len(labelled)
+    rows = torch.from_numpy(labelled)
+    image, text = _clusters(x[rows], y[rows], len(names), seed)
+    both = np.concatenate([image, text])
+    found: dict[str, Smooth] = {}
+    null: dict[str, float] = {}
+    for name, metric in _METRICS.items():
+        measured = _agreement(metric, [(classes, image), (classes, text)])
+        influence = np.zeros(len(labels))
+        influence[labelled] = measured.influence - measured.influence.mean()
+        found[f"label_{name}"] = Smooth(measured.value, influence)
+        null[f"label_{name}"] = _at_chance(metric, np.tile(classes, 2), both, seed)
+    return found, null, len(labelled)
+
+
+def _clusters(x: Tensor, y: Tensor, most: int, seed: int) -> tuple[Ints, Ints]:
+    from sklearn.cluster import KMeans
+
+    rows = torch.cat([x, y]).numpy()
+    count = max(1, min(most, len(x) // 2, len(np.unique(rows.round(9), axis=0))))
+    image, text = np.split(KMeans(count, n_init=3, random_state=seed).fit_predict(rows).astype(np.int64), 2)
+    return image, text
+
+
+def v_measure(table: Tensor) -> Tensor:
+    """2 I(a; b) / (H(a) + H(b)) of a table of counts (A, B) (Rosenberg & Hirschberg 2007); 1 where both are one."""
+    p = table / table.sum()
+    joint, of_rows, of_columns = (_entropy(q) for q in (p, p.sum(dim=1), p.sum(dim=0)))
+    both = of_rows + of_columns
+    return 2 * (both - joint) / both if float(both.detach()) > 0 else torch.ones_like(both)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    p = p[p > 0]
+    return -(p * p.log()).sum()
+
+
+def adjusted_rand(table: Tensor) -> Tensor:
+    """The adjusted Rand index of a table of counts (A, B) (Hubert & Arabie 1985); 1 where both are one."""
+    together, of_rows, of_columns, every = (
+        (q * (q - 1)).sum() / 2 for q in (table, table.sum(dim=1), table.sum(dim=0), table.sum())
+    )
+    chance = of_rows * of_columns / every
+    most = (of_rows + of_columns) / 2
+    return (together - chance) / (most - chance) if float((most - chance).detach()) else torch.ones_like(most)
+
+
+_METRICS: dict[str, Callable[[Tensor], Tensor]] = {"ari": adjusted_rand, "v_measure": v_measure}
+
+
+def _agreement(metric: Callable[[Tensor], Tensor], parts: list[tuple[Ints, Ints]]) -> Smooth:
+    """A metric of the counts of all parts together; each part holds one (a, b) per pair."""
+    size = tuple(1 + max(int(side.max()) for side in sides) for sides in zip(*parts, strict=True))
+    counted = np.zeros(size)
+    for a, b in parts:
+        np.add.at(counted, (a, b), 1.0)
+    table = torch.from_numpy(counted)
+    value = metric(table.requires_grad_())
+    slopes = torch.autograd.grad(value, table)[0] if value.requires_grad else torch.zeros_like(table)
+    influence: Floats = np.sum([slopes.numpy()[a, b] for a, b in parts], axis=0)
+    return Smooth(float(value.detach()), influence)
+
+
+def _at_chance(metric: Callable[[Tensor], Tensor], a: Ints, b: Ints, seed: int) -> float:
+    """The metric's mean over shuffled assignments."""
+    rng = np.random.default_rng(seed)
+    return float(np.mean([_agreement(metric, [(rng.permutation(a), b)]).value for _ in range(_PERMUTATIONS)]))
