@@ -61,6 +61,7 @@ bench: bench-objectives ## measure us and our peers in one run and print ratios
 
 bench-objectives: $(VENV)/.test ## InfoNCE + CS over tiles: time, memory, error; GROWTH=FILE.png also 1k to 32k rows
 	$(BIN)/python benchmarks/objectives.py $(if $(GROWTH),--growth $(GROWTH))
+	$(BIN)/python benchmarks/tokens.py
 
 bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten minutes or so
 	$(BIN)/python benchmarks/retrieval.py

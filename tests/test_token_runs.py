@@ -322,7 +322,7 @@ def test_a_token_store_that_is_damaged_is_refused_by_name(
     lengths.unlink()
     assert f"{lengths}: is missing or cut short" in refused("train", tokens_recipe)
     lengths.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert f"{lengths}: is damaged" in refused("train", tokens_recipe)
+    assert "lengths-00000.npy: is damaged" in refused("train", tokens_recipe)
     lengths.write_bytes(content)
     done(csalign, "train", tokens_recipe, "--set", "train.epochs=1")
 
@@ -344,6 +344,7 @@ def test_towers_that_ask_for_tokens_which_nobody_has(csalign: Csalign, refused: 
         ("train={image: {reads: tokens}, objective: {tokens: {}}}", "train: objective.tokens needs text.reads: tokens"),
         ("train={text: {reads: tokens}, start: cca}", "train: start: cca is computed from pooled embeddings, and goes with reads: pooled"),
         ("train.text={reads: tokens, tune: full}", "train.text: reads: tokens with tune: full needs adapter_on_top: true"),
+        ("train.further={audio: {reads: tokens}}", "train: further.audio.reads: tokens is for image and text"),
         ("train.objective.tokens.bandwidth=median", "got \"median\"; expected a number more than 0 (sigma), or a list of them"),
         ("train.image={reads: tokens, adapter: {kind: transformer, heads: 7}}", "heads (7) must divide width (512)"),
     ],

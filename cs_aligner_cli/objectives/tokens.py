@@ -15,8 +15,8 @@ from cs_aligner_cli.objectives.kernels import Gaussian
 from cs_aligner_cli.objectives.tiles import slices
 
 # What the kernel matrices and copies of one block of samples may take: memory is that of the inputs and their
-# gradients plus this constant (or one sample, where that is larger).
-_BLOCK_BYTES = 64 * 2**20
+# gradients plus this constant (or one sample, where that is larger). On a CPU it should stay in the caches.
+_BLOCK_BYTES, _LARGE_BLOCK_BYTES = 8 * 2**20, 128 * 2**20
 
 
 def token_cs_divergence(
@@ -102,7 +102,8 @@ class _TokenLoss(torch.autograd.Function):
 def _block_size(x: Tensor, y: Tensor) -> int:
     """Samples whose kernel matrices (four at a time with several sigmas) and copies fit into the budget."""
     v, (length, d) = x.shape[1], y.shape[1:]
-    return max(1, _BLOCK_BYTES // (4 * x.element_size() * (max(v, length) ** 2 + (v + length) * d)))
+    budget = _BLOCK_BYTES if x.device.type == "cpu" else _LARGE_BLOCK_BYTES
+    return max(1, budget // (4 * x.element_size() * (max(v, length) ** 2 + (v + length) * d)))
 
 
 class _Samples(NamedTuple):
