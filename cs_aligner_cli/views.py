@@ -245,7 +245,11 @@ def doctor_tables(checks: Sequence[Any]) -> list[Table]:
     """What doctor looked at: first what failed, then what is optional, then what is well."""
     order = ("failed", "warning", "ok")
     rows = [
-        (check.name, check.state, "\n".join(part for part in (check.found, check.remedy and f"-> {check.remedy}") if part))
+        (
+            check.name,
+            check.state,
+            "\n".join(part for part in (check.found, check.remedy and f"-> {check.remedy}") if part),
+        )
         for check in sorted(checks, key=lambda check: order.index(check.state))
     ]
     shown = Table(header_style="bold", title="doctor", show_lines=False)

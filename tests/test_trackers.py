@@ -33,7 +33,9 @@ def mlflow_points(folder: Path) -> Points:
     client = MlflowClient((folder / "mlruns").resolve().as_uri())
     (experiment,) = client.search_experiments(filter_string="name != 'Default'")
     (run,) = client.search_runs([experiment.experiment_id])
-    return {key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
+    return {
+        key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
+    }
 
 
 def wandb_points(folder: Path) -> Points:
@@ -100,7 +102,10 @@ def same(found: Points, expected: Points) -> None:
 
 
 def write_log(path: Path, steps: int) -> int:
-    rows = [{"step": i, "epoch": 1, "loss": 1 / i, "terms": {"cs": i / 7}, "val_R@1": {"i2t": 0.5}} for i in range(1, steps + 1)]
+    rows = [
+        {"step": i, "epoch": 1, "loss": 1 / i, "terms": {"cs": i / 7}, "val_R@1": {"i2t": 0.5}}
+        for i in range(1, steps + 1)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.stat().st_size
 

@@ -22,8 +22,8 @@ class Split:
     """One split: its images and captions in the order that every store of it keeps.
 
     ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
-    there is none), width, height (0 where unknown), label ("" where there is none). ``captions``: caption_id, image_id (None for an
-    unpaired caption), split, text, feature_row.
+    there is none), width, height (0 where unknown), label ("" where there is none). ``captions``: caption_id,
+    image_id (None for an unpaired caption), split, text, feature_row.
     """
 
     name: str

@@ -99,8 +99,9 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     )
     label_column = manifest.label_column
     rows = read_frame(table, [c for c in (image_column, caption_column, split_column, label_column) if c])
+    image_ids = _ids(text_column(rows, image_column, table))
     columns = {
-        "image_id": _ids(text_column(rows, image_column, table)),
+        "image_id": image_ids,
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
         "text": rows[caption_column],
     }
@@ -109,7 +110,7 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     captions["text"] = text_column(captions, "text", table)
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
-    images["label"] = _label_of_each(images["image_id"], columns["image_id"], labels, table)
+    images["label"] = _label_of_each(images["image_id"], image_ids, labels, table)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
     source = Source(images, captions, {"kind": "table", "root": str(manifest.root)})
     _check_images(source, manifest.root, manifest.absent_files == "skip", console)

@@ -47,8 +47,9 @@ def measure_gap(
     """Measure the gap between image (N, d) and text (N, d), row i of one belonging to row i of the other.
 
     Rows are scaled to unit L2 norm first and everything is computed in float64 on the CPU; a store's arrays
-    (``Shards``) are read block by block. ``labels`` (N,), if any, name the class of each pair, "" for none. With x_i, y_i the unit rows
-    and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS`` orders them:
+    (``Shards``) are read block by block. ``labels`` (N,), if any, name the class of each pair, "" for none. With x_i,
+    y_i the unit rows and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS``
+    orders them:
 
     - ``centroid_gap``: ||mx - my|| (Liang et al., Mind the Gap, NeurIPS 2022).
     - ``centroid_gap_debiased``: sqrt(s_xx + s_yy - 2 s_xy) with s the mean cosines, off-diagonal within a modality,
@@ -166,9 +167,7 @@ def _all_rows(found: Measured, pairs: PairedRows, seed: int, tell: Callable[[str
     )
 
 
-def _pair_metrics(
-    per_pair: Floats, groups: Groups, counts: Floats, linear: Means, gap: Floats
-) -> dict[str, Floats]:
+def _pair_metrics(per_pair: Floats, groups: Groups, counts: Floats, linear: Means, gap: Floats) -> dict[str, Floats]:
     """``per_pair`` (n, 3): distance, cosine and squared distance of each pair."""
     distance, cosine, alignment = (counts @ groups.sums(per_pair) / (counts @ groups.sizes)[:, None]).T
     # On unit rows (1 - cos) / 2 = |x - y|^2 / 4, which does not cancel for near pairs.
