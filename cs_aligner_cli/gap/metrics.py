@@ -116,8 +116,7 @@ def measure(
         found.add_plain(approximate_divergences(pairs, bandwidths, seed, tell), len(pairs))
     kept = evenly_spaced(len(pairs), exact_pairs)
     x, y = pairs.take(kept)
-    tell("kernel sums")
-    _all_pairs(found, x, y, bandwidths, sweep, seed)
+    _all_pairs(found, x, y, bandwidths, sweep, seed, tell)
     few = evenly_spaced(len(x), _FEW_PAIRS)
     tell("neighbours, clusters and shapes")
     _few_pairs(found, x[few], y[few], names[kept[few]], seed)
@@ -188,13 +187,19 @@ def _pair_metrics(per_pair: Floats, groups: Groups, counts: Floats, linear: Mean
 
 
 def _all_pairs(
-    found: Measured, x: Tensor, y: Tensor, bandwidths: Sequence[float], sweep: Sequence[float], seed: int
+    found: Measured,
+    x: Tensor,
+    y: Tensor,
+    bandwidths: Sequence[float],
+    sweep: Sequence[float],
+    seed: int,
+    tell: Callable[[str], None],
 ) -> None:
     """What takes all pairs of rows: kernel sums, and InfoNCE's bound."""
     groups = random_groups(len(x), seed)
     printed = {f"{s:.4g}" for s in bandwidths}
     swept = sorted([*bandwidths, *(s for s in sweep if f"{s:.4g}" not in printed)])
-    sums = kernel_sums(x, y, groups, sorted({_POTENTIAL, *swept}))
+    sums = kernel_sums(x, y, groups, sorted({_POTENTIAL, *swept}), tell)
     counts = groups.counts(DRAWS, seed)
     means = {s: kernel.resampled(counts) for s, kernel in sums.items()}
     drawn = divergence_metrics(means, swept)
