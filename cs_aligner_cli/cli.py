@@ -309,7 +309,7 @@ def doctor(
 ) -> None:
     """Check the installation, and all that a recipe needs.
 
-    Exit code 2 if something is missing. Nothing is downloaded or written; without a recipe only the machine is looked at.
+    Exit code 2 if something is missing. Nothing is downloaded or written; without a recipe only the machine counts.
     """
 
     def call() -> None:
