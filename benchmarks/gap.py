@@ -119,7 +119,10 @@ def call(*arguments: str) -> tuple[float, float, float]:
 
 def main(sizes: Sequence[str]) -> None:
     """Print a line for every size."""
-    print(f"{'size':10}{'seconds':>9}{'processor':>11}{'peak MiB':>10}   of its own memory, on {os.cpu_count()} cores", flush=True)
+    print(
+        f"{'size':10}{'seconds':>9}{'processor':>11}{'peak MiB':>10}   of its own memory, on {os.cpu_count()} cores",
+        flush=True,
+    )
     for size in sizes or SIZES:
         with tempfile.TemporaryDirectory() as name:
             path = SIZES[size](Path(name))

@@ -307,9 +307,9 @@ def doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check the installation and what a recipe needs; exit 2 if something is missing.
+    """Check the installation, and all that a recipe needs.
 
-    Nothing is downloaded or written. Without a recipe only the machine is looked at.
+    Exit code 2 if something is missing. Nothing is downloaded or written; without a recipe only the machine counts.
     """
 
     def call() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +22,7 @@ Features: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Take: TypeAlias = Callable[[str, Rows], Features]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Taken:
     """Rows of one modality of a store or baseline that are read when they are asked for (``retrieval.rows.Shards``)."""
 
@@ -31,10 +30,8 @@ class Taken:
     modality: str
     rows: Rows
 
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        """(rows, d)."""
-        return len(self.rows), self.take(np.zeros(1, np.int64)).shape[1]
+    def __post_init__(self) -> None:
+        self.shape: tuple[int, int] = (len(self.rows), self.take(np.zeros(1, np.int64)).shape[1])
 
     def take(self, rows: Rows) -> Features:
         """The rows asked for, counted among these, (len(rows), d)."""

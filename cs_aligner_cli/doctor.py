@@ -92,13 +92,19 @@ def _extras() -> Iterator[Check]:
         if extra in _OURS:
             continue
         needs = [Requirement(text) for text in ours.requires or ()]
-        needs = [n for n in needs if n.marker and not n.marker.evaluate({"extra": ""}) and n.marker.evaluate({"extra": extra})]
+        needs = [
+            n
+            for n in needs
+            if n.marker and not n.marker.evaluate({"extra": ""}) and n.marker.evaluate({"extra": extra})
+        ]
         found = {need.name: _version(need.name) for need in needs}
         if all(found.values()):
             yield Check(f"extra {extra}", "ok", ", ".join(f"{name} {there}" for name, there in found.items()))
         else:
             absent = ", ".join(name for name, there in found.items() if there is None)
-            yield Check(f"extra {extra}", "warning", f"{absent} not installed", f"pip install '{_DISTRIBUTION}[{extra}]'")
+            yield Check(
+                f"extra {extra}", "warning", f"{absent} not installed", f"pip install '{_DISTRIBUTION}[{extra}]'"
+            )
 
 
 def _devices() -> Iterator[Check]:
@@ -161,6 +167,15 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         manifest = load_manifest(recipe)
         return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
 
+    def trackers() -> str:
+        names = recipe.train.trackers if recipe.train else []
+        require_trackers(names)
+        return ", ".join(names)
+
+    def projection() -> str:
+        require_projection(recipe.gap_report.projection)
+        return recipe.gap_report.projection
+
     yield _tried("data", data)
     for modality in ("image", "text"):
         yield _tried(f"encoders.{modality}", lambda m=modality: require_encoder_of(recipe, m))  # type: ignore[misc]
@@ -169,12 +184,11 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         train = recipe.train
         yield _tried("train.device", lambda: str(pick_device(train.device)))
         if train.trackers:
-            yield _tried("train.trackers", lambda: require_trackers(train.trackers) or ", ".join(train.trackers))
+            yield _tried("train.trackers", trackers)
         if train.objective.divergence.kind == "sinkhorn":
             yield _tried("train.objective.divergence", _sinkhorn)
-    kind = recipe.gap_report.projection
-    if kind != "pca":
-        yield _tried("gap_report.projection", lambda: require_projection(kind) or kind)
+    if recipe.gap_report.projection != "pca":
+        yield _tried("gap_report.projection", projection)
 
 
 def _sinkhorn() -> str:

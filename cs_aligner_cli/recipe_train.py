@@ -129,8 +129,8 @@ class Train(Strict):
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
-        description="Where the logged numbers go besides metrics.jsonl, at every checkpoint; each is an extra to install"
-        " (pip install cs-aligner-cli[tensorboard]).",
+        description="Where the logged numbers go besides metrics.jsonl, at every checkpoint; each is an extra"
+        " to install (pip install cs-aligner-cli[tensorboard]).",
     )
     conflict_steps: int | None = Field(
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."

@@ -1,8 +1,8 @@
 """Trackers of training runs behind one small interface: TensorBoard, Weights & Biases, MLflow.
 
-The run's metrics.jsonl is the record; a tracker is fed from it whenever a checkpoint is saved, so it never holds a point
-that a resumed run would make again. How far each has been fed stands in trackers.json beside it, and is written before
-the points are handed over: a kill in between may cost a tracker some points, and never repeats one.
+The run's metrics.jsonl is the record; a tracker is fed from it whenever a checkpoint is saved, so it never holds a
+point that a resumed run would make again. How far each has been fed stands in trackers.json beside it, and is written
+before the points are handed over: a kill in between may cost a tracker some points, and never repeats one.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ class _TensorBoard:
         if not run.resumed:
             shutil.rmtree(folder, ignore_errors=True)
         self.id = str(folder)
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def log(self, points: Iterable[tuple[int, Scalars]]) -> None:
         for step, values in points:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _WandB:
@@ -147,7 +147,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if find_spec(_PACKAGES[name]) is None:
             raise InputError(
                 f"train.trackers: {name} is not installed",
-                f"pip install 'cs-aligner-cli[{name}]', or take it out of train.trackers: metrics.jsonl is always there.",
+                f"pip install 'cs-aligner-cli[{name}]', or leave it out: metrics.jsonl is always there.",
             )
 
 

@@ -71,7 +71,7 @@ except SystemExit as exit:
 def test_help_names_every_command_whole_and_the_exit_codes(csalign: Callable[..., Any]) -> None:
     text = csalign("--help").stdout
     assert text.count("...") == 1, "a command's help is cut"  # the one of COMMAND [ARGS]...
-    for command in ("run", *STAGES, "recipe"):
+    for command in ("run", *STAGES, "doctor", "recipe"):
         assert f"  {command} " in text
     for word in ("0 done", "2 something", "3 done", "130", "1 a bug", "csalign recipe list"):
         assert word in " ".join(text.split())

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 Csalign = Callable[..., Any]
+TEXT, LAION = "encoders.text={kind: ", "pretrained: laion2b_s34b_b79k"
 
 
 def states(called: Any) -> dict[str, str]:
@@ -53,13 +54,17 @@ def test_a_recipe_that_can_run(csalign: Csalign, features_recipe: Path, tmp_path
     called = csalign("doctor", features_recipe, "--json")
     assert called.exit_code == 0, called.stdout
     seen = states(called)
-    assert {"recipe", f"run_dir {tmp_path / 'run'}", "data", "encoders.image", "encoders.text", "train.device"} <= set(seen)
+    assert {"recipe", f"run_dir {tmp_path / 'run'}", "data", "encoders.image", "encoders.text", "train.device"} <= set(
+        seen
+    )
     assert "image_mobilenet_v2.npy" in found(called, "encoders.image")["found"]
     assert "GB free" in found(called, f"run_dir {tmp_path / 'run'}")["found"]
     assert not (tmp_path / "run").exists()
 
 
-def test_the_default_recipe_is_looked_at(csalign: Csalign, features_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_recipe_is_looked_at(
+    csalign: Csalign, features_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(features_recipe.parent)
     features_recipe.rename("recipe.yaml")
     assert states(csalign("doctor", "--json"))["recipe"] == "ok"
@@ -70,10 +75,10 @@ def test_the_default_recipe_is_looked_at(csalign: Csalign, features_recipe: Path
     [
         ("train.lrr=1", "recipe", "train.lrr", ""),
         ("data.root=/nowhere/at/all", "data", "/nowhere/at/all is not a folder", ""),
-        ("encoders.text={kind: transformers, model: local-dir:absent}", "encoders.text", "is no folder", "save_pretrained"),
-        ("encoders.text={kind: transformers, model: some/model}", "encoders.text", "is not cached", "hf download some/model"),
-        ("encoders.text={kind: open_clip, model: ViT-B-33, random_init: true}", "encoders.text", "did you mean ViT-B-32", ""),
-        ("encoders.text={kind: open_clip, model: ViT-B-32, pretrained: laion2b_s34b_b79k}", "encoders.text", "cannot be reached", "Without a network"),
+        (f"{TEXT}transformers, model: local-dir:absent}}", "encoders.text", "is no folder", "save_pretrained"),
+        (f"{TEXT}transformers, model: some/model}}", "encoders.text", "is not cached", "hf download some/model"),
+        (f"{TEXT}open_clip, model: ViT-B-33, random_init: true}}", "encoders.text", "did you mean ViT-B-32", ""),
+        (f"{TEXT}open_clip, model: ViT-B-32, {LAION}}}", "encoders.text", "cannot be reached", "Without a network"),
         ("embed.device=mps", "embed.device", "not available on this machine", "auto or cpu"),
     ],
 )  # fmt: skip

@@ -85,7 +85,9 @@ def test_nan_rows_in_the_data_and_in_a_store(untrained: Callable[..., Untrained]
     stored[5, 2] = np.nan
     stored.flush()
     message = refused("gap-report", made.recipe)
-    assert "frozen store of split dev: image: 1 of 12 rows are not finite (NaN or infinity); the first is row 5" in message
+    assert (
+        "frozen store of split dev: image: 1 of 12 rows are not finite (NaN or infinity); the first is row 5" in message
+    )
 
     row = int(made.rows_of("text", "dev")[8])
     made.change("text", row, np.nan)
@@ -108,7 +110,9 @@ def test_a_missing_modality(untrained: Callable[..., Untrained], refused: Callab
     assert "split 'dev' has no captions (splits: dev, train)" in refused("embed", made.recipe)
 
 
-def test_stores_with_other_keys(untrained: Callable[..., Untrained], refused: Callable[..., str], tmp_path: Path) -> None:
+def test_stores_with_other_keys(
+    untrained: Callable[..., Untrained], refused: Callable[..., str], tmp_path: Path
+) -> None:
     made = untrained({"train": 20, "dev": 12}).embedded()
     (tmp_path / "run").rename(tmp_path / "other")
     images = pd.read_csv(made.root / "images.csv").replace("0023.jpg", "9999.jpg")
@@ -116,11 +120,15 @@ def test_stores_with_other_keys(untrained: Callable[..., Untrained], refused: Ca
     captions = pd.read_csv(made.root / "captions.csv").replace("0023.jpg", "9999.jpg")
     captions.to_csv(made.root / "captions.csv", index=False)
     message = refused("gap-report", made.embedded().recipe, f"--set=gap_report.beside=[{tmp_path / 'other'}]")
-    expected = "other:frozen holds other items than split 'dev' of this run: image_id of row 3 is 0023.jpg, expected 9999.jpg"
+    expected = (
+        "other:frozen holds other items than split 'dev' of this run: image_id of row 3 is 0023.jpg, expected 9999.jpg"
+    )
     assert expected in message
 
 
-def test_labels_of_a_table_reach_the_report(untrained: Callable[..., Untrained], csalign: Csalign, tmp_path: Path) -> None:
+def test_labels_of_a_table_reach_the_report(
+    untrained: Callable[..., Untrained], csalign: Csalign, tmp_path: Path
+) -> None:
     made = untrained({"train": 20, "dev": 40})
     images = pd.read_csv(made.root / "images.csv")
     signal = np.load(made.features("image"))[:, 0] > 0
@@ -146,7 +154,9 @@ def test_labels_of_a_table_reach_the_report(untrained: Callable[..., Untrained],
     assert "Clusters against labels (ARI)" in (tmp_path / "run" / "gap_report" / "report.html").read_text()
 
 
-def test_one_image_with_two_labels(photos_root: Path, write_yaml: Callable[..., Path], refused: Callable[..., str]) -> None:
+def test_one_image_with_two_labels(
+    photos_root: Path, write_yaml: Callable[..., Path], refused: Callable[..., str]
+) -> None:
     rows = pd.read_csv(photos_root / "captions.csv")
     rows.assign(kind=[f"kind {i}" for i in range(len(rows))]).to_csv(photos_root / "captions.csv", index=False)
     manifest = write_yaml(

@@ -33,35 +33,47 @@ def mlflow_points(folder: Path) -> Points:
     client = MlflowClient((folder / "mlruns").resolve().as_uri())
     (experiment,) = client.search_experiments(filter_string="name != 'Default'")
     (run,) = client.search_runs([experiment.experiment_id])
-    return {key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
+    return {
+        key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
+    }
 
 
 def wandb_points(folder: Path) -> Points:
-    """What the offline files hold: records of LevelDB's log format, protocol buffers in them."""
-    from wandb.proto import wandb_internal_pb2
-
+    """What the offline files hold; W&B's own process may still be writing them for a moment after a run is finished."""
     points: Points = {}
-    ids = set()
-    for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        ids.add(file.stem)
-        content, place, record = file.read_bytes(), 7, b""
-        while place + 7 <= len(content):
-            if 32768 - place % 32768 < 7:  # no header fits into the rest of the block
-                place += 32768 - place % 32768
-                continue
-            _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-            record += content[place + 7 : place + 7 + length]
-            place += 7 + length
-            if kind not in (1, 4):  # whole, or the last of several parts
-                continue
-            parsed = wandb_internal_pb2.Record.FromString(record)
-            record = b""
-            for item in parsed.history.item:
+    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len({file.stem for file in files}) == 1, "a resumed run is the same run"
+    for file in files:
+        deadline = time.monotonic() + 60
+        while not (records := wandb_records(file)) or records[-1].WhichOneof("record_type") != "exit":
+            assert time.monotonic() < deadline, "the run was never closed"
+            time.sleep(0.1)
+        for record in records:
+            for item in record.history.item:
                 name = item.key or "/".join(item.nested_key)
                 if not name.startswith("_"):
-                    points.setdefault(name, []).append((parsed.history.step.num, float(item.value_json)))
-    assert len(ids) == 1, "a resumed run is the same run"
+                    points.setdefault(name, []).append((record.history.step.num, float(item.value_json)))
     return points
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """The whole records of a file: protocol buffers in LevelDB's log format."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, place, part, records = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # no header fits into the rest of the block
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        part += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if place > len(content):
+            break
+        if kind in (1, 4):  # whole, or the last of several parts
+            records.append(wandb_internal_pb2.Record.FromString(part))
+            part = b""
+    return records
 
 
 READERS = {"tensorboard": tensorboard_points, "mlflow": mlflow_points, "wandb": wandb_points}
@@ -100,7 +112,10 @@ def same(found: Points, expected: Points) -> None:
 
 
 def write_log(path: Path, steps: int) -> int:
-    rows = [{"step": i, "epoch": 1, "loss": 1 / i, "terms": {"cs": i / 7}, "val_R@1": {"i2t": 0.5}} for i in range(1, steps + 1)]
+    rows = [
+        {"step": i, "epoch": 1, "loss": 1 / i, "terms": {"cs": i / 7}, "val_R@1": {"i2t": 0.5}}
+        for i in range(1, steps + 1)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.stat().st_size
 

@@ -100,8 +100,11 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     )
     label_column = manifest.label_column
     rows = read_frame(table, [c for c in (image_column, caption_column, split_column, label_column) if c])
+    image_ids: pd.Series[Any] = pd.Series(None, rows.index, object)
+    if image_column:
+        image_ids = _ids(text_column(rows, image_column, table))
     columns = {
-        "image_id": _ids(text_column(rows, image_column, table)) if image_column else None,
+        "image_id": image_ids,
         "split": text_column(rows, split_column, table, required=True) if split_column else "all",
         "text": rows[caption_column] if caption_column else "",
     }
@@ -109,7 +112,7 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     labels = text_column(rows, label_column, table) if label_column else ""
     named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
     images = named.drop_duplicates("image_id", ignore_index=True)
-    images["label"] = _label_of_each(images["image_id"], captions["image_id"], labels, table)
+    images["label"] = _label_of_each(images["image_id"], image_ids, labels, table)
     images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
     if caption_column is None:
         captions = captions[:0]

@@ -103,10 +103,7 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         (left, bottom), (right, top) = ax.transData.transform([(x, min(ys)), (x, max(ys))])
         taken.append(Bbox.from_extents(left - 7, bottom - 9, right + 7, top + 9))
     for name, (x, ys) in marks.items():
-        line = {"arrowstyle": "-", "lw": 0.6, "color": UNPAIRED, "shrinkA": 0, "shrinkB": 3}
-        label = ax.annotate(
-            name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False, arrowprops=line
-        )
+        label = ax.annotate(name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False)
         # The first place comes again at the end: where none is clear, an overlap is better than no label.
         for offset in (*_LABEL_OFFSETS, _LABEL_OFFSETS[0]):
             label.set_position(offset)
@@ -115,8 +112,10 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in taken):
                 break
-        if label.arrow_patch is not None:  # a label beside its mark needs no line to it
-            label.arrow_patch.set_visible(abs(label.get_position()[1]) > _LABEL_STEP)
+        if abs(label.get_position()[1]) > _LABEL_STEP:  # too far to be seen as the mark's own
+            edge = box.x0 if label.get_position()[0] > 0 else box.x1
+            to = ax.transData.inverted().transform((edge, (box.y0 + box.y1) / 2))
+            ax.plot([x, to[0]], [ys[0], to[1]], color=UNPAIRED, lw=0.6, zorder=1)
         taken.append(box)
 
 

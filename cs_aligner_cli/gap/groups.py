@@ -9,7 +9,7 @@ pairs every pair is its own group.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -142,7 +142,13 @@ def linear_sums_of(a: Floats, b: Floats, sizes: Floats) -> KernelSums:
     return KernelSums(a @ a.T - np.diag(sizes), b @ b.T - np.diag(sizes), a @ b.T, sizes)
 
 
-def kernel_sums(x: Tensor, y: Tensor, groups: Groups, bandwidths: Sequence[float]) -> dict[float, KernelSums]:
+def kernel_sums(
+    x: Tensor,
+    y: Tensor,
+    groups: Groups,
+    bandwidths: Sequence[float],
+    tell: Callable[[str], None] = lambda what: None,
+) -> dict[float, KernelSums]:
     """The sums of the Gaussian kernel at every bandwidth, and under 0.0 those of -||a - b||, over unit rows (n, d).
 
     Float64, without an n x n matrix. A Gaussian's sums are relative to its value at the smallest distance between two
@@ -162,6 +168,7 @@ def kernel_sums(x: Tensor, y: Tensor, groups: Groups, bandwidths: Sequence[float
             block.add(((nearest - block.squared) / width).exp_(), target)
         lengths = block.squared.sqrt()
         block.add(lengths.masked_fill_(lengths == math.inf, 0.0).neg_(), sums[-1])
+        tell(f"kernel sums, {int(groups.sizes[: block.rows.stop].sum()):,} of {len(x):,} rows")
     # Within a cloud only one of each two (i, j), (j, i) was met.
     sums[:, :2] += sums[:, :2].swapaxes(2, 3).copy()
     sizes = groups.sizes

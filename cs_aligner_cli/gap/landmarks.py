@@ -33,8 +33,8 @@ def approximate_divergences(
     for at, *sides in pairs.blocks():
         tell(f"divergences of all pairs, {at.stop:,} of {len(pairs):,}")
         for side, block in zip(sums, sides, strict=True):
-            for rows in block.split(_ROWS):
-                _add_kernels(side, rows, landmarks, bandwidths)
+            for start in range(0, len(block), _ROWS):
+                _add_kernels(side, block[start : start + _ROWS], landmarks, bandwidths)
     means = sums / len(pairs)
     found: dict[str, float] = {}
     for s, (of_image, of_text) in zip(bandwidths, means.transpose(0, 1), strict=True):

@@ -81,7 +81,7 @@ def refuse_constant(found: Measured) -> None:
     for modality, shares in found.spectra.items():
         if not shares.any():
             raise InputError(
-                f"{modality}: all {found.samples['mutual_knn']} rows are equal: features that do not depend on the item "
-                "have no gap to measure",
+                f"{modality}: all {found.samples['mutual_knn']} rows are equal: features that do not depend on the "
+                "item have no gap to measure",
                 "Look at the encoder; after training, at its loss: a tower may have collapsed.",
             )

@@ -47,8 +47,9 @@ def measure_gap(
     """Measure the gap between image (N, d) and text (N, d), row i of one belonging to row i of the other.
 
     Rows are scaled to unit L2 norm first and everything is computed in float64 on the CPU; a store's arrays
-    (``Shards``) are read block by block. ``labels`` (N,), if any, name the class of each pair, "" for none. With x_i, y_i the unit rows
-    and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS`` orders them:
+    (``Shards``) are read block by block. ``labels`` (N,), if any, name the class of each pair, "" for none. With x_i,
+    y_i the unit rows and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS``
+    orders them:
 
     - ``centroid_gap``: ||mx - my|| (Liang et al., Mind the Gap, NeurIPS 2022).
     - ``centroid_gap_debiased``: sqrt(s_xx + s_yy - 2 s_xy) with s the mean cosines, off-diagonal within a modality,
@@ -115,8 +116,7 @@ def measure(
         found.add_plain(approximate_divergences(pairs, bandwidths, seed, tell), len(pairs))
     kept = evenly_spaced(len(pairs), exact_pairs)
     x, y = pairs.take(kept)
-    tell("kernel sums")
-    _all_pairs(found, x, y, bandwidths, sweep, seed)
+    _all_pairs(found, x, y, bandwidths, sweep, seed, tell)
     few = evenly_spaced(len(x), _FEW_PAIRS)
     tell("neighbours, clusters and shapes")
     _few_pairs(found, x[few], y[few], names[kept[few]], seed)
@@ -166,9 +166,7 @@ def _all_rows(found: Measured, pairs: PairedRows, seed: int, tell: Callable[[str
     )
 
 
-def _pair_metrics(
-    per_pair: Floats, groups: Groups, counts: Floats, linear: Means, gap: Floats
-) -> dict[str, Floats]:
+def _pair_metrics(per_pair: Floats, groups: Groups, counts: Floats, linear: Means, gap: Floats) -> dict[str, Floats]:
     """``per_pair`` (n, 3): distance, cosine and squared distance of each pair."""
     distance, cosine, alignment = (counts @ groups.sums(per_pair) / (counts @ groups.sizes)[:, None]).T
     # On unit rows (1 - cos) / 2 = |x - y|^2 / 4, which does not cancel for near pairs.
@@ -189,13 +187,19 @@ def _pair_metrics(
 
 
 def _all_pairs(
-    found: Measured, x: Tensor, y: Tensor, bandwidths: Sequence[float], sweep: Sequence[float], seed: int
+    found: Measured,
+    x: Tensor,
+    y: Tensor,
+    bandwidths: Sequence[float],
+    sweep: Sequence[float],
+    seed: int,
+    tell: Callable[[str], None],
 ) -> None:
     """What takes all pairs of rows: kernel sums, and InfoNCE's bound."""
     groups = random_groups(len(x), seed)
     printed = {f"{s:.4g}" for s in bandwidths}
     swept = sorted([*bandwidths, *(s for s in sweep if f"{s:.4g}" not in printed)])
-    sums = kernel_sums(x, y, groups, sorted({_POTENTIAL, *swept}))
+    sums = kernel_sums(x, y, groups, sorted({_POTENTIAL, *swept}), tell)
     counts = groups.counts(DRAWS, seed)
     means = {s: kernel.resampled(counts) for s, kernel in sums.items()}
     drawn = divergence_metrics(means, swept)

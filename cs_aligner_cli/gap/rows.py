@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -25,8 +25,8 @@ _BLOCK = 8192
 class PairedRows:
     """Row-paired image (N, d) and text (N, d), read as unit rows in float64 on the CPU: never all of them unasked.
 
-    Both are floating-point arrays or tensors, or ``Shards``, as a store's arrays are. Raises InputError on unequal row counts or widths,
-    fewer than 4 pairs, and rows that are not finite or of zero length.
+    Both are floating-point arrays or tensors, or ``Shards``, as a store's arrays are. Raises InputError on
+    unequal row counts or widths, fewer than 4 pairs, and rows that are not finite or of zero length.
     """
 
     def __init__(self, image: RowsLike, text: RowsLike, any_width: bool = False) -> None:
@@ -66,12 +66,16 @@ class PairedRows:
 
     def _read(self, name: str, rows: npt.NDArray[np.int64]) -> Tensor:
         side = self._sides[name]
-        read = side[torch.from_numpy(rows).to(side.device)] if isinstance(side, Tensor) else torch.from_numpy(side.take(rows))
+        read = (
+            side[torch.from_numpy(rows).to(side.device)]
+            if isinstance(side, Tensor)
+            else torch.from_numpy(side.take(rows))
+        )
         return read.detach().cpu().double()
 
     def _refuse_unusable(self, name: str) -> None:
         """Look through all rows once: one that is unusable is named, and how many there are."""
-        problems = {
+        problems: dict[str, Callable[[Tensor], Tensor]] = {
             "not finite (NaN or infinity)": lambda x: ~x.isfinite().all(dim=1),
             "all zeros and so have no direction": lambda x: (x == 0).all(dim=1),
         }
@@ -79,7 +83,7 @@ class PairedRows:
         for rows in self._spans():
             block = self._read(name, np.arange(rows.start, rows.stop))
             for what, test in problems.items():
-                found[what] += [rows.start + int(row) for row in test(block).nonzero()]
+                found[what] += (rows.start + np.flatnonzero(test(block).numpy())).tolist()
         for what, bad in found.items():
             if bad:
                 raise InputError(f"{name}: {len(bad)} of {self.count} rows are {what}; the first is row {bad[0]}")

@@ -35,11 +35,11 @@ def separability(x: Tensor, y: Tensor, seed: int = 0) -> tuple[Floats, int]:
     folds = list(_folds(len(images), seed))
     # Fits of this size lose more by splitting each product over the cores than they win; the folds share them instead.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = pool.map(lambda fold: _correct(images, texts, *fold, every), folds)
+        found = pool.map(lambda fold: _correct(images, texts, fold[0], fold[1], every), folds)
         for (_, held_out), of_fold in zip(folds, found, strict=True):
             correct[held_out] = of_fold
-        first = folds[0]
-        return correct, _dimensions(images, texts, *first, float(correct[first[1]].mean()))
+        train, held_out = folds[0]
+        return correct, _dimensions(images, texts, train, held_out, float(correct[held_out].mean()))
 
 
 def _correct(images: Floats, texts: Floats, train: Ints, held_out: Ints, kept: Ints) -> Floats:

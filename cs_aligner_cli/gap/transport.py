@@ -40,7 +40,8 @@ def frechet_between(x: Tensor, y: Tensor) -> float:
 
 
 def _centred(z: Tensor) -> Tensor:
-    return (z - z.mean(dim=0)) / (len(z) - 1) ** 0.5
+    centred: Tensor = z - z.mean(dim=0)
+    return centred / math.sqrt(len(z) - 1)
 
 
 def _reduced(rows: Tensor) -> tuple[Tensor, Tensor]:

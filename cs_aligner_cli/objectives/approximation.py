@@ -51,7 +51,9 @@ def nystroem_cs(x: ArrayLike, y: ArrayLike, bandwidth: Bandwidth, landmarks: int
         raise InputError(f"landmarks: expected at least 2, got {landmarks}")
     z = _landmarks(x, y, landmarks, seed)
     centre = z.mean(dim=0)  # distances from a Gram matrix cancel far from the origin
-    of_x, of_y = (_mean_features(rows, lambda block: mean_gaussian(block - centre, z - centre, sigmas)) for rows in (x, y))
+    of_x, of_y = (
+        _mean_features(rows, lambda block: mean_gaussian(block - centre, z - centre, sigmas)) for rows in (x, y)
+    )
     return cs_of_landmarks(of_x, of_y, z, sigmas).to(torch.promote_types(x.dtype, y.dtype))
 
 
@@ -166,7 +168,8 @@ def _nystroem_roots(z: Tensor, sigmas: Sequence[float]) -> Tensor:
     z = z - z.mean(dim=0)
     eigenvalues, eigenvectors = torch.linalg.eigh(mean_gaussian(z, z, sigmas))
     kept = eigenvalues > _CUTOFF * eigenvalues[-1]
-    return eigenvectors[:, kept] / eigenvalues[kept].sqrt()
+    roots: Tensor = eigenvectors[:, kept] / eigenvalues[kept].sqrt()
+    return roots
 
 
 def mean_gaussian(x: Tensor, z: Tensor, sigmas: Sequence[float]) -> Tensor:

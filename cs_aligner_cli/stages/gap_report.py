@@ -164,10 +164,10 @@ class _Job:
 
     def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features], tell: Callable[[str], None]) -> None:
         name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
-        pair = [Taken(take, m, self.rows[m]) for m in MODALITIES]
+        image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
         labels = self.labels.tolist()
         try:
-            found = measure(*pair, spec.bandwidths, seed, spec.exact_pairs, SWEEP, labels, tell)
+            found = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP, labels, tell)
             refuse_constant(found)
         except InputError as error:
             raise InputError(f"{name} store of split {self.split.name}: {error}") from None
@@ -186,7 +186,7 @@ class _Job:
         if store.kind == "store":
             tell("conflict")
             kept = evenly_spaced(len(self.rows["image"]), _CONFLICT_PAIRS)
-            self.report["conflict"][name] = conflict_sweep(*(side.take(kept) for side in pair))
+            self.report["conflict"][name] = conflict_sweep(image.take(kept), text.take(kept))
             self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
 
     def _pairs_in_gallery(self) -> tuple[Rows, Rows]:
