@@ -183,8 +183,7 @@ def _near_duplicates(
             near["captions"] = shared_captions(captions, advance)
     distance = recipe.prepare.near_distance
     if distance is not None and "dhash" in images and images["split"].nunique() > 1:
-        console.say(f"looking for near duplicates among {len(images)} images")
-        found = near_images(images, distance)
+        found = near_images(images, distance, console)
         pairs = found.pop("pairs")
         near["images"] = found
     return near, pairs
