@@ -154,6 +154,16 @@ def test_a_wrong_karpathy_file(
     assert message in refused("prepare", recipe)
 
 
+def test_a_photo_that_is_listed_twice_is_kept_once(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    recipe = make_recipe(**karpathy(data))
+    path = data / "dataset_x.json"
+    content = json.loads(path.read_text())
+    put(path, {"images": [*content["images"], content["images"][0]]})
+    _, found = prepared(recipe, code=3)
+    assert list(found.images["image_id"]) == ["a.png", "b.png", "c.png"]
+    assert bad_items(recipe) == [("image", "a.png", "an image of that name was listed before")]
+
+
 # ---- COCO
 
 
@@ -399,6 +409,26 @@ def test_captions_of_a_sample(data: Path, make_recipe: MakeRecipe, prepared: Pre
     assert summary["skipped"] == {"samples with neither an image nor a caption": 1}
 
 
+def test_members_of_a_sample_that_cannot_be_read(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    samples = [
+        {"__key__": "a", "png": picture(0), "json": b"{not JSON", "txt": "fine"},
+        {"__key__": "b", "png": picture(1), "json": b"[1]", "txt": b"caf\xe9"},
+        {"__key__": "c", "png": picture(2), "json": b'{"caption": "\\ud800"}'},
+        {"__key__": "d", "png": picture(3), "txt": b"x" * (4 * 2**20 + 1)},
+    ]
+    write_shard(data / "x.tar", samples)
+    recipe = make_recipe(kind="webdataset")
+    _, found = prepared(recipe, code=3)
+    assert rows(found) == [("x/a", "all", "fine")]
+    assert [(item.rpartition("::")[2], reason) for kind, item, reason in bad_items(recipe) if kind == "member"] == [
+        ("a.json", "is no JSON object"),
+        ("b.json", "is no JSON object"),
+        ("b.txt", "is not UTF-8 text"),
+        ("c.json", "is no JSON object"),
+        ("d.txt", "more than 4 MiB of text"),
+    ]
+
+
 def test_one_truncated_shard_and_one_damaged_image_are_named_and_nothing_else(
     data: Path, make_recipe: MakeRecipe, prepared: Prepared, csalign: Csalign, refused: Refused
 ) -> None:
@@ -525,6 +555,20 @@ def test_packing_gives_the_same_data_set_back(
     written = {path.name: path.read_bytes() for path in shards.glob("*.tar")}
     prepared(recipe, *pack, "--force")
     assert {path.name: path.read_bytes() for path in shards.glob("*.tar")} == written
+
+
+def test_packing_keeps_unpaired_captions_and_images(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    put(data / "a.png", picture(1))
+    put(data / "b.png", picture(2))
+    lines = [{"image": "a.png", "caption": "of a"}, {"image": "b.png", "caption": []}, {"caption": "of no image"}]
+    put(data / "t.jsonl", "\n".join(map(json.dumps, lines)))
+    recipe = make_recipe(kind="table", table="t.jsonl", split_column=None)
+    allowed = ("--set", "data.max_bad_fraction=0.5")  # a list without captions counts as an empty one
+    before = prepared(recipe, "--set", "prepare.repack.shard_mb=1", *allowed)[1]
+    again = make_recipe("again", kind="webdataset", root=str(recipe.parent / "run_recipe" / "shards"))
+    after = prepared(again)[1]
+    assert rows(after) == rows(before) == [("a.png", "all", "of a"), (None, "all", "of no image")]
+    assert list(after.images["image_id"]) == ["a.png", "b.png"]
 
 
 # ---- clip-retrieval
