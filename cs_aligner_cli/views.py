@@ -62,7 +62,7 @@ def prepare_tables(result: Result) -> list[Table]:
         )
     ]
     if shards := result["shards"]:
-        written = [(split, n) for split, n in shards.items() if split not in ("status", "folder")]
+        written = list(shards["splits"].items())
         tables.append(table(f"WebDataset shards in {shards['folder']}", ["split", "shards"], written))
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 

@@ -525,7 +525,7 @@ def test_packing_gives_the_same_data_set_back(
     pack = ("--set", "prepare.repack.shard_mb=1")
     summary, before = prepared(recipe, *pack)
     shards = recipe.parent / "run_recipe" / "shards"
-    assert summary["shards"] == {"status": "done", "folder": str(shards), "my test": 1, "train": 2}
+    assert summary["shards"] == {"status": "done", "folder": str(shards), "splits": {"my test": 1, "train": 2}}
     assert prepared(recipe, *pack)[0]["shards"]["status"] == "fresh"
     assert sorted(path.name for path in shards.glob("*.tar")) == [
         "my test-00000.tar",
@@ -569,6 +569,22 @@ def test_packing_keeps_unpaired_captions_and_images(data: Path, make_recipe: Mak
     after = prepared(again)[1]
     assert rows(after) == rows(before) == [("a.png", "all", "of a"), (None, "all", "of no image")]
     assert list(after.images["image_id"]) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("key", ["data.dir", "prepare.repack.dir"])
+def test_a_folder_with_other_files_is_not_replaced(
+    key: str, data: Path, make_recipe: MakeRecipe, csalign: Csalign, refused: Refused
+) -> None:
+    put(data / "a.png", picture(1))
+    put(data / "a.txt", "of a")
+    recipe = make_recipe(kind="folder")
+    put(recipe.parent / "mine" / "thesis.tex", "years of work")
+    message = refused("prepare", recipe, "-q", "--set", f"{key}={recipe.parent / 'mine'}")
+    assert f"{key}: {recipe.parent / 'mine'} holds other files" in message
+    assert (recipe.parent / "mine" / "thesis.tex").read_text() == "years of work"
+    (recipe.parent / "empty").mkdir()
+    settings = ("--set", f"{key}={recipe.parent / 'empty'}", "--force")
+    assert [csalign("prepare", recipe, *settings).exit_code for _ in range(2)] == [0, 0]
 
 
 # ---- clip-retrieval
