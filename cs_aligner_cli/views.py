@@ -67,7 +67,7 @@ def prepare_tables(result: Result) -> list[Table]:
         items = [(modality, *found.values()) for modality, found in roles.items()]
         tables.append(table("training items", ["modality", *next(iter(roles.values()))], items))
     if shards := result["shards"]:
-        written = [(split, n) for split, n in shards.items() if split not in ("status", "folder")]
+        written = list(shards["splits"].items())
         tables.append(table(f"WebDataset shards in {shards['folder']}", ["split", "shards"], written))
     return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 

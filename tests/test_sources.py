@@ -17,6 +17,7 @@ import webdataset
 from PIL import Image
 
 from cs_aligner_cli import shelf
+from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.images import read_image
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.store import Store
@@ -151,6 +152,16 @@ def test_a_wrong_karpathy_file(
     recipe = make_recipe(**karpathy(data))
     put(data / "dataset_x.json", content)
     assert message in refused("prepare", recipe)
+
+
+def test_a_photo_that_is_listed_twice_is_kept_once(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    recipe = make_recipe(**karpathy(data))
+    path = data / "dataset_x.json"
+    content = json.loads(path.read_text())
+    put(path, {"images": [*content["images"], content["images"][0]]})
+    _, found = prepared(recipe, code=3)
+    assert list(found.images["image_id"]) == ["a.png", "b.png", "c.png"]
+    assert bad_items(recipe) == [("image", "a.png", "an image of that name was listed before")]
 
 
 # ---- COCO
@@ -398,6 +409,26 @@ def test_captions_of_a_sample(data: Path, make_recipe: MakeRecipe, prepared: Pre
     assert summary["skipped"] == {"samples with neither an image nor a caption": 1}
 
 
+def test_members_of_a_sample_that_cannot_be_read(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    samples = [
+        {"__key__": "a", "png": picture(0), "json": b"{not JSON", "txt": "fine"},
+        {"__key__": "b", "png": picture(1), "json": b"[1]", "txt": b"caf\xe9"},
+        {"__key__": "c", "png": picture(2), "json": b'{"caption": "\\ud800"}'},
+        {"__key__": "d", "png": picture(3), "txt": b"x" * (4 * 2**20 + 1)},
+    ]
+    write_shard(data / "x.tar", samples)
+    recipe = make_recipe(kind="webdataset")
+    _, found = prepared(recipe, code=3)
+    assert rows(found) == [("x/a", "all", "fine")]
+    assert [(item.rpartition("::")[2], reason) for kind, item, reason in bad_items(recipe) if kind == "member"] == [
+        ("a.json", "is no JSON object"),
+        ("b.json", "is no JSON object"),
+        ("b.txt", "is not UTF-8 text"),
+        ("c.json", "is no JSON object"),
+        ("d.txt", "more than 4 MiB of text"),
+    ]
+
+
 def test_one_truncated_shard_and_one_damaged_image_are_named_and_nothing_else(
     data: Path, make_recipe: MakeRecipe, prepared: Prepared, csalign: Csalign, refused: Refused
 ) -> None:
@@ -494,7 +525,7 @@ def test_packing_gives_the_same_data_set_back(
     pack = ("--set", "prepare.repack.shard_mb=1")
     summary, before = prepared(recipe, *pack)
     shards = recipe.parent / "run_recipe" / "shards"
-    assert summary["shards"] == {"status": "done", "folder": str(shards), "my test": 1, "train": 2}
+    assert summary["shards"] == {"status": "done", "folder": str(shards), "splits": {"my test": 1, "train": 2}}
     assert prepared(recipe, *pack)[0]["shards"]["status"] == "fresh"
     assert sorted(path.name for path in shards.glob("*.tar")) == [
         "my test-00000.tar",
@@ -524,6 +555,36 @@ def test_packing_gives_the_same_data_set_back(
     written = {path.name: path.read_bytes() for path in shards.glob("*.tar")}
     prepared(recipe, *pack, "--force")
     assert {path.name: path.read_bytes() for path in shards.glob("*.tar")} == written
+
+
+def test_packing_keeps_unpaired_captions_and_images(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+    put(data / "a.png", picture(1))
+    put(data / "b.png", picture(2))
+    lines = [{"image": "a.png", "caption": "of a"}, {"image": "b.png", "caption": []}, {"caption": "of no image"}]
+    put(data / "t.jsonl", "\n".join(map(json.dumps, lines)))
+    recipe = make_recipe(kind="table", table="t.jsonl", split_column=None)
+    allowed = ("--set", "data.max_bad_fraction=0.5")  # a list without captions counts as an empty one
+    before = prepared(recipe, "--set", "prepare.repack.shard_mb=1", *allowed)[1]
+    again = make_recipe("again", kind="webdataset", root=str(recipe.parent / "run_recipe" / "shards"))
+    after = prepared(again)[1]
+    assert rows(after) == rows(before) == [("a.png", "all", "of a"), (None, "all", "of no image")]
+    assert list(after.images["image_id"]) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("key", ["data.dir", "prepare.repack.dir"])
+def test_a_folder_with_other_files_is_not_replaced(
+    key: str, data: Path, make_recipe: MakeRecipe, csalign: Csalign, refused: Refused
+) -> None:
+    put(data / "a.png", picture(1))
+    put(data / "a.txt", "of a")
+    recipe = make_recipe(kind="folder")
+    put(recipe.parent / "mine" / "thesis.tex", "years of work")
+    message = refused("prepare", recipe, "-q", "--set", f"{key}={recipe.parent / 'mine'}")
+    assert f"{key}: {recipe.parent / 'mine'} holds other files" in message
+    assert (recipe.parent / "mine" / "thesis.tex").read_text() == "years of work"
+    (recipe.parent / "empty").mkdir()
+    settings = ("--set", f"{key}={recipe.parent / 'empty'}", "--force")
+    assert [csalign("prepare", recipe, *settings).exit_code for _ in range(2)] == [0, 0]
 
 
 # ---- clip-retrieval
@@ -598,7 +659,8 @@ def test_near_duplicates_across_splits_are_told(data: Path, make_recipe: MakeRec
     assert near["images"] == {"distance": 6, "images": {"test": 2, "train": 2}}
     assert near["captions"] == {"test": 2, "train": 2}
     pairs = json.loads((recipe.parent / "run_recipe" / "data" / "report.json").read_text())["near_pairs"]
-    assert pairs[0] == {"images": ["test/copy.png", "train/2.png"], "splits": ["test", "train"], "bits": 0}
+    assert [pair["bits"] for pair in pairs] == sorted(pair["bits"] for pair in pairs)
+    assert pairs[1] == {"images": ["test/copy.png", "train/2.png"], "splits": ["test", "train"], "bits": 0}
     assert {tuple(sorted(pair["images"])) for pair in pairs} == {
         ("test/copy.png", "train/2.png"),
         ("test/near.jpg", "train/1.png"),
@@ -630,7 +692,7 @@ def test_near_images_agree_with_comparing_all_pairs(distance: int) -> None:
         )
     splits = rng.choice(["a", "b", "c"], 300)
     images = pd.DataFrame({"image_id": [f"i{i}" for i in range(300)], "split": splits, "dhash": codes})
-    found = near_images(images, distance)
+    found = near_images(images, distance, Console(quiet=True))
     bits = np.bitwise_count(codes[:, None] ^ codes[None])
     near = ((bits <= distance) & (splits[:, None] != splits[None])).any(axis=1)
     assert found["images"] == {

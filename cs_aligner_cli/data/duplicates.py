@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from heapq import nsmallest
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.images import digest
 
 Bits = npt.NDArray[np.uint64]
 # Pairs that are written down by name; the counts are of all.
 _NAMED = 1000
+# Codes that are compared with all others at once: flat pictures have very many neighbours.
+_BLOCK = 1024
+# One comparison through buckets costs so many of those in a row.
+_DEARER = 10
 _NOT_WORDS = re.compile(r"[\W_]+")
 
 
@@ -44,76 +51,79 @@ def _extremes(
     return least, greatest
 
 
-def near_images(images: pd.DataFrame, distance: int) -> dict[str, Any]:
+def near_images(images: pd.DataFrame, distance: int, console: Console) -> dict[str, Any]:
     """Images that look like one of another split: their dhash differs in at most ``distance`` of 64 bits.
 
-    Exact copies are among them. Returns {"distance", "images": how many in each split, "pairs": the first 1,000, one
-    for each pair of hashes}. By multi-index hashing (Norouzi et al., CVPR 2012): two codes that differ in at most k
-    bits agree in one of k + 1 bands, so that only codes that share a band are compared.
+    Exact copies are among them. Returns {"distance", "images": how many in each split, "pairs": the 1,000 nearest by
+    name, one for each pair of hashes}. By multi-index hashing (Norouzi et al., CVPR 2012): two codes that differ in at
+    most k bits agree in one of k + 1 bands, so that only codes that share a band are compared.
     """
     split_of, splits = pd.factorize(images["split"])
     codes, code_of = np.unique(images["dhash"].to_numpy(), return_inverse=True)
-    one, other, bits = _near_codes(codes, distance)
     # A code has another split among its neighbours if the least or the greatest of their splits is another.
     least, greatest = _extremes(code_of, split_of, len(codes))
     near_least, near_greatest = least.copy(), greatest.copy()
-    np.minimum.at(near_least, one, least[other])
-    np.maximum.at(near_greatest, one, greatest[other])
+    pairs: list[tuple[int, int, int]] = []
+    with console.progress("looking for near duplicates", len(codes)) as advance:
+        for one, other, bits in _near_codes(codes, distance, advance):
+            np.minimum.at(near_least, one, least[other])
+            np.maximum.at(near_greatest, one, greatest[other])
+            crossing = (one <= other) & ((least[one] != greatest[other]) | (greatest[one] != least[other]))
+            found = zip(bits[crossing].tolist(), one[crossing].tolist(), other[crossing].tolist(), strict=True)
+            pairs = nsmallest(_NAMED, chain(pairs, found))
     near = (near_least[code_of] != split_of) | (near_greatest[code_of] != split_of)
     counts = np.bincount(split_of[near], minlength=len(splits))
     return {
         "distance": distance,
         "images": {str(split): int(count) for split, count in zip(splits, counts, strict=True) if count},
-        "pairs": _named_pairs(images, split_of, code_of, (one, other, bits)),
+        "pairs": list(_named_pairs(images, split_of, code_of, pairs)),
     }
 
 
-def _near_codes(codes: Bits, distance: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """(one, other, bits) of every ordered pair of codes, each with itself too, that differ in few bits."""
+def _near_codes(
+    codes: Bits, distance: int, advance: Callable[..., None]
+) -> Iterator[tuple[npt.NDArray[np.int64], ...]]:
+    """(one, other, bits) of every ordered pair of codes, each with itself too, that differ in few bits; in blocks."""
     import faiss  # half a second, and only some data sets get here
 
-    bands = distance + 1
-    index = faiss.IndexBinaryMultiHash(64, bands, 64 // bands)
+    bands, bits_of_band = distance + 1, 64 // (distance + 1)
+    # Where most codes share a band (blank pictures), comparing all with all is quicker.
+    parts = (codes >> np.uint64(band * bits_of_band) & np.uint64(2**bits_of_band - 1) for band in range(bands))
+    compared = sum(int((np.unique(part, return_counts=True)[1].astype(float) ** 2).sum()) for part in parts)
+    flat = compared * _DEARER > len(codes) ** 2
+    index = faiss.IndexBinaryFlat(64) if flat else faiss.IndexBinaryMultiHash(64, bands, bits_of_band)
     rows = codes.view(np.uint8).reshape(-1, 8)
     index.add(rows)
-    limits, bits, other = index.range_search(rows, distance + 1)
-    counts: npt.NDArray[np.int64] = np.diff(limits).astype(np.int64)
-    one = np.repeat(np.arange(len(codes)), counts)
-    return one, other.astype(np.int64), bits.astype(np.int64)
+    for start in range(0, len(codes), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        limits, bits, other = index.range_search(block, distance + 1)
+        counts: npt.NDArray[np.int64] = np.diff(limits).astype(np.int64)
+        yield np.repeat(np.arange(start, start + len(block)), counts), other.astype(np.int64), bits.astype(np.int64)
+        advance(len(block))
 
 
 def _named_pairs(
     images: pd.DataFrame,
     split_of: npt.NDArray[np.intp],
     code_of: npt.NDArray[np.intp],
-    pairs: tuple[npt.NDArray[np.int64], ...],
-) -> list[dict[str, Any]]:
-    """The first pairs by name: for each two near codes, the first image of one and the first of another split."""
-    frame = pd.DataFrame({"code": code_of, "split": split_of}).drop_duplicates()
-    one, other, bits = (part[pairs[0] <= pairs[1]] for part in pairs)
-    near = pd.DataFrame({"one": one, "other": other, "bits": bits})
-    frame = frame.assign(row=frame.index)
-    joined = near.merge(frame, left_on="one", right_on="code").merge(frame, left_on="other", right_on="code")
-    # Within one code each two splits come in both orders; between two codes in one.
-    crossing = joined[
-        (joined["split_x"] != joined["split_y"])
-        & ((joined["one"] != joined["other"]) | (joined["split_x"] < joined["split_y"]))
-    ].sort_values(["bits", "row_x", "row_y"])
-    first = crossing.head(_NAMED)
-    one_rows, other_rows = first["row_x"].to_numpy(), first["row_y"].to_numpy()
-    return [
-        {"images": names, "splits": splits, "bits": int(bits)}
-        for names, splits, bits in zip(
-            _twos(images["image_id"], one_rows, other_rows),
-            _twos(images["split"], one_rows, other_rows),
-            first["bits"],
-            strict=True,
-        )
-    ]
-
-
-def _twos(column: pd.Series[Any], one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> list[list[str]]:
-    return [[str(a), str(b)] for a, b in zip(column.iloc[one], column.iloc[other], strict=True)]
+    pairs: list[tuple[int, int, int]],
+) -> Iterator[dict[str, Any]]:
+    """For each two near codes an image of the one and an image of the other that are in different splits."""
+    order = np.argsort(code_of, kind="stable")
+    starts = np.searchsorted(code_of[order], np.arange(code_of.max(initial=0) + 2))
+    names, splits = images["image_id"], images["split"]
+    for bits, one, other in pairs:
+        ones, others = (order[starts[code] : starts[code + 1]] for code in (one, other))
+        for first, against in ((ones[0], others), (others[0], ones)):
+            elsewhere = against[split_of[against] != split_of[first]]
+            if len(elsewhere):
+                rows = [int(first), int(elsewhere[0])]
+                named = {
+                    key: [str(column.iloc[row]) for row in rows]
+                    for key, column in (("images", names), ("splits", splits))
+                }
+                yield {**named, "bits": bits}
+                break
 
 
 def normalised(text: str) -> str:
@@ -121,7 +131,7 @@ def normalised(text: str) -> str:
     return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def shared_captions(captions: pd.DataFrame, advance: Any) -> dict[str, int]:
+def shared_captions(captions: pd.DataFrame, advance: Callable[..., None]) -> dict[str, int]:
     """How many captions of each split say, once normalised, what a caption of another split says."""
     codes = np.fromiter(_text_codes(captions["text"], advance), np.uint64, len(captions))
     split_of, splits = pd.factorize(captions["split"])
@@ -131,7 +141,7 @@ def shared_captions(captions: pd.DataFrame, advance: Any) -> dict[str, int]:
     return {str(split): int(count) for split, count in zip(splits, counts, strict=True) if count}
 
 
-def _text_codes(texts: Iterable[str], advance: Any) -> Iterable[int]:
+def _text_codes(texts: Iterable[str], advance: Callable[..., None]) -> Iterable[int]:
     for text in texts:
         yield digest(normalised(text).encode())
         advance()

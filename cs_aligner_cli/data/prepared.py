@@ -25,10 +25,11 @@ ROW_GROUP = 65536
 class Split:
     """One split: its images and captions in the order that every store of it keeps.
 
-    ``images``: image_id, split, locator (file relative to the data's root, or ""), feature_row (-1 where
-    there is none), width, height (0 where unknown), digest (of the content), label ("" where there is none).
-    ``captions``: caption_id, image_id (None for an unpaired caption), split, text, feature_row. ``further``: the
-    tables of further modalities by name: NAME_id, image_id, split, feature_row.
+    ``images``: image_id, split, locator (file relative to the data's root, or a tar's member as
+    ``images.member_locator`` spells it, or ""), feature_row (-1 where there is none), width, height (0 where unknown),
+    digest (of the content), label ("" where there is none). ``captions``: caption_id, image_id (None for an unpaired
+    caption), split, text, feature_row. ``further``: the tables of further modalities by name: NAME_id, image_id, split,
+    feature_row.
     """
 
     name: str

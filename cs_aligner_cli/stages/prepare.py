@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps, write_json
+from cs_aligner_cli.artifacts import RECORD, Artifact, file_stamps, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.checksums import check_checksums
@@ -68,6 +68,7 @@ def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: C
     record = None if force else artifact.fresh(sources)
     if record is not None:
         return {"status": "fresh", **record["summary"]}
+    _refuse_foreign(artifact, "data.dir")
     if not isinstance(manifest, DrawnManifest):
         check_checksums(manifest, console)
     with artifact.building(sources) as build:
@@ -113,13 +114,15 @@ def _shards(layout: Layout, console: Console, force: bool) -> dict[str, Any] | N
         return None
     if (record := artifact.fresh()) and not force:
         return {"status": "fresh", "folder": str(artifact.path), **record["summary"]}
+    _refuse_foreign(artifact, "prepare.repack.dir")
     data = PreparedData(layout.prepared.path)
     with artifact.building() as build, console.progress("packing images", len(data.images)) as advance:
         for left in build.folder.glob("*.tar"):  # of a job that was cut
             left.unlink()
-        for name in data.images["split"].unique():
-            split = data.part(name)
-            build.summary[str(name)] = write_shards(data, split, build.folder, repack.shard_mb, advance)
+        names = dict.fromkeys([*data.images["split"].unique(), *data.captions["split"].unique()])
+        build.summary["splits"] = {
+            name: write_shards(data, data.part(name), build.folder, repack.shard_mb, advance) for name in names
+        }
     return {"status": "done", "folder": str(artifact.path), **build.summary}
 
 
@@ -142,6 +145,18 @@ def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | 
         pairing.write(build.folder)
         build.summary = pairing.counts()
     return {"status": "done", **build.summary}
+
+
+def _refuse_foreign(artifact: Artifact, key: str) -> None:
+    """Raise InputError if other files lie where an output would take their place."""
+    folder = artifact.path
+    if not folder.is_dir() or (folder / RECORD).is_file():
+        return
+    if any(path.name != ".lock" for path in folder.iterdir()):
+        raise InputError(
+            f"{key}: {folder} holds other files, which the {artifact.name} would replace",
+            "Name a folder that is not there yet, or an empty one.",
+        )
 
 
 def _reasons(source: Source) -> str:
@@ -227,8 +242,7 @@ def _near_duplicates(
             near["captions"] = shared_captions(captions, advance)
     distance = recipe.prepare.near_distance
     if distance is not None and "dhash" in images and images["split"].nunique() > 1:
-        console.say(f"looking for near duplicates among {len(images)} images")
-        found = near_images(images, distance)
+        found = near_images(images, distance, console)
         pairs = found.pop("pairs")
         near["images"] = found
     return near, pairs
