@@ -170,7 +170,7 @@ class Campaign:
                     break
                 kills += 1
                 self.found.counts.update(["kills", f"kills in {ended.stage or 'the start'}"])
-                if self.random.random() < 0.2 and len(self.snapshots) < 30:
+                if self.run.exists() and self.random.random() < 0.2 and len(self.snapshots) < 30:
                     snapshot = self.folder / f"snapshot-{len(self.snapshots)}"
                     shutil.copytree(self.run, snapshot)
                     self.snapshots.append((name, snapshot))
