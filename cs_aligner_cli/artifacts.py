@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -19,7 +17,8 @@ from typing import Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
-from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.disk import writing
+from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.ranks import rank
 
 RECORD = "stage.json"
@@ -30,15 +29,6 @@ _FORMAT = 2
 _DEEPEST = 3
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
-# Writing failed for a reason that lies with the disk; these errors can also be those of reading another file.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_UNREADABLE_TOO = (errno.EACCES, errno.EPERM, errno.EIO)
-# Libraries below Python say so in words of their own.
-_UNWRITABLE_TEXT = re.compile(
-    r"No space left on device|Disk quota exceeded|Read-only file system|File too large|"
-    r"(?P<short>\d+ requested and \d+ written)"
-)
-_FREE = "Free some room there (df -h), or name another folder; then the same command goes on where it stopped."
 
 
 def fingerprint(value: Any) -> str:
@@ -74,32 +64,6 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell a failure of the disk inside (full, over quota, read-only) as such, and where; other errors pass."""
-    try:
-        yield
-    except CsalignError:
-        raise
-    except Exception as error:
-        named = str(getattr(error, "filename", None) or path)
-        reason = _unwritable(error, named.startswith(str(path)))
-        if reason is None:
-            raise
-        raise InputError(f"{named}: cannot be written: {reason}", _FREE) from None
-
-
-def _unwritable(error: Exception, is_ours: bool) -> str | None:
-    """What the disk has against writing, None where an error is about something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is not None and number in (*_UNWRITABLE, *(_UNREADABLE_TOO if is_ours else ())):
-        return os.strerror(number)
-    found = _UNWRITABLE_TEXT.search(str(error))
-    if found is None:
-        return None
-    return "no space left on device, or a quota is used up" if found["short"] else found[0]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
