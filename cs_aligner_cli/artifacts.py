@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
@@ -27,6 +27,7 @@ _MARK = "building.json"
 _FORMAT = 2
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
+_LINGERING_SECONDS = 1.0
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
 
@@ -333,6 +334,20 @@ def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
     return f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"
 
 
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file; whether it could be had."""
+    # What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
+    ends = time.monotonic() + _LINGERING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.02)
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
@@ -342,14 +357,12 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             raise InputError(
                 f"{folder}: another csalign process ({file.read().strip() or 'unknown'}) is working there",
                 "Wait for it, or give this run another run_dir.",
-            ) from None
+            )
         with writing(folder / ".lock"):
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()}")
