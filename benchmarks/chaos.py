@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ class Campaign:
         code = os.waitstatus_to_exitcode(status)
         return Ended(code, time.monotonic() - started, said.read_text(errors="replace"), place.read_text())
 
-    def kill(self, wanted: int) -> None:
+    def kill(self, wanted: int, advance: Callable[..., None]) -> None:
         """Kill runs at random moments until ``wanted`` kills hit; each run is taken up until it ends."""
         names = list(self.seconds)
         runs = 0
@@ -170,16 +170,18 @@ class Campaign:
                     break
                 kills += 1
                 self.found.counts.update(["kills", f"kills in {ended.stage or 'the start'}"])
-                if self.random.random() < 0.2 and len(self.snapshots) < 30:
+                if self.run.exists() and self.random.random() < 0.2 and len(self.snapshots) < 30:
                     snapshot = self.folder / f"snapshot-{len(self.snapshots)}"
                     shutil.copytree(self.run, snapshot)
                     self.snapshots.append((name, snapshot))
             self.found.counts["killed runs"] += 1
+            advance(kills)
             self._check(name, ended, f"a run of {name} killed {kills} times")
 
-    def fill_disks(self, wanted: int) -> None:
+    def fill_disks(self, wanted: int, advance: Callable[..., None]) -> None:
         """Run on a disk that is too small, then on one that is large enough."""
         for number in range(wanted):
+            advance()
             name = list(self.seconds)[number % len(self.seconds)]
             need = sum(path.stat().st_size for path in self.reference(name).rglob("*") if path.is_file())
             # tmpfs counts whole pages and inodes; above 1.3 times the bytes everything fits.
@@ -199,9 +201,10 @@ class Campaign:
                 enlarge()
                 self._check(name, self.trial(name), what, clear=False)
 
-    def flip_bits(self, wanted: int) -> None:
+    def flip_bits(self, wanted: int, advance: Callable[..., None]) -> None:
         """Flip one bit of a run, finished up to some stage or killed; it must be told, or change nothing."""
         for number in range(wanted):
+            advance()
             if number % 2 and self.snapshots:
                 name, source = self.random.choice(self.snapshots)
                 shutil.copytree(source, self.run)
@@ -361,14 +364,15 @@ def _warm_up() -> None:
     import cs_aligner_cli.stages.train  # noqa: F401
 
 
-def campaign(kills: int, disks: int, flips: int, seed: int, names: list[str]) -> Found:
+def campaign(kills: int, disks: int, flips: int, seed: int, names: list[str], console: Console) -> Found:
     """The whole campaign in a temporary folder."""
     _warm_up()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         chaos = Campaign(Path(folder), seed, names)
         for part, count in ((chaos.kill, kills), (chaos.fill_disks, disks), (chaos.flip_bits, flips)):
             started = time.monotonic()
-            part(count)
+            with console.progress(part.__name__, count) as advance:
+                part(count, advance)
             chaos.found.counts[f"seconds of {part.__name__}"] = round(time.monotonic() - started)
     return chaos.found
 
@@ -391,12 +395,13 @@ def main() -> None:
             )
         again = [sys.executable, __file__, *sys.argv[1:], "--in-namespace"]
         os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--mount", *again])
-    found = campaign(asked.kills, asked.disk_full, asked.bit_flips, asked.seed, asked.recipes)
+    console = Console(asked.json)
+    found = campaign(asked.kills, asked.disk_full, asked.bit_flips, asked.seed, asked.recipes, console)
     result = {"counts": dict(found.counts), "failures": found.failures}
     tables = [table("the campaign", ["what", "count"], sorted(found.counts.items()))]
     if found.failures:
         tables.append(table("runs that did not end as they must", ["what"], [[failure] for failure in found.failures]))
-    Console(asked.json).result(result, tables)
+    console.result(result, tables)
     sys.exit(bool(found.failures))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -113,8 +114,21 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
+def write_data(folder: Path) -> None:
+    """Photos, captions that repeat from shard to shard, and the recipe of a small CLIP over them."""
+    images, captions = 90, ["image,caption,split"]
+    (folder / "images").mkdir()
+    for i in range(images):
+        split = "train" if i < 60 else "test"
+        Image.new("RGB", (32, 32), (2 * i, 255 - 2 * i, 7 * i % 256)).save(folder / "images" / f"{i:03d}.png")
+        captions += [f"{i:03d}.png,a picture of kind {(i * i + k) % 23},{split}" for k in range(2)]
+    (folder / "captions.csv").write_text("\n".join(captions) + "\n")
+    (folder / "few.yaml").write_text(yaml.safe_dump(MANIFEST))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+
 def embedded(folder: Path, ranks: Ranks) -> dict[str, str]:
-    """The digest of every file of the stores of a small CLIP on drawn scenes, captions repeating among the shards."""
+    """The digest of every file of the stores that the recipe beside ``folder`` gives."""
     recipe = load_recipe(str(folder.parent / "recipe.yaml"), [f"run_dir={folder / 'run'}"])
     for stage in ("prepare", "embed"):
         run_stage(stage, recipe, Console(quiet=True))
@@ -123,9 +137,11 @@ def embedded(folder: Path, ranks: Ranks) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+MANIFEST = {"name": "few", "kind": "table", "root": ".", "table": "captions.csv", "image_dir": "images"}
 RECIPE = {
     "name": "ranks",
     "data": {"manifest": "few.yaml"},
+    "eval_retrieval": {"split": "test"},
     "encoders": {
         "image": {
             "kind": "open_clip",
@@ -188,9 +204,7 @@ def compare(counts: list[int], with_memory: bool) -> dict[str, Any]:
     """Everything measured, by number of ranks."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = {"name": "few", "kind": "scenes", "images": {"train": 90, "val": 20, "test": 60}, "size": 32}
-        (folder / "few.yaml").write_text(yaml.safe_dump(manifest))
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+        write_data(folder)
         found = {ranks: launch(folder, ranks, with_memory) for ranks in (1, *counts)}
     one = found[1]
     return {

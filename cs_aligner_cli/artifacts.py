@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -15,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
-from cs_aligner_cli.errors import CsalignError, InputError
+from cs_aligner_cli.disk import writing
+from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.ranks import rank
 
 RECORD = "stage.json"
@@ -28,17 +27,9 @@ _MARK = "building.json"
 _FORMAT = 2
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
+_LINGERING_SECONDS = 1.0
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
-# Writing failed for a reason that lies with the disk; these errors can also be those of reading another file.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_UNREADABLE_TOO = (errno.EACCES, errno.EPERM, errno.EIO)
-# Libraries below Python say so in words of their own.
-_UNWRITABLE_TEXT = re.compile(
-    r"No space left on device|Disk quota exceeded|Read-only file system|File too large|"
-    r"(?P<short>\d+ requested and \d+ written)"
-)
-_FREE = "Free some room there (df -h), or name another folder; then the same command goes on where it stopped."
 
 
 def fingerprint(value: Any) -> str:
@@ -74,32 +65,6 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell a failure of the disk inside (full, over quota, read-only) as such, and where; other errors pass."""
-    try:
-        yield
-    except CsalignError:
-        raise
-    except Exception as error:
-        named = str(getattr(error, "filename", None) or path)
-        reason = _unwritable(error, named.startswith(str(path)))
-        if reason is None:
-            raise
-        raise InputError(f"{named}: cannot be written: {reason}", _FREE) from None
-
-
-def _unwritable(error: Exception, is_ours: bool) -> str | None:
-    """What the disk has against writing, None where an error is about something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is not None and number in (*_UNWRITABLE, *(_UNREADABLE_TOO if is_ours else ())):
-        return os.strerror(number)
-    found = _UNWRITABLE_TEXT.search(str(error))
-    if found is None:
-        return None
-    return "no space left on device, or a quota is used up" if found["short"] else found[0]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -369,6 +334,20 @@ def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
     return f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"
 
 
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file; whether it could be had."""
+    # What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
+    ends = time.monotonic() + _LINGERING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.02)
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
@@ -378,14 +357,12 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             raise InputError(
                 f"{folder}: another csalign process ({file.read().strip() or 'unknown'}) is working there",
                 "Wait for it, or give this run another run_dir.",
-            ) from None
+            )
         with writing(folder / ".lock"):
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()}")

@@ -194,7 +194,8 @@ class Embedder:
         started = time.perf_counter()
         inputs = self.load(rows)
         if self.device.type == "cuda":
-            inputs = inputs.pin_memory()
+            with torch.cuda.device(self.device):  # a thread of its own begins with the first GPU
+                inputs = inputs.pin_memory()
         return inputs, time.perf_counter() - started
 
     def _choose_workers(self, load_seconds: float, started: float) -> None:

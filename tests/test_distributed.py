@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import CASES, RECIPE, differences, embedded, launch, trained
+from ranks import CASES, differences, embedded, launch, trained, write_data
 from safetensors.torch import load_file
 
 from cs_aligner_cli.distributed import Ranks, share_of_batch
@@ -57,9 +56,7 @@ def test_one_process_is_a_share_by_itself() -> None:
 
 
 def _equal_to_one_process(tmp_path: Path, ranks: int) -> None:
-    manifest = {"name": "few", "kind": "scenes", "images": {"train": 90, "val": 20, "test": 60}, "size": 32}
-    (tmp_path / "few.yaml").write_text(yaml.safe_dump(manifest))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    write_data(tmp_path)
     many = launch(tmp_path, ranks, with_memory=False)
     one: dict[str, Any] = {"losses": {}, "tensors": {}, "store": embedded(tmp_path / "alone", Ranks())}
     for name, case in CASES.items():

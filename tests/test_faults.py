@@ -25,9 +25,9 @@ from chaos import can_mount
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cs_aligner_cli.artifacts import writing
 from cs_aligner_cli.checkpoint import read_plans
 from cs_aligner_cli.checksums import sealed, unsealed
+from cs_aligner_cli.disk import writing
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.recipe import load_recipe

@@ -14,6 +14,7 @@ from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.ranks import local_rank, world_size
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_encoders import (
     EncoderSpec,
@@ -83,10 +84,13 @@ def weight_files(recipe: Recipe) -> list[Path]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a recipe's device key; raise InputError if this machine has none of that kind."""
+    """The torch device of a recipe's device key; raise InputError if this machine has none of that kind.
+
+    Of several processes on one machine each has a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[name]:
         raise InputError(f"device: {name} is not available on this machine", "Use device: auto or cpu.")
-    return torch.device(name)
+    return torch.device(name, local_rank()) if name == "cuda" and world_size() > 1 else torch.device(name)
