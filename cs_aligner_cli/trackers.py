@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import uuid4
 
 from cs_aligner_cli.artifacts import read_json, write_json
@@ -89,7 +89,7 @@ class _WandB:
             resume="allow",
             dir=run.folder,
             config=dict(run.config),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
             settings=wandb.Settings(silent=True, console="off"),
         )
 

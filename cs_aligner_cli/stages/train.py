@@ -106,8 +106,8 @@ class _Run:
         tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
         encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
-        read_from: dict[str, Store | TokenStore] = {m: stores[spec.split] for m in pooled}
-        read_from |= {m: tokens[spec.split] for m in reading_tokens}
+        read_from: dict[str, Store | TokenStore] = dict.fromkeys(pooled, stores[spec.split])
+        read_from |= dict.fromkeys(reading_tokens, tokens[spec.split])
         dims = {m: _dim(m, spec, encoders, read_from) for m in layout.modalities}
         plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in layout.modalities})
         scale, bias = logit_specs(spec.objective.pairwise)
