@@ -96,18 +96,17 @@ class _Run:
         self.batches = self.training.pairs
         self.steps = self.batches.steps_per_epoch * spec.epochs
 
-        pooled, reading_tokens = (
-            spec.cached_reading("pooled", layout.modalities),
-            spec.cached_reading("tokens", layout.modalities),
-        )
+        pooled = spec.cached_reading("pooled", layout.modalities)
+        reading_tokens = spec.cached_reading("tokens", layout.modalities)
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
         if pooled and pairing:
             stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
         tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
         encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
-        read_from: dict[str, Store | TokenStore] = dict.fromkeys(pooled, stores[spec.split])
-        read_from |= dict.fromkeys(reading_tokens, tokens[spec.split])
+        read_from: dict[str, Store | TokenStore] = {
+            m: tokens[spec.split] if m in reading_tokens else stores[spec.split] for m in (*pooled, *reading_tokens)
+        }
         dims = {m: _dim(m, spec, encoders, read_from) for m in layout.modalities}
         plans = plan_towers(spec, dims, {m: _identity(m, encoders, read_from) for m in layout.modalities})
         scale, bias = logit_specs(spec.objective.pairwise)
