@@ -18,6 +18,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cs_aligner_cli.checksums import SEAL, digest, sealed
+from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.saved_index import open_index
 from cs_aligner_cli.store import Store
 
 Csalign = Callable[..., Any]
@@ -109,23 +112,24 @@ def test_a_damaged_or_foreign_index_is_refused(
     folder = tmp_path / "run" / "eval_retrieval"
     index = folder / "aligned" / "text" / "text.index"
     content = index.read_bytes()
-    index.write_bytes(content[:-5] + bytes(5))  # the size is right: the values are no longer looked at
-    assert csalign("search", photos_run, "--id", "08.jpg").exit_code == 0
-    index.write_bytes(b"x" * len(content))
-    assert "text.index: not a FAISS index, or damaged" in refused("search", photos_run, "--id", "08.jpg")
+    described = index.with_name("index.json")
+    source = json.loads(described.read_text())["source"]
+    for damaged in (content[:-5] + bytes(5), b"x" * len(content)):  # the size is right
+        index.write_bytes(damaged)
+        assert refused("search", photos_run, "--id", "08.jpg").startswith(f"{index}: is damaged: ")
+    with pytest.raises(InputError, match=r"text\.index: not a FAISS index, or damaged"):
+        open_index(index.parent, "text", source)
     index.write_bytes(content[:50])
     said = refused("search", photos_run, "--id", "08.jpg")
     assert said.startswith(
         f"{index}: is missing or cut short\nMake the retrieval results again: csalign eval-retrieval"
     )
     index.write_bytes(content)
-    described = index.with_name("index.json")
-    text = described.read_text()
-    built = json.loads(text)["source"]["fingerprint"]
-    described.write_text(text.replace(built, built[::-1]))
-    said = refused("search", photos_run, "--id", "08.jpg")
-    assert f"this index was built from another store (fingerprint '{built[::-1]}', expected '{built}')" in said
-    assert "csalign eval-retrieval --force" in said
+    built = source["fingerprint"]
+    with pytest.raises(InputError, match="csalign eval-retrieval --force") as caught:
+        open_index(index.parent, "text", {**source, "fingerprint": built[::-1]})
+    told = f"this index was built from another store (fingerprint '{built}', expected '{built[::-1]}')"
+    assert told in str(caught.value)
 
 
 def test_stored_features_search_by_id_and_say_why_not_by_text(
@@ -179,11 +183,16 @@ def test_two_runs_are_compared_in_words(
     shutil.copytree(run, other)
     record = json.loads((other / "eval_retrieval" / "stage.json").read_text())
     record["summary"]["protocol"]["galleries"] = 5
-    (other / "eval_retrieval" / "stage.json").write_text(json.dumps(record))
+    del record[SEAL]
+    (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
     assert "follow other protocols: galleries is 1" in refused("eval-retrieval", "--compare", run, other)
-    shutil.copy(run / "eval_retrieval" / "stage.json", other / "eval_retrieval" / "stage.json")
     path = other / "eval_retrieval" / "aligned" / "i2t_queries.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
+    record["summary"]["protocol"]["galleries"] = 1
+    (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
+    assert f"{path}: is damaged" in refused("eval-retrieval", "--compare", run, other)
+    record["files"]["aligned/i2t_queries.parquet"] = [path.stat().st_size, digest(path)]
+    (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
     assert "i2t: the two runs have other queries (40 and 39, for example '0120.jpg')" in refused(
         "eval-retrieval", "--compare", run, other
     )
