@@ -128,7 +128,8 @@ def _problems(
         if spot.path[:-1] in kindless and not _misspelt_kind(str(spot.path[-1])):
             continue
         path, text = _message(model, error, spot)
-        yield f"{_place(file, path, error['input'], overrides)}: {_dotted(path)}: {text}"
+        key = f"{_dotted(path)}: " if path else ""  # checks of the whole file name the keys that they are about
+        yield f"{_place(file, path, error['input'], overrides)}: {key}{text}"
 
 
 def _misspelt_kind(key: str) -> bool:
@@ -142,7 +143,7 @@ def _place(file: YamlFile, path: KeyPath, given: Any, overrides: Overrides) -> s
 
 
 def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path)) or "(top level)"
+    return ".".join(map(str, path))
 
 
 def _message(root: type[BaseModel], error: ErrorDetails, spot: _Spot) -> tuple[KeyPath, str]:

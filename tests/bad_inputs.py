@@ -235,6 +235,17 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.recipe("name: x\ntrain: {image: {adapter: {kind: linear, hidden_dim: 8}}}\n"),
         ),
         Case(
+            "an edge with a modality that is not there",
+            lambda at: at.recipe(
+                "name: x\nencoders: {further: {audio: {}}}\ntrain: {edges: [[image, text], [audoi, text]]}\n"
+            ),
+        ),
+        Case(
+            "a token term, but towers that read no tokens",
+            lambda at: at.recipe("name: x\ntrain: {objective: {tokens: {}}}\n"),
+        ),
+        Case("a share of pairs above 1", lambda at: at.recipe("name: x\ndata: {unpaired: {paired_fraction: 10}}\n")),
+        Case(
             "two sources of one model",
             lambda at: at.recipe("name: x\nencoders: {image: {kind: open_clip, model: ViT-B-32, config: {}}}\n"),
         ),
@@ -346,6 +357,14 @@ CASES: dict[str, list[Case]] = {
         Case("embed before prepare", lambda at: (at.features(npy(ROWS)), ["embed"])[1]),
         Case("train before embed", lambda at: prepared(at, "train", "--set", "train.val_split=train")),
         Case("a split that is not there", lambda at: prepared(at, "embed", "--set", "eval_retrieval.split=tran")),
+        Case(
+            "a share of pairs that leaves none",
+            lambda at: prepared(at, "prepare", "--set", "data.unpaired={paired_fraction: 0.01}"),
+        ),
+        Case(
+            "a modality that the data have not",
+            lambda at: prepared(at, "embed", "--set", "encoders.further={audio: {kind: features}}"),
+        ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case("comparing runs that are not there", lambda at: ["eval-retrieval", "--compare", "one", "other"]),
         Case("a search for nothing", lambda at: ["search", "scenes"]),
