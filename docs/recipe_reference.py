@@ -27,7 +27,7 @@ This page is written by `make docs` from the schema.
 """
 _TABLE = "\n| key | default | allowed | meaning |\n|---|---|---|---|"
 _BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
-_LIKE_IMAGE = ("encoders.text", "train.text")
+_LIKE_IMAGE = ("encoders.text", "train.text", "train.further")
 
 
 def page() -> str:
@@ -37,7 +37,7 @@ def page() -> str:
 
 def _section(model: type[BaseModel], prefix: str, told: set[tuple[str, type[BaseModel]]]) -> Iterator[str]:
     """The table of one section's own keys, then its sub-sections; ``told`` are those that were described already."""
-    inner = {name: list(section_models(info.annotation)) for name, info in model.model_fields.items()}
+    inner = {name: list(_sections_in(info.annotation)) for name, info in model.model_fields.items()}
     values = [name for name, models in inner.items() if not isinstance(model.model_fields[name].default, BaseModel)]
     if values:
         yield _TABLE
@@ -45,15 +45,24 @@ def _section(model: type[BaseModel], prefix: str, told: set[tuple[str, type[Base
     for name, models in inner.items():
         key = prefix + name
         if key in _LIKE_IMAGE:
-            yield f"\n## `{key}`\n\n{model.model_fields[name].description} Its keys are those of `{prefix}image`."
+            whose = "The keys of each are" if name == "further" else "Its keys are"
+            yield f"\n## `{key}`\n\n{model.model_fields[name].description} {whose} those of `{prefix}image`."
             continue
         for member in models:
             if (key, member) in told:
                 continue
             told.add((key, member))
             kind = f", kind `{member.model_fields['kind'].default}`" if len(models) > 1 else ""
-            yield f"\n## `{key}`{kind}\n\n{member.__doc__}"
+            each = "" if member in section_models(model.model_fields[name].annotation) else ", each of them"
+            yield f"\n## `{key}`{kind}{each}\n\n{member.__doc__}"
             yield from _section(member, key + ".", told)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value is, or that its list or mapping holds."""
+    yield from section_models(annotation)
+    if typing.get_origin(annotation) in (list, dict):
+        yield from section_models(typing.get_args(annotation)[-1])
 
 
 def _row(key: str, info: FieldInfo) -> str:
