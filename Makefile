@@ -37,8 +37,8 @@ demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five 
 	$(BIN)/csalign run recipes/scenes_clip.yaml
 	$(BIN)/csalign run recipes/scenes.yaml
 
-test: $(VENV)/.test ## the tests that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.test ## the tests that CI runs, on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/.test ## all tests, the slow ones too
 	$(BIN)/python -m pytest
