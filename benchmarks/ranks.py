@@ -25,11 +25,13 @@ from torch import Tensor
 from cs_aligner_cli.console import Console, table
 from cs_aligner_cli.distributed import Ranks, together
 from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.objectives import Pairs
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT
 from cs_aligner_cli.pipeline import run_stage
 from cs_aligner_cli.recipe import load_recipe
 from cs_aligner_cli.recipe_distributed import Distributed
 from cs_aligner_cli.recipe_train import Train
-from cs_aligner_cli.stepper import Stepper
+from cs_aligner_cli.stepper import Batch, Stepper
 from cs_aligner_cli.towers import Towers, plan_towers
 
 STEPS = 50
@@ -70,14 +72,15 @@ def make_stepper(spec: Train, dims: dict[str, int], ranks: Ranks) -> tuple[Tower
     """Towers of adapters, equal on all ranks, and what trains them."""
     torch.manual_seed(0)
     towers = Towers(plan_towers(spec, dims), {}, logit_scale=14.0)
-    return towers, Stepper(spec, towers, STEPS, 0, torch.device("cpu"), ranks)
+    return towers, Stepper(spec, towers, STEPS, 0, torch.device("cpu"), ranks=ranks)
 
 
 def step(stepper: Stepper, spec: Train, ranks: Ranks, number: int, rows: int, dims: dict[str, int]) -> float:
     """One step on this rank's share of the batch; the loss."""
     share = ranks.share_of_batch(rows, spec.micro_batch_size)
-    batch = {m: values[share.rows] for m, values in features(number, rows, dims).items()}
-    return float(stepper.step(number, batch, torch.arange(rows))["loss"])
+    inputs = {m: values[share.rows] for m, values in features(number, rows, dims).items()}
+    batch = Batch(inputs, dict.fromkeys(inputs, rows), {IMAGE_TEXT: Pairs(groups=torch.arange(rows))})
+    return float(stepper.step(number, batch)["loss"])
 
 
 def trained(case: dict[str, Any], ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:

@@ -70,7 +70,9 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
 
 def _arrays(layout: Layout, store: Store) -> dict[str, StoredArray]:
     """The arrays of the two modalities that are measured as image and text."""
-    return {m: store.array(measured) for m, measured in zip(MODALITIES, layout.recipe.gap_report.edge, strict=True)}
+    return {
+        m: store.array(measured) for m, measured in zip(MODALITIES, layout.recipe.gap_report.modalities, strict=True)
+    }
 
 
 def _share_space(layout: Layout, store: Store) -> bool:
@@ -100,7 +102,7 @@ def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Ite
     split = PreparedData(layout.prepared.path).split(fit_split, "gap_report.baselines.split")
     if layout.pairing and layout.recipe.train and fit_split == layout.recipe.train.split:
         split = read_pairing(layout.pairing.path).limited(split)  # a baseline may know no more pairs than training
-    split = split.seen_as(layout.recipe.gap_report.edge)
+    split = split.seen_as(layout.recipe.gap_report.modalities)
     captions = captions_of(split, np.arange(len(split.images)))
     captions = captions[evenly_spaced(len(captions), layout.recipe.gap_report.baselines.pairs)]
     fitted = Store(layout.stores(fit_split)[name].path)

@@ -156,11 +156,11 @@ class Recipe(Strict):
             for name in edge:
                 if name not in known:
                     raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
-        for name in self.gap_report.edge:
+        for name in self.gap_report.modalities:
             if name not in known:
-                raise ValueError(f"gap_report.edge: {name!r} is no modality here{did_you_mean(name, known)}")
-        if self.gap_report.beside and self.gap_report.edge != ["image", "text"]:
-            raise ValueError("gap_report.beside goes with the edge [image, text]")
+                raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
+        if self.gap_report.beside and self.gap_report.modalities != ["image", "text"]:
+            raise ValueError("gap_report.beside goes with gap_report.modalities: [image, text]")
         lonely = [m for m in known if not any(m in edge for edge in self.edges)]
         if lonely:
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")

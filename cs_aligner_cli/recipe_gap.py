@@ -35,7 +35,7 @@ class GapReport(Strict):
     """Which gap numbers and pictures are made."""
 
     split: SplitName | None = Field(None, description="The split measured; null: that of eval_retrieval.")
-    edge: list[str] = Field(
+    modalities: list[str] = Field(
         ["image", "text"],
         min_length=2,
         max_length=2,

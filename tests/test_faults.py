@@ -31,9 +31,10 @@ from cs_aligner_cli.disk import writing
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.stages.train import _Run
-from cs_aligner_cli.stepper import Stepper
+from cs_aligner_cli.stepper import Batch, Stepper
 from cs_aligner_cli.store import ShardWriter
+from cs_aligner_cli.towers import Inputs
+from cs_aligner_cli.training_batches import TrainingBatches
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
@@ -115,15 +116,15 @@ def test_no_generator_but_the_seeded_ones_has_a_say_in_training(
     plain, stirred = (("--set", f"run_dir={tmp_path / name}", *TRAINING) for name in ("plain", "stirred"))
     for command in ("prepare", "embed", "train"):
         done(csalign, command, features_recipe, "-q", *plain)
-    load = _Run._load
+    load = TrainingBatches.load
 
-    def stir(self: _Run, step: int) -> Any:
+    def stir(self: TrainingBatches, step: int, inputs: Inputs) -> Batch:
         random.seed(step)
         np.random.seed(step)  # noqa: NPY002 (the global generator is the point)
         torch.manual_seed(step)
-        return load(self, step)
+        return load(self, step, inputs)
 
-    monkeypatch.setattr(_Run, "_load", stir)
+    monkeypatch.setattr(TrainingBatches, "load", stir)
     for command in ("prepare", "embed", "train"):
         done(csalign, command, features_recipe, "-q", *stirred)
     one, other = (load_file(tmp_path / name / "train/aligned/last.safetensors") for name in ("plain", "stirred"))

@@ -327,7 +327,7 @@ def hostile_run(tmp_path: Path, write_yaml: WriteYaml, tiny_clip_config: dict[st
     for i in range(12):
         name = f"{i}{SCRIPT.replace('/', '_')}{ESCAPE}.png" if i else '=HYPERLINK("http:__evil").png'
         (tmp_path / "data" / name).write_bytes(picture(i))
-        rows += [(name, f"{SCRIPT} {ESCAPE} {k} of {i}", "test") for k in range(2)]
+        rows += [(name, f"{k} of {i} {SCRIPT} {ESCAPE}", "test") for k in range(2)]
     pd.DataFrame(rows, columns=["image", "caption", "split"]).to_json(
         tmp_path / "data" / "t.jsonl", orient="records", lines=True
     )

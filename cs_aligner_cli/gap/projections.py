@@ -6,6 +6,7 @@ import warnings
 from importlib.util import find_spec
 
 import numpy as np
+import torch
 
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.gap.canvas import Picture, legend, panels, rendered
@@ -63,7 +64,10 @@ def _umap(rows: Floats, seed: int) -> Floats:
 
         neighbours = min(_NEIGHBOURS, len(rows) - 1)
         # A gap leaves a graph of two parts, for which its usual spectral start has no answer of its own.
+        threads = torch.get_num_threads()
         fitted = umap.UMAP(neighbours, init=_start(rows), random_state=seed, n_jobs=1).fit_transform(rows)
+        # numba sets the number of OpenMP's threads for the whole process, and with it the order of torch's sums.
+        torch.set_num_threads(threads)
     placed: Floats = np.asarray(fitted, np.float64)
     return placed
 

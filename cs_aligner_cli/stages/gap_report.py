@@ -68,7 +68,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
         with artifact.building() as build:
             data = PreparedData(layout.prepared.path)
             split = data.split(recipe.gap_split, "gap_report.split")
-            split = split.seen_as(recipe.gap_report.edge)
+            split = split.seen_as(recipe.gap_report.modalities)
             job = _Job(recipe, layout, split)
             job.measure(console)
             if not job.pairs:
@@ -125,8 +125,10 @@ class _Job:
     def _told(self, images: int) -> list[str]:
         """What a reader must know of the sample."""
         spec, pairs = self.recipe.gap_report, len(self.rows["image"])
-        first, second = spec.edge
-        notes = [] if spec.edge == ["image", "text"] else [f"Here, image stands for {first}, and text for {second}."]
+        first, second = spec.modalities
+        notes = (
+            [] if spec.modalities == ["image", "text"] else [f"Here, image stands for {first}, and text for {second}."]
+        )
         notes += [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
         if pairs > spec.exact_pairs:
             notes.append(
