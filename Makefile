@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
-	bench-gap bench-prepare bench-ranks chaos fuzz clean
+	bench-gap bench-prepare bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,10 @@ DATA ?= ../shared/data/flickr8k
 
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
 	$(BIN)/python benchmarks/divergences.py --root $(DATA)
+
+bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 5 seeds, an hour: make bench-regimes DATA=FOLDER
+	$(BIN)/python benchmarks/regimes.py unpaired --root $(DATA) $(BEST)
+	$(BIN)/python benchmarks/regimes.py captions --root $(DATA)
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)

@@ -106,6 +106,7 @@ class Artifact:
 
     def wanted(self, sources: str = "") -> dict[str, Any]:
         """The inputs that a fresh output was made from; ``sources`` is a digest of outside files."""
+        assert len({need.name for need in self.needs}) == len(self.needs), f"two needs of {self.name} have one name"
         return {
             "format": _FORMAT,
             "recipe": json.loads(json.dumps(dict(self.recipe), default=str)),

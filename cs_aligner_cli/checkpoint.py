@@ -42,7 +42,7 @@ def read_plans(path: Path) -> dict[str, TowerPlan]:
     described = (_open(path).metadata() or {}).get("csalign_towers", "{}")
     try:
         read = json.loads(described)
-        form = read.pop("format", 1)  # the first weights files did not say
+        form = read.pop("format", _FORMAT)
         plans = {modality: TowerPlan(**plan) for modality, plan in read.items()} if form == _FORMAT else {}
     except (ValueError, TypeError, AttributeError):
         form, plans = _FORMAT, {}
@@ -117,7 +117,10 @@ def save_state(
         former = (folder / _STATE).read_bytes()
         write_bytes(folder / _name(_step_of(former), "json"), former)
     write_json(folder / _STATE, sealed({**state, "format": _FORMAT, "tensors": name, "checksum": checksum}))
-    for old in sorted(folder.glob("last-*.safetensors"))[:-keep]:
+    # What a run that was killed left of later steps, which this one has not reached yet, is no state to go on from.
+    others = sorted(path for path in folder.glob("last-*.safetensors") if path.name != name)
+    earlier = [path for path in others if path.name < name]
+    for old in {*others} - {*earlier[max(0, len(earlier) - keep + 1) :]}:
         old.unlink()
     kept = {path.stem for path in folder.glob("last-*.safetensors") if path.name != name}
     for old in folder.glob("last-*.json"):
@@ -134,7 +137,7 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Restore all from the newest whole state in ``folder``; return its JSON, None if there is none.
 
-    A damaged state is removed with a warning and the one before it is taken, which ends the same, only later. Raises
+    Instead of a damaged state the one before it is taken, with a warning, which ends the same, only later. Raises
     InputError if no state is whole, or if it is of another form.
     """
     written = [*folder.glob(_STATE), *sorted(folder.glob("last-*.json"), reverse=True)]

@@ -55,15 +55,15 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
     for name, artifact in own.items():
         store = Store(artifact.path)
         comparable = _share_space(layout, store)
-        yield Compared(name, "store", _take(layout, store) if comparable else None)
+        yield Compared(name, "store", _take(layout, store, split) if comparable else None)
         if not comparable:
             notes.append(f"{name}: {NO_SPACE}")
-        yield from _baselines(layout, name, store, notes)
+        yield from _baselines(layout, name, store, split, notes)
     for name, artifact in layout.beside.items():
         store = Store(artifact.path)
         _refuse_other_items(name, store, split)
         if store.shares_space:
-            yield Compared(name, "run", _take(layout, store))
+            yield Compared(name, "run", _take(layout, store, split))
         else:
             notes.append(f"{name}: {NO_SPACE}")
 
@@ -79,12 +79,18 @@ def _share_space(layout: Layout, store: Store) -> bool:
     return len({array.shape[1] for array in _arrays(layout, store).values()}) == 1
 
 
-def _take(layout: Layout, store: Store) -> Take:
+def _take(layout: Layout, store: Store, split: Split) -> Take:
+    """What reads rows of a split's tables, in its view of the two modalities, from a store."""
     arrays = _arrays(layout, store)
-    return lambda modality, rows: arrays[modality].take(rows)
+
+    def take(modality: str, rows: Rows) -> Features:
+        places = split.places.get(modality)
+        return arrays[modality].take(rows if places is None else places[rows])
+
+    return take
 
 
-def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Iterator[Compared]:
+def _baselines(layout: Layout, name: str, store: Store, measured: Split, notes: list[str]) -> Iterator[Compared]:
     kinds, fit_split = layout.baselines.get(name, []), layout.fit_split
     if not kinds:
         return
@@ -107,12 +113,11 @@ def _baselines(layout: Layout, name: str, store: Store, notes: list[str]) -> Ite
     captions = captions[evenly_spaced(len(captions), layout.recipe.gap_report.baselines.pairs)]
     fitted = Store(layout.stores(fit_split)[name].path)
     rows = {"image": split.image_of_caption[captions], "text": captions}
-    arrays = _arrays(layout, fitted)
-    pairs = [arrays[m].take(rows[m]) for m in MODALITIES]
+    pairs = [_take(layout, fitted, split)(m, rows[m]) for m in MODALITIES]
+    take = _take(layout, store, measured)
     for kind in possible:
         maps = dict(zip(MODALITIES, fit_baseline(kind, *pairs), strict=True))
-        arrays = _arrays(layout, store)
-        yield Compared(f"{name}+{kind}", "baseline", lambda m, r, a=arrays, f=maps: f[m](a[m].take(r)))  # type: ignore[misc]
+        yield Compared(f"{name}+{kind}", "baseline", lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]
 
 
 def _refuse_other_items(name: str, store: Store, split: Split) -> None:

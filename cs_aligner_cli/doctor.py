@@ -161,10 +161,11 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.encoders import pick_device
     from cs_aligner_cli.encoders.availability import require_encoder_of
     from cs_aligner_cli.gap.projections import require_projection
+    from cs_aligner_cli.layout import MODALITIES, Layout
     from cs_aligner_cli.trackers import require_trackers
 
-    def data() -> str:
-        manifest = load_manifest(recipe)
+    def data(of: Recipe) -> str:
+        manifest = load_manifest(of)
         return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
 
     def trackers() -> str:
@@ -176,9 +177,12 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         require_projection(recipe.gap_report.projection)
         return recipe.gap_report.projection
 
-    yield _tried("data", data)
-    for modality in ("image", "text"):
-        yield _tried(f"encoders.{modality}", lambda m=modality: require_encoder_of(recipe, m))  # type: ignore[misc]
+    yield _tried("data", lambda: data(recipe))
+    for number, other in enumerate(Layout(recipe).unpaired.values()):
+        yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
+    for modality in recipe.encoders.modalities:
+        key = modality if modality in MODALITIES else f"further.{modality}"
+        yield _tried(f"encoders.{key}", lambda m=modality: require_encoder_of(recipe, m))  # type: ignore[misc]
     yield _tried("embed.device", lambda: str(pick_device(recipe.embed.device)))
     if recipe.train is not None:
         train = recipe.train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,23 @@ CACHED = ("frozen", "adapter")
 
 
 class Layout:
-    """The artifacts of one recipe."""
+    """The artifacts of one recipe.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.folder = recipe.folder
+    ``modalities`` are those of every store: image, text and the further ones that the recipe names. A data set of
+    unpaired items has a layout of its own, with its ``name`` and the modalities that are taken of it.
+    """
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities of every store: image, text, and the further ones that the recipe names."""
-        return self.recipe.encoders.modalities
+    def __init__(self, recipe: Recipe, name: str = "", modalities: Sequence[str] | None = None) -> None:
+        self.recipe, self.folder = recipe, recipe.folder
+        self.modalities = tuple(modalities or recipe.encoders.modalities)
+        self._named = f" of {name}" if name else ""
 
     @cached_property
     def prepared(self) -> Artifact:
         """The prepared data set: the two tables."""
         data = self.recipe.data
         return Artifact(
-            "prepared data set",
+            f"prepared data set{self._named}",
             data.dir or self.folder / "data",
             "csalign prepare",
             {
@@ -64,8 +65,8 @@ class Layout:
         return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
 
     @cached_property
-    def further(self) -> dict[str, Layout]:
-        """The data sets that bring further unpaired items, by name, with artifacts in this run's folder."""
+    def unpaired(self) -> dict[str, Layout]:
+        """The data sets that bring unpaired items, by name, with artifacts in this run's folder."""
         unpaired = self.recipe.data.unpaired
         found: dict[str, Layout] = {}
         for source in unpaired.sources if unpaired else ():
@@ -78,7 +79,7 @@ class Layout:
                 "embed": self.recipe.embed.model_copy(update={"dir": None}),
                 "train": None,
             }
-            found[name] = Layout(self.recipe.model_copy(update=changes))
+            found[name] = Layout(self.recipe.model_copy(update=changes), name, source.modalities)
         return found
 
     @cached_property
@@ -93,26 +94,31 @@ class Layout:
             "csalign prepare",
             {
                 "data": {"unpaired": unpaired.model_dump(mode="json")},
-                "train": {"split": train.split},
+                "train": train.model_dump(mode="json", include={"split", "val_split", "val_fraction"}),
+                "encoders": {"further": [*self.recipe.encoders.further]},
                 "seed": self.recipe.seed,
             },
-            (self.prepared, *(layout.prepared for layout in self.further.values())),
+            (self.prepared, *(layout.prepared for layout in self.unpaired.values())),
         )
 
     @property
-    def further_stores(self) -> dict[str, Artifact]:
-        """The frozen stores of the further unpaired items, by the name of their data set and its split."""
+    def unpaired_stores(self) -> dict[str, Artifact]:
+        """The frozen stores of unpaired items from elsewhere, by the name of their data set and its split."""
         sources = self.recipe.data.unpaired.sources if self.recipe.data.unpaired else []
         return {
             f"{name}:{source.split}": layout.frozen(source.split)
-            for (name, layout), source in zip(self.further.items(), sources, strict=True)
+            for (name, layout), source in zip(self.unpaired.items(), sources, strict=True)
         }
 
     def frozen(self, split: str) -> Artifact:
         """The embeddings of one split as the untouched encoders give them."""
         folder = self.recipe.embed.dir or self.folder / "embeddings" / FROZEN
         parts = self._encoding(split, {"precision", "dtype", "shard_rows"})
-        return Artifact(f"frozen store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+        if self._named:
+            parts["modalities"] = self.modalities
+        return Artifact(
+            f"frozen store of split {split}{self._named}", folder / split, "csalign embed", parts, (self.prepared,)
+        )
 
     def tokens(self, split: str) -> Artifact:
         """The tokens of one split as the untouched encoders give them, for the towers that read stored tokens."""
@@ -225,7 +231,7 @@ class Layout:
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:
-            cached += self.further_stores.values()
+            cached += self.unpaired_stores.values()
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,

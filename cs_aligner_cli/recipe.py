@@ -156,6 +156,16 @@ class Recipe(Strict):
             for name in edge:
                 if name not in known:
                     raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
+        if len({*self.edges}) < len(self.edges):
+            raise ValueError("train.edges: an edge is named twice")
+        if self.train and (self.train.conflict_steps or self.train.objective.tokens) and self.edges[0] != known[:2]:
+            raise ValueError("train.edges: conflict_steps and objective.tokens need [image, text] as the first edge")
+        if self.train and self.train.conflict_steps and len(known) > 2:
+            raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
+        if self.train and self.train.start != "plain" and len(known) > 2:
+            raise ValueError(f"train.start: {self.train.start} is of images and texts alone; use plain")
+        if len({*self.gap_report.modalities}) < 2:
+            raise ValueError("gap_report.modalities: expected two different ones, as in [audio, text]")
         for name in self.gap_report.modalities:
             if name not in known:
                 raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
@@ -170,7 +180,8 @@ class Recipe(Strict):
     def edges(self) -> list[tuple[str, str]]:
         """The pairs of modalities that the pairwise term ranks."""
         if self.train and self.train.edges:
-            return [(first, second) for first, second in self.train.edges]
+            order = self.encoders.modalities.index
+            return [(min(edge, key=order), max(edge, key=order)) for edge in self.train.edges]
         return [("image", "text"), *((name, "text") for name in self.encoders.further)]
 
     @model_validator(mode="after")

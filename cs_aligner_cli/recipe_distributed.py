@@ -10,7 +10,7 @@ from cs_aligner_cli.validation import Strict
 
 
 class Distributed(Strict):
-    """How the ranks talk where torchrun starts several; results do not depend on it."""
+    """How the ranks talk where torchrun starts several."""
 
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="What carries tensors between ranks; auto: nccl for those on GPUs, gloo for the others."

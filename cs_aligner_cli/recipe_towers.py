@@ -85,8 +85,8 @@ class Tower(Strict):
     )
     reads: Literal["pooled", "tokens"] = Field(
         "pooled",
-        description="What the encoder gives: pooled, one embedding; tokens, all its tokens, of which the adapter maps"
-        " each, and the tower's embedding is their mean.",
+        description="What the encoder gives: pooled, one embedding; tokens, all its tokens, which the adapter maps, and"
+        " which it pools to the tower's embedding.",
     )
     adapter: Adapter = Field(ResidualMlpAdapter(), description="Used with tune: adapter, and with adapter_on_top.")
     adapter_on_top: bool = Field(

@@ -184,6 +184,4 @@ class Train(Strict):
             )
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
-        if self.start != "plain" and self.further:
-            raise ValueError(f"start: {self.start} is of image and text alone; with further modalities use plain")
         return self

@@ -147,7 +147,7 @@ class Stepper:
         """
         torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
         inputs = inputs.to(self._device)
-        if self._spec.objective.tokens is None:
+        if self._spec.objective.tokens is None or self._towers.plans[modality].reads != "tokens":
             return (self._towers(modality, inputs),)
         return self._towers.forward_tokens(modality, inputs)
 

@@ -196,7 +196,7 @@ def _points(lines: Iterable[str]) -> Iterable[tuple[int, dict[str, float]]]:
         row = json.loads(line)
         step = row.pop("step")
         row = {key: dict(enumerate(value)) if isinstance(value, list) else value for key, value in row.items()}
-        yield step, {name: float(value) for name, value in _flat(row).items()}
+        yield step, {name: float(value) for name, value in _flat(row).items() if value is not None}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cs_aligner_cli.data.batches import DrawnPairs, PairBatches, Pool, Rows
-from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, further_items
+from cs_aligner_cli.data.pairing import OWN, UNPAIRED, Pairing, unpaired_splits
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.distributed import Ranks
 from cs_aligner_cli.encoders.inputs import joined
@@ -54,7 +54,7 @@ class TrainingBatches:
 
 def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
     """The unpaired items of images and texts, of which a step takes so many per pair."""
-    sources: dict[str, tuple[Split, Sequence[str]]] = {OWN: (split, MODALITIES), **further_items(layout)}
+    sources: dict[str, tuple[Split, Sequence[str]]] = {OWN: (split, MODALITIES), **unpaired_splits(layout)}
     return {
         m: Pool(
             [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
@@ -76,12 +76,13 @@ def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Rows]]:
 
 
 def _pairs(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
-    """Which of a step's items, of which those that are in pairs come first, are pairs of an edge."""
+    """Which items of a step are the pairs of an edge; paired items come before unpaired ones."""
     each = np.arange(len(drawn.images))
     owner = drawn.owner if "text" in edge and drawn.owner is not None else each
-    places = [np.arange(len(owner)) if modality == "text" else owner for modality in edge]
+    in_order = np.arange(len(owner))
+    places = [in_order if modality == "text" else owner for modality in edge]
     first, second = (
-        None if sizes[modality] == len(owner) else torch.from_numpy(place)
+        None if sizes[modality] == len(owner) and np.array_equal(place, in_order) else torch.from_numpy(place)
         for modality, place in zip(edge, places, strict=True)
     )
     return Pairs(first, second, torch.from_numpy(drawn.images[owner]))

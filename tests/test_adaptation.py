@@ -234,7 +234,7 @@ def test_a_step_that_memory_does_not_hold_is_told_with_the_remedy(
     monkeypatch.setattr(Towers, "forward", full)
     said = refused("train", photos_recipe, "-q")
     assert said.startswith(
-        "aligned: a step with 4 image items and 4 text items: memory does not hold it\nA smaller train.micro_batch_size or"
+        "aligned: a step with 4 image items and 4 text items: memory does not hold it\nA smaller train.micro_batch"
     )
 
 

@@ -75,6 +75,13 @@ def test_the_default_recipe_is_looked_at(
     [
         ("train.lrr=1", "recipe", "train.lrr", ""),
         ("data.root=/nowhere/at/all", "data", "/nowhere/at/all is not a folder", ""),
+        (
+            "data.unpaired={sources: [{manifest: flickr8k, root: /nowhere}]}",
+            "data.unpaired.sources.0",
+            "/nowhere is not a folder",
+            "",
+        ),
+        ("encoders.further={audio: {}}", "encoders.further.audio", "brings no features of it", ""),
         (f"{TEXT}transformers, model: local-dir:absent}}", "encoders.text", "is no folder", "save_pretrained"),
         (f"{TEXT}transformers, model: some/model}}", "encoders.text", "is not cached", "hf download some/model"),
         (f"{TEXT}open_clip, model: ViT-B-33, random_init: true}}", "encoders.text", "did you mean ViT-B-32", ""),

@@ -33,8 +33,6 @@ from cs_aligner_cli.interrupts import noticed_interrupts
 from cs_aligner_cli.recipe import load_recipe
 from cs_aligner_cli.stepper import Batch, Stepper
 from cs_aligner_cli.store import ShardWriter
-from cs_aligner_cli.towers import Inputs
-from cs_aligner_cli.training_batches import TrainingBatches
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
@@ -116,15 +114,15 @@ def test_no_generator_but_the_seeded_ones_has_a_say_in_training(
     plain, stirred = (("--set", f"run_dir={tmp_path / name}", *TRAINING) for name in ("plain", "stirred"))
     for command in ("prepare", "embed", "train"):
         done(csalign, command, features_recipe, "-q", *plain)
-    load = TrainingBatches.load
+    take = Stepper.step
 
-    def stir(self: TrainingBatches, step: int, inputs: Inputs) -> Batch:
+    def stir(self: Stepper, step: int, batch: Batch) -> dict[str, Any]:
         random.seed(step)
         np.random.seed(step)  # noqa: NPY002 (the global generator is the point)
         torch.manual_seed(step)
-        return load(self, step, inputs)
+        return take(self, step, batch)
 
-    monkeypatch.setattr(TrainingBatches, "load", stir)
+    monkeypatch.setattr(Stepper, "step", stir)
     for command in ("prepare", "embed", "train"):
         done(csalign, command, features_recipe, "-q", *stirred)
     one, other = (load_file(tmp_path / name / "train/aligned/last.safetensors") for name in ("plain", "stirred"))

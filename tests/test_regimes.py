@@ -19,12 +19,14 @@ from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import PairBatches, Pool
 from cs_aligner_cli.data.pairing import LEFT_OUT, PAIRED, UNPAIRED, draw_pairing, read_pairing
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.distributed import Ranks
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import Layout
 from cs_aligner_cli.memory import Memory
 from cs_aligner_cli.pipeline import run_stage
 from cs_aligner_cli.recipe import Recipe, load_recipe
 from cs_aligner_cli.store import Store
+from cs_aligner_cli.training_batches import TrainingBatches
 
 QUIET = Console(quiet=True)
 Refused = Callable[..., str]
@@ -166,6 +168,57 @@ def test_unpaired_items_are_seen_by_the_divergence_alone(features_recipe: Path, 
     assert len(paired.rows("image", PAIRED)) == 48
 
 
+def test_pairs_stay_pairs_when_unpaired_images_make_as_many_rows_as_captions(features_recipe: Path) -> None:
+    """5 captions an image and 4 unpaired images a pair: both modalities have 5 rows a pair, in different orders."""
+    more = ["train.captions=all", "train.unpaired_per_pair={image: 4, text: 0}", "train.batch_size=8"]
+    recipe = load_recipe(str(features_recipe), [*UNPAIRED_ITEMS, *more])
+    _run(recipe, "prepare", "embed")
+    layout = Layout(recipe)
+    split = PreparedData(layout.prepared.path).split("train", "train.split")
+    pairing = read_pairing(layout.pairing.path)  # type: ignore[union-attr]
+    limited = pairing.limited(split)
+    assert recipe.train is not None
+    batches = TrainingBatches(layout, recipe.train, limited, pairing.rows("image", PAIRED), pairing, Ranks())
+    first, second, groups = batches.load(0, _Numbers()).pairs["image", "text"]  # type: ignore[arg-type]
+    drawn = batches.pairs.pairs(0)
+    assert first is not None and second is None and groups is not None
+    assert (first.numpy() == drawn.owner).all()
+    assert (limited.image_of_caption[drawn.captions] == groups.numpy()).all()
+
+
+class _Numbers:
+    """Row numbers in the place of a tower's inputs."""
+
+    def __call__(self, modality: str, split: Split, rows: Any) -> torch.Tensor:
+        return torch.from_numpy(rows).float().unsqueeze(1)
+
+
+def test_what_is_held_out_for_validation_is_no_unpaired_item(features_recipe: Path, tmp_path: Path) -> None:
+    """The data set itself as a further source: whatever it holds of validation and test is left out."""
+    source = f"{{manifest: flickr8k, root: {tmp_path / 'features'}}}"
+    recipe = load_recipe(str(features_recipe), [f"data.unpaired={{sources: [{source}]}}", "train.val_fraction=0.25"])
+    counts = _run(recipe, "prepare")["prepare"]["pairing"]
+    assert counts["image"] == {"paired": 120, "unpaired": 90, "left out": 30}
+    assert counts["text"] == {"paired": 600, "unpaired": 450, "left out": 150}
+
+
+def test_a_change_of_the_data_or_of_what_is_taken_makes_pairing_and_stores_anew(
+    features_recipe: Path, tmp_path: Path
+) -> None:
+    other = make_features(tmp_path / "other", {"train": 30}, seed=1)
+    source = f"manifest: flickr8k, root: {other}"
+    one = load_recipe(str(features_recipe), [f"data.unpaired={{sources: [{{{source}, modalities: [text]}}]}}"])
+    both = load_recipe(str(features_recipe), [f"data.unpaired={{sources: [{{{source}}}]}}", "train.epochs=1"])
+    _run(one, "prepare", "embed")
+    found = _run(both)
+    assert found["embed"]["stores"]["unpaired flickr8k"]["train"]["status"] == "done"
+    for table in ("images.csv", "captions.csv"):
+        rows = pd.read_csv(tmp_path / "features" / table)
+        rows.loc[rows["split"] == "dev", "split"] = "train"
+        rows.to_csv(tmp_path / "features" / table, index=False)
+    assert _run(both, "prepare")["prepare"]["pairing"]["status"] == "done", "the main data set has changed"
+
+
 def test_a_share_of_pairs_leaves_the_frozen_stores_fresh(features_recipe: Path) -> None:
     _run(load_recipe(str(features_recipe), ["data.unpaired={paired_fraction: 0.4}"]), "prepare", "embed")
     again = load_recipe(str(features_recipe), ["data.unpaired={paired_fraction: 0.3}", "seed=5"])
@@ -179,6 +232,7 @@ def test_a_share_of_pairs_leaves_the_frozen_stores_fresh(features_recipe: Path) 
     [
         ["train.captions=all", "train.objective.memory=50"],
         ["train.captions={kind: weighted, weights: [4, 1]}", "train.unpaired_per_pair={image: 2.5, text: 0.5}"],
+        ["train.captions=all", "train.unpaired_per_pair={image: 4, text: 0}"],
         ["train.captions=first", "train.objective={pairwise: {kind: siglip}, divergence: {kind: energy}}"],
     ],
 )  # fmt: skip
@@ -267,8 +321,8 @@ def test_images_alone_are_a_table_without_captions(photos_root: Path, tmp_path: 
     sources = f"[{{manifest: {tmp_path / 'images_alone.yaml'}, split: all, modalities: [image]}}]"
     recipe = load_recipe(str(photos_recipe), [f"data.unpaired={{sources: {sources}}}"])
     counts = _run(recipe, "prepare")["prepare"]["pairing"]["image"]
-    assert counts == {"paired": 8, "unpaired": 8, "left out": 8}, "those of dev and test would leak"
-    assert _run(recipe, "embed", "train")["train"]["runs"]["aligned"]["unpaired_items"] == {"image": 8, "text": 0}
+    assert counts == {"paired": 8, "unpaired": 7, "left out": 9}, "those of dev, test and validation would leak"
+    assert _run(recipe, "embed", "train")["train"]["runs"]["aligned"]["unpaired_items"] == {"image": 7, "text": 0}
 
 
 @pytest.fixture
@@ -298,7 +352,7 @@ def views_recipe(tmp_path: Path, write_yaml: Callable[..., Path]) -> Path:
 def test_three_modalities_align_along_every_edge(views_recipe: Path, csalign: Csalign, tmp_path: Path) -> None:
     assert csalign("run", views_recipe).exit_code == 0
     found = csalign("eval-retrieval", views_recipe, "--json").json
-    assert set(found["edges"]) == {"audio-image", "audio-text"}
+    assert set(found["edges"]) == {"image-audio", "audio-text"}
     for edge, stores in found["edges"].items():
         first, second = edge.split("-")
         for way in (f"{first}_to_{second}", f"{second}_to_{first}"):
@@ -324,8 +378,9 @@ def test_an_edge_is_seen_as_images_and_captions() -> None:
     audio = pd.DataFrame({"image_id": ["c", "a", "c", None]})
     split = Split("s", images, captions, {"audio": audio})
     seen = split.seen_as(("audio", "text"))
-    assert seen.image_of_caption.tolist() == [1, 1, 0, -1]  # row 2 is a second sound of c, and in no pair
-    assert seen.images["locator"].tolist() == ["c.png", "a.png", "", ""]
+    assert seen.places["image"].tolist() == [0, 1, 3]  # row 2 is a second sound of c, and left out
+    assert seen.image_of_caption.tolist() == [1, 1, 0, -1]
+    assert seen.images["locator"].tolist() == ["c.png", "a.png", ""]
     assert seen.captions["text"].tolist() == ["1", "2", "3", "4"]
     assert split.seen_as(("image", "text")) is split
     turned = split.seen_as(("audio", "image"))
@@ -345,7 +400,7 @@ def test_an_edge_is_seen_as_images_and_captions() -> None:
             "gap_report.modalities: 'audoi' is no modality here; did you mean audio?",
         ),
         ("train.further={audio: {tune: full}}", "further.audio.tune: full needs a live encoder"),
-        ("train.start=cca", "start: cca is of image and text alone"),
+        ("train.start=cca", "train.start: cca is of images and texts alone"),
     ],
 )
 def test_a_modality_that_is_not_there_is_refused_by_name(
@@ -378,7 +433,7 @@ def test_further_modalities_of_stored_features(features_recipe: Path, tmp_path: 
     settings = [f"data.manifest={tmp_path / 'sounds.yaml'}", "encoders.further={sound: {kind: features}}"]
     arguments = [part for setting in [*settings, "train.epochs=2"] for part in ("--set", setting)]
     prepared = csalign("prepare", features_recipe, *arguments, "--json").json
-    assert prepared["skipped"]["sound items' images, which are in another split or not there"] == 1
+    assert prepared["skipped"]["sound items without their image: it is missing, or in another split"] == 1
     done = csalign("run", features_recipe, *arguments, "--json").json
     assert done["train"]["aligned"]["train_images"] + done["train"]["aligned"]["val_images"] == 118
     recipe = load_recipe(str(features_recipe), settings)

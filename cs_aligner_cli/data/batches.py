@@ -115,7 +115,7 @@ class PairBatches:
 
 
 class Pool:
-    """Items that are in no pair, ``per_step`` of them at every step: all of them once, then in another order again.
+    """Items that are in no pair, ``per_step`` of them at every step: each once a round, each round in a new order.
 
     ``parts`` are rows of several splits, since unpaired items may come from other data sets.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,8 @@ class Pairing:
         return {m: {role: int((table["role"] == role).sum()) for role in roles} for m, table in self.tables.items()}
 
     def limited(self, split: Split) -> Split:
-        """The training split with the pairs that are left: captions and all else of other images belong to none."""
-        kept = split.images["image_id"].iloc[self.rows("image", PAIRED)]
-
-        def among(table: pd.DataFrame) -> pd.DataFrame:
-            return table.assign(image_id=table["image_id"].astype(object).where(table["image_id"].isin(kept), None))
-
-        further = {modality: among(table) for modality, table in split.further.items()}
-        return Split(split.name, split.images, among(split.captions), further)
+        """The training split with the pairs that are left."""
+        return _limited(split, self.rows("image", PAIRED))
 
     def write(self, folder: Path) -> None:
         """Write one Parquet table per modality."""
@@ -59,20 +53,19 @@ def read_pairing(folder: Path) -> Pairing:
     return Pairing({modality: pd.read_parquet(folder / f"{modality}.parquet") for modality in _CONTENT})
 
 
-def further_items(layout: Layout) -> dict[str, tuple[Split, list[str]]]:
-    """The splits that further sources of unpaired items name, and the modalities taken of them.
+def unpaired_splits(layout: Layout) -> dict[str, tuple[Split, Sequence[str]]]:
+    """The splits that other manifests bring as unpaired items, by name, and the modalities taken of them.
 
     Locators are made absolute, so that an encoder of the data set itself can read the items.
     """
     unpaired = layout.recipe.data.unpaired
-    found: dict[str, tuple[Split, list[str]]] = {}
-    for number, (name, further) in enumerate(layout.further.items()):
+    found: dict[str, tuple[Split, Sequence[str]]] = {}
+    for number, (name, other) in enumerate(layout.unpaired.items()):
         assert unpaired is not None
-        source = unpaired.sources[number]
-        data = PreparedData(further.prepared.path)
-        split = data.split(source.split, f"data.unpaired.sources.{number}.split", source.modalities)
+        data = PreparedData(other.prepared.path)
+        split = data.split(unpaired.sources[number].split, f"data.unpaired.sources.{number}.split", other.modalities)
         images = split.images.assign(locator=[str(data.root / locator) for locator in split.images["locator"]])
-        found[name] = Split(f"{name}:{split.name}", images, split.captions), [*source.modalities]
+        found[name] = Split(f"{name}:{split.name}", images, split.captions), other.modalities
     return found
 
 
@@ -82,13 +75,14 @@ def draw_pairing(
     sources: Mapping[str, tuple[Split, Sequence[str]]],
     fraction: float,
     seed: int,
+    held_out: Callable[[Split], Rows] = lambda split: np.arange(0),
 ) -> Pairing:
-    """Decide the role of every item of the training split and of further sources (split, modalities taken).
+    """Decide the role of every item of the training split and of other sources (split, modalities taken).
 
     A random ``fraction`` of the images with captions keep them. An unpaired item whose content (an image's digest, a
     caption's text without regard to case and spaces) also stands in ``guarded``, the images and the captions of all
-    other splits, is left out: nothing of validation or test may be trained on. Raises InputError if fewer than two
-    images stay paired.
+    other splits, or belongs to one of the images that ``held_out`` takes from the training split for validation, is
+    left out: nothing of validation or test may be trained on. Raises InputError if fewer than two images stay paired.
     """
     owners = split.image_of_caption
     with_captions = np.unique(owners[owners >= 0])
@@ -100,15 +94,28 @@ def draw_pairing(
         )
     drawn = np.random.default_rng([seed, 4]).permutation(with_captions)[:kept]
     paired = {"image": np.isin(np.arange(len(split.images)), drawn), "text": np.isin(owners, drawn)}
-    known = {m: set(_content(table, m)) for m, table in zip(_CONTENT, guarded, strict=True)}
-    tables: dict[str, list[pd.DataFrame]] = {m: [] for m in _CONTENT}
-    for modality in _CONTENT:
-        tables[modality].append(_roles(OWN, split, modality, known[modality], paired[modality]))
-    for name, (further, modalities) in sources.items():
+    held = held_out(_limited(split, drawn))
+    known = {
+        "image": {*_content(guarded[0], "image"), *_content(split.images.iloc[held], "image")},
+        "text": {*_content(guarded[1], "text"), *_content(split.captions[np.isin(owners, held)], "text")},
+    }
+    tables = {m: [_roles(OWN, split, m, known[m], paired[m])] for m in _CONTENT}
+    for name, (other, modalities) in sources.items():
         for modality in modalities:
-            nothing = np.zeros(len(further.table(modality)), bool)
-            tables[modality].append(_roles(name, further, modality, known[modality], nothing))
+            nothing = np.zeros(len(other.table(modality)), bool)
+            tables[modality].append(_roles(name, other, modality, known[modality], nothing))
     return Pairing({m: pd.concat(parts, ignore_index=True) for m, parts in tables.items()})
+
+
+def _limited(split: Split, image_rows: Rows) -> Split:
+    """A split in which captions and items of all but these images lose their image."""
+    kept = split.images["image_id"].iloc[image_rows]
+
+    def among(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(image_id=table["image_id"].astype(object).where(table["image_id"].isin(kept), None))
+
+    further = {modality: among(table) for modality, table in split.further.items()}
+    return Split(split.name, split.images, among(split.captions), further)
 
 
 def _roles(source: str, split: Split, modality: str, known: set[Any], paired: npt.NDArray[np.bool_]) -> pd.DataFrame:

@@ -29,13 +29,14 @@ class Split:
     ``images.member_locator`` spells it, or ""), feature_row (-1 where there is none), width, height (0 where unknown),
     digest (of the content), label ("" where there is none). ``captions``: caption_id, image_id (None for an unpaired
     caption), split, text, feature_row. ``further``: the tables of further modalities by name: NAME_id, image_id, split,
-    feature_row.
+    feature_row. ``places``: for a table whose rows are not those of its store, which rows of it they are.
     """
 
     name: str
     images: pd.DataFrame
     captions: pd.DataFrame
     further: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    places: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     @cached_property
     def image_of_caption(self) -> npt.NDArray[np.int64]:
@@ -50,8 +51,6 @@ class Split:
     @property
     def labels(self) -> npt.NDArray[np.object_]:
         """(images,) the class of each image as text, "" where it has none."""
-        if "label" not in self.images:  # prepared by a version without labels
-            return np.full(len(self.images), "", object)
         return self.images["label"].to_numpy(object)
 
     def table(self, modality: str) -> pd.DataFrame:
@@ -59,22 +58,22 @@ class Split:
         return {"image": self.images, "text": self.captions, **self.further}[modality]
 
     def seen_as(self, edge: Sequence[str]) -> Split:
-        """An edge of two modalities as if they were images and captions: same rows, same order.
+        """An edge of two modalities as if they were images and captions, with ``places`` in their stores.
 
-        Of several items of the first modality that belong to one image, the first one stands for it; the others, and
-        unpaired items, are in no pair.
+        Of several items of the first modality that belong to one image, the first one stands for it, and the others
+        are left out; unpaired items are in no pair.
         """
         if [*edge] == ["image", "text"]:
             return self
         first, second = (self.table(modality) for modality in edge)
-        owner = first["image_id"].where(~first["image_id"].duplicated())
-        apart = pd.Series([f"{edge[0]} {i}" for i in range(len(first))], index=first.index)
-        ids = owner.where(owner.notna(), apart)
+        kept = np.flatnonzero(first["image_id"].isna() | ~first["image_id"].duplicated())
+        first = first.iloc[kept].reset_index(drop=True)
+        ids = first["image_id"].where(first["image_id"].notna(), pd.Series([f"{edge[0]} {i}" for i in kept]))
         locators = self.images.set_index("image_id")["locator"].reindex(ids).fillna("")
         images = first.assign(image_id=ids, locator=locators.to_numpy(), label="")
         names = [f"{edge[1]} {i}" for i in range(len(second))]
         captions = second.assign(caption_id=names, text=second.get("text", names))
-        return Split(self.name, images, captions)
+        return Split(self.name, images, captions, places={"image": kept})
 
     @cached_property
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -116,12 +115,14 @@ class PreparedData:
                 f"encoders.further: the data set has no modality {absent[0]!r}{did_you_mean(absent[0], there)}"
             )
         part = self.part(name)
-        images, captions = part.images, part.captions
-        if (images.empty and "image" in needs) or (captions.empty and "text" in needs):
-            there = sorted({*self.images["split"], *self.captions["split"]})
-            what = "has no captions" if len(images) else "has no images" if len(captions) else "is empty"
-            near = "" if name in there else did_you_mean(name, there)
-            raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(there)})")
+        lacking = [modality for modality in needs if part.table(modality).empty]
+        if lacking:
+            splits = sorted({*self.images["split"], *self.captions["split"]})
+            told = {"image": "images", "text": "captions"}
+            what, near = f"has no {' and no '.join(told.get(modality, modality) for modality in lacking)}", ""
+            if name not in splits:
+                what, near = "is empty", did_you_mean(name, splits)
+            raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(splits)})")
         return part
 
     def part(self, name: str) -> Split:

@@ -42,12 +42,12 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     layout = Layout(recipe)
     ranks = current()
     ranks.ask(lambda: layout.prepared.require() is not None)
-    job = _Job(recipe, layout, console, force, layout.modalities)
+    job = _Job(recipe, layout, console, force)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
     if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
-        stores |= _further(layout, console, force)
+        stores |= _unpaired(layout, console, force)
     trained = ranks.ask(lambda: [n for n in layout.aligned_names if job.can_align(n)])
     for name in trained:
         stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
@@ -56,18 +56,18 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     return {"status": "done" if done else "fresh", "stores": stores, "waiting_for_training": waiting}
 
 
-def _further(layout: Layout, console: Console, force: bool) -> dict[str, dict[str, Any]]:
-    """Make the frozen stores of further unpaired items; raise InputError if one has another dimension than training."""
+def _unpaired(layout: Layout, console: Console, force: bool) -> dict[str, dict[str, Any]]:
+    """Make the frozen stores of unpaired items from elsewhere; raise InputError if their dimension is another one."""
     assert layout.recipe.train is not None and layout.recipe.data.unpaired is not None
     own = Store(layout.frozen(layout.recipe.train.split).path)
     stores: dict[str, dict[str, Any]] = {}
-    for number, (name, further) in enumerate(layout.further.items()):
-        source = layout.recipe.data.unpaired.sources[number]
-        further.prepared.require()
-        job = _Job(further.recipe, further, console, force, source.modalities)
-        stores[f"unpaired {name}"] = {source.split: job.frozen(source.split)}
-        for modality in source.modalities:
-            dims = [store.array(modality).shape[1] for store in (Store(further.frozen(source.split).path), own)]
+    for number, (name, other) in enumerate(layout.unpaired.items()):
+        split = layout.recipe.data.unpaired.sources[number].split
+        current().ask(lambda other=other: other.prepared.require() is not None)  # type: ignore[misc]
+        stores[f"unpaired {name}"] = {split: _Job(other.recipe, other, console, force).frozen(split)}
+        theirs = Store(other.frozen(split).path)
+        for modality in other.modalities:
+            dims = [store.array(modality).shape[1] for store in (theirs, own)]
             if dims[0] != dims[1]:
                 raise InputError(
                     f"data.unpaired.sources.{number}: the {modality} embeddings of {name} have {dims[0]} dimensions, "
@@ -80,11 +80,9 @@ def _further(layout: Layout, console: Console, force: bool) -> dict[str, dict[st
 class _Job:
     """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
-    def __init__(
-        self, recipe: Recipe, layout: Layout, console: Console, force: bool, modalities: Sequence[str]
-    ) -> None:
+    def __init__(self, recipe: Recipe, layout: Layout, console: Console, force: bool) -> None:
         self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
-        self.modalities = modalities
+        self.modalities = layout.modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(recipe.embed.device)
         self.ranks = current()
@@ -153,6 +151,11 @@ class _Job:
         def start() -> tuple[MakeEmbedder, dict[str, Any]]:
             frozen = Store(self.layout.frozen(split_name).path)
             plans = read_plans(weights)
+            if {*plans} != {*self.modalities}:
+                raise InputError(
+                    f"{weights}: has towers of {', '.join(plans)}, but this recipe's are {', '.join(self.modalities)}",
+                    "encoders.further must name what the weights were trained with.",
+                )
             # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
             encoders = load_encoders(self.recipe, self.data, self.device, [m for m, plan in plans.items() if plan.live])
             tokens = TokenStore(self.layout.tokens(split_name).path)

@@ -116,17 +116,21 @@ class _Job:
         """Retrieval between any two modalities but images and texts, ranked in training or not, store by store."""
         edges: dict[str, Any] = {}
         for pair in combinations(self.layout.modalities, 2):
-            edge = pair[::-1]  # audio-image, audio-text
+            edge = pair[::-1] if pair[0] == "text" else pair  # the first is the one of which an image has one item
             if pair == MODALITIES:
                 continue
             seen = self.split.seen_as(edge)
             found = edges["-".join(edge)] = {}
+            ks = [k for k in self.spec.ks if k <= min(len(seen.images), len(seen.captions))]
             for name, store in stores.items():
                 first, second = (store.array(modality) for modality in edge)
-                if first.shape[1] == second.shape[1]:
-                    rows = first.all(), second.all()
-                    metrics = evaluate_retrieval(*rows, seen.image_of_caption, self.spec.ks, self.device)
-                    found[name] = {f"{edge[0]}_to_{edge[1]}": metrics["i2t"], f"{edge[1]}_to_{edge[0]}": metrics["t2i"]}
+                if first.shape[1] == second.shape[1] and (seen.image_of_caption >= 0).any():
+                    rows = first.take(seen.places["image"]), second.all()
+                    metrics = evaluate_retrieval(*rows, seen.image_of_caption, ks, self.device)
+                    found[name] = {
+                        f"{edge[0]}_to_{edge[1]}": metrics["i2t"],
+                        f"{edge[1]}_to_{edge[0]}": metrics["t2i"],
+                    }
         return edges
 
     def _described(self) -> dict[str, Any]:

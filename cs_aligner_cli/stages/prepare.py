@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.artifacts import RECORD, Artifact, file_stamps, write_json
 from cs_aligner_cli.console import Console
+from cs_aligner_cli.data.batches import hold_out
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.checksums import check_checksums
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.entries import Source, check_images
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
-from cs_aligner_cli.data.pairing import draw_pairing, further_items
-from cs_aligner_cli.data.prepared import PreparedData, caption_texts, write_prepared
+from cs_aligner_cli.data.pairing import draw_pairing, unpaired_splits
+from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.errors import InputError, TooManyBadItems
@@ -44,7 +46,7 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
         raise InputError(
             f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
         )
-    summary = _tables(layout, manifest, MODALITIES, console, force)
+    summary = _tables(layout, manifest, console, force)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
@@ -61,8 +63,8 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     return result
 
 
-def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: Console, force: bool) -> dict[str, Any]:
-    """Make the tables of one data set, which must bring the modalities that are needed of it."""
+def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -> dict[str, Any]:
+    """Make the tables of one data set, which must bring images, captions or both, as its layout says."""
     recipe, artifact = layout.recipe, layout.prepared
     sources = file_stamps([manifest_path(recipe), *source_files(manifest, console)])
     record = None if force else artifact.fresh(sources)
@@ -80,7 +82,7 @@ def _tables(layout: Layout, manifest: Manifest, needs: Sequence[str], console: C
             check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
         images, captions = _linked(source)
         tables = {"image": images, "text": captions}
-        lacking = [modality for modality in needs if tables[modality].empty]
+        lacking = [m for m in MODALITIES if m in layout.modalities and tables[m].empty]
         if lacking:
             what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
             raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
@@ -131,9 +133,12 @@ def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | 
     unpaired, train, artifact = layout.recipe.data.unpaired, layout.recipe.train, layout.pairing
     if artifact is None or unpaired is None or train is None:
         return None
-    for further, source in zip(layout.further.values(), unpaired.sources, strict=True):
-        found = _tables(further, load_manifest(further.recipe), source.modalities, console, force)
-        _refuse_too_many_bad(found, layout.recipe.data.max_bad_fraction, further.prepared.path / REPORT)
+    for number, other in enumerate(layout.unpaired.values()):
+        try:
+            found = _tables(other, load_manifest(other.recipe), console, force)
+        except InputError as error:
+            raise InputError(f"data.unpaired.sources.{number}: {error}") from None
+        _refuse_too_many_bad(found, layout.recipe.data.max_bad_fraction, other.prepared.path / REPORT)
     if (record := artifact.fresh()) and not force:
         return {"status": "fresh", **record["summary"]}
     data = PreparedData(layout.prepared.path)
@@ -141,7 +146,8 @@ def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | 
     guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
     with artifact.building() as build:
         seed = layout.recipe.seed
-        pairing = draw_pairing(split, guarded, further_items(layout), unpaired.paired_fraction, seed)
+        sources = unpaired_splits(layout)
+        pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, seed, partial(_held_out, layout))
         pairing.write(build.folder)
         build.summary = pairing.counts()
     return {"status": "done", **build.summary}
@@ -157,6 +163,14 @@ def _refuse_foreign(artifact: Artifact, key: str) -> None:
             f"{key}: {folder} holds other files, which the {artifact.name} would replace",
             "Name a folder that is not there yet, or an empty one.",
         )
+
+
+def _held_out(layout: Layout, split: Split) -> npt.NDArray[np.int64]:
+    """The images of the training split that training will hold out for validation."""
+    train = layout.recipe.train
+    if train is None or train.val_split:
+        return np.arange(0)
+    return hold_out(split, train.val_fraction, layout.recipe.seed, layout.modalities[1:])[1]
 
 
 def _reasons(source: Source) -> str:
@@ -189,13 +203,13 @@ def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:
-    """The items of a further modality, numbered; those of images in another split, or of none that is there, stay as
-    unpaired ones, and are counted."""
+    """The items of a further modality, numbered; one whose image is missing or in another split becomes unpaired, and
+    is counted."""
     items = source.further[modality].reset_index(drop=True)
     split_of = items["image_id"].map(images.set_index("image_id")["split"])
     astray = items["image_id"].notna() & (split_of != items["split"])
     if astray.any():
-        source.skipped[f"{modality} items' images, which are in another split or not there"] = int(astray.sum())
+        source.skipped[f"{modality} items without their image: it is missing, or in another split"] = int(astray.sum())
     items["image_id"] = items["image_id"].astype(object).where(~astray, None)
     items.insert(0, f"{modality}_id", [f"{i:08d}" for i in range(len(items))])
     return items

@@ -100,7 +100,7 @@ class _Run:
         reading_tokens = spec.cached_reading("tokens", layout.modalities)
         stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
         if pooled and pairing:
-            stores |= {name: Store(store.path) for name, store in layout.further_stores.items()}
+            stores |= {name: Store(store.path) for name, store in layout.unpaired_stores.items()}
         tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
         encoders = load_encoders(recipe, data, self.device, [m for m in layout.modalities if spec.tower(m).live])
         torch.manual_seed(recipe.seed)
@@ -285,6 +285,8 @@ class _Run:
             if trained:
                 share = f" of {total:,}" if total > trained else ""
                 self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
+        for modality, pool in self.training.pools.items():
+            self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")
         if self.objective.convention:
             self.console.say(f"{self.name}: {self.objective.convention}")
 
