@@ -73,7 +73,7 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 	$(BIN)/python benchmarks/divergences.py --root $(DATA)
 
 bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 5 seeds, an hour: make bench-regimes DATA=FOLDER
-	$(BIN)/python benchmarks/regimes.py unpaired --root $(DATA) $(BEST)
+	$(BIN)/python benchmarks/regimes.py unpaired --root $(DATA)
 	$(BIN)/python benchmarks/regimes.py captions --root $(DATA)
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
