@@ -19,7 +19,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
 from cs_aligner_cli.disk import writing
 from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.ranks import rank
+from cs_aligner_cli.torchrun import rank
 
 RECORD = "stage.json"
 _MARK = "building.json"

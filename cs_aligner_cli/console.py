@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cs_aligner_cli.errors import AlreadyToldError, CsalignError, InputError
-from cs_aligner_cli.ranks import local_rank, rank
+from cs_aligner_cli.torchrun import local_rank, rank
 
 BUG = 1
 INTERRUPTED = 130

@@ -22,8 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from cs_aligner_cli.artifacts import Artifact, Build
 from cs_aligner_cli.errors import AlreadyToldError, CsalignError, InputError
-from cs_aligner_cli.ranks import local_rank, world_size
 from cs_aligner_cli.recipe_distributed import Distributed
+from cs_aligner_cli.torchrun import local_rank, world_size
 
 T = TypeVar("T")
 # Gradients travel in blocks of so many values: one small message per parameter would wait for the network.

@@ -81,6 +81,24 @@ def test_four_ranks_equal_one_process(tmp_path: Path) -> None:
     _equal_to_one_process(tmp_path, 4)
 
 
+def test_two_ranks_equal_one_process_in_the_data_regimes(features_recipe: Path, tmp_path: Path) -> None:
+    """Uneven shares: unpaired items, all captions and a memory; weights as near as float32 sums in another order."""
+    regimes = ["data.unpaired={paired_fraction: 0.5}", "train.unpaired_per_pair={image: 1.5, text: 0.3}"]
+    regimes += ["train.captions=all", "train.objective.memory=30", "train.batch_size=15", "train.epochs=3"]
+    weights = []
+    for ranks in (1, 2):
+        settings = [part for s in (*regimes, f"run_dir={tmp_path / str(ranks)}") for part in ("--set", s)]
+        launcher = [*TORCHRUN, "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else [sys.executable, "-m"]
+        for stage in ("prepare", "embed", "train"):
+            start = launcher if stage == "train" else [sys.executable, "-m"]
+            command = [*start, "cs_aligner_cli", stage, str(features_recipe), *settings]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+        weights.append(load_file(tmp_path / str(ranks) / "train" / "aligned" / "last.safetensors"))
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, rtol=1e-4, atol=1e-5)
+
+
 def _rank(number: int, run_dir: Path) -> int:
     """The process id of one rank of the job that works in a run's folder."""
     for process in Path("/proc").iterdir():

@@ -14,7 +14,6 @@ from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.layout import MODALITIES
-from cs_aligner_cli.ranks import local_rank, world_size
 from cs_aligner_cli.recipe import Recipe
 from cs_aligner_cli.recipe_encoders import (
     EncoderSpec,
@@ -23,6 +22,7 @@ from cs_aligner_cli.recipe_encoders import (
     SentenceTransformersEncoder,
     TimmEncoder,
 )
+from cs_aligner_cli.torchrun import local_rank, world_size
 
 
 def load_encoders(

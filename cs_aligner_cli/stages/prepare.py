@@ -14,7 +14,6 @@ from cs_aligner_cli.artifacts import RECORD, Artifact, file_stamps, write_json
 from cs_aligner_cli.console import Console
 from cs_aligner_cli.data.batches import hold_out
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
-from cs_aligner_cli.data.checksums import check_checksums
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.entries import Source, check_images
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
@@ -22,6 +21,7 @@ from cs_aligner_cli.data.pairing import draw_pairing, unpaired_splits
 from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
+from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.errors import InputError, TooManyBadItems
 from cs_aligner_cli.layout import MODALITIES, Layout
 from cs_aligner_cli.recipe import Recipe
