@@ -142,15 +142,26 @@ class Recipe(Strict):
     distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
 
     @model_validator(mode="after")
-    def _known_modalities(self) -> Recipe:
-        known = self.encoders.modalities
-        live = [m for m in known[:2] if self.train and self.train.tower(m).live]
-        if live and len(known) > 2:
-            raise ValueError(f"train.{live[0]}.tune: further modalities go with towers on cached features")
-        for name in self.train.further if self.train else ():
+    def _modalities_are_named(self) -> Recipe:
+        known, train, measured = self.encoders.modalities, self.train, self.gap_report.modalities
+        for name in train.further if train else ():
             if name not in self.encoders.further:
                 raise ValueError(f"train.further: encoders.further names no {name!r}{did_you_mean(name, known[2:])}")
-        for edge in (self.train.edges or ()) if self.train else ():
+        for name in measured:
+            if name not in known:
+                raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
+        if len({*measured}) < 2:
+            raise ValueError("gap_report.modalities: expected two different ones, as in [audio, text]")
+        if self.gap_report.beside and measured != ["image", "text"]:
+            raise ValueError("gap_report.beside goes with gap_report.modalities: [image, text]")
+        return self
+
+    @model_validator(mode="after")
+    def _edges_bind_all(self) -> Recipe:
+        known, train = self.encoders.modalities, self.train
+        if train is None:
+            return self
+        for edge in train.edges or ():
             if len(edge) != 2 or edge[0] == edge[1]:
                 raise ValueError(f"train.edges: expected pairs of two modalities, as in [image, text]; got {edge}")
             for name in edge:
@@ -158,22 +169,24 @@ class Recipe(Strict):
                     raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
         if len({*self.edges}) < len(self.edges):
             raise ValueError("train.edges: an edge is named twice")
-        if self.train and (self.train.conflict_steps or self.train.objective.tokens) and self.edges[0] != known[:2]:
-            raise ValueError("train.edges: conflict_steps and objective.tokens need [image, text] as the first edge")
-        if self.train and self.train.conflict_steps and len(known) > 2:
-            raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
-        if self.train and self.train.start != "plain" and len(known) > 2:
-            raise ValueError(f"train.start: {self.train.start} is of images and texts alone; use plain")
-        if len({*self.gap_report.modalities}) < 2:
-            raise ValueError("gap_report.modalities: expected two different ones, as in [audio, text]")
-        for name in self.gap_report.modalities:
-            if name not in known:
-                raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
-        if self.gap_report.beside and self.gap_report.modalities != ["image", "text"]:
-            raise ValueError("gap_report.beside goes with gap_report.modalities: [image, text]")
-        lonely = [m for m in known if not any(m in edge for edge in self.edges)]
-        if lonely:
+        if lonely := [m for m in known if not any(m in edge for edge in self.edges)]:
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
+        if train.objective.tokens and self.edges[0] != known[:2]:
+            raise ValueError("train.edges: objective.tokens needs [image, text] as the first edge")
+        return self
+
+    @model_validator(mode="after")
+    def _of_images_and_texts_alone(self) -> Recipe:
+        train = self.train
+        if train is None or not self.encoders.further:
+            return self
+        for modality in ("image", "text"):
+            if train.tower(modality).live:
+                raise ValueError(f"train.{modality}.tune: further modalities go with towers on cached features")
+        if train.conflict_steps:
+            raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
+        if train.start != "plain":
+            raise ValueError(f"train.start: {train.start} is of images and texts alone; use plain")
         return self
 
     @property

@@ -99,7 +99,7 @@ class ShardWriter:
     def missing(self) -> Iterator[tuple[int, Rows]]:
         """(number, rows) of every shard that is not there yet, or not as it was written."""
         for number in range(-(-self.rows // self.shard_rows)):
-            if not is_whole(self._path(number)):
+            if not all(map(is_whole, self._files(number))):
                 yield number, self.rows_of(number)
 
     def rows_of(self, number: int) -> Rows:
@@ -134,6 +134,9 @@ class ShardWriter:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npy"
+
+    def _files(self, number: int) -> tuple[Path, ...]:
+        return (self._path(number),)
 
 
 def save_shard(path: Path, values: npt.NDArray[Any]) -> None:

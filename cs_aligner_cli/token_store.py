@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.artifacts import read_json
-from cs_aligner_cli.checksums import is_whole
 from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.ragged import PADDING_TOKEN, Ragged
 from cs_aligner_cli.store import Rows, ShardWriter, map_npy, save_shard
@@ -113,12 +111,6 @@ class TokenWriter(ShardWriter):
     def __init__(self, folder: Path, rows: int, shard_rows: int, dtype: str) -> None:
         super().__init__(folder, rows, min(shard_rows, _SHARD_ROWS), dtype)
 
-    def missing(self) -> Iterator[tuple[int, Rows]]:
-        """(number, rows) of every shard that is not there yet, or not as it was written."""
-        for number in range(-(-self.rows // self.shard_rows)):
-            if not all(map(is_whole, (self._path(number), _lengths_of(self._path(number))))):
-                yield number, self.rows_of(number)
-
     def write_tokens(self, number: int, tokens: Ragged) -> None:
         """Write one shard, whole or not at all; raise InputError if a row has no token, or one that is not finite."""
         with np.errstate(over="ignore"):
@@ -138,3 +130,6 @@ class TokenWriter(ShardWriter):
 
     def _path(self, number: int) -> Path:
         return self.folder / f"values-{number:05d}.npy"
+
+    def _files(self, number: int) -> tuple[Path, ...]:
+        return self._path(number), _lengths_of(self._path(number))

@@ -394,6 +394,9 @@ def test_an_edge_is_seen_as_images_and_captions() -> None:
         ("train.further={video: {}}", "train.further: encoders.further names no 'video'"),
         ("train.edges=[[image, text], [audoi, text]]", "train.edges: 'audoi' is no modality here; did you mean audio?"),
         ("train.edges=[[image, text]]", "train.edges: audio is in no edge"),
+        ("train.edges=[[image, text], [text, image], [audio, text]]", "train.edges: an edge is named twice"),
+        ("gap_report.modalities=[text, text]", "gap_report.modalities: expected two different ones"),
+        ("train.conflict_steps=5", "train.conflict_steps: the conflict is measured of images and texts alone"),
         ("train.edges=[[image, image]]", "train.edges: expected pairs of two modalities"),
         (
             "gap_report.modalities=[audoi, text]",
