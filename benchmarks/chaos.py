@@ -32,9 +32,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked process cannot use its
 
 import yaml
 
-from cs_aligner_cli.checksums import digest
-from cs_aligner_cli.cli import app
-from cs_aligner_cli.console import Console, table
+from cs_aligner_cli.cli.main import app
+from cs_aligner_cli.common.console import Console, table
+from cs_aligner_cli.files.checksums import digest
 
 STAGES = ("prepare", "embed", "train", "embed")
 # Kills of one run, after which it is left to end.

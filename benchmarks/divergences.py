@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.objectives.table import DIVERGENCES
-from cs_aligner_cli.pipeline import run_all
-from cs_aligner_cli.recipe import load_recipe
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.stages.pipeline import run_all
 
 NONE = "none (InfoNCE alone)"
 COLUMNS = ("i2t R@1", "t2i R@1", "centroid gap", "paired cosine", "train s")

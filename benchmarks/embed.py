@@ -30,12 +30,12 @@ import yaml
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, load_recipe
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.embed import _Job
-from cs_aligner_cli.store import ShardWriter, StoredArray
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import ShardWriter, StoredArray
 
 BATCH = 32
 

@@ -28,7 +28,7 @@ import pandas as pd
 
 DIM = 512
 _BLOCK = 20_000
-_CALL = (sys.executable, "-c", "from cs_aligner_cli.cli import main; main()")
+_CALL = (sys.executable, "-c", "from cs_aligner_cli.cli.main import main; main()")
 
 
 def draw(folder: Path, splits: dict[str, int], captions: int) -> None:

@@ -38,7 +38,7 @@ for name in table["image"].unique():
     with Image.open("{root}/images/" + name) as image:
         sizes.append(image.convert("RGB").size)
 """
-OURS = "from cs_aligner_cli.cli import main; main()"
+OURS = "from cs_aligner_cli.cli.main import main; main()"
 
 
 def write_data(root: Path, rows: int, per_image: int) -> None:

@@ -22,17 +22,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cs_aligner_cli.console import Console, table
-from cs_aligner_cli.distributed import Ranks, together
-from cs_aligner_cli.layout import MODALITIES
+from cs_aligner_cli.common.console import Console, table
+from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.objectives import Pairs
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.recipe_distributed import Distributed
-from cs_aligner_cli.recipe_train import Train
-from cs_aligner_cli.stepper import Batch, Stepper
-from cs_aligner_cli.towers import Towers, plan_towers
+from cs_aligner_cli.recipe.distributed import Distributed
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.distributed import Ranks, together
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.towers.towers import Towers, plan_towers
+from cs_aligner_cli.training.step import Batch, Stepper
 
 STEPS = 50
 ROWS, DIMS = 256, {"image": 96, "text": 64}

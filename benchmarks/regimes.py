@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy.stats import ttest_rel
 
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.layout import ALIGNED, Layout
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, load_recipe
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
 
 Table: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]  # (seeds, columns)
 RECIPE = "flickr8k_unpaired"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cs_aligner_cli.cli import main
+from cs_aligner_cli.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.validation import section_models
+from cs_aligner_cli.recipe.messages import section_models
+from cs_aligner_cli.recipe.recipe import Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 _INTRODUCTION = """# The recipe, key by key

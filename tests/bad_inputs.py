@@ -375,7 +375,7 @@ CASES: dict[str, list[Case]] = {
 
 def run(command: list[str], folder: Path) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of csalign in a folder, whose name is DIR in what is returned."""
-    from cs_aligner_cli.cli import app
+    from cs_aligner_cli.cli.main import app
 
     with contextlib.chdir(folder):
         result = CliRunner().invoke(app, command)

@@ -44,7 +44,7 @@ Csalign = Callable[..., Called]
 @pytest.fixture
 def csalign() -> Csalign:
     """``csalign("train", recipe, "--json")``: the command line in process; a bug in csalign raises here."""
-    from cs_aligner_cli.cli import app
+    from cs_aligner_cli.cli.main import app
 
     def call(*arguments: object) -> Called:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -15,19 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cs_aligner_cli.checkpoint import read_plans
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders import load_encoders
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.lora import split_attention
-from cs_aligner_cli.optimization import make_optimizer
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, load_recipe
-from cs_aligner_cli.recipe_train import Train
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages import train as train_stage
-from cs_aligner_cli.store import Store
-from cs_aligner_cli.towers import Towers, count_parameters, plan_towers
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.lora import split_attention
+from cs_aligner_cli.towers.towers import Towers, count_parameters, plan_towers
+from cs_aligner_cli.towers.weights import read_plans
+from cs_aligner_cli.training.optimizer import make_optimizer
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
@@ -342,7 +342,7 @@ def test_a_folder_without_weights_is_refused(
 def test_weights_held_in_float16_are_not_trained() -> None:
     towers = Towers(plan_towers(Train(), {"image": 4, "text": 4}), {}, 1.0)
     towers.parts.half()
-    from cs_aligner_cli.optimization import loss_scaler
+    from cs_aligner_cli.training.optimizer import loss_scaler
 
     with pytest.raises(InputError, match="is trained, but held in float16"):
         loss_scaler(towers, "fp16", torch.device("cpu"))

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cs_aligner_cli.adapters import ADAPTERS, Linear, ResidualMlp, make_adapter
-from cs_aligner_cli.checkpoint import load_towers, read_plans, save_weights
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import recipe_schema
-from cs_aligner_cli.recipe_towers import LinearAdapter, ResidualMlpAdapter
-from cs_aligner_cli.recipe_train import Train
-from cs_aligner_cli.towers import Towers, plan_towers
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.recipe import recipe_schema
+from cs_aligner_cli.recipe.towers import LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.towers.adapters import ADAPTERS, Linear, ResidualMlp, make_adapter
+from cs_aligner_cli.towers.towers import Towers, plan_towers
+from cs_aligner_cli.towers.weights import load_towers, read_plans, save_weights
 
 
 def linear(in_dim: int, out_dim: int, bias: bool = True) -> Linear:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.kernel_approximation import Nystroem
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import approximation, cs_divergence
 from cs_aligner_cli.objectives.approximation import nystroem_cs, nystroem_error, rff_cs
 

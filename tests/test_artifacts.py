@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from cs_aligner_cli import artifacts
-from cs_aligner_cli.artifacts import Artifact, file_stamps, lock, write_bytes, write_json
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files import artifact as artifacts
+from cs_aligner_cli.files.artifact import Artifact, file_stamps, lock, write_bytes, write_json
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def test_a_damaged_mark_of_a_cut_build_begins_anew(artifact: Artifact) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from cs_aligner_cli import artifacts
-from cs_aligner_cli.artifacts import Artifact
+from cs_aligner_cli.files import artifact as artifacts
+from cs_aligner_cli.files.artifact import Artifact
 
 calls = 0
 def killed_at(function, number):
@@ -280,7 +280,7 @@ def test_file_stamps_follow_name_size_time_and_absence(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_works(tmp_path: Path, csalign: Any, features_recipe: Path) -> None:
-    code = "import sys; from pathlib import Path; from cs_aligner_cli.artifacts import lock\n"
+    code = "import sys; from pathlib import Path; from cs_aligner_cli.files.artifact import lock\n"
     code += "with lock(Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

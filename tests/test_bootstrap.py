@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.bootstrap import _resamples, _values, compare, intervals, statistics
 from cs_aligner_cli.retrieval.metrics import QueryScores
 

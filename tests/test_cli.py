@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from cs_aligner_cli import __version__
-from cs_aligner_cli.console import Console, guarded, print_json, table
-from cs_aligner_cli.errors import InputError, TooManyBadItems
+from cs_aligner_cli.common.console import Console, guarded, print_json, table
+from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 
 Capture = pytest.CaptureFixture[str]
 STAGES = ("prepare", "embed", "train", "eval-retrieval", "gap-report")
@@ -26,7 +26,7 @@ CSALIGN = (
     sys.executable,
     "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from cs_aligner_cli.cli import main; main()",
+    "from cs_aligner_cli.cli.main import main; main()",
 )
 
 
@@ -56,7 +56,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_help_and_validation_import_nothing_heavy(arguments: tuple[str, ...]) -> None:
     code = f"""
 import sys
-from cs_aligner_cli.cli import app
+from cs_aligner_cli.cli.main import app
 try:
     app({list(arguments)!r})
 except SystemExit as exit:
@@ -162,7 +162,7 @@ def _code_and_stderr(csalign: Callable[..., Any], *arguments: str) -> tuple[int,
     """Exit code and stderr, tracebacks allowed."""
     from typer.testing import CliRunner
 
-    from cs_aligner_cli.cli import app
+    from cs_aligner_cli.cli.main import app
 
     result = CliRunner().invoke(app, list(arguments))
     return result.exit_code, result.stderr

@@ -14,8 +14,8 @@ import pytest
 import torch
 from samples import random_rows, tensor_rows
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.latent import draw_views
-from cs_aligner_cli.errors import InputError
 from cs_aligner_cli.objectives import conflict, conflict_sweep, cs_divergence, infonce, mutual_information
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe_retrieval import Correction
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.eval_retrieval import Correction
 from cs_aligner_cli.retrieval import Rows
 from cs_aligner_cli.retrieval.corrections import CORRECTIONS, Bank, corrected
 from cs_aligner_cli.retrieval.metrics import summarise

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from ranks import CASES, differences, embedded, launch, trained, write_data
 from safetensors.torch import load_file
 
-from cs_aligner_cli.distributed import Ranks, share_of_batch
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.runs.distributed import Ranks, share_of_batch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 

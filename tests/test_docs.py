@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from cs_aligner_cli import shelf
+from cs_aligner_cli.recipe import shelf
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -132,7 +132,7 @@ def test_folders_that_cannot_be_written_or_are_full(
     assert called.exit_code == 2
     assert "/proc cannot be written" in found(called, "run_dir /proc/run")["found"]
 
-    from cs_aligner_cli import doctor
+    from cs_aligner_cli.cli import doctor
 
     monkeypatch.setattr(doctor, "_NOTHING", 1e18)
     full = csalign("doctor", features_recipe, "--json")

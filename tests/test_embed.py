@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.store import ShardWriter, Store, StoredArray
+from cs_aligner_cli.stores.embeddings import ShardWriter, Store, StoredArray
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]

@@ -20,13 +20,13 @@ from sentence_transformers.sentence_transformer import modules
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.encoders.hub import same_encoder
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens
 from cs_aligner_cli.encoders.transformers import pool
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.ragged import token_mask
-from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe.recipe import Recipe
 
 Csalign = Callable[..., Any]
 CAPTIONS = ["a red square", "two dogs , playing in the snow near a tall tree", "snow", "a dog", "tall red dogs"]

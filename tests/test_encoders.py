@@ -20,12 +20,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.features import SignedPower
 from cs_aligner_cli.encoders.open_clip import OpenClip
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.inference import under
-from cs_aligner_cli.recipe_encoders import OpenClipEncoder
-from cs_aligner_cli.store import StoredArray
+from cs_aligner_cli.recipe.encoders import OpenClipEncoder
+from cs_aligner_cli.stores.embeddings import StoredArray
+from cs_aligner_cli.towers.embedder import under
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]

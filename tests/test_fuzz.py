@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from cs_aligner_cli import shelf
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.entries import Source, check_images
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.collector import Source, check_images
 from cs_aligner_cli.data.features import FeatureFile
-from cs_aligner_cli.data.frames import FORMATS, read_frame, text_column
 from cs_aligner_cli.data.manifest import MANIFESTS, load_manifest
 from cs_aligner_cli.data.sources import SOURCES, source_files
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import load_recipe
+from cs_aligner_cli.data.tables import FORMATS, read_frame, text_column
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.stages.prepare import prepare
 
 # Of all targets together; each has its share of twentieths.
@@ -339,7 +339,7 @@ def test_feature_files(data: st.DataObject, tmp_path: Path) -> None:
 @fuzzed(0.1)
 @given(data=st.data())
 def test_prepare_from_a_damaged_archive(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from cs_aligner_cli.errors import TooManyBadItems
+    from cs_aligner_cli.common.errors import TooManyBadItems
 
     root = tmp_path_factory.mktemp("fuzz")
     (root / "x.tar").write_bytes(data.draw(damaged(TARS[0])))

@@ -20,21 +20,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import skew
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import METRICS, measure, measure_gap, null_floor
-from cs_aligner_cli.gap.clouds import divergence_metrics
-from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
-from cs_aligner_cli.gap.figures import cosine_histograms, projection, spectra
 from cs_aligner_cli.gap.glossary import describe, in_report_order
 from cs_aligner_cli.gap.groups import kernel_sums, random_groups
+from cs_aligner_cli.gap.kernel_metrics import divergence_metrics
 from cs_aligner_cli.gap.null import split_halves
-from cs_aligner_cli.gap.page import format_number, render_page, report_rows
-from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, paired_rows
+from cs_aligner_cli.gap.paired_rows import DEFAULT_BANDWIDTHS, paired_rows
 from cs_aligner_cli.gap.separability import separability
-from cs_aligner_cli.gap.summary import render_summary
-from cs_aligner_cli.gap.tradeoff import gap_against_recall
-from cs_aligner_cli.gap.verdict import verdict
 from cs_aligner_cli.objectives import conflict_sweep, cs_divergence
+from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
+from cs_aligner_cli.report.figures import cosine_histograms, projection, spectra
+from cs_aligner_cli.report.markdown import render_summary
+from cs_aligner_cli.report.page import format_number, render_page, report_rows
+from cs_aligner_cli.report.tradeoff import gap_against_recall
+from cs_aligner_cli.report.verdict import verdict
 
 
 def unit(rows):
@@ -409,7 +409,7 @@ def test_null_floor_needs_a_draw():
 
 def test_importing_the_room_loads_neither_matplotlib_nor_sklearn():
     code = (
-        "import sys, cs_aligner_cli.gap, cs_aligner_cli.gap.figures, cs_aligner_cli.gap.page;"
+        "import sys, cs_aligner_cli.gap, cs_aligner_cli.report.figures, cs_aligner_cli.report.page;"
         "sys.exit(bool({'matplotlib', 'sklearn', 'jinja2'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -503,7 +503,7 @@ def test_figures_are_reproducible_and_leave_the_style_alone():
 
 
 def test_image_is_on_the_left_of_the_projection():
-    from cs_aligner_cli.gap.figures import _plane
+    from cs_aligner_cli.report.figures import _plane
 
     for seed in range(12):
         x, y = (rows.numpy() for rows in paired_rows(*clouds(n=50, gap=0.4, seed=seed)))
@@ -548,7 +548,7 @@ def test_gap_against_recall_takes_marks_that_coincide():
 
 
 def test_labels_keep_clear_of_each_other_and_of_marks():
-    from cs_aligner_cli.gap.canvas import label_marks, panels
+    from cs_aligner_cli.report.canvas import label_marks, panels
 
     marks = {f"store_{k}": (0.9 + 0.04 * k, (40.0 + k, 38.0, 42.0 + k)) for k in range(4)}
     with panels([""]) as (figure, (ax,)):

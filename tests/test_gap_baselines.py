@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure_gap
 from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, fit_baseline
-from cs_aligner_cli.recipe_gap import Baselines
+from cs_aligner_cli.recipe.gap_report import Baselines
 from cs_aligner_cli.retrieval import evaluate_retrieval
 
 

@@ -8,13 +8,13 @@ import torch
 from samples import random_rows
 
 from cs_aligner_cli.gap import measure
-from cs_aligner_cli.gap.clouds import DISTANCE, divergence_metrics
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.groups import Groups, kernel_sums, linear_sums, random_groups
-from cs_aligner_cli.gap.headline import changes, headline
-from cs_aligner_cli.gap.measured import interval
+from cs_aligner_cli.gap.kernel_metrics import DISTANCE, divergence_metrics
 from cs_aligner_cli.gap.null import split_halves
 from cs_aligner_cli.gap.recall import recall_draws
+from cs_aligner_cli.gap.results import interval
+from cs_aligner_cli.report.headline import changes, headline
 from cs_aligner_cli.retrieval import evaluate_retrieval
 
 

@@ -15,10 +15,10 @@ import pytest
 from conftest import make_features
 from PIL import Image
 
+from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.glossary import describe
-from cs_aligner_cli.photos import Photos
-from cs_aligner_cli.store import Store
-from cs_aligner_cli.training_log import read_training_log
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.training.metrics_log import read_training_log
 
 FIGURES = (
     "gap_against_recall",

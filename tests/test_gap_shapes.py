@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure, measure_gap
 from cs_aligner_cli.gap.clusters import adjusted_rand, cluster_agreement, label_agreement, v_measure
-from cs_aligner_cli.gap.measured import Smooth, refuse_constant
 from cs_aligner_cli.gap.neighbours import neighbour_chance
-from cs_aligner_cli.gap.rows import PairedRows, paired_rows
+from cs_aligner_cli.gap.paired_rows import PairedRows, paired_rows
+from cs_aligner_cli.gap.results import Smooth, refuse_constant
 from cs_aligner_cli.gap.shape import effective_rank, linear_cka, spectrum
 from cs_aligner_cli.gap.transport import frechet_between, frechet_covariance, sliced
 from cs_aligner_cli.objectives import nystroem_cs

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval import Rows, build_index, plan_index, read_index, search, write_index
 from cs_aligner_cli.retrieval import index as index_module
 from cs_aligner_cli.retrieval import rows as rows_module
@@ -62,7 +62,7 @@ def test_every_kind_is_as_large_as_planned_and_finds_most(
 
 
 def test_the_keys_are_those_that_the_recipe_names() -> None:
-    from cs_aligner_cli.recipe_retrieval import Index
+    from cs_aligner_cli.recipe.eval_retrieval import Index
 
     assert all(kind in str(Index.model_fields["kind"].description) for kind in KINDS)
     assert all(factory_of(kind, 10**6, 512) != kind for kind in KINDS)

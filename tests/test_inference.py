@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cs_aligner_cli.data.batches import Rows
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.inference import Embedder, first_of_equal, pick_precision, under
+from cs_aligner_cli.towers.embedder import Embedder, first_of_equal, pick_precision, under
 
 Csalign = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ class Words:
     def __init__(self, texts: Sequence[str], most: int = 10**9) -> None:
         self.texts, self.most, self.batches = texts, most, list[Tensor]()
 
-    def load(self, rows: Rows) -> Tensor:
+    def load(self, rows: Ints) -> Tensor:
         codes = [[ord(letter) for letter in self.texts[row]] for row in rows]
         longest = max(map(len, codes))
         return torch.tensor([line + [PADDING] * (longest - len(line)) for line in codes])
@@ -147,12 +147,12 @@ def test_any_number_of_decoding_threads_gives_the_same_pixels(workers: int, phot
 def test_as_many_threads_are_chosen_as_keep_up_with_the_encoder(
     photos_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cs_aligner_cli.inference.cpu_count", lambda: 6)
+    monkeypatch.setattr("cs_aligner_cli.towers.embedder.cpu_count", lambda: 6)
     loader = ImageLoader(lambda image: torch.zeros(3), photos_root)
     embedder = Embedder(lambda x: x, lambda rows: torch.zeros(len(rows), 3), CPU, loader=loader)
     for load_seconds, run_seconds, wanted in ((0.1, 1.0, 1), (1.0, 1.0, 2), (3.0, 1.0, 4), (60.0, 1.0, 6)):
         loader.workers = 1
-        monkeypatch.setattr("cs_aligner_cli.inference.time.perf_counter", lambda end=run_seconds: end)
+        monkeypatch.setattr("cs_aligner_cli.towers.embedder.time.perf_counter", lambda end=run_seconds: end)
         embedder._choose_workers(load_seconds, 0.0)
         assert loader.workers == wanted
 
@@ -178,7 +178,7 @@ def test_captions_that_repeat_are_computed_once_and_stored_everywhere(
     part = called.json["stores"]["frozen"]["train"]["text"]
     # Shards of three: the first computes both texts, each of the other five has one batch of its own.
     assert (part["rows"], part["computed"]) == (16, 2 + 5)
-    from cs_aligner_cli.store import StoredArray
+    from cs_aligner_cli.stores.embeddings import StoredArray
 
     values = StoredArray(tmp_path / "run" / "embeddings" / "frozen" / "train" / "text").all()
     kinds = table[table["split"] == "train"]["caption"].tolist()
@@ -189,7 +189,7 @@ def test_captions_that_repeat_are_computed_once_and_stored_everywhere(
 
 @pytest.mark.slow
 def test_compiled_encoders_give_the_same_embeddings(csalign: Csalign, photos_recipe: Path, tmp_path: Path) -> None:
-    from cs_aligner_cli.store import StoredArray
+    from cs_aligner_cli.stores.embeddings import StoredArray
 
     assert csalign("prepare", photos_recipe, "-q").exit_code == 0
     values = []

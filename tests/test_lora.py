@@ -15,10 +15,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cs_aligner_cli.blocks import blocks_of, checkpoint_blocks, freeze_below, layers
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.lora import add_lora, join_attention, linear_maps, merged, save_peft, split_attention
-from cs_aligner_cli.recipe_towers import Lora
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.towers import Lora
+from cs_aligner_cli.towers.blocks import blocks_of, checkpoint_blocks, freeze_below, layers
+from cs_aligner_cli.towers.lora import add_lora, join_attention, linear_maps, merged, save_peft, split_attention
 
 WIDTH, BLOCKS = 32, 3
 

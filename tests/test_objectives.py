@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 from samples import Rows, random_rows, tensor_rows
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import auto_bandwidth, cs_divergence, infonce, median_bandwidth
 
 

@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_module_and_every_packaged_file(wheel: zipfile.Zip
     shelf = [*(REPOSITORY / "recipes").iterdir(), *(REPOSITORY / "data_manifests").iterdir()]
     expected |= {f"cs_aligner_cli/_shelf/{p.relative_to(REPOSITORY).as_posix()}" for p in shelf}
     assert expected <= held
-    assert {"cs_aligner_cli/py.typed", "cs_aligner_cli/gap/page.html.j2", "cs_aligner_cli/gap/page.js"} <= held
+    assert {"cs_aligner_cli/py.typed", "cs_aligner_cli/report/page.html.j2", "cs_aligner_cli/report/page.js"} <= held
     assert "cs_aligner_cli/_shelf/recipes/recipe.schema.json" in held
     assert not {name for name in held - expected if ".dist-info/" not in name}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in held)
@@ -49,15 +49,15 @@ def test_the_wheel_holds_every_module_and_every_packaged_file(wheel: zipfile.Zip
 
 def test_the_wheel_offers_the_csalign_command(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "csalign = cs_aligner_cli.cli:main" in wheel.read(name).decode()
+    assert "csalign = cs_aligner_cli.cli.main:main" in wheel.read(name).decode()
 
 
 def test_an_unpacked_wheel_finds_its_shelf(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     code = """
 import json, sys
-from cs_aligner_cli import shelf
-from cs_aligner_cli.recipe import load_recipe
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.recipe import load_recipe
 kinds = ("recipes", "data_manifests")
 print(json.dumps({
     "folders": {kind: str(shelf.folder(kind)) for kind in kinds},

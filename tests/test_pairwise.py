@@ -9,7 +9,7 @@ import torch
 from open_clip.loss import SigLipLoss
 from samples import tensor_rows
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import align_uniform, infonce, l2_contrastive, siglip, tiles
 
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cs_aligner_cli.cli import app
+from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.gap import measure_gap
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.stores.embeddings import Store
 
 
 def csalign(*arguments: object, code: int = 0) -> str:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file as save_torch_file
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.manifest import MANIFESTS
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.store import StoredArray
+from cs_aligner_cli.stores.embeddings import StoredArray
 
 Csalign = Callable[..., Any]
 WriteYaml = Callable[..., Path]

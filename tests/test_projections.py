@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cs_aligner_cli.gap.projections import _tsne, _umap, neighbour_projection
+from cs_aligner_cli.report.projections import _tsne, _umap, neighbour_projection
 
 KINDS = ["tsne", pytest.param("umap", marks=pytest.mark.skipif(find_spec("umap") is None, reason="no umap-learn"))]
 PLACE = {"tsne": _tsne, "umap": _umap}

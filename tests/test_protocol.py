@@ -14,8 +14,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from cs_aligner_cli.data.judgements import with_judgements
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.judgements import read_judgements
 from cs_aligner_cli.retrieval import Rows, evaluate_retrieval
 from cs_aligner_cli.retrieval import tiles as tiles_module
 from cs_aligner_cli.retrieval.metrics import summarise
@@ -143,7 +143,9 @@ def table(tmp_path: Path, text: str) -> Path:
 
 def test_a_judgement_table_goes_to_the_direction_of_its_queries(tmp_path: Path) -> None:
     plain = caption_protocol(np.array([0, 0, 1]), 2, 3)
-    protocol = with_judgements(plain, table(tmp_path, "b.jpg,02,3\na.jpg,01,0.5\nb.jpg,00,1\n"), IDS)
+    protocol = plain
+    for direction, found in read_judgements(table(tmp_path, "b.jpg,02,3\na.jpg,01,0.5\nb.jpg,00,1\n"), IDS).items():
+        protocol = judged(protocol, direction, *found)
     pairs = protocol.pairs["i2t"]
     assert list(zip(pairs.query, pairs.item, protocol.grades["i2t"], strict=True)) == [
         (0, 1, 0.5),
@@ -166,9 +168,8 @@ def test_a_judgement_table_goes_to_the_direction_of_its_queries(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_a_wrong_judgement_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    protocol = caption_protocol(np.array([0, 0, 1]), 2, 3)
     with pytest.raises(InputError) as caught:
-        with_judgements(protocol, table(tmp_path, text), IDS)
+        read_judgements(table(tmp_path, text), IDS)
     assert message in str(caught.value)
 
 

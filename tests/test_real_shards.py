@@ -13,7 +13,7 @@ import pytest
 import webdataset
 
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.stores.embeddings import Store
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 pytestmark = pytest.mark.skipif(not (ROOT / "images").is_dir(), reason=f"the Flickr8k photos are not in {ROOT}")

@@ -17,13 +17,13 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cs_aligner_cli import shelf
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.manifest import MANIFESTS
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import Recipe, load_recipe, recipe_schema
-from cs_aligner_cli.recipe_encoders import exported_model
-from cs_aligner_cli.validation import key_paths, section_models
-from cs_aligner_cli.yamlfile import dump_yaml, read_yaml
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.encoders import exported_model
+from cs_aligner_cli.recipe.messages import key_paths, section_models
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe, recipe_schema
+from cs_aligner_cli.recipe.strict_yaml import dump_yaml, read_yaml
 
 Path_ = tuple[str, ...]
 Write = Callable[..., Path]
@@ -603,9 +603,9 @@ def _kinds(*path: str) -> set[str]:
 
 
 def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
-    from cs_aligner_cli.adapters import ADAPTERS
     from cs_aligner_cli.data.sources import SOURCES
     from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
+    from cs_aligner_cli.towers.adapters import ADAPTERS
 
     assert set(PAIRWISE) == _kinds("train", "objective", "pairwise")
     assert {*DIVERGENCES, *JOINT} == _kinds("train", "objective", "divergence")

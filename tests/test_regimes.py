@@ -15,18 +15,18 @@ import yaml
 from conftest import Csalign, features_recipe_content, make_features
 from safetensors.torch import load_file
 
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import PairBatches, Pool
-from cs_aligner_cli.data.pairing import LEFT_OUT, PAIRED, UNPAIRED, draw_pairing, read_pairing
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.distributed import Ranks
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.memory import Memory
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, load_recipe
-from cs_aligner_cli.store import Store
-from cs_aligner_cli.training_batches import TrainingBatches
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.distributed import Ranks
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.unpaired import LEFT_OUT, PAIRED, UNPAIRED, draw_pairing, read_pairing
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.training.batches import TrainingBatches
+from cs_aligner_cli.training.memory_bank import Memory
+from cs_aligner_cli.training.samplers import PairBatches, Pool
 
 QUIET = Console(quiet=True)
 Refused = Callable[..., str]

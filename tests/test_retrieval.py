@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval import (
     build_index,
     evaluate_retrieval,

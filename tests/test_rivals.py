@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from scipy.stats import wasserstein_distance
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.transport import require_geomloss, sinkhorn, sliced_wasserstein
 

@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -25,7 +26,6 @@ from cs_aligner_cli.data.scenes import (
     draw,
     make_scenes,
 )
-from cs_aligner_cli.errors import InputError
 
 # The words are listed here a second time, so that a slip in the module's own tables is seen.
 SIZE_WORDS = {"small": "small", "little": "small", "tiny": "small", "medium sized": "medium"}

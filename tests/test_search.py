@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cs_aligner_cli.checksums import SEAL, digest, sealed
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.saved_index import open_index
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files.checksums import SEAL, digest, sealed
+from cs_aligner_cli.search.index_folder import open_index
+from cs_aligner_cli.stores.embeddings import Store
 
 Csalign = Callable[..., Any]
 

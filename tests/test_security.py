@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from cs_aligner_cli.console import printable
+from cs_aligner_cli.common.console import printable
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
@@ -362,7 +362,7 @@ def test_hostile_names_and_captions_in_pages_tables_and_the_terminal(
 
 
 def test_csv_cells_that_would_be_formulas_get_an_apostrophe() -> None:
-    from cs_aligner_cli.csvfile import csv_bytes
+    from cs_aligner_cli.common.safe_csv import csv_bytes
 
     frame = pd.DataFrame({"=a": ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "x=1"], "n": [-1.5, 2, 3, 4, 5, 6, 7]})
     found = list(csv.reader(io.StringIO(csv_bytes(frame).decode(), newline="")))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cs_aligner_cli import shelf
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.yamlfile import read_yaml
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.recipe.strict_yaml import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

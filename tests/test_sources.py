@@ -16,11 +16,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from cs_aligner_cli import shelf
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.images import read_image
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.stores.embeddings import Store
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]

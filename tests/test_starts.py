@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_aligner_cli.adapters import make_adapter
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.recipe_towers import BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
-from cs_aligner_cli.starts import SHRINKAGE, Matrix, closed_form
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.recipe.towers import BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.adapter_init import SHRINKAGE, Matrix, closed_form
+from cs_aligner_cli.towers.adapters import make_adapter
 
 KINDS = ("centre", "whiten", "procrustes", "cca", "ridge")
 QUIET = Console(quiet=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from samples import tensor_rows
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import (
     cs_divergence,
     energy_distance,

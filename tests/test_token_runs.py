@@ -15,17 +15,17 @@ import torch
 from conftest import CAPTIONS_PER_IMAGE, features_recipe_content
 from test_adaptation import assert_resumes_bitwise
 
-from cs_aligner_cli.checkpoint import load_towers, read_plans
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import Layout
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives import token_cs_divergence
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.queries import QueryEncoder
-from cs_aligner_cli.ragged import token_mask
-from cs_aligner_cli.recipe import load_recipe
-from cs_aligner_cli.store import Store
-from cs_aligner_cli.token_store import TokenStore
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.search.query_encoder import QueryEncoder
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.stores.tokens import TokenStore
+from cs_aligner_cli.towers.weights import load_towers, read_plans
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cs_aligner_cli.adapters import make_adapter
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.token_sequences import Ragged, join_padded, pad_tokens, token_mask
 from cs_aligner_cli.objectives import (
     Clouds,
     Logits,
@@ -33,11 +33,11 @@ from cs_aligner_cli.objectives import (
 from cs_aligner_cli.objectives import tokens as token_term
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT
-from cs_aligner_cli.ragged import Ragged, join_padded, pad_tokens, token_mask
-from cs_aligner_cli.recipe_towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
-from cs_aligner_cli.recipe_towers import TransformerAdapter as TransformerSpec
-from cs_aligner_cli.token_adapters import TokenTower
-from cs_aligner_cli.token_store import TokenArray, TokenWriter
+from cs_aligner_cli.recipe.towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.recipe.towers import TransformerAdapter as TransformerSpec
+from cs_aligner_cli.stores.tokens import TokenArray, TokenWriter
+from cs_aligner_cli.towers.adapters import make_adapter
+from cs_aligner_cli.towers.token_adapters import TokenTower
 
 SIGMAS: list[float | list[float]] = [0.7, [0.5, 1.0, 2.0]]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cs_aligner_cli.trackers import STATE, TrackedRun, Trackers
+from cs_aligner_cli.training.trackers import STATE, TrackedRun, Trackers
 
 LOG = "metrics.jsonl"
 Points = dict[str, list[tuple[int, float]]]
@@ -193,8 +193,8 @@ def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
 def test_the_schema_names_the_trackers_there_are() -> None:
     from typing import get_args
 
-    from cs_aligner_cli.recipe_train import Train
-    from cs_aligner_cli.trackers import TRACKERS
+    from cs_aligner_cli.recipe.train import Train
+    from cs_aligner_cli.training.trackers import TRACKERS
 
     (inner,) = get_args(Train.model_fields["trackers"].annotation)
     assert set(get_args(inner)) == set(TRACKERS) == set(READERS)

@@ -18,17 +18,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import PairBatches, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.optimization import learning_rate, make_optimizer, step_seed
-from cs_aligner_cli.pipeline import run_stage
-from cs_aligner_cli.recipe import Recipe, load_recipe
-from cs_aligner_cli.recipe_train import Train
-from cs_aligner_cli.stepper import DivergedError
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.prefetch import prefetched
+from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of, hold_out
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.training.optimizer import learning_rate, make_optimizer, step_seed
+from cs_aligner_cli.training.samplers import PairBatches
+from cs_aligner_cli.training.step import DivergedError
 
 QUIET = Console(quiet=True)
 
@@ -320,7 +321,7 @@ def test_a_non_finite_loss_stops_and_says_what_it_was_and_keeps_what_was_there(f
 
 
 def _csalign(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from cs_aligner_cli.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from cs_aligner_cli.cli.main import main; main()", *arguments]
 
 
 def _killed_and_resumed(recipe_file: Path, run_dir: Path, *settings: str) -> str:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from samples import tensor_rows
 
-from cs_aligner_cli.objective import TrainingObjective
 from cs_aligner_cli.objectives import Clouds, Logits, auto_bandwidth, evaluate_terms, median_bandwidth
-from cs_aligner_cli.recipe_objective import Objective
+from cs_aligner_cli.recipe.objective import Objective
+from cs_aligner_cli.training.scheduled_objective import TrainingObjective
 
 IMAGE, TEXT = tensor_rows(0, 20, 6), tensor_rows(1, 20, 6) + 0.4
 PAIRS = Clouds.of_pairs(IMAGE, TEXT)

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.yamlfile import YamlFile, dump_yaml, parse_value, read_yaml, shown
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.strict_yaml import YamlFile, dump_yaml, parse_value, read_yaml, shown
 
 
 def read(folder: Path, text: str | bytes) -> YamlFile:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.recipe_encoders import EncoderSpec, OpenClipEncoder
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.recipe.encoders import EncoderSpec, OpenClipEncoder
 
 _DEFAULT_CONTEXT = 77
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.entries import Source
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.collector import Source
 from cs_aligner_cli.data.features import FeatureFile, FeatureParts, checked_rows
-from cs_aligner_cli.data.frames import read_frame, text_column
 from cs_aligner_cli.data.manifest_layouts import ClipRetrievalManifest
 from cs_aligner_cli.data.patterns import find_files
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.data.tables import read_frame, text_column
+from cs_aligner_cli.files.artifact import file_stamps
 
 
 def read_clip_retrieval(manifest: ClipRetrievalManifest, folder: Path, console: Console) -> Source:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.images import digest
 
 Bits = npt.NDArray[np.uint64]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.npy import map_npy
 from cs_aligner_cli.data.images import digest
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.store import map_npy
 
 SUFFIXES = (".npy", ".safetensors")
 _BLOCK_ROWS, _BLOCK_VALUES = 8192, 2**24

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.data.frames import read_frame, text_column
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.retrieval.protocol import Protocol, judged
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.data.tables import read_frame, text_column
 
 COLUMNS = ("query", "item", "score")
 # Looking for the nearest of a million ids takes minutes.
 _MOST_COMPARED = 5000
 
 
-def with_judgements(protocol: Protocol, path: Path, ids: Mapping[str, pd.Series[str]]) -> Protocol:
-    """The protocol with the judgements of a table (.csv, .tsv, .jsonl, .parquet; columns query, item, score).
+class Judgements(NamedTuple):
+    """The judged pairs of one direction, (P,) each: the row of the query, that of the item, and its score."""
+
+    query: Ints
+    item: Ints
+    score: Floats
+
+
+def read_judgements(path: Path, ids: Mapping[str, pd.Series[str]]) -> dict[str, Judgements]:
+    """The judgements of a table (.csv, .tsv, .jsonl, .parquet; columns query, item, score) by direction.
 
     ``ids``: "image" and "text" to their ids. A row whose query is an image and whose item is a text belongs to "i2t",
-    the reverse to "t2i"; a direction that the table does not judge keeps its own true answers. Raises InputError for
+    the reverse to "t2i"; a direction that the table does not judge is left out. Raises InputError for
     an unknown id, a pair of one modality, a score that is no finite number of at least 0, or a pair judged twice.
     """
     frame = read_frame(path, COLUMNS)
@@ -41,16 +50,17 @@ def with_judgements(protocol: Protocol, path: Path, ids: Mapping[str, pd.Series[
         unknown = (places["image"][which] < 0) & (places["text"][which] < 0)
         if unknown.any():
             raise _unknown(path, int(unknown.argmax()), COLUMNS[which], column, ids)
+    found: dict[str, Judgements] = {}
     judges_none = np.ones(len(frame), bool)
     for direction, (asking, answering) in {"i2t": ("image", "text"), "t2i": ("text", "image")}.items():
         rows = (places[asking][0] >= 0) & (places[answering][1] >= 0)
         judges_none &= ~rows
         if rows.any():
-            protocol = judged(protocol, direction, places[asking][0][rows], places[answering][1][rows], score[rows])
+            found[direction] = Judgements(places[asking][0][rows], places[answering][1][rows], score[rows])
     if judges_none.any():
         row = int(judges_none.argmax())
         raise InputError(f"{path}: row {row} judges {query[row]!r} and {item[row]!r}, which are of one modality")
-    return protocol
+    return found
 
 
 def _unknown(path: Path, row: int, column: str, given: pd.Index[str], ids: Mapping[str, pd.Series[str]]) -> InputError:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from cs_aligner_cli import shelf
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, Described, OnDisk
 from cs_aligner_cli.data.manifest_layouts import (
     ClipRetrievalManifest,
@@ -20,10 +20,10 @@ from cs_aligner_cli.data.manifest_layouts import (
     KarpathyManifest,
     WebDatasetManifest,
 )
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.validation import NAME_PATTERN, Strict, validate
-from cs_aligner_cli.yamlfile import read_yaml, shown
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, Strict, validate
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.strict_yaml import read_yaml, shown
 
 
 class DrawnCounts(Strict):

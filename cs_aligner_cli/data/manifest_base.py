@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from cs_aligner_cli.validation import FilePath, Strict
+from cs_aligner_cli.recipe.messages import FilePath, Strict
 
 
 class Counts(Strict):

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, OnDisk
-from cs_aligner_cli.validation import Strict
+from cs_aligner_cli.recipe.messages import Strict
 
 
 class KarpathyManifest(OnDisk):

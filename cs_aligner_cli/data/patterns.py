@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 
 
 def find_files(root: Path, pattern: str, key: str) -> list[Path]:

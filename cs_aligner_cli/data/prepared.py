@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cs_aligner_cli.artifacts import read_json, verify_file, write_json
-from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.files.artifact import read_json, verify_file, write_json
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
 # Rows that a reader of the tables takes into memory at once.
@@ -154,3 +155,17 @@ def caption_texts(folder: Path) -> Iterator[str]:
     with pq.ParquetFile(folder / CAPTIONS) as file:
         for batch in file.iter_batches(ROW_GROUP, columns=["text"]):
             yield from batch.column(0).to_pylist()
+
+
+def hold_out(split: Split, fraction: float, seed: int, modalities: Sequence[str] = ("text",)) -> tuple[Ints, Ints]:
+    """Image rows (training, held out): images that have items of all modalities, a random ``fraction`` held out."""
+    owners = [split.image_of(modality) for modality in modalities]
+    complete = reduce(np.intersect1d, [np.unique(rows[rows >= 0]) for rows in owners])
+    shuffled = np.random.default_rng([seed, 1]).permutation(complete)
+    count = max(1, round(fraction * len(shuffled)))
+    return np.sort(shuffled[count:]), np.sort(shuffled[:count])
+
+
+def captions_of(split: Split, image_rows: Ints) -> Ints:
+    """Rows of all captions of the given images, in table order."""
+    return np.flatnonzero(np.isin(split.image_of_caption, image_rows))

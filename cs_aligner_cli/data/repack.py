@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.annotation_readers import IMAGE_SUFFIXES
 from cs_aligner_cli.data.images import BadImageError, read_bytes
-from cs_aligner_cli.data.layouts import IMAGE_SUFFIXES
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.errors import InputError
 
 
 def write_shards(data: PreparedData, split: Split, folder: Path, shard_mb: int, advance: Callable[[], None]) -> int:

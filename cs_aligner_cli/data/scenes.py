@@ -11,7 +11,7 @@ from zlib import crc32
 
 from PIL import Image, ImageDraw
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]

@@ -8,14 +8,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.entries import Entries, Source
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.annotation_readers import IMAGE_SUFFIXES
+from cs_aligner_cli.data.collector import Entries, Source
 from cs_aligner_cli.data.images import member_locator
-from cs_aligner_cli.data.layouts import IMAGE_SUFFIXES
 from cs_aligner_cli.data.manifest_layouts import WebDatasetManifest
 from cs_aligner_cli.data.patterns import find_files
 from cs_aligner_cli.data.tarfiles import Member, list_members
-from cs_aligner_cli.errors import InputError
 
 # The text or JSON of one sample that is longer describes no image.
 _MAX_TEXT = 4 * 2**20

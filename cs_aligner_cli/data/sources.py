@@ -9,15 +9,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.annotation_readers import (
+    folder_files,
+    read_coco,
+    read_conversations,
+    read_folder,
+    read_karpathy,
+)
 from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
-from cs_aligner_cli.data.entries import Source
+from cs_aligner_cli.data.collector import Source
 from cs_aligner_cli.data.features import FeatureFile, checked_rows
-from cs_aligner_cli.data.frames import read_frame, text_column
 from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.data.latent import draw_views
-from cs_aligner_cli.data.layouts import folder_files, read_coco, read_conversations, read_folder, read_karpathy
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     DrawnManifest,
@@ -40,8 +45,9 @@ from cs_aligner_cli.data.manifest_layouts import (
 from cs_aligner_cli.data.scenes import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
+from cs_aligner_cli.data.tables import read_frame, text_column
 from cs_aligner_cli.data.token_features import TokenFile
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.files.artifact import file_stamps
 
 _AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.manifest_base import OnDisk
-from cs_aligner_cli.errors import InputError
 
 _BLOCK = 2**20
 

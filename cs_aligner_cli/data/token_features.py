@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.npy import map_npy
+from cs_aligner_cli.common.token_sequences import PADDING_TOKEN
 from cs_aligner_cli.data.features import FeatureFile
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.ragged import PADDING_TOKEN
-from cs_aligner_cli.store import map_npy
 
 
 class TokenFile:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_encoders import (
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.encoders import (
     FeaturesEncoder,
     OpenClipEncoder,
     SentenceTransformersEncoder,
     TimmEncoder,
 )
+from cs_aligner_cli.recipe.recipe import Recipe
 
 
 def require_encoder_of(recipe: Recipe, modality: str) -> str:

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.hub import told
-from cs_aligner_cli.errors import InputError
 
 
 @dataclass

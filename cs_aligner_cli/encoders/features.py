@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cs_aligner_cli.artifacts import file_stamps
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.layout import MODALITIES
-from cs_aligner_cli.recipe_encoders import FeaturesEncoder
+from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.recipe.encoders import FeaturesEncoder
 
 
 class SignedPower(nn.Module):

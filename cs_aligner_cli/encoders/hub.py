@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants as hub
 from torch import nn
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _HUB_SECONDS = 5

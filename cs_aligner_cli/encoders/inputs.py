@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.token_sequences import join_padded
 from cs_aligner_cli.data.images import BadImageError, read_image
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.ragged import join_padded
 
 PADDING = -1
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens, OpenClipTextTokens
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.recipe_encoders import OpenClipEncoder
+from cs_aligner_cli.recipe.encoders import OpenClipEncoder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 # What open_clip raises, itself or through torch and safetensors, on files that it cannot make sense of.

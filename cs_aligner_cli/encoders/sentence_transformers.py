@@ -8,6 +8,7 @@ import pandas as pd
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import refuse_absent, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
@@ -19,8 +20,7 @@ from cs_aligner_cli.encoders.inputs import (
 )
 from cs_aligner_cli.encoders.tokens import SentenceTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe_encoders import SentenceTransformersEncoder
+from cs_aligner_cli.recipe.encoders import SentenceTransformersEncoder
 
 
 class _Pipeline(nn.Module):

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from cs_aligner_cli.artifacts import verify_file
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.torchrun_env import local_rank, world_size
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.layout import MODALITIES
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_encoders import (
+from cs_aligner_cli.files.artifact import verify_file
+from cs_aligner_cli.recipe.encoders import (
     EncoderSpec,
     FeaturesEncoder,
     OpenClipEncoder,
     SentenceTransformersEncoder,
     TimmEncoder,
 )
-from cs_aligner_cli.torchrun import local_rank, world_size
+from cs_aligner_cli.recipe.recipe import Recipe
 
 
 def load_encoders(

@@ -8,13 +8,13 @@ import timm
 import torch
 from PIL import Image
 
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import HUB, LOCAL, refuse_absent, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.tokens import TimmTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.recipe_encoders import TimmEncoder
+from cs_aligner_cli.recipe.encoders import TimmEncoder
 
 
 def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.token_sequences import pad_tokens
 from cs_aligner_cli.encoders.inputs import ids_and_mask
-from cs_aligner_cli.ragged import pad_tokens
 
 
 def all_tokens(tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
@@ -31,8 +32,7 @@ from cs_aligner_cli.encoders.inputs import (
     tokenizer_identity,
 )
 from cs_aligner_cli.encoders.tokens import TransformersImageTokens, TransformersTextTokens
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.recipe_encoders import TransformersEncoder
+from cs_aligner_cli.recipe.encoders import TransformersEncoder
 
 # What the library raises, itself or through torch and safetensors, on files that it cannot make sense of.
 NOT_LOADED = (

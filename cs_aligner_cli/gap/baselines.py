@@ -13,10 +13,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cs_aligner_cli.arrays import ArrayLike
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.gap.groups import Floats
-from cs_aligner_cli.gap.rows import paired_rows_of_any_width
+from cs_aligner_cli.common.arrays import ArrayLike
+from cs_aligner_cli.common.closed_forms import cca, procrustes, whitening
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.paired_rows import paired_rows_of_any_width
 
 # What is added to a covariance before it is inverted, as a share of its mean eigenvalue: little for whitening; for
 # CCA what retrieved best on Flickr8k's dev images of 0.01, 0.1 and 1.
@@ -79,20 +80,20 @@ def _mean_shift(x: Floats, y: Floats) -> Maps:
 
 
 def _whitened(x: Floats, y: Floats) -> Maps:
-    image, text = (Affine(-z.mean(axis=0), _root(_shrunk(z, _WHITEN_SHRINKAGE))) for z in (x, y))
+    image, text = (Affine(-z.mean(axis=0), whitening(z - z.mean(axis=0), _WHITEN_SHRINKAGE)) for z in (x, y))
     return image, text
 
 
 def _procrustes(x: Floats, y: Floats) -> Maps:
-    left, _, right = np.linalg.svd(_cross(x, y), full_matrices=False)
-    return Affine(-x.mean(axis=0), left), Affine(-y.mean(axis=0), right.T)
+    mx, my = x.mean(axis=0), y.mean(axis=0)
+    image, text = procrustes(x - mx, y - my)
+    return Affine(-mx, image), Affine(-my, text)
 
 
 def _cca(x: Floats, y: Floats) -> Maps:
-    roots = [_root(_shrunk(z, _CCA_SHRINKAGE)) for z in (x, y)]
-    left, correlations, right = np.linalg.svd(roots[0] @ _cross(x, y) @ roots[1], full_matrices=False)
-    image, text = roots[0] @ left * correlations, roots[1] @ right.T * correlations
-    return Affine(-x.mean(axis=0), image), Affine(-y.mean(axis=0), text)
+    mx, my = x.mean(axis=0), y.mean(axis=0)
+    image, text = cca(x - mx, y - my, _CCA_SHRINKAGE)
+    return Affine(-mx, image), Affine(-my, text)
 
 
 BASELINES: dict[str, Callable[[Floats, Floats], Maps]] = {
@@ -104,23 +105,3 @@ BASELINES: dict[str, Callable[[Floats, Floats], Maps]] = {
 }
 # Those that compare coordinate with coordinate, and so need rows of one dimension.
 ONE_SPACE = ("centred", "mean_shift", "whitened")
-
-
-def _cross(x: Floats, y: Floats) -> Floats:
-    cross: Floats = (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
-    return cross
-
-
-def _shrunk(x: Floats, shrinkage: float) -> Floats:
-    covariance = _cross(x, x)
-    size = np.trace(covariance) / len(covariance)
-    # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
-    shrunk: Floats = covariance + (shrinkage * size or 1.0) * np.eye(len(covariance))
-    return shrunk
-
-
-def _root(covariance: Floats) -> Floats:
-    """Its inverse symmetric square root."""
-    values, axes = np.linalg.eigh(covariance)
-    root: Floats = axes / np.sqrt(values) @ axes.T
-    return root

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.gap.groups import Floats
-from cs_aligner_cli.gap.measured import Smooth
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.results import Smooth
 
 Ints = npt.NDArray[np.int64]
 _CLUSTERS = 10

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cs_aligner_cli.gap.groups import Floats
-from cs_aligner_cli.gap.measured import interval
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.results import interval
 
 
 def differences(

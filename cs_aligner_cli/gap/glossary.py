@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 
 
 class Metric(NamedTuple):

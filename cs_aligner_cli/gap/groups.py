@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+from cs_aligner_cli.common.types import Floats
 
 GROUPS = 200
 # Blocks of this many rows stay in the processor's cache, which is several times faster than the whole matrix.

@@ -10,16 +10,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap.clouds import DISTANCE, centroid_metrics, divergence_metrics, uniformity_metrics
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.clusters import cluster_agreement, label_agreement
 from cs_aligner_cli.gap.glossary import in_report_order
-from cs_aligner_cli.gap.groups import Floats, Groups, KernelSums, Means, kernel_sums, linear_sums_of, random_groups
-from cs_aligner_cli.gap.landmarks import approximate_divergences
-from cs_aligner_cli.gap.measured import DRAWS, Measured, Smooth, interval
+from cs_aligner_cli.gap.groups import Groups, KernelSums, Means, kernel_sums, linear_sums_of, random_groups
+from cs_aligner_cli.gap.kernel_metrics import DISTANCE, centroid_metrics, divergence_metrics, uniformity_metrics
 from cs_aligner_cli.gap.neighbours import neighbour_chance, neighbour_metrics, occurrence_metrics
 from cs_aligner_cli.gap.null import centroid_floor, divergence_floor, rows_floor
-from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, PairedRows, RowsLike, check_bandwidths, evenly_spaced
+from cs_aligner_cli.gap.nystroem import approximate_divergences
+from cs_aligner_cli.gap.paired_rows import DEFAULT_BANDWIDTHS, PairedRows, RowsLike, check_bandwidths, evenly_spaced
+from cs_aligner_cli.gap.results import DRAWS, Measured, Smooth, interval
 from cs_aligner_cli.gap.separability import separability
 from cs_aligner_cli.gap.shape import effective_rank, linear_cka, shuffled_cka, spectrum
 from cs_aligner_cli.gap.transport import frechet_between, frechet_covariance, sliced, sliced_distance

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.gap.groups import BLOCK, Floats, Groups
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.groups import BLOCK, Groups
 from cs_aligner_cli.retrieval.bootstrap import skewness_of_sums
 
 NEIGHBOURS = 10

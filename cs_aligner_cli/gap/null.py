@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.gap.clouds import centroid_metrics, divergence_metrics
-from cs_aligner_cli.gap.groups import Floats, KernelSums, kernel_sums, linear_sums, random_groups
-from cs_aligner_cli.gap.rows import DEFAULT_BANDWIDTHS, RowsLike, check_bandwidths, paired_rows
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.groups import KernelSums, kernel_sums, linear_sums, random_groups
+from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
+from cs_aligner_cli.gap.paired_rows import DEFAULT_BANDWIDTHS, RowsLike, check_bandwidths, paired_rows
 
 DRAWS = 8
 

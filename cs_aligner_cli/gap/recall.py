@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cs_aligner_cli.arrays import ArrayLike
-from cs_aligner_cli.gap.groups import Floats, random_groups
+from cs_aligner_cli.common.arrays import ArrayLike
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.groups import random_groups
 from cs_aligner_cli.retrieval import true_ranks
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.gap.groups import Floats
+from cs_aligner_cli.common.types import Floats
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

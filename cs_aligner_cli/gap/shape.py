@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.gap.groups import Floats
-from cs_aligner_cli.gap.measured import Smooth
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.results import Smooth
 
 _PERMUTATIONS = 4
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.gap.measured import Smooth
+from cs_aligner_cli.gap.results import Smooth
 from cs_aligner_cli.objectives import sliced_wasserstein
 from cs_aligner_cli.objectives.transport import random_directions
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, double, same_width
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, same_width
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 
 # Rows whose features are held at a time.

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, double, same_width
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, same_width
+from cs_aligner_cli.common.errors import InputError
 
 Bandwidth: TypeAlias = float | Sequence[float] | Literal["median"]
 

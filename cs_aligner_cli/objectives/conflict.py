@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, double, l2_normalize, same_width
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, l2_normalize, same_width
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.divergences import cs_divergence
 from cs_aligner_cli.objectives.pairwise import infonce
 

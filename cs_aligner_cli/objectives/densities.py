@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.kernels import Gaussian
-from cs_aligner_cli.objectives.tiles import Rows, tiles
+from cs_aligner_cli.objectives.tiles import TiledRows, tiles
 
 
 def hoelder_divergence(
@@ -118,9 +118,9 @@ class _RowLogDensities(torch.autograd.Function):
         return dx, dy, None
 
 
-def _centred(x: Tensor, y: Tensor) -> tuple[Rows, Rows]:
+def _centred(x: Tensor, y: Tensor) -> tuple[TiledRows, TiledRows]:
     centre = (x.mean(dim=0) + y.mean(dim=0)) / 2
-    return Rows(x - centre, "fp32"), Rows(y - centre, "fp32")
+    return TiledRows(x - centre, "fp32"), TiledRows(y - centre, "fp32")
 
 
 def _samples(arrays: Sequence[ArrayLike]) -> list[Tensor]:

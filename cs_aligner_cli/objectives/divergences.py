@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
-from cs_aligner_cli.errors import InputError, did_you_mean
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.gram import GramDivergence, GramLoss
 from cs_aligner_cli.objectives.kernels import Gaussian, NegativeDistance

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
-from cs_aligner_cli.objectives.tiles import Products, Rows
+from cs_aligner_cli.objectives.tiles import Products, TiledRows
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def evaluate_pairs(
             centre = (x.mean(dim=0) + y.mean(dim=0)) / 2
             x, y = x - centre, y - centre
         products = divergence.products if divergence else "fp32"
-        image, text = Rows(x, products), Rows(y, products)
+        image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:
             own = [
@@ -161,7 +161,9 @@ class LogMeanKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Gaussian) -> Tensor:
         with torch.autocast(device_type=x.device.type, enabled=False):
-            found = within(Rows(x - x.mean(dim=0), "fp32"), kernel, diagonal=False, gradient=ctx.needs_input_grad[0])
+            found = within(
+                TiledRows(x - x.mean(dim=0), "fp32"), kernel, diagonal=False, gradient=ctx.needs_input_grad[0]
+            )
         ctx.grad = None if found.grad is None else found.grad / float(found.total)
         return found.log_mean.to(x.dtype)
 

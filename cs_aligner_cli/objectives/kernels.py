@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
 
 # Far below any use, and far above where 1 / sigma^2 and its products overflow float32.
 _SMALLEST_SIGMA = 1e-9

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_float64
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_float64
+from cs_aligner_cli.common.errors import InputError
 
 
 class _Gaussian(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
-from cs_aligner_cli.objectives.tiles import Dots, Rows, Scratch, hide_same_group, nearness, tile_of, upper_tiles
+from cs_aligner_cli.objectives.tiles import Dots, Scratch, TiledRows, hide_same_group, nearness, tile_of, upper_tiles
 
 # Exponents may spread this far before float32 loses the small ones: then sums follow a moving reference.
 _SAFE_SPREAD = 80.0
@@ -46,7 +46,7 @@ class PairSum:
         return self.total * (self.unit / self.pairs)
 
 
-def within(x: Rows, kernel: Kernel, *, diagonal: bool, gradient: bool) -> PairSum:
+def within(x: TiledRows, kernel: Kernel, *, diagonal: bool, gradient: bool) -> PairSum:
     """Sum the kernel over the pairs (x_i, x_j) of one cloud, with or without i = j."""
     size = len(x)
     total, pulled, slope_sums = _accumulators(x, gradient)
@@ -101,7 +101,7 @@ class _Reference:
         return math.exp(former - largest)
 
 
-def _accumulators(x: Rows, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _accumulators(x: TiledRows, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The total, the pulled rows (N, d) and the sums of slopes (N,); empty ones where no gradient is wanted."""
     rows = x.x if gradient else x.x[:0]
     return x.x.new_zeros((), dtype=wide(x.x)), torch.zeros_like(rows), rows.new_zeros(len(rows))
@@ -125,7 +125,14 @@ class Cross:
     """
 
     def __init__(
-        self, x: Rows, y: Rows, *, scale: float | None, groups: Tensor | None, kernel: Kernel | None, keep: bool
+        self,
+        x: TiledRows,
+        y: TiledRows,
+        *,
+        scale: float | None,
+        groups: Tensor | None,
+        kernel: Kernel | None,
+        keep: bool,
     ) -> None:
         self.x, self.y, self.kernel = x, y, kernel
         self._scale, self._groups = scale, groups

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, same_width
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
 from cs_aligner_cli.objectives.kernels import Gaussian
-from cs_aligner_cli.objectives.tiles import Dots, Rows, hide_same_group
+from cs_aligner_cli.objectives.tiles import Dots, TiledRows, hide_same_group
 
 Groups: TypeAlias = npt.NDArray[np.integer] | Tensor
 
@@ -127,7 +127,7 @@ class _SigLip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None) -> Tensor:
         with torch.autocast(device_type=x.device.type, enabled=False):
-            rows = Rows(x, "fp32"), Rows(y, "fp32")
+            rows = TiledRows(x, "fp32"), TiledRows(y, "fp32")
             dx, dy = torch.zeros_like(x), torch.zeros_like(y)
             loss, d_scale, d_bias = (x.new_zeros(()) for _ in range(3))
             for i, j, dots in Dots(*rows, keep=False):

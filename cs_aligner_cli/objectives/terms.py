@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import as_rows
+from cs_aligner_cli.common.arrays import as_rows
+from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
 from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
-from cs_aligner_cli.ragged import token_mask
 
 Edge: TypeAlias = tuple[str, str]
 IMAGE_TEXT: Edge = ("image", "text")

@@ -18,7 +18,7 @@ _KEPT_BYTES = 224 * 2**20
 Products: TypeAlias = Literal["fp32", "bf16"]
 
 
-class Rows:
+class TiledRows:
     """Rows (N, d) made ready for tiles: half their squared norms, and a bf16 copy where products are bf16."""
 
     def __init__(self, x: Tensor, products: Products) -> None:
@@ -34,7 +34,7 @@ class Rows:
         """The largest norm of a row."""
         return math.sqrt(2 * float(self.half_squares.max()))
 
-    def dots(self, i: slice, other: Rows, j: slice, out: Tensor | None = None) -> Tensor:
+    def dots(self, i: slice, other: TiledRows, j: slice, out: Tensor | None = None) -> Tensor:
         """``x_i . y_j`` as a tile, written into ``out`` where that is given."""
         left, right = self._factor[i], other._factor[j].T
         if left.dtype == self.x.dtype:
@@ -50,7 +50,7 @@ class Rows:
             into.add_(weights.to(self._factor.dtype) @ self._factor[i])
 
 
-def nearness(x: Rows, i: slice, y: Rows, j: slice, dots: Tensor, scale: float, out: Tensor) -> Tensor:
+def nearness(x: TiledRows, i: slice, y: TiledRows, j: slice, dots: Tensor, scale: float, out: Tensor) -> Tensor:
     """``-scale ||x_i - y_j||^2 / 2`` from the dot products of a tile; up to rounding never above 0."""
     rows, columns = x.half_squares[i].unsqueeze(1) * -scale, y.half_squares[j] * scale
     return torch.add(rows, dots, alpha=scale, out=out).sub_(columns)
@@ -68,7 +68,7 @@ class Scratch:
         return self._buffer[: shape[0] * shape[1]].view(shape)
 
 
-def tile_of(x: Rows, y: Rows) -> tuple[int, int]:
+def tile_of(x: TiledRows, y: TiledRows) -> tuple[int, int]:
     """Rows and columns of the tiles of two clouds."""
     rows, columns = _TILE.get(x.x.device.type, _LARGE_TILE)
     return min(rows, len(x)), min(columns, len(y))
@@ -88,7 +88,7 @@ def upper_tiles(size: int, rows: int, columns: int) -> Iterator[tuple[slice, sli
             yield i, j
 
 
-def tiles(x: Rows, y: Rows, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
+def tiles(x: TiledRows, y: TiledRows, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
     """Every tile (i, j) of two clouds with its nearness, which may be used up: the next tile overwrites it."""
     rows, columns = tile_of(x, y)
     scratch = Scratch(x.x, rows, columns)
@@ -101,7 +101,7 @@ def tiles(x: Rows, y: Rows, scale: float) -> Iterator[tuple[slice, slice, Tensor
 class Dots:
     """Iterates over the tiles (i, j, x_i . y_j); what fits into a fixed budget is kept for the second time."""
 
-    def __init__(self, x: Rows, y: Rows, keep: bool) -> None:
+    def __init__(self, x: TiledRows, y: TiledRows, keep: bool) -> None:
         self._x, self._y = x, y
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._budget = _KEPT_BYTES if keep else 0

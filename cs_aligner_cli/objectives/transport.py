@@ -9,8 +9,8 @@ import sys
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_float64, l2_normalize
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_float64, l2_normalize
+from cs_aligner_cli.common.errors import InputError
 
 
 def sliced_wasserstein(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
-from cs_aligner_cli.retrieval.rows import Ints
 
 # (direction, metric), as in the dict of evaluate_retrieval
 Key = tuple[str, str]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import l2_normalize
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.protocol import Searched
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scores import query_blocks

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.artifacts import written_aside
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.retrieval.rows import Ints, Rows, RowsLike
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.files.artifact import written_aside
+from cs_aligner_cli.retrieval.rows import Rows, RowsLike
 from cs_aligner_cli.retrieval.scores import MARGIN, Scores, pair_scores, rounding_bound, settle
 
 FLAT = "flat"

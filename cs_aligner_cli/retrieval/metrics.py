@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cs_aligner_cli.retrieval.rows import Ints
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.scan import Found
 
 Floats = npt.NDArray[np.float64]

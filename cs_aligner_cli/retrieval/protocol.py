@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
-from cs_aligner_cli.retrieval.rows import Ints, Part, Rows
+from cs_aligner_cli.retrieval.rows import Part, Rows
 from cs_aligner_cli.retrieval.scan import Pairs, scan
 
 # Per direction the image rows and the text rows that are searched; score corrections may differ by direction.

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import ArrayLike, as_rows, l2_normalize
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
 
-Ints = npt.NDArray[np.int64]
 _CHECKED = 8192
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.rows import Ints, Part, Rows
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.retrieval.rows import Part, Rows
 from cs_aligner_cli.retrieval.scores import MARGIN, Scores, pair_scores, query_blocks, rounding_bound, settle
 from cs_aligner_cli.retrieval.tiles import BLOCK, Tile, slices, tools_for
 

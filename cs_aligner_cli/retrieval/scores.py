@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.rows import Ints, Rows
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.retrieval.rows import Rows
 
 Scores = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.retrieval.rows import Ints
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.scores import Scores, exact_tile
 
 # The columns are a multiple of 1024 and a strip is no more than 255 rows, see _packed_count; a strip of float32 scores

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.retrieval.rows import Ints, Rows
+from cs_aligner_cli.common.arrays import l2_normalize
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.retrieval.rows import Rows
 
 
 def class_rows(prompts: Tensor, classes: int) -> Tensor:

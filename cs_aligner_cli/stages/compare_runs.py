@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cs_aligner_cli.artifacts import RECORD, read_record
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.records import paired_statistics, read_records
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.files.artifact import RECORD, read_record
 from cs_aligner_cli.retrieval.bootstrap import LOWER_IS_BETTER, compare
+from cs_aligner_cli.retrieval.per_query import paired_statistics, read_records
 
 DRAWS = 2000
 LEVEL = 0.05

@@ -12,20 +12,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.artifacts import Artifact, file_stamps
-from cs_aligner_cli.checkpoint import load_towers, read_plans
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import Rows
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import FROZEN, TOKENS
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.distributed import building, current
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.inference import Embedder, Values, pick_precision, under
-from cs_aligner_cli.layout import FROZEN, TOKENS, Layout
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.store import ShardWriter, Store, write_keys
-from cs_aligner_cli.token_store import TokenArray, TokenStore, TokenWriter
-from cs_aligner_cli.towers import Inputs, TowerPlan, tower_embedder
+from cs_aligner_cli.files.artifact import Artifact, file_stamps
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.runs.distributed import building, current
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stores.embeddings import ShardWriter, Store, write_keys
+from cs_aligner_cli.stores.tokens import TokenArray, TokenStore, TokenWriter
+from cs_aligner_cli.towers.embedder import Embedder, Values, pick_precision, under
+from cs_aligner_cli.towers.towers import Inputs, TowerPlan, tower_embedder
+from cs_aligner_cli.towers.weights import load_towers, read_plans
 
 # How often a rank looks whether another one has written a shard.
 _POLL_SECONDS = 0.05
@@ -229,7 +230,7 @@ class _Job:
         kept = writer.rows - sum(len(part) for _, part in missing) if self.ranks.size == 1 else 0
         given_up = Event()
 
-        def write(number: int, values: Values, copies: Rows) -> None:
+        def write(number: int, values: Values, copies: Ints) -> None:
             if len(copies):
                 # The ranks go through the shards in order, so whoever has the earliest open one waits for nobody.
                 while not writer.holds(range(number)):

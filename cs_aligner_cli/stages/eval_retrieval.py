@@ -9,24 +9,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps, write_bytes, write_json
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.csvfile import csv_bytes
-from cs_aligner_cli.data.judgements import with_judgements
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.safe_csv import csv_bytes
+from cs_aligner_cli.data.judgements import read_judgements
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
-from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.records import SIDES, write_records
+from cs_aligner_cli.files.artifact import file_stamps, write_bytes, write_json
+from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, statistics
 from cs_aligner_cli.retrieval.corrections import bank_of, corrected
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
-from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate
+from cs_aligner_cli.retrieval.per_query import SIDES, write_records
+from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate, judged
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scores import pair_scores
-from cs_aligner_cli.saved_index import index_keys, save_index
-from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.search.index_folder import index_keys, save_index
+from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 TIE_RULE = "higher score first, then smaller row"
 PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
@@ -73,7 +74,8 @@ class _Job:
             self.spec.captions_per_image,
         )
         if self.spec.relevance:
-            protocol = with_judgements(protocol, self.spec.relevance, self.ids)
+            for direction, found in read_judgements(self.spec.relevance, self.ids).items():
+                protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
         self.device = str(pick_device(self.spec.device))
 

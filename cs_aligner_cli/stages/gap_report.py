@@ -9,35 +9,36 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import Build, write_bytes, write_json
-from cs_aligner_cli.compared import Compared, Features, Taken, compared
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.csvfile import csv_bytes
-from cs_aligner_cli.data.batches import Rows, captions_of
-from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.errors import InputError
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.safe_csv import csv_bytes
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
+from cs_aligner_cli.data.thumbnails import Photos
+from cs_aligner_cli.files.artifact import Build, write_bytes, write_json
 from cs_aligner_cli.gap import measure
-from cs_aligner_cli.gap.canvas import Picture
-from cs_aligner_cli.gap.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.gap.differences import differences
-from cs_aligner_cli.gap.examples import examples
-from cs_aligner_cli.gap.figures import MAX_POINTS, cosine_histograms, point_map, projection, spectra
-from cs_aligner_cli.gap.measured import DRAWS, interval, refuse_constant
 from cs_aligner_cli.gap.metrics import SWEEP
-from cs_aligner_cli.gap.page import render_page, report_rows
-from cs_aligner_cli.gap.projections import neighbour_projection, require_projection
+from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.gap.recall import recall_draws
-from cs_aligner_cli.gap.rows import evenly_spaced
-from cs_aligner_cli.gap.summary import render_summary
-from cs_aligner_cli.gap.tradeoff import gap_against_recall
-from cs_aligner_cli.layout import MODALITIES, Layout
+from cs_aligner_cli.gap.results import DRAWS, interval, refuse_constant
 from cs_aligner_cli.objectives import conflict_sweep
-from cs_aligner_cli.photos import Photos
-from cs_aligner_cli.provenance import git_state, versions
-from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.report.canvas import Picture
+from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
+from cs_aligner_cli.report.examples import examples
+from cs_aligner_cli.report.figures import MAX_POINTS, cosine_histograms, point_map, projection, spectra
+from cs_aligner_cli.report.markdown import render_summary
+from cs_aligner_cli.report.page import render_page, report_rows
+from cs_aligner_cli.report.projections import neighbour_projection, require_projection
+from cs_aligner_cli.report.tradeoff import gap_against_recall
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.store import nothing_to_compare
-from cs_aligner_cli.training_log import read_training_log
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.run_record import git_state, versions
+from cs_aligner_cli.stages.gap_stores import Compared, Features, Taken, compared
+from cs_aligner_cli.stores.embeddings import nothing_to_compare
+from cs_aligner_cli.training.metrics_log import read_training_log
 
 Pairs: TypeAlias = tuple[Features, Features]
 REPORT = "report.html"
@@ -164,7 +165,7 @@ class _Job:
             self.report["subject"] = own[-1]
             self.report["differences"] = differences(values, draws, own[-1])
 
-    def _measure_one(self, store: Compared, take: Callable[[str, Rows], Features], tell: Callable[[str], None]) -> None:
+    def _measure_one(self, store: Compared, take: Callable[[str, Ints], Features], tell: Callable[[str], None]) -> None:
         name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
         image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
         labels = self.labels.tolist()
@@ -191,7 +192,7 @@ class _Job:
             self.report["conflict"][name] = conflict_sweep(image.take(kept), text.take(kept))
             self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
 
-    def _pairs_in_gallery(self) -> tuple[Rows, Rows]:
+    def _pairs_in_gallery(self) -> tuple[Ints, Ints]:
         """The measured pairs whose images and captions are in the gallery, as its rows."""
         places = [np.searchsorted(self.gallery[m], self.rows[m]) for m in MODALITIES]
         there = np.ones(len(self.rows["image"]), bool)
@@ -300,7 +301,7 @@ class _Job:
         }
 
 
-def _gallery(split: Split, most: int) -> tuple[dict[str, Rows], Rows]:
+def _gallery(split: Split, most: int) -> tuple[dict[str, Ints], Ints]:
     """Rows of images and texts that retrieval is measured on, and each text's image among them (-1: none)."""
     images = evenly_spaced(len(split.images), most)
     if len(images) == len(split.images):

@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cs_aligner_cli.artifacts import RECORD, Artifact, file_stamps, write_json
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import hold_out
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError, TooManyBadItems
+from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
+from cs_aligner_cli.data.collector import Source, check_images
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
-from cs_aligner_cli.data.entries import Source, check_images
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
-from cs_aligner_cli.data.pairing import draw_pairing, unpaired_splits
-from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, write_prepared
+from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, hold_out, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
-from cs_aligner_cli.errors import InputError, TooManyBadItems
-from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.files.artifact import RECORD, Artifact, file_stamps, write_json
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.unpaired import draw_pairing, unpaired_splits
 
 REPORT = "report.json"
 # The whole list of bad items is in the report; a summary shows the first few.

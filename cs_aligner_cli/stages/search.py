@@ -11,19 +11,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cs_aligner_cli.arrays import l2_normalize
-from cs_aligner_cli.artifacts import write_bytes
-from cs_aligner_cli.console import Console
+from cs_aligner_cli.common.arrays import l2_normalize
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.queries import QueryEncoder, require_encoder
-from cs_aligner_cli.recipe import Recipe
+from cs_aligner_cli.files.artifact import write_bytes
+from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import search as nearest
-from cs_aligner_cli.saved_index import index_keys, open_index
-from cs_aligner_cli.search_page import render_search_page
-from cs_aligner_cli.store import Store
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.search.index_folder import index_keys, open_index
+from cs_aligner_cli.search.page import render_search_page
+from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
+from cs_aligner_cli.stores.embeddings import Store
 
 _K = 10
 _OTHER = {"image": "text", "text": "image"}

@@ -10,31 +10,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from cs_aligner_cli.artifacts import Artifact, Build
-from cs_aligner_cli.blocks import checkpoint_blocks
-from cs_aligner_cli.checkpoint import load_state, load_weights, save_state, save_weights
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.batches import Rows, captions_of, hold_out, prefetched
-from cs_aligner_cli.data.pairing import read_pairing
-from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.distributed import building, current
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.prefetch import prefetched
+from cs_aligner_cli.common.signals import noticed_interrupts
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.data.prepared import PreparedData, captions_of, hold_out
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
-from cs_aligner_cli.errors import InputError
-from cs_aligner_cli.export import export_towers
-from cs_aligner_cli.inference import memory_told, pick_precision
-from cs_aligner_cli.interrupts import noticed_interrupts
-from cs_aligner_cli.layout import MODALITIES, Layout
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.recipe_train import Train
+from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.starts import start_adapters
-from cs_aligner_cli.stepper import Batch, DivergedError, Stepper, logit_specs
-from cs_aligner_cli.store import Store
-from cs_aligner_cli.token_store import TokenStore
-from cs_aligner_cli.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
-from cs_aligner_cli.trackers import TrackedRun, Trackers, require_trackers
-from cs_aligner_cli.training_batches import TrainingBatches
-from cs_aligner_cli.training_log import FILE, TrainingLog
+from cs_aligner_cli.runs.distributed import building, current
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.unpaired import read_pairing
+from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.stores.tokens import TokenStore
+from cs_aligner_cli.towers.adapter_init import start_adapters
+from cs_aligner_cli.towers.blocks import checkpoint_blocks
+from cs_aligner_cli.towers.embedder import memory_told, pick_precision
+from cs_aligner_cli.towers.export import export_towers
+from cs_aligner_cli.towers.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
+from cs_aligner_cli.towers.weights import load_weights, save_weights
+from cs_aligner_cli.training.batches import TrainingBatches
+from cs_aligner_cli.training.checkpoint import load_state, save_state
+from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
+from cs_aligner_cli.training.step import Batch, DivergedError, Stepper, logit_specs
+from cs_aligner_cli.training.trackers import TrackedRun, Trackers, require_trackers
 
 _LESS_MEMORY = (
     "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
@@ -120,7 +123,7 @@ class _Run:
         self.stepper = Stepper(spec, self.towers, self.steps, recipe.seed, self.device, recipe.edges, self.ranks)
         self.objective = self.stepper.objective
 
-    def _parts(self) -> tuple[Rows, Rows]:
+    def _parts(self) -> tuple[Ints, Ints]:
         """Image rows to train on and to validate on."""
         spec = self.spec
         modalities = self.recipe.encoders.modalities[1:]
@@ -263,7 +266,7 @@ class _Run:
             checksum = save_weights(self.folder / "best.safetensors", self.towers)
             state |= {"best": mean, "best_step": step, "val": val, "best_checksum": checksum}
 
-    def _embed_val(self, rows: dict[str, Rows]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    def _embed_val(self, rows: dict[str, Ints]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         size = self.spec.micro_batch_size or self.batches.batch_size
         return {
             m: embed_split(self.towers, self.inputs, m, self.val_split, rows[m], self.device, size) for m in MODALITIES

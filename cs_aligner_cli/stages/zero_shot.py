@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cs_aligner_cli.artifacts import file_stamps, write_json
-from cs_aligner_cli.console import Console
-from cs_aligner_cli.data.frames import read_frame, text_column
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.errors import InputError, did_you_mean
-from cs_aligner_cli.layout import Layout
-from cs_aligner_cli.queries import QueryEncoder, require_encoder
-from cs_aligner_cli.recipe import Recipe
-from cs_aligner_cli.retrieval.rows import Ints, Rows
+from cs_aligner_cli.data.tables import read_frame, text_column
+from cs_aligner_cli.files.artifact import file_stamps, write_json
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
-from cs_aligner_cli.store import NO_SPACE, Store, nothing_to_compare
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
+from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 _TOP = 5
 

@@ -1,0 +1,223 @@
+"""doctor: is everything there that csalign, or one recipe, needs? Nothing is downloaded, nothing is left behind."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cs_aligner_cli.common.errors import CsalignError, InputError
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+
+_DISTRIBUTION = "cs-aligner-cli"
+# Extras that make the tests and the checks of csalign itself.
+_OURS = ("test", "dev")
+_LITTLE, _NOTHING = 10e9, 0.2e9  # bytes of free disk
+
+
+class Check(NamedTuple):
+    """One thing that was looked at: "ok", "warning" (something optional) or "failed", and what to do then."""
+
+    name: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def examine(name_or_path: str | None, overrides: Sequence[str] = ()) -> list[Check]:
+    """Look at the machine and, where a recipe is named, at all that it needs."""
+    checks = [*_python(), *_extras(), *_devices(), *_faiss()]
+    if name_or_path is None:
+        return [*checks, *_folder("current folder", Path.cwd())]
+    try:
+        recipe = load_recipe(name_or_path, overrides)
+    except InputError as error:
+        return [*checks, Check("recipe", "failed", *_parted(error))]
+    checks.append(Check("recipe", "ok", f"{recipe.name}, valid"))
+    folders = {"run_dir": recipe.folder, "data.dir": recipe.data.dir, "embed.dir": recipe.embed.dir}
+    for key, folder in folders.items():
+        checks += _folder(key, folder) if folder else ()
+    return [*checks, *_of_recipe(recipe)]
+
+
+def _parted(error: Exception) -> tuple[str, str]:
+    """The message of an error, and its hint."""
+    found, _, remedy = str(error).partition("\n")
+    return found, remedy
+
+
+def _python() -> Iterator[Check]:
+    from packaging.requirements import Requirement
+
+    running = ".".join(map(str, sys.version_info[:3]))
+    try:
+        ours = distribution(_DISTRIBUTION)
+    except PackageNotFoundError:
+        yield Check("csalign", "failed", f"not installed, on Python {running}", f"pip install {_DISTRIBUTION}")
+        return
+    needs = [Requirement(text) for text in ours.requires or ()]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    yield Check("csalign", "ok", f"{ours.version}, on Python {running}")
+    good = []
+    for need in needs:
+        there = _version(need.name)
+        if there is not None and need.specifier.contains(there, prereleases=True):
+            good.append(f"{need.name} {there}")
+        else:
+            found = f"{there}, but {need.specifier} is needed" if there else "not installed"
+            yield Check(need.name, "failed", found, f"pip install '{need.name}{need.specifier}'")
+    yield Check("packages", "ok", ", ".join(good))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _extras() -> Iterator[Check]:
+    """What may be added: one line for every extra."""
+    from packaging.requirements import Requirement
+
+    try:
+        ours = distribution(_DISTRIBUTION)
+    except PackageNotFoundError:
+        return
+    for extra in ours.metadata.get_all("Provides-Extra") or ():
+        if extra in _OURS:
+            continue
+        needs = [Requirement(text) for text in ours.requires or ()]
+        needs = [
+            n
+            for n in needs
+            if n.marker and not n.marker.evaluate({"extra": ""}) and n.marker.evaluate({"extra": extra})
+        ]
+        found = {need.name: _version(need.name) for need in needs}
+        if all(found.values()):
+            yield Check(f"extra {extra}", "ok", ", ".join(f"{name} {there}" for name, there in found.items()))
+        else:
+            absent = ", ".join(name for name, there in found.items() if there is None)
+            yield Check(
+                f"extra {extra}", "warning", f"{absent} not installed", f"pip install '{_DISTRIBUTION}[{extra}]'"
+            )
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(i)
+            yield Check(f"device cuda:{i}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB")
+    elif torch.backends.mps.is_available():
+        yield Check("device mps", "ok", "Apple's GPU; auto takes the CPU", "device: mps in the recipe uses it.")
+    yield Check("device cpu", "ok", f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+def _faiss() -> Iterator[Check]:
+    try:
+        import faiss
+    except ImportError as error:
+        yield Check("faiss", "failed", f"cannot be imported: {error}", "pip install faiss-cpu")
+        return
+    packages = [name for name in ("faiss-gpu", "faiss-cpu") if _version(name)]
+    cards = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    where = f"on {cards} GPU{'s' * (cards > 1)}" if cards else "on the CPU"
+    found = f"{faiss.__version__} ({' and '.join(packages) or 'of unknown origin'}), {where}"
+    if len(packages) > 1:  # both put their files into one folder, and the later one wins
+        remedy = "pip uninstall faiss-cpu faiss-gpu, then install one of them"
+        yield Check("faiss", "warning", f"{found}: one package hides the other", remedy)
+    else:
+        yield Check("faiss", "ok", found)
+
+
+def _folder(key: str, folder: Path) -> Iterator[Check]:
+    """Whether a folder, which need not be there, can be written, and how much room it has."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    name = f"{key} {folder}"
+    if not there.is_dir():
+        yield Check(name, "failed", f"{there} is a file", f"Name another folder: --set {key}=FOLDER")
+        return
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"csalign")
+    except OSError as error:
+        yield Check(name, "failed", f"{there} cannot be written: {error.strerror}", f"Name another: --set {key}=FOLDER")
+        return
+    free = shutil.disk_usage(there).free
+    state = "failed" if free < _NOTHING else "warning" if free < _LITTLE else "ok"
+    remedy = "" if state == "ok" else f"Make room, or name a folder on another disk: --set {key}=FOLDER"
+    yield Check(name, state, f"can be written, {free / 1e9:.1f} GB free", remedy)
+
+
+def _of_recipe(recipe: Recipe) -> Iterator[Check]:
+    """Data, towers, devices and extras, each by the very check that its stage begins with."""
+    from cs_aligner_cli.common.modalities import MODALITIES
+    from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
+    from cs_aligner_cli.encoders import pick_device
+    from cs_aligner_cli.encoders.availability import require_encoder_of
+    from cs_aligner_cli.report.projections import require_projection
+    from cs_aligner_cli.runs.layout import Layout
+    from cs_aligner_cli.training.trackers import require_trackers
+
+    def data(of: Recipe) -> str:
+        manifest = load_manifest(of)
+        return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
+
+    def trackers() -> str:
+        names = recipe.train.trackers if recipe.train else []
+        require_trackers(names)
+        return ", ".join(names)
+
+    def projection() -> str:
+        require_projection(recipe.gap_report.projection)
+        return recipe.gap_report.projection
+
+    yield _tried("data", lambda: data(recipe))
+    for number, other in enumerate(Layout(recipe).unpaired.values()):
+        yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
+    for modality in recipe.encoders.modalities:
+        key = modality if modality in MODALITIES else f"further.{modality}"
+        yield _tried(f"encoders.{key}", lambda m=modality: require_encoder_of(recipe, m))  # type: ignore[misc]
+    yield _tried("embed.device", lambda: str(pick_device(recipe.embed.device)))
+    if recipe.train is not None:
+        train = recipe.train
+        yield _tried("train.device", lambda: str(pick_device(train.device)))
+        if train.trackers:
+            yield _tried("train.trackers", trackers)
+        if train.objective.divergence.kind == "sinkhorn":
+            yield _tried("train.objective.divergence", _sinkhorn)
+    if recipe.gap_report.projection != "pca":
+        yield _tried("gap_report.projection", projection)
+
+
+def _sinkhorn() -> str:
+    there = _version("geomloss")
+    if there is None:
+        raise InputError("sinkhorn needs the package geomloss", f"pip install '{_DISTRIBUTION}[sinkhorn]'")
+    return f"geomloss {there}"
+
+
+def _tried(name: str, call: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", call())
+    except CsalignError as error:
+        return Check(name, "failed", *_parted(error))
+
+
+def as_data(checks: Sequence[Check]) -> dict[str, Any]:
+    """What --json prints: {"command", "ok", "checks": [{"name", "state", "found", "remedy"}]}."""
+    ok = all(check.state != "failed" for check in checks)
+    return {"command": "doctor", "ok": ok, "checks": [check._asdict() for check in checks]}
+
+
+def refuse_failed(checks: Sequence[Check]) -> None:
+    """Raise InputError if something that is needed is not there."""
+    failed = [check.name for check in checks if check.state == "failed"]
+    if failed:
+        raise InputError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

@@ -1,0 +1,59 @@
+"""Linear maps between two modalities that have a closed form, from the second moments of their paired rows.
+
+All take centred rows x (n, d) and y (n, e) in float64, row by row a pair, and return maps that rows are multiplied
+with from the right: ``x @ map``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cs_aligner_cli.common.types import Floats
+
+
+def shrunk_covariance(x: Floats, shrinkage: float) -> Floats:
+    """(d, d) covariance of centred rows plus ``shrinkage`` times its mean eigenvalue on the diagonal."""
+    covariance = x.T @ x / len(x)
+    mean_eigenvalue = np.trace(covariance) / len(covariance)
+    # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
+    shrunk: Floats = covariance + (shrinkage * mean_eigenvalue or 1.0) * np.eye(len(covariance))
+    return shrunk
+
+
+def whitening(x: Floats, shrinkage: float) -> Floats:
+    """(d, d) inverse symmetric square root of the shrunk covariance (ZCA)."""
+    values, axes = np.linalg.eigh(shrunk_covariance(x, shrinkage))
+    root: Floats = axes / np.sqrt(values) @ axes.T
+    return root
+
+
+def principal_whitening(x: Floats, shrinkage: float) -> Floats:
+    """(d, d) whose columns are the principal axes, the widest first, each over its standard deviation (PCA)."""
+    values, axes = np.linalg.eigh(shrunk_covariance(x, shrinkage))
+    columns: Floats = (axes / np.sqrt(values))[:, ::-1]
+    return columns
+
+
+def procrustes(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """(d, k) and (e, k), k = min(d, e): the singular axes of the cross-covariance (Schoenemann 1966).
+
+    ``x_map @ y_map.T`` is the orthogonal map that brings x nearest to y.
+    """
+    left, _, right = np.linalg.svd(x.T @ y / len(x), full_matrices=False)
+    return left, right.T
+
+
+def cca(x: Floats, y: Floats, shrinkage: float) -> tuple[Floats, Floats]:
+    """(d, k) and (e, k), k = min(d, e): the canonical axes (Hotelling 1936), weighted by their correlations.
+
+    The weights are those of Gong et al. 2014 (arXiv 1212.4522), so that cosines count an axis by what it shares.
+    """
+    roots = whitening(x, shrinkage), whitening(y, shrinkage)
+    left, correlations, right = np.linalg.svd(roots[0] @ (x.T @ y / len(x)) @ roots[1], full_matrices=False)
+    return roots[0] @ left * correlations, roots[1] @ right.T * correlations
+
+
+def ridge(x: Floats, y: Floats, shrinkage: float) -> Floats:
+    """(d, e) least squares map from x to y, the covariance of x being shrunk."""
+    solution: Floats = np.asarray(np.linalg.solve(shrunk_covariance(x, shrinkage), x.T @ y / len(x)), np.float64)
+    return solution

@@ -1,0 +1,371 @@
+"""What lies on disk: run directories, atomic writes, fingerprints, checksums, freshness and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cs_aligner_cli import __version__
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.torchrun_env import rank
+from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
+from cs_aligner_cli.files.disk import writing
+
+RECORD = "stage.json"
+_MARK = "building.json"
+# Raised when what a stage writes changes in form, so that older outputs count as stale.
+_FORMAT = 2
+# How far above a file of an output its record is looked for.
+_DEEPEST = 3
+_LINGERING_SECONDS = 1.0
+# Above so many files one sync of the whole system is quicker than one of each.
+_MANY_FILES = 200
+
+
+def fingerprint(value: Any) -> str:
+    """A short digest of any JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_stamps(paths: Iterable[str | Path]) -> str:
+    """A digest of names, sizes and modification times, as make would look at them; a file may be absent."""
+    digest = hashlib.sha256()
+    for path in sorted(map(str, paths)):
+        try:
+            status = os.stat(path)  # noqa: PTH116 (a million Path objects take longer than their stamps)
+            stamp = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            stamp = "absent"
+        digest.update(f"{path}\0{stamp}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Where to write a file that then appears at ``path`` whole or not at all: aside, fsync, rename.
+
+    Raises InputError, naming the file, if the disk does not take it.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            _sync(aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically."""
+    write_bytes(path, _as_text(value).encode())
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """Read a JSON file; raise InputError, with the hint, if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}", hint) from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's output folder and all that determines its content.
+
+    ``recipe`` holds the parts of the recipe that matter for it and ``needs`` the artifacts that it is made
+    from; the fingerprint covers both, so that a change anywhere upstream makes everything downstream stale.
+    """
+
+    name: str
+    path: Path
+    command: str
+    recipe: Mapping[str, Any]
+    needs: tuple[Artifact, ...] = ()
+
+    def wanted(self, sources: str = "") -> dict[str, Any]:
+        """The inputs that a fresh output was made from; ``sources`` is a digest of outside files."""
+        assert len({need.name for need in self.needs}) == len(self.needs), f"two needs of {self.name} have one name"
+        return {
+            "format": _FORMAT,
+            "recipe": json.loads(json.dumps(dict(self.recipe), default=str)),
+            "needs": {need.name: need.fingerprint() for need in self.needs},
+            **({"sources": sources} if sources else {}),
+        }
+
+    def record(self) -> dict[str, Any] | None:
+        """What the finished stage wrote about itself, or None if there is no whole output."""
+        self._settle()
+        path = self.path / RECORD
+        if not path.is_file():
+            return None
+        hint = f"Make the {self.name} again: {self.command} --force"
+        record = read_record(path, hint)
+        # An output of another form is whole or not, but stale in any case; require says so.
+        whole = _form(record) != _FORMAT or all(
+            _size(self.path / f) == size for f, (size, _) in record["files"].items()
+        )
+        return record if whole else None
+
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the output on disk, None where there is none."""
+        record = self.record()
+        return fingerprint(record["inputs"]) if record else None
+
+    def fresh(self, sources: str = "") -> dict[str, Any] | None:
+        """The record of the output on disk if it was made from exactly the inputs wanted now, else None."""
+        record = self.record()
+        return record if record and record["inputs"] == self.wanted(sources) else None
+
+    def require(self) -> dict[str, Any]:
+        """The record of this artifact, which is about to be read; raise InputError if it is missing, was made from
+        other inputs, or is damaged (see ``verify``)."""
+        record = self._current()
+        self.verify(record)
+        return record
+
+    def _current(self) -> dict[str, Any]:
+        """The record of this artifact if it is there and, like all that it is made from, as wanted now."""
+        for need in self.needs:
+            need._current()
+        record = self.record()
+        if record is None:
+            self._refuse_damaged()
+            raise InputError(f"no {self.name} in {self.path}", f"Make it first: {self.command}")
+        if _form(record) != _FORMAT:
+            age = "an older" if _form(record) < _FORMAT else "a newer"
+            raise InputError(
+                f"the {self.name} in {self.path} was written by {age} csalign ({record.get('csalign')}), in form "
+                f"{_form(record)}; this csalign ({__version__}) reads form {_FORMAT}",
+                f"Make it again: {self.command}",
+            )
+        wanted = self.wanted()
+        made = {key: record["inputs"].get(key) for key in wanted}
+        if made != wanted:
+            raise InputError(
+                f"the {self.name} in {self.path} is stale: {_first_difference(made, wanted)}",
+                f"Make it again: {self.command}",
+            )
+        return record
+
+    def verify(self, record: dict[str, Any]) -> None:
+        """Raise InputError naming the first file of this output that does not have the checksum it was written with.
+
+        Whoever reads an output looks first; what it was made from is for its own readers to look at. Of several
+        processes on one command, rank 0 looks for all.
+        """
+        if rank() == 0 and _form(record) == _FORMAT:
+            found = digests(self.path / name for name in record["files"])
+            for (name, (_, written)), now in zip(record["files"].items(), found, strict=True):
+                if now != written:
+                    raise _damaged(self.path / name, f"Make the {self.name} again: {self.command} --force")
+
+    def _refuse_damaged(self) -> None:
+        """Name the first file of a finished output that is not there in full."""
+        if not (self.path / RECORD).is_file():
+            return
+        for name, (size, _) in read_record(self.path / RECORD)["files"].items():
+            if _size(self.path / name) != size:
+                raise InputError(
+                    f"{self.path / name}: is missing or cut short", f"Make the {self.name} again: {self.command}"
+                )
+
+    @contextmanager
+    def building(self, sources: str = "") -> Iterator[Build]:
+        """Build the output aside and put it in place whole; a cut build from the same inputs goes on."""
+        with writing(self.work):
+            yield from self._build(sources)
+
+    def _build(self, sources: str) -> Iterator[Build]:
+        self._settle()
+        wanted = self.wanted(sources)
+        resumed = _take_up(self.work, wanted)
+        build = Build(self.work, resumed)
+        started = time.monotonic()
+        yield build
+        marks = set(self.work.rglob(MARKS))
+        made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f.name != _MARK and f not in marks]
+        _refuse_changed(f for f in made if mark(f) in marks)
+        record = {
+            "name": self.name,
+            "csalign": __version__,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - started, 2),
+            "inputs": wanted,
+            "summary": build.summary,
+            "files": {
+                str(f.relative_to(self.work)): [f.stat().st_size, checksum]
+                for f, checksum in zip(made, digests(made), strict=True)
+            },
+        }
+        _sync_all(made)
+        write_json(self.work / RECORD, sealed(record))
+        (self.work / _MARK).unlink()
+        self._settle()
+
+    @property
+    def work(self) -> Path:
+        """The folder in which the output is built before it is put in place."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def _settle(self) -> None:
+        """Put a finished build in place, also one whose process was killed in the middle of doing so."""
+        if not (self.work / RECORD).is_file() or (self.work / _MARK).is_file():
+            return
+        for leftover in self.work.rglob(MARKS):
+            leftover.unlink()
+        _sync(self.work)
+        old = self.path.with_name(f"{self.path.name}.old")
+        if self.path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.path.rename(old)
+        self.work.rename(self.path)
+        _sync(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass
+class Build:
+    """A build in progress: its folder, whether it continues an interrupted one, and the summary to record."""
+
+    folder: Path
+    resumed: bool
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
+    """Make the folder of a build ready; return whether it holds the beginnings of one from equal inputs."""
+    mark = work / _MARK
+    resumed = mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == _as_text(wanted)
+    if not resumed:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(mark, wanted)
+    for leftover in (work / RECORD, *work.rglob(".*.tmp")):  # of the process that was killed
+        leftover.unlink(missing_ok=True)
+    return resumed
+
+
+def read_record(path: Path, hint: str = "") -> dict[str, Any]:
+    """The record that a finished stage wrote about itself; raise InputError if it is damaged or none."""
+    record: Any = read_json(path, hint)
+    if not (isinstance(record, dict) and {"inputs", "summary", "files"} <= record.keys()):
+        raise InputError(f"{path}: is not the record of a stage", hint)
+    return unsealed(record, path, hint) if _form(record) == _FORMAT else record
+
+
+def verify_file(path: Path) -> None:
+    """Raise InputError if a file of a finished output does not have its recorded checksum; other files pass."""
+    folder = next((folder for folder in path.parents[:_DEEPEST] if (folder / RECORD).is_file()), None)
+    if folder is None or not path.is_file():
+        return
+    record = read_record(folder / RECORD)
+    written = record["files"].get(str(path.relative_to(folder)))
+    if _form(record) == _FORMAT and written and digest(path) != written[1]:
+        raise _damaged(path, f"Make it again with --force; {folder / RECORD} says what made it.")
+
+
+def _damaged(path: Path, hint: str) -> InputError:
+    return InputError(f"{path}: is damaged: its content does not have the checksum it was written with", hint)
+
+
+def _form(record: dict[str, Any]) -> int:
+    """In which form a recorded output is written: the version of its schema."""
+    inputs = record.get("inputs")
+    form = inputs.get("format") if isinstance(inputs, dict) else None
+    return form if isinstance(form, int) else 0
+
+
+def _refuse_changed(files: Iterable[Path]) -> None:
+    """Raise InputError if a finished file of a build is no longer what was written, and let go of it."""
+    for file in files:
+        if not is_whole(file):
+            file.unlink()
+            raise InputError(f"{file}: was damaged after it was written", "The same command makes it again.")
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_all(files: Sequence[Path]) -> None:
+    if len(files) > _MANY_FILES:
+        os.sync()
+        return
+    for path in (*files, *{file.parent for file in files}):
+        _sync(path)
+
+
+def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **made}:
+            if made.get(key) != wanted.get(key):
+                return _first_difference(made.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    if path.startswith("needs."):
+        return f"the {path.removeprefix('needs.')} it was made from has changed"
+    return f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file; whether it could be had."""
+    # What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
+    ends = time.monotonic() + _LINGERING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.02)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
+    with file:
+        if not _locked(file):
+            file.seek(0)
+            raise InputError(
+                f"{folder}: another csalign process ({file.read().strip() or 'unknown'}) is working there",
+                "Wait for it, or give this run another run_dir.",
+            )
+        with writing(folder / ".lock"):
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield

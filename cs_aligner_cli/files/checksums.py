@@ -1,0 +1,70 @@
+"""Checksums: what is read is what was written, or the damaged file is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from cs_aligner_cli.common.errors import InputError
+
+SEAL = "seal"
+_MARK = ".{}.sum"
+MARKS = _MARK.format("*")
+_hash = partial(hashlib.blake2b, digest_size=16)
+
+
+def digest(path: Path) -> str:
+    """The checksum of a file's content (BLAKE2b, 128 bits); computed once per process while the file stays as it is."""
+    status = path.stat()
+    return _digest(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: str, inode: int, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 (a cache key is a string)
+        return hashlib.file_digest(file, _hash).hexdigest()
+
+
+def digests(paths: Iterable[Path]) -> list[str]:
+    """The checksum of every file, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(digest, paths))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """``value`` with the checksum of its own content, so that a JSON file vouches for itself."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return {**plain, SEAL: _seal(plain)}
+
+
+def unsealed(value: Any, path: Path, hint: str = "") -> dict[str, Any]:
+    """What was sealed and read back from ``path``; raise InputError if it is not as it was written."""
+    if not isinstance(value, dict) or SEAL not in value:
+        raise InputError(f"{path}: is damaged: it lacks the checksum of its content", hint)
+    rest = {key: inner for key, inner in value.items() if key != SEAL}
+    if value[SEAL] != _seal(rest):
+        raise InputError(f"{path}: is damaged: its content does not have the checksum it was written with", hint)
+    return rest
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return _hash(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def mark(path: Path) -> Path:
+    """Where the checksum of a file of an unfinished build stands, so that the build can be taken up again."""
+    return path.with_name(_MARK.format(path.name))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of an unfinished build is there as its mark says."""
+    try:
+        return path.is_file() and mark(path).read_text(encoding="ascii") == digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False

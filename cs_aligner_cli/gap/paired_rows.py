@@ -1,0 +1,124 @@
+"""What the gap's metrics take in: row-paired features, checked and scaled to unit length; bandwidths, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.retrieval.rows import Shards
+
+RowsLike: TypeAlias = "ArrayLike | Shards"
+DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
+MIN_PAIRS = 4
+# Pairs that are read at a time.
+_BLOCK = 8192
+
+
+class PairedRows:
+    """Row-paired image (N, d) and text (N, d), read as unit rows in float64 on the CPU: never all of them unasked.
+
+    Both are floating-point arrays or tensors, or ``Shards``, as a store's arrays are. Raises InputError on
+    unequal row counts or widths, fewer than 4 pairs, and rows that are not finite or of zero length.
+    """
+
+    def __init__(self, image: RowsLike, text: RowsLike, any_width: bool = False) -> None:
+        self._sides = {name: _readable(rows, name) for name, rows in (("image", image), ("text", text))}
+        (images, width), (texts, other_width) = (tuple(rows.shape) for rows in self._sides.values())
+        if images == texts and width != other_width and not any_width:
+            raise InputError(
+                f"image and text rows differ in dimension: {width} against {other_width}",
+                "Rows can be compared only in one space; train adapters into a shared one first.",
+            )
+        if images != texts:
+            raise InputError(
+                f"image and text are not row-paired: {images} image rows against {texts} text rows",
+                "Row i of one must belong to row i of the other; repeat an image that has several captions.",
+            )
+        if images < MIN_PAIRS:
+            raise InputError(f"the gap needs at least {MIN_PAIRS} pairs, got {images}")
+        self.count = images
+        for name in self._sides:
+            self._refuse_unusable(name)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The pairs asked for: unit rows (len(rows), d) of images and of texts."""
+        image, text = (_unit(self._read(name, rows)) for name in self._sides)
+        return image, text
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """All pairs in order, at most 8,192 at a time: where they are, images, texts."""
+        for rows in self._spans():
+            yield rows, *self.take(np.arange(rows.start, rows.stop))
+
+    def _spans(self) -> Iterator[slice]:
+        return (slice(start, min(start + _BLOCK, self.count)) for start in range(0, self.count, _BLOCK))
+
+    def _read(self, name: str, rows: npt.NDArray[np.int64]) -> Tensor:
+        side = self._sides[name]
+        read = (
+            side[torch.from_numpy(rows).to(side.device)]
+            if isinstance(side, Tensor)
+            else torch.from_numpy(side.take(rows))
+        )
+        return read.detach().cpu().double()
+
+    def _refuse_unusable(self, name: str) -> None:
+        """Look through all rows once: one that is unusable is named, and how many there are."""
+        problems: dict[str, Callable[[Tensor], Tensor]] = {
+            "not finite (NaN or infinity)": lambda x: ~x.isfinite().all(dim=1),
+            "all zeros and so have no direction": lambda x: (x == 0).all(dim=1),
+        }
+        found: dict[str, list[int]] = {what: [] for what in problems}
+        for rows in self._spans():
+            block = self._read(name, np.arange(rows.start, rows.stop))
+            for what, test in problems.items():
+                found[what] += (rows.start + np.flatnonzero(test(block).numpy())).tolist()
+        for what, bad in found.items():
+            if bad:
+                raise InputError(f"{name}: {len(bad)} of {self.count} rows are {what}; the first is row {bad[0]}")
+
+
+def paired_rows(image: RowsLike, text: RowsLike) -> tuple[Tensor, Tensor]:
+    """Both (N, d) inputs as unit rows in float64 on the CPU; raises InputError as ``PairedRows``."""
+    pairs = PairedRows(image, text)
+    return pairs.take(np.arange(len(pairs)))
+
+
+def paired_rows_of_any_width(image: RowsLike, text: RowsLike) -> tuple[Tensor, Tensor]:
+    """As ``paired_rows``, but image (N, d) and text (N, e) may differ in dimension."""
+    pairs = PairedRows(image, text, any_width=True)
+    return pairs.take(np.arange(len(pairs)))
+
+
+def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
+    return as_rows(rows, name) if isinstance(rows, np.ndarray | Tensor) else rows
+
+
+def _unit(rows: Tensor) -> Tensor:
+    # Dividing by the largest entry first keeps the norm of huge and of tiny rows representable.
+    return l2_normalize(rows / rows.abs().amax(dim=1, keepdim=True))
+
+
+def check_bandwidths(bandwidths: Sequence[float]) -> None:
+    """Raise InputError unless every kernel bandwidth is positive, finite and prints unlike the others."""
+    for s in bandwidths:
+        if not (s > 0 and math.isfinite(s)):
+            raise InputError(f"bandwidths: expected positive finite numbers, got {s}")
+    if len({f"{s:.4g}" for s in bandwidths}) < len(bandwidths):
+        raise InputError(f"bandwidths: two of {list(bandwidths)} are equal when printed to four digits")
+
+
+def evenly_spaced(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """At most ``count`` evenly spaced numbers of ``rows`` rows, in order."""
+    return np.linspace(0, rows - 1, min(rows, count)).round().astype(np.int64)

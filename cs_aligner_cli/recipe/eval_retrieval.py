@@ -1,0 +1,100 @@
+"""The recipe's sections on retrieval and zero-shot classification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.train import Device, SplitName
+
+Correction: TypeAlias = Literal["centred", "csls", "inverted_softmax", "qb_norm"]
+
+
+class Index(Strict):
+    """The FAISS index that is saved of each modality, for search and for other programs."""
+
+    kind: str = Field(
+        "flat",
+        min_length=1,
+        description="flat (exact), ivf, hnsw, pq, opq, sq, ivfpq, or a FAISS factory string such as IVF1024,PQ64.",
+    )
+    training_rows: int = Field(
+        262144, ge=1, description="Rows drawn to train what must be trained: lists, codes, rotations."
+    )
+    effort: int | None = Field(
+        None,
+        ge=1,
+        description="How hard an approximate index searches: lists probed (IVF), candidates followed (HNSW);"
+        " null: a sixteenth of the lists, 64.",
+    )
+    on_disk: bool = Field(
+        False, description="Build an IVF index in parts and keep its lists on disk: for stores larger than memory."
+    )
+
+
+class QueryBank(Strict):
+    """What score corrections learn from: items of the training split, never those that are measured."""
+
+    split: SplitName = Field("train", description="The split that the bank is drawn from.")
+    size: int = Field(5000, ge=1, description="Images and captions drawn at most, of each.")
+    neighbors: int = Field(10, ge=1, description="csls: nearest bank items whose mean cosine is taken off.")
+    beta: float = Field(20.0, gt=0, description="inverted_softmax, qb_norm: inverse temperature of the softmax.")
+
+
+class EvalRetrieval(Strict):
+    """Which retrieval numbers are computed."""
+
+    split: SplitName = Field("test", description="The split evaluated.")
+    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="The k of R@k.")
+    neighbors: int = Field(10, ge=1, description="Neighbours saved per query; at most the gallery is saved.")
+    captions_per_image: int | None = Field(
+        None, ge=1, description="Use the first so many captions of each image (5 in COCO 5K papers); null: all."
+    )
+    folds: int = Field(
+        1, ge=1, description="Cut the images in order into so many galleries, queries pooled (5 over COCO 5K: COCO 1K)."
+    )
+    relevance: FilePath | None = Field(
+        None,
+        description="A table of judgements (query, item, score; ids of images and captions) in place of the captions'"
+        " own images: many-to-many or graded relevance.",
+    )
+    relevant_above: float = Field(0.0, ge=0, description="Items judged above this are true answers.")
+    bootstrap: int = Field(1000, ge=0, description="Draws behind the 95% intervals; 0: no intervals.")
+    device: Device = Field(
+        "auto", description="Where scores are computed; auto: CUDA where there is one, else the CPU."
+    )
+    corrections: list[Correction] = Field(
+        [], description="Score corrections that are measured beside the plain cosine."
+    )
+    query_bank: QueryBank = Field(QueryBank(), description="What score corrections learn from.")
+    index: Index = Field(Index(), description="The saved index.")
+
+    @model_validator(mode="after")
+    def _bank_is_apart(self) -> EvalRetrieval:
+        if self.corrections and self.query_bank.split == self.split:
+            raise ValueError(f"query_bank.split must not be the split that is measured ({self.split})")
+        return self
+
+
+class ZeroShot(Strict):
+    """Zero-shot classification: every image goes to the class whose prompts it is nearest to."""
+
+    split: SplitName | None = Field(None, description="The split classified; null: that of eval_retrieval.")
+    classes: FilePath | None = Field(
+        None, description="A text file with one class name per line; null: nothing is classified."
+    )
+    labels: FilePath | None = Field(
+        None, description="A table with the columns image and label: the class of each image."
+    )
+    templates: list[str] = Field(
+        ["a photo of a {}."], min_length=1, description="Prompts; {} is the class name. Their embeddings are averaged."
+    )
+
+    @model_validator(mode="after")
+    def _templates_have_a_place(self) -> ZeroShot:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: {template!r} needs exactly one {{}} for the class name")
+        return self

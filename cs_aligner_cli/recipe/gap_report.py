@@ -1,0 +1,70 @@
+"""The recipe's section on the gap report: what is measured, compared and drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.train import SplitName
+
+Baseline: TypeAlias = Literal["centred", "mean_shift", "whitened", "procrustes", "cca"]
+
+
+class Baselines(Strict):
+    """Alignments that need no training, fitted by the report itself and measured beside the stores."""
+
+    frozen: list[Baseline] = Field(
+        ["centred", "mean_shift", "whitened", "procrustes", "cca"],
+        description="On top of the frozen store; the first three need towers of one dimension.",
+    )
+    pairwise_only: list[Baseline] = Field(
+        ["centred"], description="On top of the control, where there is one: what is left for the divergence to win."
+    )
+    aligned: list[Baseline] = Field([], description="On top of the aligned store.")
+    split: SplitName | None = Field(
+        None,
+        description="The split they are fitted on; null: the training split, where training has its features cached "
+        "(else there are no baselines).",
+    )
+    pairs: int = Field(20_000, ge=10, description="Pairs (captions with their images) they are fitted on at most.")
+
+
+class GapReport(Strict):
+    """Which gap numbers and pictures are made."""
+
+    split: SplitName | None = Field(None, description="The split measured; null: that of eval_retrieval.")
+    modalities: list[str] = Field(
+        ["image", "text"],
+        min_length=2,
+        max_length=2,
+        description="The two modalities measured, as in [audio, text]; the report's words image and text then stand for"
+        " the first and the second.",
+    )
+    bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS and MMD are reported."
+    )
+    max_pairs: int = Field(5000, ge=10, description="Pairs measured at most (evenly spaced); the report says how many.")
+    exact_pairs: int = Field(
+        20_000,
+        ge=10,
+        description="With more pairs than these, D_CS is approximated (Nystroem), and other metrics of all pairs of "
+        "rows take so many evenly spaced ones.",
+    )
+    max_gallery: int = Field(
+        20_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."
+    )
+    baselines: Baselines = Field(Baselines(), description="What needs no training.")
+    beside: list[FilePath] = Field(
+        [], description="Folders of other finished runs whose stores of the same split are put beside these."
+    )
+    examples: int = Field(4, ge=0, le=50, description="Pairs and queries shown of each kind; 0: none.")
+    projection: Literal["pca", "tsne", "umap"] = Field(
+        "pca",
+        description="Draw also a t-SNE or a UMAP of images and texts together (umap: pip install cs-aligner-cli[umap]);"
+        " the PCA is always there.",
+    )
+    photos: FilePath | None = Field(
+        None, description="Folder of the photos, by image id, where the data are stored features."
+    )

@@ -1,0 +1,367 @@
+"""The recipe's section on the objective: the pairwise term, the divergence, and their weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, Tag, model_validator
+
+from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
+
+
+class LogitScale(Strict):
+    """The inverse temperature, as open_clip counts it (100 = temperature 0.01)."""
+
+    init: float = Field(1 / 0.07, gt=0, le=1000, description="Value at the start.")
+    learn: bool = Field(True, description="Train it; false: it stays at init.")
+    max: float = Field(100.0, gt=0, le=1000, description="Upper clamp of the learned value (CLIP's is 100).")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogitScale:
+        if self.init > self.max:
+            raise ValueError(f"init ({self.init:g}) must not exceed max ({self.max:g})")
+        return self
+
+
+class LogitBias(Strict):
+    """What is added to every logit."""
+
+    init: float = Field(-10.0, ge=-1000, le=1000, description="Value at the start (SigLIP's is -10).")
+    learn: bool = Field(True, description="Train it; false: it stays at init.")
+
+
+class _Pairwise(Strict):
+    kind: str
+    weight: float = Field(1.0, ge=0, description="Weight of the term.")
+
+
+class InfoNce(_Pairwise):
+    """Symmetric InfoNCE; captions of one image are no negatives of each other."""
+
+    kind: Literal["infonce"] = Field("infonce", description="CLIP's loss.")
+    logit_scale: LogitScale = Field(LogitScale(), description="The inverse temperature.")
+
+
+class SigLip(_Pairwise, json_schema_extra=KIND_IS_NEEDED):
+    """Sigmoid loss: every pair of the batch is a yes-or-no question of its own."""
+
+    kind: Literal["siglip"] = Field("siglip", description="SigLIP's loss.")
+    logit_scale: LogitScale = Field(LogitScale(init=10.0), description="The inverse temperature (starts at 10).")
+    logit_bias: LogitBias = Field(LogitBias(), description="The bias against the many negatives.")
+
+
+class AlignUniform(_Pairwise, json_schema_extra=KIND_IS_NEEDED):
+    """Squared distance within pairs plus uniformity within each modality: the decoupled form, without temperature."""
+
+    kind: Literal["align_uniform"] = Field("align_uniform", description="Alignment plus intra-modal uniformity.")
+    uniformity_weight: float = Field(1.0, ge=0, description="Weight of uniformity beside alignment.")
+    t: float = Field(2.0, gt=0, le=1000, description="Scale of the uniformity potential exp(-t d^2).")
+
+
+class L2Contrastive(_Pairwise, json_schema_extra=KIND_IS_NEEDED):
+    """Squared distance within pairs plus a light InfoNCE, as ECLIPSE trains its prior."""
+
+    kind: Literal["l2_contrastive"] = Field("l2_contrastive", description="Regression plus contrast.")
+    logit_scale: LogitScale = Field(LogitScale(), description="The inverse temperature.")
+    contrastive_weight: float = Field(0.2, ge=0, description="Weight of InfoNCE in it (ECLIPSE's is 0.2).")
+
+
+Pairwise = Annotated[
+    Annotated[InfoNce, Tag("infonce")]
+    | Annotated[SigLip, Tag("siglip")]
+    | Annotated[AlignUniform, Tag("align_uniform")]
+    | Annotated[L2Contrastive, Tag("l2_contrastive")],
+    by_kind("infonce"),
+]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class MedianBandwidth(Strict):
+    """The median distance between two rows of the batch, smoothed over steps."""
+
+    kind: Literal["median"] = Field("median", description="Median heuristic.")
+    factor: float = Field(1.0, gt=0, description="Multiplies the median (some authors divide it by sqrt 2).")
+    every: int = Field(10, ge=1, description="Estimated every so many steps.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the former value that an estimate keeps.")
+
+
+class AutoBandwidth(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """Chosen once, before training, on the held-out pairs: the finest kernel that enough pairs still feel."""
+
+    kind: Literal["auto"] = Field("auto", description="Smallest sigma with enough effective pairs.")
+    effective_share: float = Field(
+        0.9, gt=0, lt=1, description="Share of the cross pairs that must carry the gradient (Kish's effective number)."
+    )
+
+
+class AnnealedBandwidth(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """From a wide kernel to a narrow one (or back), geometrically."""
+
+    kind: Literal["annealed"] = Field("annealed", description="Changes from start to end.")
+    start: float = Field(2.0, gt=0, description="sigma at the first step.")
+    end: float = Field(0.5, gt=0, description="sigma from the share `until` of the steps on.")
+    until: float = Field(0.5, gt=0, le=1, description="Share of the steps at which `end` is reached.")
+
+
+def _plain_bandwidth(value: Any) -> Any:
+    """Pydantic would report each member of a union; a user needs one message."""
+    if value in ("median", "auto") or (_is_number(value) and value > 0):
+        return value
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("a mixture needs at least one sigma, as in [0.5, 1.0]")
+        if all(_is_number(sigma) and sigma > 0 for sigma in value):
+            return value
+        raise ValueError("expected numbers more than 0 in a mixture, as in [0.5, 1.0]")
+    raise ValueError("expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
+
+
+_Sigma = Annotated[float, Field(gt=0)]
+Bandwidth = Annotated[
+    Annotated[
+        _Sigma | Annotated[list[_Sigma], Field(min_length=1)] | Literal["median", "auto"],
+        BeforeValidator(_plain_bandwidth),
+        Tag(PLAIN),
+    ]
+    | Annotated[MedianBandwidth, Tag("median")]
+    | Annotated[AutoBandwidth, Tag("auto")]
+    | Annotated[AnnealedBandwidth, Tag("annealed")],
+    plain_or_kind("median"),
+]
+
+
+class ScheduledWeight(Strict):
+    """A weight that changes linearly with training: a warm-up, or a curriculum."""
+
+    kind: Literal["scheduled"] = Field("scheduled", description="Changes from start to end.")
+    start: float = Field(0.0, ge=0, description="Weight up to the share `begin` of the steps.")
+    end: float = Field(1.0, ge=0, description="Weight from the share `until` of the steps on.")
+    begin: float = Field(0.0, ge=0, lt=1, description="Share of the steps at which it starts to change.")
+    until: float = Field(0.3, gt=0, le=1, description="Share of the steps at which `end` is reached.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScheduledWeight:
+        if self.begin >= self.until:
+            raise ValueError(f"begin ({self.begin:g}) must lie before until ({self.until:g})")
+        return self
+
+
+class RelativeWeight(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """A weight that keeps the divergence's gradient at a share of the pairwise term's."""
+
+    kind: Literal["relative"] = Field("relative", description="Relative to the pairwise term's gradient norm.")
+    ratio: float = Field(0.5, gt=0, description="Norm of the weighted gradient, in norms of the pairwise term's.")
+    every: int = Field(10, ge=1, description="Measured every so many steps; held in between.")
+
+
+def _plain_weight(value: Any) -> Any:
+    if _is_number(value) and value >= 0:
+        return value
+    raise ValueError("expected a number of at least 0, or a section of kind scheduled or relative")
+
+
+Weight = Annotated[
+    Annotated[float, Field(ge=0), BeforeValidator(_plain_weight), Tag(PLAIN)]
+    | Annotated[ScheduledWeight, Tag("scheduled")]
+    | Annotated[RelativeWeight, Tag("relative")],
+    plain_or_kind("scheduled"),
+]
+
+
+class Nystroem(Strict):
+    """Kernel sums through random rows of the batch: linear in the batch."""
+
+    kind: Literal["nystroem"] = Field("nystroem", description="Nystroem's method.")
+    landmarks: int = Field(256, ge=2, le=65536, description="Rows that stand for all.")
+
+
+class Rff(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """Kernel sums through random Fourier features; for sigma of at least 0.5 on unit rows."""
+
+    kind: Literal["rff"] = Field("rff", description="Random Fourier features.")
+    features: int = Field(
+        4096, ge=4, le=2**20, multiple_of=2, description="Features: cosines and sines of half as many frequencies."
+    )
+
+
+Approximation = Annotated[
+    Annotated[Nystroem, Tag("nystroem")] | Annotated[Rff, Tag("rff")],
+    by_kind("nystroem"),
+]
+
+
+class _Divergence(Strict):
+    kind: str
+    weight: Weight = Field(1.0, description="lambda (0: logged, but trained without), or a section, below.")
+
+
+class _KernelSum(_Divergence):
+    bandwidth: Bandwidth = Field(
+        0.7071,
+        description="sigma of the Gaussian kernel; a list: the mean of several kernels; median, auto: with the "
+        "defaults of these kinds, below.",
+    )
+    estimator: Literal["v", "u"] = Field("v", description="v: diagonals included (the paper's); u: diagonal-free.")
+    products: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the matrix products; bf16 costs about 1e-3 in value and gradient."
+    )
+
+
+class CauchySchwarz(_KernelSum):
+    """The Cauchy-Schwarz divergence between the two clouds."""
+
+    kind: Literal["cs"] = Field("cs", description="Cauchy-Schwarz divergence.")
+    approximation: Approximation | None = Field(None, description="Approximate the kernel sums; null: exact.")
+
+    @model_validator(mode="after")
+    def _approximates_v(self) -> CauchySchwarz:
+        if self.approximation and (self.estimator, self.products) != ("v", "fp32"):
+            raise ValueError("approximation goes with estimator: v and products: fp32")
+        return self
+
+
+class Mmd(_KernelSum, json_schema_extra=KIND_IS_NEEDED):
+    """The squared maximum mean discrepancy with the same kernels."""
+
+    kind: Literal["mmd"] = Field("mmd", description="Maximum mean discrepancy.")
+
+
+class Energy(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """The energy distance: MMD with minus the distance as kernel, without a bandwidth."""
+
+    kind: Literal["energy"] = Field("energy", description="Energy distance.")
+    estimator: Literal["v", "u"] = Field("v", description="v: diagonals included; u: diagonal-free.")
+
+
+class Hoelder(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """The Hoelder divergence, of which Cauchy-Schwarz is the case alpha = gamma = 2."""
+
+    kind: Literal["hoelder"] = Field("hoelder", description="Hoelder divergence.")
+    bandwidth: Bandwidth = Field(0.7071, description="sigma of the Gaussian kernel; all forms that it has for cs.")
+    alpha: float = Field(2.0, gt=1, le=100, description="Hoelder's exponent of the images' density.")
+    gamma: float = Field(2.0, gt=0, le=100, description="Power of the densities that is integrated.")
+
+
+class GeneralizedCs(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """The Cauchy-Schwarz divergence of all modalities at once; of two it is cs."""
+
+    kind: Literal["generalized_cs"] = Field("generalized_cs", description="CS divergence of several clouds.")
+    bandwidth: Bandwidth = Field(0.7071, description="sigma of the Gaussian kernel; all forms that it has for cs.")
+
+
+class _Moments(_Divergence):
+    shrinkage: float = Field(
+        0.1, gt=0, le=1, description="Share of the isotropic matrix in each covariance, which alone is singular."
+    )
+
+
+class GaussianKl(_Moments, json_schema_extra=KIND_IS_NEEDED):
+    """Kullback-Leibler divergence of Gaussians fitted to images and texts."""
+
+    kind: Literal["gaussian_kl"] = Field("gaussian_kl", description="KL(images || texts) of fitted Gaussians.")
+
+
+class Jeffreys(_Moments, json_schema_extra=KIND_IS_NEEDED):
+    """Jeffreys divergence: KL both ways, of fitted Gaussians."""
+
+    kind: Literal["jeffreys"] = Field("jeffreys", description="Symmetric KL of fitted Gaussians.")
+
+
+class Frechet(_Moments, json_schema_extra=KIND_IS_NEEDED):
+    """Squared Frechet distance of fitted Gaussians, the one in FID."""
+
+    kind: Literal["frechet"] = Field("frechet", description="Frechet distance of fitted Gaussians.")
+
+
+class Coral(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """Distance of the covariances (deep CORAL): it sees spread and correlation, not the means."""
+
+    kind: Literal["coral"] = Field("coral", description="Correlation alignment.")
+
+
+class SlicedWasserstein(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """Wasserstein distance along random directions, to the power p."""
+
+    kind: Literal["sliced_wasserstein"] = Field("sliced_wasserstein", description="Sliced Wasserstein distance.")
+    projections: int = Field(128, ge=1, le=65536, description="Directions drawn at every step.")
+    p: int = Field(2, ge=1, le=2, description="Order of the distance.")
+
+
+class Sinkhorn(_Divergence, json_schema_extra=KIND_IS_NEEDED):
+    """Debiased entropic optimal transport (geomloss; install the extra `sinkhorn`)."""
+
+    kind: Literal["sinkhorn"] = Field("sinkhorn", description="Sinkhorn divergence.")
+    blur: float = Field(0.05, gt=0, description="Length at which transport is blurred.")
+    p: int = Field(2, ge=1, le=2, description="Order of the cost.")
+    scaling: float = Field(0.5, gt=0, lt=1, description="Step of the annealing; nearer to 1 is slower and exacter.")
+
+
+Divergence = Annotated[
+    Annotated[CauchySchwarz, Tag("cs")]
+    | Annotated[Mmd, Tag("mmd")]
+    | Annotated[Energy, Tag("energy")]
+    | Annotated[Hoelder, Tag("hoelder")]
+    | Annotated[GeneralizedCs, Tag("generalized_cs")]
+    | Annotated[GaussianKl, Tag("gaussian_kl")]
+    | Annotated[Jeffreys, Tag("jeffreys")]
+    | Annotated[Frechet, Tag("frechet")]
+    | Annotated[Coral, Tag("coral")]
+    | Annotated[SlicedWasserstein, Tag("sliced_wasserstein")]
+    | Annotated[Sinkhorn, Tag("sinkhorn")],
+    by_kind("cs"),
+]
+AnyPairwise: TypeAlias = InfoNce | SigLip | AlignUniform | L2Contrastive
+AnyDivergence: TypeAlias = (
+    CauchySchwarz
+    | Mmd
+    | Energy
+    | Hoelder
+    | GeneralizedCs
+    | GaussianKl
+    | Jeffreys
+    | Frechet
+    | Coral
+    | SlicedWasserstein
+    | Sinkhorn
+)
+
+
+def _sigmas(value: Any) -> Any:
+    if value in ("median", "auto"):
+        raise ValueError("expected a number more than 0 (sigma), or a list of them")
+    return _plain_bandwidth(value)
+
+
+class Tokens(Strict):
+    """The token term: the mean over pairs of the Cauchy-Schwarz divergence between their tokens."""
+
+    weight: float = Field(1.0, ge=0, description="Weight of the term (0: logged, but trained without).")
+    bandwidth: Annotated[_Sigma | Annotated[list[_Sigma], Field(min_length=1)], BeforeValidator(_sigmas)] = Field(
+        0.7071, description="sigma of the Gaussian kernel; a list: the mean of several kernels."
+    )
+
+
+class Objective(Strict):
+    """The loss: pairwise term plus weighted divergence, and the token term where there is one."""
+
+    pairwise: Pairwise = Field(InfoNce(), description="Ranks pairs.")
+    divergence: Divergence = Field(CauchySchwarz(), description="Brings the two distributions together.")
+    tokens: Tokens | None = Field(
+        None, description="Brings the tokens of every pair together; null: no such term. Needs reads: tokens."
+    )
+    memory: int = Field(
+        0,
+        ge=0,
+        le=2**20,
+        description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
+    )
+
+    @model_validator(mode="after")
+    def _relative_to_something(self) -> Objective:
+        if isinstance(self.divergence.weight, RelativeWeight) and self.pairwise.weight == 0:
+            raise ValueError("divergence.weight is relative to the pairwise term, whose weight is 0")
+        return self

@@ -1,0 +1,298 @@
+"""The recipe: one typed, frozen description of an experiment that drives every stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.distributed import Distributed
+from cs_aligner_cli.recipe.encoders import Encoders
+from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval, ZeroShot
+from cs_aligner_cli.recipe.gap_report import GapReport
+from cs_aligner_cli.recipe.messages import (
+    NAME_PATTERN,
+    CommandLineText,
+    FilePath,
+    Strict,
+    resolve_path,
+    set_value,
+    validate,
+)
+from cs_aligner_cli.recipe.prepare import Prepare
+from cs_aligner_cli.recipe.strict_yaml import KeyPath, dump_yaml, parse_value, read_yaml
+from cs_aligner_cli.recipe.train import Device, Precision, Train
+
+RECIPE_VARIABLE = "CSALIGN_RECIPE"
+DEFAULT_RECIPE = Path("recipe.yaml")
+
+
+def _manifest(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str):
+        return value
+    if Path(value).suffix in (".yaml", ".yml"):
+        return str(resolve_path(value, info))
+    if not value or "/" in value:
+        raise ValueError("expected the name of a shipped manifest, or a path that ends in .yaml")
+    return value
+
+
+Manifest = Annotated[str, BeforeValidator(_manifest)]
+
+
+class UnpairedSource(Strict):
+    """Further items from another manifest: whatever pairs it has, each item stands for itself."""
+
+    manifest: Manifest = Field(description="As data.manifest.")
+    root: FilePath | None = Field(None, description="As data.root.")
+    split: str = Field("train", pattern=NAME_PATTERN, description="The split taken.")
+    modalities: list[Literal["image", "text"]] = Field(
+        ["image", "text"], min_length=1, description="What is taken of it; one alone is enough."
+    )
+
+
+class Unpaired(Strict):
+    """Items that are in no pair, for the divergence: from the training split itself, and from elsewhere."""
+
+    paired_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the training split's images that keep their captions (drawn with the recipe's seed);"
+        " the other images and captions are unpaired. Below 1 it answers what unpaired data are worth.",
+    )
+    sources: list[UnpairedSource] = Field([], description="Other manifests with further items.")
+
+
+class Data(Strict):
+    """What is aligned."""
+
+    manifest: Manifest = Field(
+        "scenes",
+        description="A manifest of the shelf by name, or the path of a manifest file (ends in .yaml).",
+    )
+    root: FilePath | None = Field(None, description="Folder of the data files; replaces the manifest's own root.")
+    dir: FilePath | None = Field(
+        None,
+        description="Where the prepared data set lies; null: in run_dir. Runs on the same data may share it.",
+    )
+    max_bad_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of bad items (missing, truncated, empty) above which prepare exits with 3.",
+    )
+    unpaired: Unpaired | None = Field(
+        None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."
+    )
+
+
+class Embed(Strict):
+    """How embeddings are computed and stored."""
+
+    device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
+    precision: Precision = Field(
+        "auto",
+        description="Autocast precision of the frozen encoders; auto: bf16 on CUDA (fp16 on older cards), else fp32."
+        " Trained towers run in train.precision.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
+    )
+    compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
+    shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
+    dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
+    token_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Type of stored tokens, which towers with reads: tokens have."
+    )
+    dir: FilePath | None = Field(
+        None,
+        description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",
+    )
+    checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
+    weights: FilePath | None = Field(
+        None,
+        description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
+    )
+
+
+class Recipe(Strict):
+    """One experiment from data to report."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Short name; letters, digits, _ . -")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of every random draw.")
+    run_dir: FilePath | None = Field(
+        None, description="Where the run is written; null: runs/NAME in the current folder."
+    )
+    data: Data = Field(Data(), description="What is aligned.")
+    prepare: Prepare = Field(Prepare(), description="How the data are checked.")
+    encoders: Encoders = Field(Encoders(), description="The towers before training.")
+    embed: Embed = Field(Embed(), description="How embeddings are computed.")
+    train: Train | None = Field(Train(), description="What is trained; null: nothing, the frozen towers are measured.")
+    eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
+    zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
+    gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
+    distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
+
+    @model_validator(mode="after")
+    def _modalities_are_named(self) -> Recipe:
+        known, train, measured = self.encoders.modalities, self.train, self.gap_report.modalities
+        for name in train.further if train else ():
+            if name not in self.encoders.further:
+                raise ValueError(f"train.further: encoders.further names no {name!r}{did_you_mean(name, known[2:])}")
+        for name in measured:
+            if name not in known:
+                raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
+        if len({*measured}) < 2:
+            raise ValueError("gap_report.modalities: expected two different ones, as in [audio, text]")
+        if self.gap_report.beside and measured != ["image", "text"]:
+            raise ValueError("gap_report.beside goes with gap_report.modalities: [image, text]")
+        return self
+
+    @model_validator(mode="after")
+    def _edges_bind_all(self) -> Recipe:
+        known, train = self.encoders.modalities, self.train
+        if train is None:
+            return self
+        for edge in train.edges or ():
+            if len(edge) != 2 or edge[0] == edge[1]:
+                raise ValueError(f"train.edges: expected pairs of two modalities, as in [image, text]; got {edge}")
+            for name in edge:
+                if name not in known:
+                    raise ValueError(f"train.edges: {name!r} is no modality here{did_you_mean(name, known)}")
+        if len({*self.edges}) < len(self.edges):
+            raise ValueError("train.edges: an edge is named twice")
+        if lonely := [m for m in known if not any(m in edge for edge in self.edges)]:
+            raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
+        if train.objective.tokens and self.edges[0] != known[:2]:
+            raise ValueError("train.edges: objective.tokens needs [image, text] as the first edge")
+        return self
+
+    @model_validator(mode="after")
+    def _of_images_and_texts_alone(self) -> Recipe:
+        train = self.train
+        if train is None or not self.encoders.further:
+            return self
+        for modality in ("image", "text"):
+            if train.tower(modality).live:
+                raise ValueError(f"train.{modality}.tune: further modalities go with towers on cached features")
+        if train.conflict_steps:
+            raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
+        if train.start != "plain":
+            raise ValueError(f"train.start: {train.start} is of images and texts alone; use plain")
+        return self
+
+    @property
+    def edges(self) -> list[tuple[str, str]]:
+        """The pairs of modalities that the pairwise term ranks."""
+        if self.train and self.train.edges:
+            order = self.encoders.modalities.index
+            return [(min(edge, key=order), max(edge, key=order)) for edge in self.train.edges]
+        return [("image", "text"), *((name, "text") for name in self.encoders.further)]
+
+    @model_validator(mode="after")
+    def _no_tokens_from_elsewhere(self) -> Recipe:
+        reading = self.train.cached_reading("tokens", self.encoders.modalities) if self.train else []
+        for number, source in enumerate(self.data.unpaired.sources if self.data.unpaired else []):
+            if both := [modality for modality in source.modalities if modality in reading]:
+                raise ValueError(
+                    f"data.unpaired.sources.{number} brings {both[0]} items, but train.{both[0]}.reads: tokens needs a "
+                    "token store, which other manifests do not get; data.unpaired.paired_fraction goes with tokens"
+                )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether this recipe trains anything itself."""
+        return self.train is not None and self.embed.weights is None
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run_dir or Path.cwd() / "runs" / self.name
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out and every path absolute; csalign reads it back."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+    @property
+    def gap_split(self) -> str:
+        """The split that the gap report measures."""
+        return self.gap_report.split or self.eval_retrieval.split
+
+    @property
+    def zero_shot_split(self) -> str:
+        """The split that zero-shot classifies."""
+        return self.zero_shot.split or self.eval_retrieval.split
+
+    @property
+    def measured_splits(self) -> list[str]:
+        """The splits that eval-retrieval, zero-shot and gap-report read, and the query bank's."""
+        retrieval = self.eval_retrieval
+        bank = [retrieval.query_bank.split] if retrieval.corrections else []
+        classified = [self.zero_shot_split] if self.zero_shot.classes else []
+        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
+
+
+def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    ``name_or_path`` is a file or a recipe of the shelf; None means $CSALIGN_RECIPE, then ./recipe.yaml. Each
+    override is ``a.b.c=value``. Raises InputError with all problems in one report.
+    """
+    file = read_yaml(find_recipe(name_or_path))
+    changes: dict[KeyPath, str] = {}
+    for text in overrides:
+        path, raw = _override(text)
+        set_value(file.data, path, _from_command_line(parse_value(raw, f"--set {text}")))
+        changes[path] = raw
+    return validate(Recipe, file, changes)
+
+
+def named_recipe(name_or_path: str | None = None) -> str | None:
+    """The file or name of a recipe where there is one to take: the one given, $CSALIGN_RECIPE, ./recipe.yaml."""
+    here = str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None
+    return name_or_path or os.environ.get(RECIPE_VARIABLE) or here
+
+
+def find_recipe(name_or_path: str | None = None) -> Path:
+    """The recipe file that is meant; raise InputError if there is none."""
+    if name_or_path is not None:
+        return shelf.find("recipes", name_or_path)
+    if named := os.environ.get(RECIPE_VARIABLE):
+        return shelf.find("recipes", named, said_by=f"${RECIPE_VARIABLE}: ")
+    if DEFAULT_RECIPE.is_file():
+        return DEFAULT_RECIPE
+    raise InputError(
+        f"no recipe is named, ${RECIPE_VARIABLE} is not set, and there is no {DEFAULT_RECIPE} here",
+        "Name a file or one of: " + ", ".join(shelf.names("recipes")),
+    )
+
+
+def _override(text: str) -> tuple[KeyPath, str]:
+    key, separator, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not separator or not all(path):
+        raise InputError(f"--set {text}: expected key.path=value, for example --set train.lr=1e-3")
+    return path, value.strip()
+
+
+def _from_command_line(value: Any) -> Any:
+    """Mark all text inside a value as given on the command line."""
+    if isinstance(value, dict):
+        return {key: _from_command_line(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_command_line(inner) for inner in value]
+    return CommandLineText(value) if isinstance(value, str) else value
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes; shipped recipes name it in their second line for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

@@ -1,0 +1,187 @@
+"""The recipe's section on training: the towers, the objective, and how it is optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, Tag, model_validator
+
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind
+from cs_aligner_cli.recipe.objective import Objective
+from cs_aligner_cli.recipe.towers import Tower
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class WeightedCaptions(Strict):
+    """One caption of each image, drawn with weights by its position in the table."""
+
+    kind: Literal["weighted"] = Field("weighted", description="Drawn with weights.")
+    weights: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0],
+        min_length=1,
+        description="Weight of the first caption, the second, ...; the last one is that of all others.",
+    )
+
+
+def _plain_captions(value: Any) -> Any:
+    if value in ("one_random", "first", "all"):
+        return value
+    raise ValueError("expected one_random, first, all, or a section of kind weighted")
+
+
+Captions = Annotated[
+    Annotated[Literal["one_random", "first", "all"], BeforeValidator(_plain_captions), Tag(PLAIN)]
+    | Annotated[WeightedCaptions, Tag("weighted")],
+    plain_or_kind("weighted"),
+]
+
+
+class UnpairedPerPair(Strict):
+    """How many unpaired items a step draws beside its pairs, where data.unpaired names some."""
+
+    image: float = Field(1.0, ge=0, le=1000, description="Unpaired images per pair.")
+    text: float = Field(1.0, ge=0, le=1000, description="Unpaired captions per pair.")
+
+
+class Train(Strict):
+    """What is trained, on what, and how."""
+
+    split: SplitName = Field("train", description="The split trained on.")
+    val_split: SplitName | None = Field(
+        None, description="Split for validation; null: val_fraction of split is held out."
+    )
+    val_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the images held out where val_split is null.")
+    image: Tower = Field(Tower(), description="The image tower.")
+    text: Tower = Field(Tower(), description="The text tower.")
+    further: dict[str, Tower] = Field(
+        {}, description="The towers of further modalities by name; those not named are as by default."
+    )
+    edges: list[list[str]] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs of modalities that the pairwise term ranks, as in [[image, text], [audio, text]]; null:"
+        " image and text, and each further modality with text.",
+    )
+    embed_dim: int | None = Field(
+        None,
+        ge=2,
+        le=65536,
+        description="Adapters' output dimension; null: the towers' own if they share one, else 512.",
+    )
+    start: Start = Field(
+        "plain",
+        description="Where adapters begin. plain: the identity, or a random orthogonal map; otherwise closed forms from"
+        " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's).",
+    )
+    objective: Objective = Field(Objective(), description="The loss.")
+    pairwise_only: bool = Field(
+        False,
+        description="Also train a control: the same recipe and seed with divergence weight 0 and without token term.",
+    )
+    captions: Captions = Field(
+        "one_random",
+        description="Which captions of an image a step sees: one_random, first, all (each in a pair of its own), or a"
+        " section of kind weighted, below.",
+    )
+    unpaired_per_pair: UnpairedPerPair = Field(
+        UnpairedPerPair(), description="Unpaired items in a step, which the divergence alone sees."
+    )
+    epochs: int = Field(12, ge=1, description="Passes over the images.")
+    batch_size: int = Field(512, ge=2, description="Images with captions per step: the size of the contrast.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Items that go through a tower at once (it must divide batch_size); null: the whole batch. "
+        "The loss is that of the whole batch either way.",
+    )
+    lr: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.9, 0.98],
+        min_length=2,
+        max_length=2,
+        description="AdamW's decay rates of the moments (open_clip's for ViTs).",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay, on matrices only.")
+    warmup_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps with linear warm-up; then cosine to 0."
+    )
+    grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
+    device: Device = Field("auto", description="Where training runs.")
+    precision: Precision = Field(
+        "fp32",
+        description="Autocast precision of the towers; losses stay in float32. auto: bf16 on CUDA (fp16 with loss"
+        " scaling on older cards), else fp32.",
+    )
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Also save the last state every so many steps; null: each epoch."
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Save the last state at least so often: what a killed job loses at most."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the last states are kept, so that a damaged one costs little."
+    )
+    log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [],
+        description="Where the logged numbers go besides metrics.jsonl, at every checkpoint; each is an extra"
+        " to install (pip install cs-aligner-cli[tensorboard]).",
+    )
+    conflict_steps: int | None = Field(
+        None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
+    )
+
+    def tower(self, modality: str) -> Tower:
+        """The tower of a modality."""
+        return {"image": self.image, "text": self.text}.get(modality) or self.further.get(modality, Tower())
+
+    @property
+    def cached_towers(self) -> bool:
+        """Whether some tower trains on cached features, and so needs the training split's frozen store."""
+        return not (self.image.live and self.text.live)
+
+    def cached_reading(self, reads: str, modalities: Sequence[str]) -> list[str]:
+        """Those of the modalities whose towers train on stored "pooled" embeddings, or on stored "tokens"."""
+        towers = {modality: self.tower(modality) for modality in modalities}
+        return [m for m, tower in towers.items() if not tower.live and tower.reads == reads]
+
+    @model_validator(mode="after")
+    def _tokens_are_there(self) -> Train:
+        pooled = [m for m in ("image", "text") if getattr(self, m).reads == "pooled"]
+        if self.objective.tokens is not None and pooled:
+            raise ValueError(f"objective.tokens needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
+        if self.start != "plain" and len(pooled) < 2:
+            raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Train:
+        size, micro = self.batch_size, self.micro_batch_size
+        if micro is not None and size % micro:
+            near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - micro), d))
+            raise ValueError(f"micro_batch_size ({micro}) must divide batch_size ({size}); the nearest is {near}")
+        return self
+
+    @model_validator(mode="after")
+    def _further_are_cached(self) -> Train:
+        for name, tower in self.further.items():
+            if tower.live:
+                raise ValueError(f"further.{name}.tune: {tower.tune} needs a live encoder; use adapter or frozen")
+            if tower.reads == "tokens":
+                raise ValueError(f"further.{name}.reads: tokens is for image and text; further modalities are pooled")
+        return self
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Train:
+        if self.image.tune == self.text.tune == "frozen":
+            raise ValueError(
+                "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
+            )
+        if self.start != "plain" and not (self.image.adapts or self.text.adapts):
+            raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
+        return self

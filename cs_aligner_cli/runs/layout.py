@@ -1,0 +1,377 @@
+"""Where every output of a recipe lies, and what each is made from: the graph that freshness follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import ALIGNED, CACHED, FROZEN, MODALITIES, PAIRWISE_ONLY, TOKENS
+from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.train import Train
+
+
+class Layout:
+    """The artifacts of one recipe.
+
+    ``modalities`` are those of every store: image, text and the further ones that the recipe names. A data set of
+    unpaired items has a layout of its own, with its ``name`` and the modalities that are taken of it.
+    """
+
+    def __init__(self, recipe: Recipe, name: str = "", modalities: Sequence[str] | None = None) -> None:
+        self.recipe, self.folder = recipe, recipe.folder
+        self.modalities = tuple(modalities or recipe.encoders.modalities)
+        self._named = f" of {name}" if name else ""
+
+    @cached_property
+    def prepared(self) -> Artifact:
+        """The prepared data set: the two tables."""
+        data = self.recipe.data
+        return Artifact(
+            f"prepared data set{self._named}",
+            data.dir or self.folder / "data",
+            "csalign prepare",
+            {
+                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"}),
+                "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
+            },
+        )
+
+    def caption_lengths(self, limit: int) -> Artifact:
+        """How long the captions are in tokens of open_clip's tokenizer, for a text tower that reads ``limit``."""
+        folder = self.folder / "caption_lengths"
+        return Artifact("caption lengths", folder, "csalign prepare", {"limit": limit}, (self.prepared,))
+
+    @property
+    def shards(self) -> Artifact | None:
+        """The prepared data set as WebDataset shards, where the recipe asks for them."""
+        repack = self.recipe.prepare.repack
+        if repack is None:
+            return None
+        parts = {"shard_mb": repack.shard_mb}
+        return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
+
+    @cached_property
+    def unpaired(self) -> dict[str, Layout]:
+        """The data sets that bring unpaired items, by name, with artifacts in this run's folder."""
+        unpaired = self.recipe.data.unpaired
+        found: dict[str, Layout] = {}
+        for source in unpaired.sources if unpaired else ():
+            stem = Path(source.manifest).stem
+            name = stem if stem not in found else f"{stem}-{len(found) + 1}"
+            data = {"manifest": source.manifest, "root": source.root, "dir": None, "unpaired": None}
+            changes = {
+                "data": self.recipe.data.model_copy(update=data),
+                "run_dir": self.folder / "unpaired" / name,
+                "embed": self.recipe.embed.model_copy(update={"dir": None}),
+                "train": None,
+            }
+            found[name] = Layout(self.recipe.model_copy(update=changes), name, source.modalities)
+        return found
+
+    @cached_property
+    def pairing(self) -> Artifact | None:
+        """Which items of the training split are pairs and which are unpaired; None where all unpaired are left out."""
+        unpaired, train = self.recipe.data.unpaired, self.recipe.train
+        if unpaired is None or train is None or not self.recipe.trains:
+            return None
+        return Artifact(
+            "pairing",
+            self.folder / "pairing",
+            "csalign prepare",
+            {
+                "data": {"unpaired": unpaired.model_dump(mode="json")},
+                "train": train.model_dump(mode="json", include={"split", "val_split", "val_fraction"}),
+                "encoders": {"further": [*self.recipe.encoders.further]},
+                "seed": self.recipe.seed,
+            },
+            (self.prepared, *(layout.prepared for layout in self.unpaired.values())),
+        )
+
+    @property
+    def unpaired_stores(self) -> dict[str, Artifact]:
+        """The frozen stores of unpaired items from elsewhere, by the name of their data set and its split."""
+        sources = self.recipe.data.unpaired.sources if self.recipe.data.unpaired else []
+        return {
+            f"{name}:{source.split}": layout.frozen(source.split)
+            for (name, layout), source in zip(self.unpaired.items(), sources, strict=True)
+        }
+
+    def frozen(self, split: str) -> Artifact:
+        """The embeddings of one split as the untouched encoders give them."""
+        folder = self.recipe.embed.dir or self.folder / "embeddings" / FROZEN
+        parts = self._encoding(split, {"precision", "dtype", "shard_rows"})
+        if self._named:
+            parts["modalities"] = self.modalities
+        return Artifact(
+            f"frozen store of split {split}{self._named}", folder / split, "csalign embed", parts, (self.prepared,)
+        )
+
+    def tokens(self, split: str) -> Artifact:
+        """The tokens of one split as the untouched encoders give them, for the towers that read stored tokens."""
+        shared = self.recipe.embed.dir
+        # No split's name begins with a dot, so this is the folder of none in a shared store.
+        folder = shared / f".{TOKENS}" if shared else self.folder / "embeddings" / TOKENS
+        parts = self._encoding(split, {"precision", "token_dtype", "shard_rows"})
+        parts["modalities"] = self.token_modalities
+        return Artifact(f"token store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+
+    def _encoding(self, split: str, options: set[str]) -> dict[str, Any]:
+        """What decides the encoders' output on a split, ``options`` being those of ``embed``."""
+        recipe = self.recipe
+        parts: dict[str, Any] = {
+            "encoders": recipe.encoders.model_dump(mode="json"),
+            "embed": recipe.embed.model_dump(mode="json", include=options),
+            "split": split,
+        }
+        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
+            parts["seed"] = recipe.seed
+        return parts
+
+    @cached_property
+    def token_modalities(self) -> list[str]:
+        """The modalities whose towers read stored tokens: this recipe's, or those of the weights that it takes."""
+        train = self.recipe.train
+        if self.recipe.embed.weights is not None:
+            return _token_towers(self.weights(ALIGNED))
+        return train.cached_reading("tokens", self.modalities) if train is not None else []
+
+    @property
+    def token_splits(self) -> list[str]:
+        """The splits that need a token store: those trained on, and those embedded through trained towers."""
+        if not self.token_modalities:
+            return []
+        aligned = [split for name in self.aligned_names for split in self.aligned_splits(name)]
+        return list(dict.fromkeys([*self.training_splits, *aligned]))
+
+    @property
+    def variants(self) -> dict[str, Train]:
+        """What is trained: the recipe itself and, where asked, the control without the divergence."""
+        train = self.recipe.train
+        if train is None or not self.recipe.trains:
+            return {}
+        variants = {ALIGNED: train}
+        divergence, tokens = train.objective.divergence, train.objective.tokens
+        if train.pairwise_only and (divergence.weight != 0 or (tokens and tokens.weight)):
+            without = divergence.model_copy(update={"weight": 0.0})
+            objective = train.objective.model_copy(update={"divergence": without, "tokens": None})
+            variants = {PAIRWISE_ONLY: train.model_copy(update={"objective": objective}), **variants}
+        return variants
+
+    @property
+    def training_splits(self) -> list[str]:
+        """The splits that training reads: its own and, where it is not held out from that, the validation split."""
+        train = self.recipe.train
+        return [s for s in (train.split, train.val_split) if s] if train and self.recipe.trains else []
+
+    @property
+    def frozen_splits(self) -> list[str]:
+        """The splits that the frozen encoders must embed; live training reads its items itself."""
+        cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled", self.modalities)
+        fitted = [self.fit_split] if self.fit_split else []
+        return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
+
+    def aligned_splits(self, name: str) -> list[str]:
+        """The splits that an aligned store is made of: those measured, and where a baseline of it is fitted."""
+        fitted = [self.fit_split] if self.fit_split and self.baselines.get(name) else []
+        return list(dict.fromkeys([*self.recipe.measured_splits, *fitted]))
+
+    @property
+    def baselines(self) -> dict[str, list[str]]:
+        """The no-training baselines of the gap report, by the store that they start from."""
+        spec = self.recipe.gap_report.baselines
+        wanted: dict[str, list[str]] = {FROZEN: [*spec.frozen]}
+        train = self.recipe.train
+        # Embedding the training split once more is cheap through adapters, but not through live towers.
+        live = train is not None and self.recipe.trains and (train.image.live or train.text.live)
+        for name in self.aligned_names if spec.split or not live else ():
+            wanted[name] = [*(spec.pairwise_only if name == PAIRWISE_ONLY else spec.aligned)]
+        return {name: kinds for name, kinds in wanted.items() if kinds}
+
+    @property
+    def fit_split(self) -> str | None:
+        """The split that baselines are fitted on; None where there are none, or no features to fit them on."""
+        if not self.baselines:
+            return None
+        train = self.recipe.train
+        if self.recipe.gap_report.baselines.split or train is None or not self.recipe.trains:
+            return self.recipe.gap_report.baselines.split
+        return train.split if train.cached_towers else None
+
+    def trained(self, variant: str) -> Artifact:
+        """The checkpoints of one variant."""
+        train = self.variants[variant]
+        ignored = {
+            "device",
+            "log_steps",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "conflict_steps",
+            "trackers",
+            "pairwise_only",
+        }
+        pooled, tokens = (
+            train.cached_reading("pooled", self.modalities),
+            train.cached_reading("tokens", self.modalities),
+        )
+        cached = [self.frozen(split) for split in self.training_splits if pooled]
+        cached += [self.tokens(split) for split in self.training_splits if tokens]
+        if self.pairing and pooled:
+            cached += self.unpaired_stores.values()
+        return Artifact(
+            f"training run {variant}",
+            self.folder / "train" / variant,
+            "csalign train",
+            {
+                "train": train.model_dump(mode="json", exclude=ignored),
+                "encoders": self.recipe.encoders.model_dump(mode="json"),
+                "seed": self.recipe.seed,
+            },
+            (self.prepared, *([self.pairing] if self.pairing else []), *cached),
+        )
+
+    @property
+    def aligned_names(self) -> list[str]:
+        """The stores that trained towers give: one for every variant, or one from the weights of another run."""
+        return list(self.variants) or ([ALIGNED] if self.recipe.embed.weights else [])
+
+    def aligned(self, name: str, split: str) -> Artifact:
+        """The embeddings of one split as trained towers give them."""
+        embed = self.recipe.embed
+        parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
+        needs: tuple[Artifact, ...] = (self.frozen(split), *([self.tokens(split)] if self.token_modalities else []))
+        if embed.weights is None:
+            parts["checkpoint"] = embed.checkpoint
+            needs = (self.trained(name), *needs)
+        folder = self.folder / "embeddings" / name / split
+        return Artifact(f"{name} store of split {split}", folder, "csalign embed", {"embed": parts}, needs)
+
+    def weights(self, name: str) -> Path:
+        """The weights file that an aligned store is made with."""
+        embed = self.recipe.embed
+        file = f"{embed.checkpoint}.safetensors"
+        if embed.weights is None:
+            return self.trained(name).path / file
+        if not embed.weights.is_dir():
+            return embed.weights
+        tried = [embed.weights / part / file for part in (f"train/{ALIGNED}", ".")]
+        found = next((path for path in tried if path.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"embed.weights: {embed.weights} holds no trained weights ({tried[0]} is not there)",
+                "Expected a weights file, or the folder of a run that has finished csalign train.",
+            )
+        return found
+
+    def stores(self, split: str) -> dict[str, Artifact]:
+        """Every store of a split that is measured: frozen, the control, aligned."""
+        return {
+            FROZEN: self.frozen(split),
+            **{name: self.aligned(name, split) for name in self.aligned_names},
+        }
+
+    @cached_property
+    def retrieval(self) -> Artifact:
+        """The retrieval results and the indexes."""
+        spec = self.recipe.eval_retrieval
+        bank = self.stores(spec.query_bank.split) if spec.corrections else {}
+        return Artifact(
+            "retrieval results",
+            self.folder / "eval_retrieval",
+            "csalign eval-retrieval",
+            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.seed},
+            (*self.stores(spec.split).values(), *bank.values()),
+        )
+
+    def source_of(self, store: str, split: str) -> dict[str, str | None]:
+        """What an index says of the store that it was built from, and search compares."""
+        return {"store": store, "split": split, "fingerprint": self.stores(split)[store].fingerprint()}
+
+    @cached_property
+    def zero_shot(self) -> Artifact:
+        """The results of zero-shot classification."""
+        split = self.recipe.zero_shot_split
+        parts = {**self.recipe.zero_shot.model_dump(mode="json"), "split": split}
+        return Artifact(
+            "zero-shot results",
+            self.folder / "zero_shot",
+            "csalign zero-shot",
+            {"zero_shot": parts},
+            tuple(self.stores(split).values()),
+        )
+
+    @cached_property
+    def gap(self) -> Artifact:
+        """The gap report."""
+        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside"})
+        parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
+        needs = [*self.stores(self.recipe.gap_split).values()]
+        if self.fit_split:
+            needs += [self.stores(self.fit_split)[name] for name in self.baselines]
+            needs += [self.pairing] if self.pairing else []
+        return Artifact(
+            "gap report",
+            self.folder / "gap_report",
+            "csalign gap-report",
+            {
+                "gap_report": {**parts, "split": self.recipe.gap_split},
+                "name": self.recipe.name,
+                "seed": self.recipe.seed,
+            },
+            tuple(needs),
+        )
+
+    @cached_property
+    def beside(self) -> dict[str, Artifact]:
+        """The finished stores of other runs that the gap report puts beside this run's, as RUN:STORE.
+
+        They are taken as they are, by whatever version and recipe they were made; a frozen store that is this run's
+        over again is left out. Raises InputError where a folder holds no store of the split, or two have one name.
+        """
+        split = self.recipe.gap_split
+        own = self.frozen(split).fingerprint()
+        found: dict[str, Artifact] = {}
+        for folder in self.recipe.gap_report.beside:
+            stores = _finished_stores(folder, split)
+            if not stores:
+                raise InputError(
+                    f"gap_report.beside: {folder} holds no finished store of split {split!r} in embeddings/",
+                    "Name the folder of a finished run, as in runs/NAME.",
+                )
+            for name, store in stores.items():
+                if f"{folder.name}:{name}" in found:
+                    raise InputError(f"gap_report.beside: two folders are named {folder.name}", "Rename one of them.")
+                if name != FROZEN or store.fingerprint() != own:
+                    found[f"{folder.name}:{name}"] = store
+        return found
+
+    @property
+    def run_record(self) -> Path:
+        """The file that records what this run is: recipe, versions, seed, stages."""
+        return self.folder / "run.json"
+
+
+def _token_towers(weights: Path) -> list[str]:
+    """The modalities whose towers in a weights file read stored tokens; none where it is no such file."""
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            plans = json.loads((file.metadata() or {}).get("csalign_towers", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return []  # whoever reads the weights themselves says what is wrong with them
+    return [m for m in MODALITIES if (plan := plans.get(m, {})).get("reads") == "tokens" and plan.get("tune") in CACHED]
+
+
+def _finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
+    """The whole stores of a split in another run's folder: frozen, the control, aligned."""
+    stores = {
+        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
+        for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
+    }
+    return {name: store for name, store in stores.items() if store.record() is not None}

@@ -1,0 +1,90 @@
+"""What each training step is taken on: pairs and unpaired items, as the towers' inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.data.prepared import Split
+from cs_aligner_cli.encoders.inputs import joined
+from cs_aligner_cli.objectives import Pairs
+from cs_aligner_cli.objectives.terms import Edge
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.distributed import Ranks
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.unpaired import OWN, UNPAIRED, Pairing, unpaired_splits
+from cs_aligner_cli.towers.towers import Inputs
+from cs_aligner_cli.training.optimizer import step_seed
+from cs_aligner_cli.training.samplers import DrawnPairs, PairBatches, Pool
+from cs_aligner_cli.training.step import Batch
+
+Items = list[tuple[Split, Ints]]
+
+
+class TrainingBatches:
+    """The batches of one run, a function of the step: this rank's share of the inputs, and which items are pairs."""
+
+    def __init__(
+        self, layout: Layout, spec: Train, split: Split, image_rows: Ints, pairing: Pairing | None, ranks: Ranks
+    ) -> None:
+        recipe = layout.recipe
+        captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
+        further = layout.modalities[len(MODALITIES) :]
+        self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further)
+        self.pools = _pools(pairing, layout, spec, split, self.pairs.batch_size) if pairing else {}
+        self._split, self._edges, self._ranks = split, recipe.edges, ranks
+        self._micro = spec.micro_batch_size
+
+    def load(self, step: int, inputs: Inputs) -> Batch:
+        """The batch of one step."""
+        drawn = self.pairs.pairs(step)
+        rows = {"image": drawn.images, "text": drawn.captions, **drawn.further}
+        loaded, sizes = {}, {}
+        for modality, paired in rows.items():
+            items: Items = [(self._split, paired)]
+            if modality in self.pools:
+                items += self.pools[modality].rows(step)
+            sizes[modality] = sum(len(part) for _, part in items)
+            share = self._ranks.share_of_batch(sizes[modality], self._micro)
+            loaded[modality] = joined([inputs(modality, split, part) for split, part in _sliced(items, share.rows)])
+        return Batch(loaded, sizes, {edge: _pairs(edge, drawn, sizes) for edge in self._edges})
+
+
+def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
+    """The unpaired items of images and texts, of which a step takes so many per pair."""
+    sources: dict[str, tuple[Split, Sequence[str]]] = {OWN: (split, MODALITIES), **unpaired_splits(layout)}
+    return {
+        m: Pool(
+            [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
+            round(getattr(spec.unpaired_per_pair, m) * pairs),
+            step_seed(layout.recipe.seed, MODALITIES.index(m)),
+        )
+        for m in MODALITIES
+    }
+
+
+def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Ints]]:
+    """The rows that a slice of all of them, one after another, holds."""
+    start = 0
+    for split, rows in items:
+        part = rows[max(0, share.start - start) : max(0, share.stop - start)]
+        start += len(rows)
+        if len(part):
+            yield split, part
+
+
+def _pairs(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
+    """Which items of a step are the pairs of an edge; paired items come before unpaired ones."""
+    each = np.arange(len(drawn.images))
+    owner = drawn.owner if "text" in edge and drawn.owner is not None else each
+    in_order = np.arange(len(owner))
+    places = [in_order if modality == "text" else owner for modality in edge]
+    first, second = (
+        None if sizes[modality] == len(owner) and np.array_equal(place, in_order) else torch.from_numpy(place)
+        for modality, place in zip(edge, places, strict=True)
+    )
+    return Pairs(first, second, torch.from_numpy(drawn.images[owner]))

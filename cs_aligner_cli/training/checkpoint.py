@@ -1,0 +1,122 @@
+"""Training state on disk: the last state to resume from; safetensors, not pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
+from cs_aligner_cli.files.checksums import digest, sealed, unsealed
+from cs_aligner_cli.towers.towers import Towers
+from cs_aligner_cli.towers.weights import FORMAT, other_form, read_tensors, save_tensors
+from cs_aligner_cli.training.memory_bank import Memory
+
+_STATE = "last.json"
+# What a state's file says of itself and of its tensors' file.
+_ABOUT_FILES = ("format", "tensors", "checksum")
+
+
+def save_state(
+    folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: dict[str, Any], keep: int = 2
+) -> None:
+    """Write all that resuming needs; the ``keep`` newest states stay, so that a damaged one costs little.
+
+    ``state["step"]`` is the sampler's position and, with the seed, the state of all random generators: batches and
+    draws are functions of it. ``last.json`` commits: until it is replaced, the former state stands.
+    """
+    tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
+    name = _name(state["step"], "safetensors")
+    checksum = save_tensors(folder / name, tensors, {})
+    if (folder / _STATE).is_file():
+        former = (folder / _STATE).read_bytes()
+        write_bytes(folder / _name(_step_of(former), "json"), former)
+    write_json(folder / _STATE, sealed({**state, "format": FORMAT, "tensors": name, "checksum": checksum}))
+    # What a run that was killed left of later steps, which this one has not reached yet, is no state to go on from.
+    others = sorted(path for path in folder.glob("last-*.safetensors") if path.name != name)
+    earlier = [path for path in others if path.name < name]
+    for old in {*others} - {*earlier[max(0, len(earlier) - keep + 1) :]}:
+        old.unlink()
+    kept = {path.stem for path in folder.glob("last-*.safetensors") if path.name != name}
+    for old in folder.glob("last-*.json"):
+        if old.stem not in kept:
+            old.unlink()
+
+
+def load_state(
+    folder: Path,
+    towers: Towers,
+    optimizer: Optimizer,
+    memory: Memory,
+    warn: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any] | None:
+    """Restore all from the newest whole state in ``folder``; return its JSON, None if there is none.
+
+    Instead of a damaged state the one before it is taken, with a warning, which ends the same, only later. Raises
+    InputError if no state is whole, or if it is of another form.
+    """
+    written = [*folder.glob(_STATE), *sorted(folder.glob("last-*.json"), reverse=True)]
+    damages: list[str] = []
+    for path in written:
+        try:
+            state = _whole_state(path)
+        except InputError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            warn(f"{damage}; the state of step {state['step']} before it is taken")
+        _restore(read_tensors(folder / state["tensors"]), towers, optimizer, memory)
+        return {key: value for key, value in state.items() if key not in _ABOUT_FILES}
+    if damages:
+        raise InputError(damages[0], f"No earlier state of this run is whole. Remove {folder} to begin it anew.")
+    return None
+
+
+def _name(step: int, suffix: str) -> str:
+    return f"last-{step:08d}.{suffix}"
+
+
+def _step_of(state: bytes) -> int:
+    """The step of a state that is being replaced; a damaged one is as old as can be."""
+    try:
+        return int(json.loads(state)["step"])
+    except (ValueError, TypeError, KeyError):
+        return 0
+
+
+def _whole_state(path: Path) -> dict[str, Any]:
+    """The JSON of a state whose tensors are whole, too; InputError names the file that is not."""
+    read = read_json(path)
+    if isinstance(read, dict) and isinstance(read.get("format"), int) and read["format"] != FORMAT:
+        raise other_form(path, read["format"])
+    state = unsealed(read, path)
+    tensors = path.with_name(state["tensors"])
+    if not tensors.is_file():
+        raise InputError(f"{tensors}: is missing")
+    if digest(tensors) != state["checksum"]:
+        raise InputError(f"{tensors}: is damaged: its content does not have the checksum it was written with")
+    return state
+
+
+def _restore(tensors: dict[str, Tensor], towers: Towers, optimizer: Optimizer, memory: Memory) -> None:
+    towers_state: dict[str, Tensor] = {}
+    optimizer_state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, rest = name.split(".", 1)
+        if owner == "towers":
+            towers_state[rest] = tensor
+        elif owner == "memory":
+            memory.rows[rest] = tensor.to(towers.log_logit_scale.device)
+        else:
+            index, key = rest.split(".", 1)
+            optimizer_state.setdefault(int(index), {})[key] = tensor
+    towers.load_own_state(towers_state)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})

@@ -1,0 +1,66 @@
+"""The log of a training run: the lines of its metrics.jsonl."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files.artifact import verify_file
+
+FILE = "metrics.jsonl"
+
+
+class TrainingLog:
+    """Appends to the log in a run's folder, cut to what it was at a checkpoint, so that no line comes twice.
+
+    Raises InputError if its beginning is no longer what was written.
+    """
+
+    def __init__(self, folder: Path, mark: dict[str, Any]) -> None:
+        path, size = folder / FILE, mark.get("bytes", 0)
+        path.touch()
+        self._digest = hashlib.blake2b(path.read_bytes()[:size], digest_size=16)
+        if size and self._digest.hexdigest() != mark["digest"]:
+            raise InputError(
+                f"{path}: is damaged: it is not what the training run wrote", f"Remove {folder} to begin it anew."
+            )
+        os.truncate(path, size)
+        self._file = path.open("ab")
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Append one line."""
+        line = (json.dumps(metrics) + "\n").encode()
+        self._file.write(line)
+        self._file.flush()
+        self._digest.update(line)
+
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the log, which is then on the disk."""
+        os.fsync(self._file.fileno())
+        return {"bytes": self._file.tell(), "digest": self._digest.hexdigest()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_training_log(folder: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run's folder; none where there is no log. A line that a crash cut short ends it."""
+    path = folder / FILE
+    verify_file(path)
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

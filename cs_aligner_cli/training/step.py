@@ -1,0 +1,216 @@
+"""One training step: embed the batch, take its whole loss, send the gradient back, move the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.common.errors import CsalignError
+from cs_aligner_cli.common.token_sequences import lengthened
+from cs_aligner_cli.encoders.inputs import joined
+from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
+from cs_aligner_cli.recipe.objective import AnyPairwise, LogitBias, LogitScale
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.distributed import Ranks, Share
+from cs_aligner_cli.towers.towers import Towers
+from cs_aligner_cli.training.memory_bank import Memory
+from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, step_seed
+from cs_aligner_cli.training.scheduled_objective import TrainingObjective
+
+
+class DivergedError(CsalignError):
+    """A loss became infinite or NaN: the settings do not train."""
+
+    exit_code = 2
+
+
+def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | None]:
+    """How the logits' scale and bias are trained, None where the pairwise term has none."""
+    return getattr(pairwise, "logit_scale", None), getattr(pairwise, "logit_bias", None)
+
+
+class Batch(NamedTuple):
+    """What one step is taken on: how many items of each modality, and which of them are pairs.
+
+    ``inputs`` are the towers' inputs (CPU tensors, first axis the items): this rank's share, or all in one process.
+    """
+
+    inputs: dict[str, Tensor]
+    sizes: dict[str, int]
+    pairs: dict[Edge, Pairs]
+
+
+class Stepper:
+    """The optimizer steps of one training run.
+
+    A step is a function of its number, its batch and the state (weights, optimizer, ``objective.state``, ``scaler``,
+    ``memory``): all random draws are seeded by the number, and whether a step is logged changes nothing of it.
+    """
+
+    def __init__(
+        self,
+        spec: Train,
+        towers: Towers,
+        steps: int,
+        seed: int,
+        device: torch.device,
+        edges: Sequence[Edge] = (IMAGE_TEXT,),
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._ranks = ranks or Ranks()
+        self._spec, self._towers, self._steps = spec, towers, steps
+        self._seed, self._device = seed, device
+        self._scale, bias = logit_specs(spec.objective.pairwise)
+        towers.log_logit_scale.requires_grad_(self._scale is not None and self._scale.learn)
+        towers.logit_bias.requires_grad_(bias is not None and bias.learn)
+        self.objective = TrainingObjective(spec.objective, steps, edges)
+        self.optimizer = make_optimizer(towers, spec)
+        self.scaler = loss_scaler(towers, towers.precision, device)
+        self.memory = Memory(spec.objective.memory)
+
+    def logs(self, done: int) -> bool:
+        """Whether the step that makes it ``done`` steps is written to the log."""
+        every = [steps for steps in (self._spec.log_steps, self._spec.conflict_steps) if steps]
+        return any(done % steps == 0 for steps in every) or done == self._steps
+
+    def step(self, step: int, batch: Batch) -> dict[str, Any]:
+        """Take one optimizer step on a batch; return what is logged of it.
+
+        Raises DivergedError, before anything is changed, where the loss or a term that counts is not finite.
+        """
+        self._towers.train()
+        # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
+        # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
+        # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
+        micro = self._spec.micro_batch_size
+        shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
+        own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
+        rows = {m: self._ranks.gather(own[m][0], share.counts).detach() for m, share in shares.items()}
+        tokens = {m: self._gathered_tokens(own[m][1], shares[m]) for m in shares if len(own[m]) > 1}
+        pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
+        clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
+        terms = self.objective.terms(step, clouds)
+        logits = self._towers.logits
+        values, norms = self._evaluate(step, terms, clouds)
+        self.objective.observe(values)
+        losses = {name: float(value) for name, value in values.values.items()}
+        self._refuse_non_finite(step, losses, values)
+
+        lr = self._start_update(step)
+        # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
+        counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
+        self._backward(zip(logits, counted, strict=True))
+        for m, share in shares.items():
+            gradients = [values.grads[m], *([values.token_grads[m]] if m in tokens else [])]
+            gradients = [gradient[share.rows] for gradient in gradients]
+            for number, part in share.parts:
+                whole = len(share.parts) == 1
+                outputs = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
+                # A part's tokens may be padded to less than those of the whole batch.
+                cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
+                self._backward(zip(outputs, cut, strict=True))
+        self._ranks.add_gradients(self._towers.parameters())
+        norm = self._finish_update()
+        self.memory.add(clouds.rows)
+        return {
+            "lr": lr,
+            "loss": float(values.total),
+            "terms": losses,
+            "weights": values.weights,
+            "grad_norm_ratio": _ratios(terms, norms),
+            "grad_norm": norm if math.isfinite(norm) else None,  # fp16: this step was left out
+            "logit_scale": float(logits.scale.detach()),
+            **self.objective.describe(),
+            **self._conflict(step + 1, terms[1], values, clouds),
+        }
+
+    def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> tuple[Tensor, ...]:
+        """``_forward`` of this rank's rows, with their graph where they went through the tower at once."""
+        with torch.set_grad_enabled(len(share.parts) == 1):
+            outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
+        return outputs[0] if len(outputs) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
+
+    def _gathered_tokens(self, own: Tensor, share: Share) -> Tensor:
+        """Every rank's tokens (N, L, d), padded to the longest of all."""
+        longest = max(self._ranks.collect(own.shape[1]))
+        return self._ranks.gather(lengthened(own.detach(), longest), share.counts)
+
+    def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
+
+        The same call draws the same dropout again.
+        """
+        torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
+        inputs = inputs.to(self._device)
+        if self._spec.objective.tokens is None or self._towers.plans[modality].reads != "tokens":
+            return (self._towers(modality, inputs),)
+        return self._towers.forward_tokens(modality, inputs)
+
+    def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:
+        """The terms on one batch, and their gradients' norms where the step is logged."""
+        seed, logits = step_seed(self._seed, step), self._towers.logits
+        torch.manual_seed(seed)  # for the directions of a sliced divergence
+        values = evaluate_terms(terms, clouds, logits, separate=False)
+        norms = values.grad_norms
+        if not norms and self.logs(step + 1):
+            torch.manual_seed(seed)
+            norms = evaluate_terms(terms, clouds, logits, separate=True).grad_norms
+        return values, norms
+
+    def _refuse_non_finite(self, step: int, losses: dict[str, float], values: TermValues) -> None:
+        told = {f"the term {name}": value for name, value in losses.items() if values.weights[name]}
+        for what, value in {**told, "the loss": float(values.total)}.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"step {step + 1}: {what} is {value}\n"
+                    "A lower train.lr, a longer warm-up, a wider bandwidth or a smaller weight usually helps."
+                )
+
+    def _start_update(self, step: int) -> float:
+        lr = learning_rate(self._spec, step, self._steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.optimizer.zero_grad()
+        return lr
+
+    def _backward(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Send gradients through the graphs of those outputs that have one."""
+        trained = [(output, gradient) for output, gradient in outputs if output.requires_grad]
+        if trained:
+            torch.autograd.backward([output for output, _ in trained], [self.scaler.scale(g) for _, g in trained])
+
+    def _finish_update(self) -> float:
+        """Clip and apply the gradients; return their norm."""
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._towers.parameters(), self._spec.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self._scale:
+            with torch.no_grad():  # open_clip clamps after the step, too
+                self._towers.log_logit_scale.clamp_(0, math.log(self._scale.max))
+        return float(norm)
+
+    def _conflict(self, done: int, divergence: Term, values: TermValues, clouds: Clouds) -> dict[str, Any]:
+        """What alignment and uniformity do to each other on this batch's pairs, where it is asked for."""
+        if not self._spec.conflict_steps or done % self._spec.conflict_steps:
+            return {}
+        logits = self._towers.logits
+        found = conflict(
+            *clouds.pair(IMAGE_TEXT)[:2],
+            float(logits.scale.detach()),
+            lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits),
+            values.weights[divergence.name],
+        )
+        return {"conflict": found}
+
+
+def _ratios(terms: list[Term], grad_norms: dict[str, Tensor]) -> dict[str, float | None]:
+    """Every other term's gradient norm in norms of the pairwise term's; None where they were not taken apart."""
+    pairwise, *others = (term.name for term in terms)
+    unit = float(grad_norms[pairwise]) if grad_norms else 0.0
+    return {name: float(grad_norms[name]) / unit if unit else None for name in others}
