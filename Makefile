@@ -89,7 +89,7 @@ bench-prepare: $(VENV)/.core ## prepare on a million captions: time and peak mem
 CASES ?= 20000
 
 fuzz: $(VENV)/.test ## 20,000 random recipes, manifests, tables, archives and feature files: make fuzz CASES=N
-	CSALIGN_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+	CSALIGN_FUZZ=$(CASES) $(BIN)/python -m pytest tests/whole/test_fuzz.py
 
 bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
 	$(BIN)/python benchmarks/ranks.py

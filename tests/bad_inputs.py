@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad-inputs.md"
 INTRODUCTION = """# Bad inputs
 
-What csalign says to {count} bad inputs. Each was made and run through the command line by tests/test_bad_inputs.py,
+What csalign says to {count} bad inputs. Each was made and run through the command line by tests/cli/test_bad_inputs.py,
 which fails when a message is not the one below; `make docs` writes this page. `DIR` stands for the folder of the trial,
 `CSALIGN` for that of csalign. Exit code 2: the input is wrong, nothing was done and nothing that was there is damaged.
 Exit code 3: the work is done, but more items were bad than `data.max_bad_fraction` allows; all of them are listed in

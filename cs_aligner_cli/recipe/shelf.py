@@ -14,7 +14,7 @@ _WORDS: dict[Kind, str] = {"recipes": "recipe", "data_manifests": "manifest"}
 
 def folder(kind: Kind) -> Path:
     """The folder of the shipped files: inside the package in a wheel, at the top of a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "_shelf" / kind
     return installed if installed.is_dir() else package.parent / kind
 

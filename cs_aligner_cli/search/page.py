@@ -26,7 +26,7 @@ def render_search_page(name: str, found: Mapping[str, Any]) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thumbnail"] = _thumbnail
-    template = files("cs_aligner_cli").joinpath("search_page.html.j2").read_text(encoding="utf-8")
+    template = files("cs_aligner_cli.search").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(name=name, found=found)
 
 

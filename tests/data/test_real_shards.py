@@ -15,7 +15,7 @@ import webdataset
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.stores.embeddings import Store
 
-ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
+ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "flickr8k"
 pytestmark = pytest.mark.skipif(not (ROOT / "images").is_dir(), reason=f"the Flickr8k photos are not in {ROOT}")
 PER_SHARD = 100
 

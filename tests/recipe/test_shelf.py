@@ -14,7 +14,7 @@ from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.strict_yaml import read_yaml
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cs_aligner_cli.cli.main import app
 
-ROOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
+ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "flickr8k"
 pytestmark = pytest.mark.skipif(not (ROOT / "images.csv").is_file(), reason=f"the Flickr8k features are not in {ROOT}")
 
 

@@ -706,5 +706,5 @@ def test_names_too_long_for_a_file_are_bad_images(
 
 
 def test_yaml_of_the_shelf_is_what_the_readers_take() -> None:
-    folder = Path(__file__).parents[1] / "data_manifests"
+    folder = Path(__file__).parents[2] / "data_manifests"
     assert {yaml.safe_load(path.read_text())["kind"] for path in folder.glob("*.yaml")} == set(MANIFESTS)

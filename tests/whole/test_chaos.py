@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chaos import can_mount
 
-CAMPAIGN = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
+CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
 
 
 def test_killed_runs_full_disks_and_flipped_bits_end_as_if_nothing_had_happened() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cs_aligner_cli.recipe import shelf
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_the_recipe_page_is_up_to_date() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CAPTIONS_PER_IMAGE, features_recipe_content
-from test_adaptation import assert_resumes_bitwise
+from trained_runs import assert_resumes_bitwise
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
