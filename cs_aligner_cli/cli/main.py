@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from cs_aligner_cli import __version__
-from cs_aligner_cli.common.console import Console, guarded, print_json
+from cs_aligner_cli.cli.options import SETTINGS, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
+from cs_aligner_cli.cli.recipes import recipes
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, TooManyBadItems
-from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.stages.table import STAGES
 
 _HELP = "Align vision and language, from data to report, driven by one YAML recipe."
 _EPILOG = (
     "Begin with: csalign recipe list. Exit codes: 0 done; 2 something for you to correct; 3 done, but more"
     " items were bad than the recipe allows; 130 interrupted, the same command goes on; 1 a bug in csalign."
 )
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     help=_HELP,
@@ -30,35 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings=_SETTINGS,
-)
-recipes = typer.Typer(
-    help="List, show, copy and check recipes.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=_SETTINGS,
+    context_settings=SETTINGS,
 )
 app.add_typer(recipes, name="recipe")
-
-RecipeArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe file, or the name of a shipped one [default: $CSALIGN_RECIPE, then ./recipe.yaml].",
-        show_default=False,
-    ),
-]
-Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Override a key, as in --set train.lr=1e-3; may be repeated."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout in place of tables.")]
-Force = Annotated[bool, typer.Option("--force", help="Do the work again even if its inputs have not changed.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its traceback too.")]
 
 
 def _version(wanted: bool) -> None:
@@ -74,10 +48,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-def _finish(call: Callable[[], None], debug: bool) -> NoReturn:
-    raise typer.Exit(guarded(call, debug))
 
 
 def _stage(
@@ -111,24 +81,26 @@ def _stage(
             console.say(f"report: {result['report']}")
         console.result(stage_data(stage, loaded, result), TABLES[stage](result))
 
-    _finish(call, debug)
+    finish(call, debug)
 
 
-@app.command()
-def prepare(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Read the data into tables of images and captions."""
-    _stage("prepare", recipe, overrides, as_json, force, quiet, debug)
+def _stage_command(stage: str) -> Callable[..., None]:
+    """The command of a stage that has only the options that all have."""
+
+    def command(
+        recipe: RecipeArgument = None,
+        overrides: Overrides = None,
+        as_json: AsJson = False,
+        force: Force = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _stage(stage, recipe, overrides, as_json, force, quiet, debug)
+
+    return command
 
 
-@app.command()
-def embed(
+def _embed(
     recipe: RecipeArgument = None,
     adapter: Annotated[
         str | None,
@@ -144,27 +116,12 @@ def embed(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compute the embeddings, frozen and (once trained) aligned."""
     if adapter is not None:
         overrides = [*(overrides or ()), f"embed.weights={adapter}"]
     _stage("embed", recipe, overrides, as_json, force, quiet, debug)
 
 
-@app.command()
-def train(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Train; an interrupted run goes on where it stopped."""
-    _stage("train", recipe, overrides, as_json, force, quiet, debug)
-
-
-@app.command("eval-retrieval")
-def eval_retrieval(
+def _eval_retrieval(
     recipe: RecipeArgument = None,
     overrides: Overrides = None,
     compare: Annotated[
@@ -181,7 +138,6 @@ def eval_retrieval(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure retrieval both ways, with intervals; save indexes."""
     if compare is None:
         _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
 
@@ -197,7 +153,13 @@ def eval_retrieval(
         for line in result["verdict"]:
             console.say(line)
 
-    _finish(call, debug)
+    finish(call, debug)
+
+
+# The commands of stages with options of their own; those of the others are made from the table.
+_OWN: dict[str, Callable[..., None]] = {"embed": _embed, "eval_retrieval": _eval_retrieval}
+for _name, _entry in STAGES.items():
+    app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_name)))
 
 
 @app.command()
@@ -243,33 +205,7 @@ def search(
         if html is not None:
             console.say(f"page: {html}")
 
-    _finish(call, debug)
-
-
-@app.command("zero-shot")
-def zero_shot(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Classify images by prompts of class names."""
-    _stage("zero_shot", recipe, overrides, as_json, force, quiet, debug)
-
-
-@app.command("gap-report")
-def gap_report(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Measure and draw the modality gap, as one HTML page."""
-    _stage("gap_report", recipe, overrides, as_json, force, quiet, debug)
+    finish(call, debug)
 
 
 @app.command()
@@ -298,7 +234,7 @@ def run(
         console.result(run_data(loaded, results), run_tables(results))
         console.say(f"report: {results['gap_report']['report']}")
 
-    _finish(call, debug)
+    finish(call, debug)
 
 
 @app.command()
@@ -322,116 +258,7 @@ def doctor(
         Console(as_json).result(as_data(checks), doctor_tables(checks))
         refuse_failed(checks)
 
-    _finish(call, debug)
-
-
-@recipes.command("list")
-def list_recipes(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the shipped recipes: what each does, and how to run it."""
-
-    def call() -> None:
-        found = {name: _described(name) for name in shelf.names("recipes")}
-        if as_json:
-            print_json(found)
-        else:
-            typer.echo("\n\n".join(f"{about['command']}\n  {about['about']}" for about in found.values()))
-
-    _finish(call, debug)
-
-
-@recipes.command()
-def show(name: Name, debug: Debug = False) -> None:
-    """Print a recipe as it is written."""
-    _finish(lambda: typer.echo(_text(shelf.find("recipes", name)), nl=False), debug)
-
-
-@recipes.command()
-def copy(
-    name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; an existing one is left as it is.")],
-    debug: Debug = False,
-) -> None:
-    """Copy a recipe, to make it your own."""
-
-    def call() -> None:
-        source = shelf.find("recipes", name)
-        text = _text(source)
-        if source.parent == shelf.folder("recipes"):
-            text = _at_home_in(file, source, text)
-        try:
-            with file.open("x", encoding="utf-8") as target:
-                target.write(text)
-        except FileExistsError:
-            raise InputError(f"{file}: exists already, and is left as it is") from None
-        except OSError as error:
-            raise InputError(f"{file}: cannot be written: {error.strerror}") from None
-
-    _finish(call, debug)
-
-
-@recipes.command()
-def validate(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Check a recipe and its manifest, listing every problem.
-
-    With --json, prints the recipe with all its defaults.
-    """
-
-    def call() -> None:
-        from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest
-        from cs_aligner_cli.recipe.recipe import load_recipe
-
-        loaded = load_recipe(recipe, overrides or ())
-        manifest = read_manifest(loaded)
-        if isinstance(manifest, DrawnManifest) or loaded.data.root or manifest.root:
-            load_manifest(loaded)
-        else:
-            Console(as_json, quiet).say("still to be named: the folder of the data, --set data.root=FOLDER")
-        if as_json:
-            print_json(loaded.model_dump(mode="json"))
-        else:
-            typer.echo(f"{loaded.name}: valid")
-
-    _finish(call, debug)
-
-
-@recipes.command()
-def schema(debug: Debug = False) -> None:
-    """Print the JSON Schema of recipes, for editors."""
-
-    def call() -> None:
-        from cs_aligner_cli.recipe.recipe import recipe_schema
-
-        print_json(recipe_schema())
-
-    _finish(call, debug)
-
-
-def _text(recipe: Path) -> str:
-    try:
-        return recipe.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{recipe}: cannot be read as UTF-8 text: {error}") from None
-
-
-def _described(name: str) -> dict[str, str]:
-    """The command of a shipped recipe (its first line) and what it does (its other leading comment lines)."""
-    lines = _text(shelf.find("recipes", name)).splitlines()
-    comments = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
-    about = " ".join(line for line in comments[1:] if not line.startswith("yaml-language-server:"))
-    return {"command": comments[0].replace(f"recipes/{name}.yaml", name), "about": about}
-
-
-def _at_home_in(file: Path, source: Path, text: str) -> str:
-    """The text of a shipped recipe with the comments that name its own place changed to name ``file``."""
-    schema = f"$schema={shelf.RECIPE_SCHEMA}"
-    text = text.replace(schema, f"$schema={source.with_name(shelf.RECIPE_SCHEMA)}", 1)
-    return text.replace(f"# csalign run recipes/{source.name}", f"# csalign run {file}", 1)
+    finish(call, debug)
 
 
 def main() -> None:

@@ -141,14 +141,22 @@ class Artifact:
     def require(self) -> dict[str, Any]:
         """The record of this artifact, which is about to be read; raise InputError if it is missing, was made from
         other inputs, or is damaged (see ``verify``)."""
-        record = self._current()
+        record = self.current()
         self.verify(record)
         return record
 
-    def _current(self) -> dict[str, Any]:
-        """The record of this artifact if it is there and, like all that it is made from, as wanted now."""
+    def require_needs(self) -> None:
+        """Raise InputError if anything that this artifact is made from is missing, stale or damaged."""
         for need in self.needs:
-            need._current()
+            need.require()
+
+    def current(self) -> dict[str, Any]:
+        """The record of this artifact if it is there and, like all that it is made from, as wanted now.
+
+        Compares records and sizes, and reads no content. Raises InputError if it is missing or stale.
+        """
+        for need in self.needs:
+            need.current()
         record = self.record()
         if record is None:
             self._refuse_damaged()
@@ -203,7 +211,12 @@ class Artifact:
         resumed = _take_up(self.work, wanted)
         build = Build(self.work, resumed)
         started = time.monotonic()
-        yield build
+        try:
+            yield build
+        except BaseException:
+            if not resumed and not any(f for f in self.work.rglob("*") if f.is_file() and f.name != _MARK):
+                shutil.rmtree(self.work, ignore_errors=True)  # nothing that a second try could go on from
+            raise
         marks = set(self.work.rglob(MARKS))
         made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f.name != _MARK and f not in marks]
         _refuse_changed(f for f in made if mark(f) in marks)

@@ -18,10 +18,11 @@ from cs_aligner_cli.common.modalities import FROZEN, TOKENS
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
-from cs_aligner_cli.files.artifact import Artifact, file_stamps
+from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.runs.distributed import building, current
+from cs_aligner_cli.runs.distributed import current
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import ShardWriter, Store, write_keys
 from cs_aligner_cli.stores.tokens import TokenArray, TokenStore, TokenWriter
 from cs_aligner_cli.towers.embedder import Embedder, Values, pick_precision, under
@@ -112,24 +113,29 @@ class _Job:
         """The token store of one split: of the modalities whose towers read stored tokens."""
         split = self.data.split(split_name, self._key_of(split_name))
         artifact, sources = self.layout.tokens(split_name), file_stamps(weight_files(self.recipe))
-        record = self.ranks.ask(lambda: None if self.force else artifact.fresh(sources))
-        if record is not None:
-            return {"status": "fresh", **record["summary"]}
-        precision = pick_precision(self.recipe.embed.precision, self.device)
         modalities = self.layout.token_modalities
-        readers = {m: self.encoders[m].token_reader(f"train.{m}.reads") for m in modalities}
-        with building(artifact, self.ranks, sources) as build:
+
+        def write(build: Build) -> dict[str, Any]:
+            precision = pick_precision(self.recipe.embed.precision, self.device)
+            readers = {m: self.encoders[m].token_reader(f"train.{m}.reads") for m in modalities}
+            summary = {}
             for m, reader in readers.items():
                 embedder = self._frozen_embedder(self.encoders[m], split, precision, reader)
                 writer = TokenWriter(
                     build.folder / m, len(split.table(m)), self.recipe.embed.shard_rows, self.recipe.embed.token_dtype
                 )
-                build.summary[m] = self._fill_tokens(writer, embedder, f"{artifact.name}: {m}")
+                summary[m] = self._fill_tokens(writer, embedder, f"{artifact.name}: {m}")
             about = {m: {"tokens": reader.about, "precision": precision} for m, reader in readers.items()}
             identity = {m: {**self.encoders[m].identity, **about[m]} for m in modalities}
             if self.ranks.main:
                 write_keys(build.folder, {m: split.table(m) for m in modalities}, identity)
-        return {"status": "done", **build.summary}
+            return summary
+
+        return self._made(artifact, write, sources)
+
+    def _made(self, artifact: Artifact, write: Callable[[Build], dict[str, Any]], sources: str) -> dict[str, Any]:
+        made = make(artifact, write, force=self.force, sources=sources, ranks=self.ranks)
+        return {"status": made.status, **made.summary}
 
     def _fill_tokens(self, writer: TokenWriter, embedder: Embedder, label: str) -> dict[str, Any]:
         """Compute the missing shards, each rank its share; return what is told of the modality."""
@@ -200,13 +206,11 @@ class _Job:
         sources: str,
         start: Callable[[], tuple[MakeEmbedder, dict[str, Any]]],
     ) -> dict[str, Any]:
-        record = self.ranks.ask(lambda: None if self.force else artifact.fresh(sources))
-        if record is not None:
-            return {"status": "fresh", **record["summary"]}
         spec = self.recipe.embed
-        self.ranks.ask(lambda: self._verify(artifact))
-        embedder_of, identity = start()
-        with building(artifact, self.ranks, sources) as build:
+
+        def write(build: Build) -> dict[str, Any]:
+            embedder_of, identity = start()
+            summary = {}
             for modality in self.modalities:
                 rows = len(split.table(modality))
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
@@ -216,10 +220,12 @@ class _Job:
                 speeds = self.ranks.collect(embedder.throughput.record())
                 seconds = round(time.perf_counter() - started, 3)
                 about = {"rows": rows, "dim": writer.written().shape[1], "seconds": seconds}
-                build.summary[modality] = {**about, **_together(speeds)}
+                summary[modality] = {**about, **_together(speeds)}
             if self.ranks.main:
                 write_keys(build.folder, {m: split.table(m) for m in self.modalities}, identity)
-        return {"status": "done", **build.summary}
+            return summary
+
+        return self._made(artifact, write, sources)
 
     def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:
         """Compute the missing shards, each rank its share; each is written while the next one is computed."""
@@ -259,11 +265,6 @@ class _Job:
             except BaseException:
                 given_up.set()
                 raise
-
-    def _verify(self, artifact: Artifact) -> None:
-        """Refuse to embed from damaged files."""
-        for need in artifact.needs:
-            need.require()
 
     def _missing(self, writer: ShardWriter) -> list[int]:
         """The shards to compute; what is left of damaged ones is removed."""

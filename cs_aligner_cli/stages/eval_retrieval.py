@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.data.judgements import read_judgements
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
-from cs_aligner_cli.files.artifact import file_stamps, write_bytes, write_json
+from cs_aligner_cli.files.artifact import Build, file_stamps, write_bytes, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, statistics
@@ -27,6 +28,7 @@ from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scores import pair_scores
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
+from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 TIE_RULE = "higher score first, then smaller row"
@@ -40,21 +42,17 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     store is missing or stale, no store shares a space, a k is larger than a gallery, the index cannot be built, or the
     judgement table does not fit the split.
     """
-    layout = Layout(recipe)
-    artifact = layout.retrieval
-    for need in artifact.needs:
-        need.require()
-    relevance = recipe.eval_retrieval.relevance
+    artifact, relevance = Layout(recipe).retrieval, recipe.eval_retrieval.relevance
     sources = file_stamps([relevance]) if relevance else ""
-    record = None if force else artifact.fresh(sources)
-    if record is None:
-        with artifact.building(sources) as build:
-            job = _Job(recipe, layout, console)
-            build.summary = job.run(build.folder)
-            write_json(build.folder / "results.json", build.summary)
-            write_bytes(build.folder / "results.csv", csv_bytes(_long_table(build.summary)))
-    summary: dict[str, Any] = (artifact.record() or {})["summary"]
-    return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
+    made = make(artifact, partial(_write, recipe, console), force=force, sources=sources)
+    return {"status": made.status, "folder": str(artifact.path), **made.summary}
+
+
+def _write(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
+    summary = _Job(recipe, Layout(recipe), console).run(build.folder)
+    write_json(build.folder / "results.json", summary)
+    write_bytes(build.folder / "results.csv", csv_bytes(_long_table(summary)))
+    return summary
 
 
 class _Job:

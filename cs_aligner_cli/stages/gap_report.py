@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,6 +38,7 @@ from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_stores import Compared, Features, Taken, compared
+from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import nothing_to_compare
 from cs_aligner_cli.training.metrics_log import read_training_log
 
@@ -58,28 +60,24 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
     store shares a space, or the split holds too few pairs.
     """
     require_projection(recipe.gap_report.projection)
+    artifact = Layout(recipe).gap
+    made = make(artifact, partial(_build, recipe, console), force=force)
+    return {"status": made.status, "report": str(artifact.path / REPORT), **made.summary}
+
+
+def _build(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     layout = Layout(recipe)
-    artifact = layout.gap
-    for need in artifact.needs:
-        need.require()
     for other in layout.beside.values():
         other.verify(other.record() or {})
-    record = None if force else artifact.fresh()
-    if record is None:
-        with artifact.building() as build:
-            data = PreparedData(layout.prepared.path)
-            split = data.split(recipe.gap_split, "gap_report.split")
-            split = split.seen_as(recipe.gap_report.modalities)
-            job = _Job(recipe, layout, split)
-            job.measure(console)
-            if not job.pairs:
-                raise nothing_to_compare(split.name)
-            shown = job.shown(Photos(data.root, recipe.gap_report.photos))
-            figures = job.figures()
-            _write(build, job.report, figures, shown, job.spectra)
-            build.summary = job.summary()
-    summary: dict[str, Any] = (artifact.record() or {})["summary"]
-    return {"status": "done" if record is None else "fresh", "report": str(artifact.path / REPORT), **summary}
+    data = PreparedData(layout.prepared.path)
+    split = data.split(recipe.gap_split, "gap_report.split").seen_as(recipe.gap_report.modalities)
+    job = _Job(recipe, layout, split)
+    job.measure(console)
+    if not job.pairs:
+        raise nothing_to_compare(split.name)
+    shown = job.shown(Photos(data.root, recipe.gap_report.photos))
+    _write(build, job.report, job.figures(), shown, job.spectra)
+    return job.summary()
 
 
 @dataclass

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
 from cs_aligner_cli.files.artifact import lock
 from cs_aligner_cli.recipe.recipe import Recipe
-
-# Stages whose work is split over the ranks.
-_SHARED_BY_RANKS = ("embed", "train")
+from cs_aligner_cli.stages.table import STAGES
 
 
-def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+def run_stage(name: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
     """Run one stage with its output folders locked, and note it in the run's record.
 
     Of the processes that torchrun started, rank 0 locks and records, and does the stages alone that cannot be shared.
@@ -26,30 +22,27 @@ def run_stage(stage: str, recipe: Recipe, console: Console, force: bool = False)
     from cs_aligner_cli.runs.layout import Layout
     from cs_aligner_cli.runs.run_record import record_stage
 
-    function: Callable[[Recipe, Console, bool], dict[str, Any]] = getattr(
-        import_module(f"cs_aligner_cli.stages.{stage}"), stage
-    )
+    stage = STAGES[name]
+    function = stage.function
     with together(recipe.distributed) as ranks, ExitStack() as stack:
-        # Folders that runs may share are held only by the stage that writes them, so that runs can go side by side.
-        shared = {"prepare": recipe.data.dir, "embed": recipe.embed.dir}.get(stage)
-        for folder in (recipe.folder, *([shared] if shared else [])) if ranks.main else ():
+        for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder))
         ranks.meet()
         try:
-            if stage in _SHARED_BY_RANKS:
+            if stage.shared_by_ranks:
                 result = function(recipe, console, force)
             else:
                 result = ranks.ask(lambda: function(recipe, console, force))
         except TooManyBadItems as error:
-            record_stage(Layout(recipe), stage, error.result)
+            record_stage(Layout(recipe), name, error.result)
             raise
         if ranks.main:
-            record_stage(Layout(recipe), stage, result)
+            record_stage(Layout(recipe), name, result)
     return result
 
 
 def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, dict[str, Any]]:
-    """Run every stage that the recipe asks for; return the results by stage.
+    """Run every stage that the recipe asks for, in the order of the table; return the results by stage.
 
     Embedding comes twice: the frozen stores that training reads, then the aligned stores that it makes possible.
     """
@@ -60,14 +53,9 @@ def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
 
 
 def _run_all(recipe: Recipe, console: Console, force: bool) -> dict[str, dict[str, Any]]:
-    order = [
-        "prepare",
-        "embed",
-        *(["train", "embed"] if recipe.trains else []),
-        "eval_retrieval",
-        *(["zero_shot"] if recipe.zero_shot.classes else []),
-        "gap_report",
-    ]
+    order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe)]
+    if "train" in order:
+        order.insert(order.index("train") + 1, "embed")
     results: dict[str, dict[str, Any]] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do

@@ -21,10 +21,11 @@ from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, hol
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
-from cs_aligner_cli.files.artifact import RECORD, Artifact, file_stamps, write_json
+from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, file_stamps, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import draw_pairing, unpaired_splits
+from cs_aligner_cli.stages.making import Made, joined, make
 
 REPORT = "report.json"
 # The whole list of bad items is in the report; a summary shows the first few.
@@ -46,111 +47,124 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
         raise InputError(
             f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
         )
-    summary = _tables(layout, manifest, console, force)
+    tables = _tables(layout, manifest, console, force)
+    summary = tables.summary
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
-    summary["caption_lengths"] = _caption_lengths(recipe, layout, console)
-    if summary["caption_lengths"] and (cut := summary["caption_lengths"]["truncated"]):
-        limit = summary["caption_lengths"]["limit"]
+    lengths = _caption_lengths(recipe, layout, console)
+    if lengths and (cut := lengths.summary["truncated"]):
+        limit = lengths.summary["limit"]
         console.warn(f"{cut} captions are longer than the {limit} tokens that the text tower reads, and lose their end")
-    summary["shards"] = _shards(layout, console, force)
-    summary["pairing"] = _pairing(layout, console, force)
-    parts = [summary, *(part for part in map(summary.get, ("caption_lengths", "shards", "pairing")) if part)]
-    status = "done" if any(part["status"] == "done" for part in parts) else "fresh"
-    result = {**summary, "status": status, "folder": str(layout.prepared.path)}
+    shards, pairing = _shards(layout, console, force), _pairing(layout, console, force)
+    result = {
+        **summary,
+        "caption_lengths": _part(lengths),
+        "shards": _part(shards, {"folder": str(layout.shards.path)} if layout.shards else {}),
+        "pairing": _part(pairing),
+        "status": joined(tables, lengths, shards, pairing),
+        "folder": str(layout.prepared.path),
+    }
     _refuse_too_many_bad(result, recipe.data.max_bad_fraction, layout.prepared.path / REPORT)
     return result
 
 
-def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -> dict[str, Any]:
+def _part(made: Made | None, more: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    return {"status": made.status, **(more or {}), **made.summary} if made else None
+
+
+def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -> Made:
     """Make the tables of one data set, which must bring images, captions or both, as its layout says."""
-    recipe, artifact = layout.recipe, layout.prepared
-    sources = file_stamps([manifest_path(recipe), *source_files(manifest, console)])
-    record = None if force else artifact.fresh(sources)
-    if record is not None:
-        return {"status": "fresh", **record["summary"]}
-    _refuse_foreign(artifact, "data.dir")
+    sources = file_stamps([manifest_path(layout.recipe), *source_files(manifest, console)])
+    write = partial(_write_tables, layout, manifest, console)
+    return make(layout.prepared, write, force=force, sources=sources)
+
+
+def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: Build) -> dict[str, Any]:
+    recipe = layout.recipe
+    _refuse_foreign(layout.prepared, "data.dir")
     if not isinstance(manifest, DrawnManifest):
         check_checksums(manifest, console)
-    with artifact.building(sources) as build:
-        source = SOURCES[manifest.kind](manifest, build.folder, console)
-        if "digest" not in source.images:
-            assert not isinstance(manifest, DrawnManifest)
-            assert manifest.root is not None
-            absent = getattr(manifest, "absent_files", "bad") == "skip"
-            check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
-        images, captions = _linked(source)
-        tables = {"image": images, "text": captions}
-        lacking = [m for m in MODALITIES if m in layout.modalities and tables[m].empty]
-        if lacking:
-            what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
-            raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
-        further = {modality: _owned(source, modality, images) for modality in source.further}
-        build.summary, pairs = _report(recipe, manifest, source, images, captions, console)
-        columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest", "label"]
-        images = images if "label" in images else images.assign(label="")
-        write_prepared(build.folder, images[columns], captions, source.description, further)
-        write_json(build.folder / REPORT, {**build.summary, "near_pairs": pairs, "bad_items": source.bad})
-    return {"status": "done", **build.summary}
+    source = SOURCES[manifest.kind](manifest, build.folder, console)
+    if "digest" not in source.images:
+        assert not isinstance(manifest, DrawnManifest)
+        assert manifest.root is not None
+        absent = getattr(manifest, "absent_files", "bad") == "skip"
+        check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
+    images, captions = _linked(source)
+    tables = {"image": images, "text": captions}
+    lacking = [m for m in MODALITIES if m in layout.modalities and tables[m].empty]
+    if lacking:
+        what = " and ".join({"image": "images", "text": "captions"}[modality] for modality in lacking)
+        raise InputError(f"{manifest_path(recipe)}: no usable {what} are left", _reasons(source))
+    further = {modality: _owned(source, modality, images) for modality in source.further}
+    summary, pairs = _report(recipe, manifest, source, images, captions, console)
+    columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest", "label"]
+    images = images if "label" in images else images.assign(label="")
+    write_prepared(build.folder, images[columns], captions, source.description, further)
+    write_json(build.folder / REPORT, {**summary, "near_pairs": pairs, "bad_items": source.bad})
+    return summary
 
 
-def _caption_lengths(recipe: Recipe, layout: Layout, console: Console) -> dict[str, Any] | None:
+def _caption_lengths(recipe: Recipe, layout: Layout, console: Console) -> Made | None:
     """How many captions the text tower would cut; None where it has not open_clip's tokenizer."""
     limit = context_length(recipe.encoders.of("text"))
     if limit is None:
         return None
-    artifact = layout.caption_lengths(limit)
-    if record := artifact.fresh():
-        return {"status": "fresh", **record["summary"]}
-    count = sum(part["captions"] for part in layout.prepared.require()["summary"]["splits"].values())
-    with artifact.building() as build:
-        build.summary = caption_lengths(caption_texts(layout.prepared.path), count, limit, console)
-    return {"status": "done", **build.summary}
+    prepared = layout.prepared
+
+    def write(build: Build) -> dict[str, Any]:
+        splits = (prepared.record() or {})["summary"]["splits"].values()
+        count = sum(part["captions"] for part in splits)
+        return caption_lengths(caption_texts(prepared.path), count, limit, console)
+
+    return make(layout.caption_lengths(limit), write)
 
 
-def _shards(layout: Layout, console: Console, force: bool) -> dict[str, Any] | None:
+def _shards(layout: Layout, console: Console, force: bool) -> Made | None:
     """The prepared data as WebDataset shards, where the recipe asks for them."""
     artifact, repack = layout.shards, layout.recipe.prepare.repack
     if artifact is None or repack is None:
         return None
-    if (record := artifact.fresh()) and not force:
-        return {"status": "fresh", "folder": str(artifact.path), **record["summary"]}
-    _refuse_foreign(artifact, "prepare.repack.dir")
-    data = PreparedData(layout.prepared.path)
-    with artifact.building() as build, console.progress("packing images", len(data.images)) as advance:
-        for left in build.folder.glob("*.tar"):  # of a job that was cut
-            left.unlink()
-        names = dict.fromkeys([*data.images["split"].unique(), *data.captions["split"].unique()])
-        build.summary["splits"] = {
-            name: write_shards(data, data.part(name), build.folder, repack.shard_mb, advance) for name in names
-        }
-    return {"status": "done", "folder": str(artifact.path), **build.summary}
+
+    def write(build: Build) -> dict[str, Any]:
+        _refuse_foreign(artifact, "prepare.repack.dir")
+        data = PreparedData(layout.prepared.path)
+        with console.progress("packing images", len(data.images)) as advance:
+            for left in build.folder.glob("*.tar"):  # of a job that was cut
+                left.unlink()
+            names = dict.fromkeys([*data.images["split"].unique(), *data.captions["split"].unique()])
+            return {
+                "splits": {
+                    name: write_shards(data, data.part(name), build.folder, repack.shard_mb, advance) for name in names
+                }
+            }
+
+    return make(artifact, write, force=force)
 
 
-def _pairing(layout: Layout, console: Console, force: bool) -> dict[str, Any] | None:
+def _pairing(layout: Layout, console: Console, force: bool) -> Made | None:
     """Which items of training are pairs and which are unpaired, where the recipe asks for unpaired ones."""
     unpaired, train, artifact = layout.recipe.data.unpaired, layout.recipe.train, layout.pairing
     if artifact is None or unpaired is None or train is None:
         return None
     for number, other in enumerate(layout.unpaired.values()):
         try:
-            found = _tables(other, load_manifest(other.recipe), console, force)
+            found = _tables(other, load_manifest(other.recipe), console, force).summary
         except InputError as error:
             raise InputError(f"data.unpaired.sources.{number}: {error}") from None
         _refuse_too_many_bad(found, layout.recipe.data.max_bad_fraction, other.prepared.path / REPORT)
-    if (record := artifact.fresh()) and not force:
-        return {"status": "fresh", **record["summary"]}
-    data = PreparedData(layout.prepared.path)
-    split = data.split(train.split, "train.split")
-    guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
-    with artifact.building() as build:
-        seed = layout.recipe.seed
-        sources = unpaired_splits(layout)
+
+    def write(build: Build) -> dict[str, Any]:
+        data = PreparedData(layout.prepared.path)
+        split = data.split(train.split, "train.split")
+        guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
+        sources, seed = unpaired_splits(layout), layout.recipe.seed
         pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, seed, partial(_held_out, layout))
         pairing.write(build.folder)
-        build.summary = pairing.counts()
-    return {"status": "done", **build.summary}
+        return pairing.counts()
+
+    return make(artifact, write, force=force)
 
 
 def _refuse_foreign(artifact: Artifact, key: str) -> None:

@@ -18,13 +18,14 @@ from cs_aligner_cli.common.signals import noticed_interrupts
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, captions_of, hold_out
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
-from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.files.artifact import Build
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.runs.distributed import building, current
+from cs_aligner_cli.runs.distributed import current
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import read_pairing
+from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.stores.tokens import TokenStore
 from cs_aligner_cli.towers.adapter_init import start_adapters
@@ -59,26 +60,16 @@ def train(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     if recipe.train is not None:
         require_trackers(recipe.train.trackers)
     runs: dict[str, Any] = {}
-    ranks = current()
     for name, spec in layout.variants.items():
-        artifact = layout.trained(name)
-        record = ranks.ask(partial(_finished, artifact, force))
-        if record is None:
-            with building(artifact, ranks) as build:
-                build.summary = _Run(recipe, spec, layout, build, console, name).run()
-            record = ranks.ask(artifact.record) or {}
-            runs[name] = {"status": "done", "seconds": record["seconds"], **record["summary"]}
-        else:
-            runs[name] = {"status": "fresh", "seconds": record["seconds"], **record["summary"]}
+        made = make(
+            layout.trained(name),
+            lambda build, spec=spec, name=name: _Run(recipe, spec, layout, build, console, name).run(),  # type: ignore[misc]
+            force=force,
+            ranks=current(),
+        )
+        runs[name] = {"status": made.status, "seconds": made.record["seconds"], **made.summary}
     done = any(run["status"] == "done" for run in runs.values())
     return {"status": "done" if done else "fresh", "runs": runs}
-
-
-def _finished(artifact: Artifact, force: bool) -> dict[str, Any] | None:
-    """The record of a run that need not be done again; raise InputError if what it is made from is missing."""
-    for need in artifact.needs:
-        need.require()
-    return None if force else artifact.fresh()
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.tables import read_frame, text_column
-from cs_aligner_cli.files.artifact import file_stamps, write_json
+from cs_aligner_cli.files.artifact import Build, file_stamps, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
+from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 _TOP = 5
@@ -35,18 +37,16 @@ def zero_shot(recipe: Recipe, console: Console, force: bool = False) -> dict[str
         missing = "classes" if spec.classes is None else "labels"
         raise InputError(f"zero_shot.{missing} is not set", f"Name a file: --set zero_shot.{missing}=FILE")
     require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
-    layout = Layout(recipe)
-    artifact = layout.zero_shot
-    for need in artifact.needs:
-        need.require()
-    sources = file_stamps([spec.classes, spec.labels])
-    record = None if force else artifact.fresh(sources)
-    if record is None:
-        with artifact.building(sources) as build:
-            build.summary = _classified(recipe, spec.classes, spec.labels, layout, console, build.folder)
-            write_json(build.folder / "results.json", build.summary)
-    summary: dict[str, Any] = (artifact.record() or {})["summary"]
-    return {"status": "done" if record is None else "fresh", "folder": str(artifact.path), **summary}
+    artifact = Layout(recipe).zero_shot
+    write = partial(_write, recipe, spec.classes, spec.labels, console)
+    made = make(artifact, write, force=force, sources=file_stamps([spec.classes, spec.labels]))
+    return {"status": made.status, "folder": str(artifact.path), **made.summary}
+
+
+def _write(recipe: Recipe, class_file: Path, label_file: Path, console: Console, build: Build) -> dict[str, Any]:
+    summary = _classified(recipe, class_file, label_file, Layout(recipe), console, build.folder)
+    write_json(build.folder / "results.json", summary)
+    return summary
 
 
 def _classified(

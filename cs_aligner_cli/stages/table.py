@@ -1,0 +1,98 @@
+"""The table of stages: what each is called, what it makes and holds, and who runs it. One entry adds a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for that
+    from cs_aligner_cli.common.console import Console
+    from cs_aligner_cli.files.artifact import Artifact
+    from cs_aligner_cli.recipe.recipe import Recipe
+    from cs_aligner_cli.runs.layout import Layout
+
+    StageFunction = Callable[[Recipe, Console, bool], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: ``name(recipe, console, force)`` of the module ``stages.name``.
+
+    ``outputs`` are the artifacts that it makes, as the layout has them. ``runs_for`` says whether `csalign run` does
+    it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only rank 0
+    does a stage that is not ``shared_by_ranks``.
+    """
+
+    name: str
+    about: str
+    outputs: Callable[[Layout], Sequence[Artifact]]
+    runs_for: Callable[[Recipe], bool] = lambda recipe: True
+    shared_folder: Callable[[Recipe], Path | None] = lambda recipe: None
+    shared_by_ranks: bool = False
+
+    @property
+    def command(self) -> str:
+        """The stage as a word of the command line."""
+        return self.name.replace("_", "-")
+
+    @property
+    def function(self) -> StageFunction:
+        """What does the stage; imported here, and not before."""
+        function: StageFunction = getattr(import_module(f"cs_aligner_cli.stages.{self.name}"), self.name)
+        return function
+
+    def folders(self, recipe: Recipe) -> list[Path]:
+        """The folders that are locked while the stage runs.
+
+        One that several runs may share is held only by the stage that writes it, so that runs can go side by side.
+        """
+        shared = self.shared_folder(recipe)
+        return [recipe.folder, *([shared] if shared else [])]
+
+
+_STAGES = (
+    Stage(
+        "prepare",
+        "Read the data into tables of images and captions.",
+        outputs=lambda layout: [layout.prepared],
+        shared_folder=lambda recipe: recipe.data.dir,
+    ),
+    Stage(
+        "embed",
+        "Compute the embeddings, frozen and (once trained) aligned.",
+        outputs=lambda layout: [
+            *(layout.frozen(split) for split in layout.frozen_splits),
+            *(layout.aligned(name, split) for name in layout.aligned_names for split in layout.aligned_splits(name)),
+        ],
+        shared_folder=lambda recipe: recipe.embed.dir,
+        shared_by_ranks=True,
+    ),
+    Stage(
+        "train",
+        "Train; an interrupted run goes on where it stopped.",
+        outputs=lambda layout: [layout.trained(name) for name in layout.variants],
+        runs_for=lambda recipe: recipe.trains,
+        shared_by_ranks=True,
+    ),
+    Stage(
+        "eval_retrieval",
+        "Measure retrieval both ways, with intervals; save indexes.",
+        outputs=lambda layout: [layout.retrieval],
+    ),
+    Stage(
+        "zero_shot",
+        "Classify images by prompts of class names.",
+        outputs=lambda layout: [layout.zero_shot],
+        runs_for=lambda recipe: recipe.zero_shot.classes is not None,
+    ),
+    Stage(
+        "gap_report",
+        "Measure and draw the modality gap, as one HTML page.",
+        outputs=lambda layout: [layout.gap],
+    ),
+)
+# By name, in the order in which `csalign run` does them.
+STAGES = {stage.name: stage for stage in _STAGES}
