@@ -13,6 +13,13 @@ from cs_aligner_cli.recipe.recipe import Recipe
 
 Result = dict[str, Any]
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+_MIXED = {
+    "mixed": "mixed corpus",
+    "mixed/image": "mixed, answer an image",
+    "mixed/text": "mixed, answer a text",
+    "mixed/image_queries": "mixed, query an image",
+}
+_WAYS = {**_DIRECTIONS, "both": "both ways", **_MIXED}
 
 
 def stage_data(stage: str, recipe: Recipe, result: Result) -> Result:
@@ -137,19 +144,17 @@ def train_tables(result: Result) -> list[Table]:
 
 def retrieval_tables(result: Result) -> list[Table]:
     """Every metric with its 95% interval, store by store; fractions in percent."""
-    stores, spans = result["eval_retrieval"], result["intervals"]
-    first = next(iter(stores.values()))
+    from cs_aligner_cli.retrieval.metrics import flattened
+
+    stores = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in result["eval_retrieval"].items()}
+    spans = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in result["intervals"].items()}
     rows = [
         (
-            _DIRECTIONS.get(direction, "both ways"),
+            _WAYS.get(way, way),
             metric.replace("_", " "),
-            *(
-                _with_interval(metric, v[direction][metric], spans[s].get(direction, {}).get(metric))
-                for s, v in stores.items()
-            ),
+            *(_with_interval(metric, v.get((way, metric)), spans[s].get((way, metric))) for s, v in stores.items()),
         )
-        for direction, metrics in first.items()
-        for metric in metrics
+        for way, metric in next(iter(stores.values()))
     ]
     title = f"retrieval on split {result['split']}: {result['images']} images, {result['captions']} captions"
     title += "; fractions in %, [95% intervals]"
@@ -178,7 +183,7 @@ def compare_tables(result: Result) -> list[Table]:
 
     rows = [
         (
-            _DIRECTIONS.get(direction, "both ways"),
+            _WAYS.get(direction, direction),
             metric.replace("_", " "),
             _cell(metric, test["a"]),
             _cell(metric, test["b"]),
@@ -250,12 +255,19 @@ def run_tables(results: dict[str, Result]) -> list[Table]:
     gaps = gap_result["gap_report"]
     # Baselines are the report's own; what both measured, on all images or another split, is eval-retrieval's.
     retrieval = {**gap_result["retrieval"], **results["eval_retrieval"]["eval_retrieval"]}
+    mixed = {
+        **gap_result.get("mixed", {}),
+        **{name: found["mixed"] for name, found in retrieval.items() if "mixed" in found},
+    }
     rows = []
     for store in dict.fromkeys([*gaps, *retrieval]):
-        found, gap = retrieval.get(store, {}), gaps.get(store, {})
-        recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in _DIRECTIONS for k in (1, 10)]
+        found, gap = {**retrieval.get(store, {}), "mixed": mixed.get(store, {})}, gaps.get(store, {})
+        ways = (*_DIRECTIONS, "mixed") if mixed else _DIRECTIONS
+        recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in ways for k in (1, 10)]
         rows.append((store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "paired_cosine"))))
-    columns = ["store", "i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10", "centroid gap", "paired cosine"]
+    columns = ["store", "i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10"]
+    columns += ["mixed R@1", "mixed R@10"] if mixed else []
+    columns += ["centroid gap", "paired cosine"]
     return [table(f"split {results['eval_retrieval']['split']} (R@k in percent)", columns, rows)]
 
 
@@ -270,7 +282,9 @@ def _cell(name: str, value: float) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _with_interval(name: str, value: float, interval: list[float] | None) -> str:
+def _with_interval(name: str, value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return ""
     if interval is None:
         return _cell(name, value)
     low, high = (_cell(name, bound) for bound in interval)

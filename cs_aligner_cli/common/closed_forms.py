@@ -6,6 +6,8 @@ with from the right: ``x @ map``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cs_aligner_cli.common.types import Floats
@@ -48,9 +50,20 @@ def cca(x: Floats, y: Floats, shrinkage: float) -> tuple[Floats, Floats]:
 
     The weights are those of Gong et al. 2014 (arXiv 1212.4522), so that cosines count an axis by what it shares.
     """
-    roots = whitening(x, shrinkage), whitening(y, shrinkage)
-    left, correlations, right = np.linalg.svd(roots[0] @ (x.T @ y / len(x)) @ roots[1], full_matrices=False)
-    return roots[0] @ left * correlations, roots[1] @ right.T * correlations
+    return cca_path(x, y, [shrinkage])[0]
+
+
+def cca_path(x: Floats, y: Floats, shrinkages: Sequence[float]) -> list[tuple[Floats, Floats]]:
+    """The maps of ``cca`` for several shrinkages: they share the covariances and their eigenvectors."""
+    cross = x.T @ y / len(x)
+    spectra = [np.linalg.eigh(z.T @ z / len(z)) for z in (x, y)]
+    found = []
+    for shrinkage in shrinkages:
+        # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
+        roots = [axes / np.sqrt(v + (shrinkage * v.mean() or 1.0)) @ axes.T for v, axes in spectra]
+        left, correlations, right = np.linalg.svd(roots[0] @ cross @ roots[1], full_matrices=False)
+        found.append((roots[0] @ left * correlations, roots[1] @ right.T * correlations))
+    return found
 
 
 def ridge(x: Floats, y: Floats, shrinkage: float) -> Floats:

@@ -43,6 +43,15 @@ class QueryBank(Strict):
     beta: float = Field(20.0, gt=0, description="inverted_softmax, qb_norm: inverse temperature of the softmax.")
 
 
+class Mixed(Strict):
+    """One corpus of images and texts: the test in which a gap between them does harm."""
+
+    share: float = Field(
+        0.5, gt=0, lt=1, description="Share of the images that stand in the corpus as image, the others as a caption."
+    )
+    draws: int = Field(5, ge=1, le=1000, description="Corpora drawn; results are means over them.")
+
+
 class EvalRetrieval(Strict):
     """Which retrieval numbers are computed."""
 
@@ -64,6 +73,11 @@ class EvalRetrieval(Strict):
     bootstrap: int = Field(1000, ge=0, description="Draws behind the 95% intervals; 0: no intervals.")
     device: Device = Field(
         "auto", description="Where scores are computed; auto: CUDA where there is one, else the CPU."
+    )
+    mixed: Mixed | None = Field(
+        Mixed(),
+        description="Retrieval from a corpus of both modalities, where an image has two captions or images have labels;"
+        " null: none.",
     )
     corrections: list[Correction] = Field(
         [], description="Score corrections that are measured beside the plain cosine."

@@ -1,6 +1,6 @@
 """Image-text retrieval: exact ranks and metrics, intervals and tests, FAISS indexes and score corrections."""
 
-from cs_aligner_cli.retrieval.evaluation import evaluate_retrieval, true_ranks
+from cs_aligner_cli.retrieval.evaluation import evaluate_mixed, evaluate_retrieval, true_ranks
 from cs_aligner_cli.retrieval.index import build_index, plan_index, read_index, search, write_index
 from cs_aligner_cli.retrieval.metrics import QueryScores
 from cs_aligner_cli.retrieval.rows import Rows
@@ -9,6 +9,7 @@ __all__ = [
     "QueryScores",
     "Rows",
     "build_index",
+    "evaluate_mixed",
     "evaluate_retrieval",
     "plan_index",
     "read_index",

@@ -54,9 +54,7 @@ def statistics(
                 found[direction, "median_rank"] = _median(
                     scored.ranks, clusters, count, np.unique(scored.ranks if ranks is None else ranks[direction])
                 )
-            there = np.isfinite(values)
-            columns = [np.where(there, values, 0.0), there.astype(float)]
-            found[direction, metric] = Statistic(_summed(columns, clusters, count), _mean)
+            found[direction, metric] = _mean_of(values, clusters, count)
         inside = scored.occurrence >= 0
         n = scored.occurrence[inside].astype(float)
         moments = _summed([np.ones_like(n), n, n**2, n**3], item_clusters[direction][inside], count)
@@ -65,6 +63,17 @@ def statistics(
     sums = np.hstack([found[key].sums for key in recalls])
     found["both", "RSum"] = Statistic(sums, _rsum)
     return found
+
+
+def mean_statistics(values: Mapping[Key, Floats], clusters: Ints) -> dict[Key, Statistic]:
+    """Means over queries as Statistics: key to (Q,) values, NaN where a query does not count; clusters (Q,)."""
+    count = 1 + int(clusters.max())
+    return {key: _mean_of(column, clusters, count) for key, column in values.items()}
+
+
+def _mean_of(values: Floats, clusters: Ints, count: int) -> Statistic:
+    there = np.isfinite(values)
+    return Statistic(_summed([np.where(there, values, 0.0), there.astype(float)], clusters, count), _mean)
 
 
 def _summed(columns: list[Floats], clusters: Ints, count: int) -> Floats:

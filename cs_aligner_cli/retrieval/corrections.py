@@ -76,6 +76,8 @@ def _qb_norm(image: Tensor, text: Tensor, bank: Bank) -> Searched:
     }
 
 
+# Corrections that leave unit rows of one space, where a row has a cosine with rows of its own modality, too.
+ONE_SPACE = ("centred",)
 CORRECTIONS: dict[str, Callable[[Tensor, Tensor, Bank], Searched]] = {
     "centred": _centred,
     "csls": _csls,

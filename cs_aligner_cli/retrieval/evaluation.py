@@ -1,15 +1,18 @@
-"""evaluate_retrieval: the published protocol on two arrays, in one call."""
+"""evaluate_retrieval and evaluate_mixed: the published protocols on two arrays, in one call each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, Metrics, QueryScores, summarise
-from cs_aligner_cli.retrieval.protocol import caption_protocol, evaluate
+from cs_aligner_cli.retrieval.mixed import DRAWS, SHARE, caption_tasks, mixed_means, mixed_scores
+from cs_aligner_cli.retrieval.protocol import caption_protocol, check_ks, evaluate, owners
 from cs_aligner_cli.retrieval.rows import RowsLike, as_searched
 
 
@@ -53,3 +56,29 @@ def true_ranks(
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
     found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device)
     return {direction: evaluated.scores for direction, evaluated in found.items()}
+
+
+def evaluate_mixed(
+    image: RowsLike,
+    text: RowsLike,
+    image_of_text: npt.NDArray[np.integer] | Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+    share: float = SHARE,
+    draws: int = DRAWS,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate retrieval from one corpus of both modalities, in which a gap does harm; see ``mixed.caption_tasks``.
+
+    Every image stands in the corpus once, a ``share`` of them as image and the others as one of their captions; a
+    query is another caption of an image. Means over ``draws`` corpora of "R@k", the fraction of queries whose own
+    image, in whichever modality it stands, is among the k best; under "image" and "text" those of the queries whose
+    image stands as that, and under "image_queries" those of images that stand as a caption. Other arguments and errors
+    as in ``evaluate_retrieval``; InputError also where no image has two texts.
+    """
+    rows = as_searched(image, "image"), as_searched(text, "text")
+    owner = owners(image_of_text, len(rows[0]), len(rows[1]))
+    check_ks(tuple(ks), len(rows[0]), len(rows[1]))
+    tasks = caption_tasks(owner, len(rows[0]), share=share, draws=draws)
+    if not tasks:
+        raise InputError("image_of_text: no image has two texts, so none can be query while another is in the corpus")
+    return mixed_means(mixed_scores(*rows, tasks, tuple(ks), device))

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import verify_file
-from cs_aligner_cli.retrieval.bootstrap import Key, Statistic, statistics
+from cs_aligner_cli.retrieval.bootstrap import Key, Statistic, mean_statistics, statistics
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, QueryScores
+from cs_aligner_cli.retrieval.mixed import MixedScores
 
 Ids = Mapping[str, "pd.Series[str]"]
 Records = dict[str, tuple[pd.DataFrame, pd.DataFrame]]
 SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}
+_MIXED = "mixed_queries.parquet"
 _KEYS = ["query", "image", "rank"]
 
 
@@ -38,21 +40,62 @@ def write_records(folder: Path, scores: Mapping[str, QueryScores], ids: Ids, clu
         pd.DataFrame(items).to_parquet(folder / f"{direction}_items.parquet", index=False)
 
 
+def write_mixed(folder: Path, scores: MixedScores, ids: Ids) -> None:
+    """Write ``mixed_queries.parquet``: query (its image's id or its caption's), image, draw, and every metric as
+    "GROUP METRIC"; empty where the query does not count in the group."""
+    image, text = (ids[modality].to_numpy(object) for modality in ("image", "text"))
+    of_text = scores.queries.text >= 0
+    frame = {
+        "query": np.where(of_text, text[scores.queries.text], image[scores.queries.image]),
+        "image": image[scores.owner],
+        "draw": scores.draw,
+    }
+    values = {" ".join(key): column for key, column in scores.values.items()}
+    pd.DataFrame({**frame, **values}).to_parquet(folder / _MIXED, index=False)
+
+
+def mixed_statistics(a: Path, b: Path) -> tuple[dict[Key, Statistic], dict[Key, Statistic]] | None:
+    """The mixed evaluations in two folders as statistics over the same images; None where one folder has none."""
+    if not ((a / _MIXED).exists() and (b / _MIXED).exists()):
+        return None
+    ours, theirs = (_read(folder / _MIXED) for folder in (a, b))
+    if not ours[["query", "draw"]].equals(theirs[["query", "draw"]]):
+        raise InputError(
+            "mixed: the two runs have other queries",
+            "A paired test needs the same split of the same data, evaluated by the same protocol.",
+        )
+    owner = np.unique(ours["image"], return_inverse=True)[1]
+    columns = [name for name in ours.columns if name not in ("query", "image", "draw")]
+    first, second = (
+        mean_statistics({_key(name): found[name].to_numpy(float) for name in columns}, owner)
+        for found in (ours, theirs)
+    )
+    return first, second
+
+
+def _key(column: str) -> Key:
+    group, _, metric = column.rpartition(" ")
+    return group, metric
+
+
 def read_records(folder: Path) -> Records:
     """The records of one store, sorted by id; raise InputError if a file is missing or damaged."""
     found: Records = {}
     for direction in DIRECTIONS:
         frames = []
         for kind, key in (("queries", "query"), ("items", "item")):
-            path = folder / f"{direction}_{kind}.parquet"
-            verify_file(path)
-            try:
-                frames.append(pd.read_parquet(path).sort_values(key, ignore_index=True))
-            except (OSError, pa.ArrowException, KeyError) as error:
-                reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
-                raise InputError(f"{path}: {reason}", "Make it again: csalign eval-retrieval --force") from None
+            frames.append(_read(folder / f"{direction}_{kind}.parquet").sort_values(key, ignore_index=True))
         found[direction] = frames[0], frames[1]
     return found
+
+
+def _read(path: Path) -> pd.DataFrame:
+    verify_file(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise InputError(f"{path}: {reason}", "Make it again: csalign eval-retrieval --force") from None
 
 
 def paired_statistics(a: Records, b: Records) -> tuple[dict[Key, Statistic], dict[Key, Statistic]]:

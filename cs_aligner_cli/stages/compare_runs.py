@@ -8,7 +8,7 @@ from typing import Any
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.files.artifact import RECORD, read_record
 from cs_aligner_cli.retrieval.bootstrap import LOWER_IS_BETTER, compare
-from cs_aligner_cli.retrieval.per_query import paired_statistics, read_records
+from cs_aligner_cli.retrieval.per_query import mixed_statistics, paired_statistics, read_records
 
 DRAWS = 2000
 LEVEL = 0.05
@@ -31,7 +31,10 @@ def compare_runs(first: str, second: str, draws: int = DRAWS, seed: int = 0) -> 
                 f"the two runs follow other protocols: {key} is {protocols[0][key]!r} in {first}"
                 f" and {protocols[1].get(key)!r} in {second}"
             )
-    found = compare(*paired_statistics(*(read_records(run["folder"]) for run in runs)), draws=draws, seed=seed)
+    folders = [run["folder"] for run in runs]
+    found = compare(*paired_statistics(*map(read_records, folders)), draws=draws, seed=seed)
+    if mixed := mixed_statistics(*folders):
+        found |= compare(*mixed, draws=draws, seed=seed)
     names = {"a": runs[0]["label"], "b": runs[1]["label"]}
     tests = [(direction, metric, test) for direction, metrics in found.items() for metric, test in metrics.items()]
     return {**names, "draws": draws, "comparison": found, "verdict": _verdict(tests, names)}

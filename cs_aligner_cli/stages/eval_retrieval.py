@@ -19,10 +19,19 @@ from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import Build, file_stamps, write_bytes, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
-from cs_aligner_cli.retrieval.bootstrap import intervals, statistics
-from cs_aligner_cli.retrieval.corrections import bank_of, corrected
-from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
-from cs_aligner_cli.retrieval.per_query import SIDES, write_records
+from cs_aligner_cli.retrieval.bootstrap import intervals, mean_statistics, statistics
+from cs_aligner_cli.retrieval.corrections import ONE_SPACE, bank_of, corrected
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS, flattened, summarise
+from cs_aligner_cli.retrieval.mixed import (
+    MIXED,
+    MixedTask,
+    caption_tasks,
+    label_tasks,
+    mixed_means,
+    mixed_scores,
+    nested,
+)
+from cs_aligner_cli.retrieval.per_query import SIDES, write_mixed, write_records
 from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate, judged
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scores import pair_scores
@@ -76,6 +85,7 @@ class _Job:
                 protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
         self.device = str(pick_device(self.spec.device))
+        self.mixed, self.mixed_protocol = self._mixed_tasks()
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Evaluate and index every store into ``folder``; return the summary."""
@@ -96,6 +106,8 @@ class _Job:
                         searched, self.protocol, tuple(self.spec.ks), self.spec.neighbors, self.device, advance
                     )
                     results[label], spans[label] = self._measure(found, folder / label)
+                    if self.mixed and label.removeprefix(name) in ("", *(f"+{kind}" for kind in ONE_SPACE)):
+                        self._add_mixed(searched["t2i"], folder / label, results[label], spans[label])
                     self._write_neighbors(searched, found, folder / label)
                     if label == name:
                         indexes[name] = self._index(name, arrays, folder / name)
@@ -111,6 +123,28 @@ class _Job:
             "edges": self._edges(stores),
             "notes": notes + self._remarks(),
         }
+
+    def _mixed_tasks(self) -> tuple[list[MixedTask], str]:
+        """The corpora of both modalities, none where there can be none, and in words what they are."""
+        spec, owner = self.spec.mixed, self.split.image_of_caption
+        if spec is None:
+            return [], "none"
+        texts = np.sort(np.concatenate([texts for _, texts in self.protocol.galleries]))
+        how = f"{spec.draws} corpora, {spec.share:g} of the images as image, the others as a caption"
+        if tasks := caption_tasks(owner, len(self.split.images), texts, spec.share, spec.draws):
+            return tasks, f"{how}; right is the query's own image, whichever it stands as"
+        if tasks := label_tasks(self.split.labels, owner, spec.share, spec.draws):
+            return tasks, f"{how}; right is any other item of the query's class"
+        return [], "none: no image has two captions, and no class two captioned images"
+
+    def _add_mixed(self, pair: tuple[Rows, Rows], folder: Path, results: Any, spans: Any) -> None:
+        """Retrieval from corpora of both modalities, beside a store's other numbers."""
+        scores = mixed_scores(*pair, self.mixed, tuple(self.spec.ks), self.device)
+        write_mixed(folder, scores, self.ids)
+        results[MIXED] = mixed_means(scores)
+        if self.spec.bootstrap:
+            found = intervals(mean_statistics(scores.values, scores.owner), self.spec.bootstrap, self.recipe.seed)
+            spans[MIXED] = nested({(group, k): span for group, metrics in found.items() for k, span in metrics.items()})
 
     def _edges(self, stores: dict[str, Store]) -> dict[str, Any]:
         """Retrieval between any two modalities but images and texts, ranked in training or not, store by store."""
@@ -142,6 +176,7 @@ class _Job:
             "galleries": spec.folds,
             "gallery_images": [len(images) for images, _ in galleries],
             "gallery_captions": [len(texts) for _, texts in galleries],
+            "mixed": self.mixed_protocol,
             "captions_per_image": spec.captions_per_image or "all",
             "ties": TIE_RULE,
             "search": f"exact, all scores, {self.device}",
@@ -221,10 +256,11 @@ class _Job:
 
 
 def _long_table(summary: dict[str, Any]) -> pd.DataFrame:
-    rows = [
-        (store, direction, metric, value, *summary["intervals"][store].get(direction, {}).get(metric, (None, None)))
-        for store, directions in summary["eval_retrieval"].items()
-        for direction, metrics in directions.items()
-        for metric, value in metrics.items()
-    ]
+    rows = []
+    for store, directions in summary["eval_retrieval"].items():
+        spans = {(way, metric): span for way, metric, span in flattened(summary["intervals"][store])}
+        rows += [
+            (store, way, metric, value, *spans.get((way, metric), (None, None)))
+            for way, metric, value in flattened(directions)
+        ]
     return pd.DataFrame(rows, columns=["store", "direction", "metric", "value", "low", "high"])

@@ -34,7 +34,7 @@ from cs_aligner_cli.report.markdown import render_summary
 from cs_aligner_cli.report.page import render_page, report_rows
 from cs_aligner_cli.report.projections import neighbour_projection, require_projection
 from cs_aligner_cli.report.tradeoff import gap_against_recall
-from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_stores import Compared, Features, Taken, compared
@@ -110,7 +110,7 @@ class _Job:
             "pairs": len(kept),
             "note": self._told(len(images)),
             **{part: {} for part in ("kinds", "stores", "intervals", "null", "samples", "sweep")},
-            **{part: {} for part in ("retrieval", "recall_intervals", "conflict")},
+            **{part: {} for part in ("retrieval", "recall_intervals", "mixed", "conflict")},
             "differences": [],
             "provenance": {
                 **versions(),
@@ -181,6 +181,8 @@ class _Job:
         gallery = take("image", self.gallery["image"]), take("text", self.gallery["text"])
         ks = [k for k in _KS if k <= min(map(len, gallery))]
         self.report["retrieval"][name] = evaluate_retrieval(*gallery, self.owner, ks=ks)
+        if ks and np.bincount(self.owner[self.owner >= 0]).max() > 1:
+            self.report["mixed"][name] = evaluate_mixed(*gallery, self.owner, ks)
         recalls = recall_draws(*gallery, self.owner, DRAWS, seed)
         self.report["recall_intervals"][name] = {key: interval(drawn[1:]) for key, drawn in recalls.items()}
         self.draws[name] = {**found.draws, "R@1": recalls["mean"]}
@@ -294,6 +296,7 @@ class _Job:
             "null_floor": report["null"],
             "intervals": report["intervals"],
             "retrieval": report["retrieval"],
+            "mixed": report["mixed"],
             "differences": report["differences"],
             "notes": report["note"],
         }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cs_aligner_cli.common.closed_forms import cca
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure_gap
-from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, fit_baseline
+from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, cca_shrinkage, fit_baseline
 from cs_aligner_cli.recipe.gap_report import Baselines
 from cs_aligner_cli.retrieval import evaluate_retrieval
 
@@ -73,7 +74,7 @@ def test_cca_finds_scikit_learns_correlations_where_nothing_is_shrunk(monkeypatc
 
     from cs_aligner_cli.gap import baselines
 
-    monkeypatch.setattr(baselines, "_CCA_SHRINKAGE", 1e-9)
+    monkeypatch.setattr(baselines, "_CCA_SHRINKAGES", (1e-9,))
     image, text = (unit(rows) for rows in pairs(d=5, e=4, n=300))
     x, y = applied("cca", (image, text), (image, text))
     ours = [abs(np.corrcoef(x[:, i], y[:, i])[0, 1]) for i in range(3)]
@@ -90,6 +91,29 @@ def test_baselines_close_the_gap_on_rows_they_were_not_fitted_on(kind):
     x, y = applied(kind, train, test)
     assert x.dtype == y.dtype == np.float32
     assert measure_gap(x, y)["centroid_gap"] < 0.5 * measure_gap(*test)["centroid_gap"]
+
+
+def test_ccas_shrinkage_is_what_retrieves_held_out_pairs():
+    """The last fifth of the pairs is held out, one caption of each image."""
+    for count in (150, 1000):
+        image, text = (unit(rows) for rows in pairs(n=count, d=16, e=16))
+        # Five captions stand behind each image, as in a data set.
+        repeated = np.repeat(image, 5, axis=0), np.repeat(text, 5, axis=0)
+        rng = np.random.default_rng(1)
+        noisy = repeated[1] + 0.15 * rng.standard_normal(repeated[1].shape)
+        chosen = cca_shrinkage(repeated[0], noisy)
+        cut = 4 * len(noisy) // 5
+        held = cut + 5 * np.arange((len(noisy) - cut) // 5)
+        recalls = {}
+        for shrinkage in (0.01, 0.1, 1.0, 10.0):
+            maps = cca(repeated[0][:cut] - repeated[0][:cut].mean(0), noisy[:cut] - noisy[:cut].mean(0), shrinkage)
+            x = (repeated[0][held] - repeated[0][:cut].mean(0)) @ maps[0]
+            y = (noisy[held] - noisy[:cut].mean(0)) @ maps[1]
+            scores = unit(x) @ unit(y).T
+            ranks = [(s.argmax(axis=1) == np.arange(len(held))).mean() for s in (scores, scores.T)]
+            recalls[shrinkage] = sum(ranks)
+        assert recalls[chosen] == max(recalls.values())
+    assert cca_shrinkage(*(unit(rows) for rows in pairs(n=50))) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["procrustes", "cca"])

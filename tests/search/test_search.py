@@ -20,6 +20,8 @@ from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.checksums import SEAL, digest, sealed
+from cs_aligner_cli.retrieval import evaluate_mixed
+from cs_aligner_cli.retrieval.metrics import flattened
 from cs_aligner_cli.search.index_folder import open_index
 from cs_aligner_cli.stores.embeddings import Store
 
@@ -151,12 +153,12 @@ def test_results_state_the_protocol_and_every_number_has_an_interval(features_ru
     assert {"ties", "precision", "search", "hit", "relevance", "galleries", "intervals"} <= set(results["protocol"])
     assert results["protocol"]["gallery_images"] == [40] and results["protocol"]["gallery_captions"] == [200]
     for store, directions in results["eval_retrieval"].items():
-        for direction, metrics in directions.items():
-            for metric, value in metrics.items():
-                if metric != "queries":
-                    low, high = results["intervals"][store][direction][metric]
-                    assert low <= high
-                    assert low - 1e-9 <= value <= high + 1e-9 or metric in ("median_rank", "hubness")
+        spans = {(way, metric): span for way, metric, span in flattened(results["intervals"][store])}
+        for way, metric, value in flattened(directions):
+            if metric != "queries":
+                low, high = spans[way, metric]
+                assert low <= high
+                assert low - 1e-9 <= value <= high + 1e-9 or metric in ("median_rank", "hubness")
     table = pd.read_csv(tmp_path / "run" / "eval_retrieval" / "results.csv")
     assert list(table.columns) == ["store", "direction", "metric", "value", "low", "high"]
 
@@ -173,8 +175,16 @@ def test_two_runs_are_compared_in_words(
         assert test["a"] == pytest.approx(numbers["aligned"][direction][metric])
         assert test["b"] == pytest.approx(numbers["pairwise_only"][direction][metric])
         assert 0 < test["p"] <= 1
+    for way, metric in (("mixed", "R@1"), ("mixed/image", "R@5"), ("mixed/image_queries", "R@1")):
+        test = found["comparison"][way][metric]
+        values = {
+            store: {(w, m): v for w, m, v in flattened(numbers[store])}[way, metric]
+            for store in ("aligned", "pairwise_only")
+        }
+        assert (test["a"], test["b"]) == pytest.approx((values["aligned"], values["pairwise_only"]))
+        assert test["interval"][0] <= test["difference"] <= test["interval"][1]
     same = csalign("eval-retrieval", "--compare", run, run)
-    assert "No difference between run:aligned and run:aligned is shown in any of 17 metrics." in same.stderr
+    assert "No difference between run:aligned and run:aligned is shown in any of 29 metrics." in same.stderr
     assert "no difference shown" in same.stdout
     assert "no store 'alinged'; did you mean aligned?" in refused("eval-retrieval", "--compare", run, f"{run}:alinged")
     assert "no retrieval results in" in refused("eval-retrieval", "--compare", run, tmp_path / "nowhere")
@@ -196,6 +206,35 @@ def test_two_runs_are_compared_in_words(
     assert "i2t: the two runs have other queries (40 and 39, for example '0120.jpg')" in refused(
         "eval-retrieval", "--compare", run, other
     )
+
+
+def test_a_mixed_corpus_is_measured_in_every_run_that_has_two_captions_of_an_image(
+    features_run: Path, csalign: Csalign, tmp_path: Path
+) -> None:
+    results = json.loads((tmp_path / "run" / "eval_retrieval" / "results.json").read_text())
+    store = Store(tmp_path / "run" / "embeddings" / "aligned" / "dev")
+    image, text = store.array("image").all(), store.array("text").all()
+    expected = evaluate_mixed(image, text, np.repeat(np.arange(40), 5))
+    assert results["eval_retrieval"]["aligned"]["mixed"] == expected
+    assert results["protocol"]["mixed"].startswith("5 corpora, 0.5 of the images as image")
+    records = pd.read_parquet(tmp_path / "run" / "eval_retrieval" / "aligned" / "mixed_queries.parquet")
+    of_draw = records.groupby("draw")["query"]
+    assert of_draw.count().tolist() == [60] * 5 and of_draw.nunique().tolist() == [60] * 5
+    assert set(records["image"]) == {f"{i:04d}.jpg" for i in range(120, 160)}
+    control = ("--set", "train.pairwise_only=true")
+    again = csalign("run", features_run, *control)
+    assert "mixed R@10" in again.stdout
+    gap = json.loads((tmp_path / "run" / "gap_report" / "report.json").read_text())
+    assert gap["mixed"]["aligned"] == expected
+    for settings, words in (
+        (("eval_retrieval.mixed=null",), "none"),
+        (("eval_retrieval.captions_per_image=1",), "none: no image has two captions, and no class"),
+        (("eval_retrieval.mixed.share=0.25", "eval_retrieval.mixed.draws=2"), "2 corpora, 0.25 of the images"),
+    ):
+        sets = [part for setting in settings for part in ("--set", setting)]
+        found = csalign("eval-retrieval", features_run, *control, *sets, "--json").json
+        assert found["protocol"]["mixed"].startswith(words)
+        assert ("mixed" in found["eval_retrieval"]["aligned"]) == words.startswith("2")
 
 
 def test_options_of_the_evaluation(
