@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
-	bench-gap bench-prepare bench-ranks bench-regimes chaos fuzz clean
+	bench-gap bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,6 +84,9 @@ bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs
 
 bench-prepare: $(VENV)/.core ## prepare on a million captions: time and peak memory, beside a plain loop
 	$(BIN)/python benchmarks/prepare.py
+
+bench-store: $(VENV)/.core ## reading stores of 1 to 5,000 shards against one array: two minutes or so
+	$(BIN)/python benchmarks/stores.py
 
 # How many cases make fuzz tries in all.
 CASES ?= 20000

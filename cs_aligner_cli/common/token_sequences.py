@@ -73,13 +73,25 @@ class Ragged:
         return cls(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]))
 
     def take(self, rows: Rows) -> Ragged:
-        """Some sequences, in the order asked for."""
+        """Some sequences, in the given order."""
         lengths = self.lengths[rows]
+        if (length := self._one_length()) is not None:
+            blocks = self.values.reshape(len(self), length, -1)
+            return Ragged(blocks[rows].reshape(-1, blocks.shape[2]), lengths)
         return Ragged(self.values[np.repeat(self.starts[rows], lengths) + _counted(lengths)], lengths)
 
-    def pad_into(self, padded: npt.NDArray[np.float32], rows: Rows) -> None:
+    def pad_into(self, padded: npt.NDArray[np.float32], rows: Rows | slice) -> None:
         """Write sequence i to ``padded[rows[i]]``, whose rows (L, d) are long enough and hold padding."""
-        padded[np.repeat(rows, self.lengths), _counted(self.lengths)] = self.values
+        if (length := self._one_length()) is not None:
+            padded[rows, :length] = self.values.reshape(len(self), length, -1)
+            return
+        places = np.arange(len(padded))[rows] if isinstance(rows, slice) else rows
+        padded[np.repeat(places, self.lengths), _counted(self.lengths)] = self.values
+
+    def _one_length(self) -> int | None:
+        """The length of every sequence, where all have the same: a vision transformer's patches."""
+        first = int(self.lengths[0]) if len(self) else None
+        return first if first is not None and (self.lengths == first).all() else None
 
 
 def _counted(lengths: Rows) -> Rows:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
-from cs_aligner_cli.common.npy import map_npy
+from cs_aligner_cli.common.npy import ArrayFile, Concatenation, open_npy
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.images import digest
 
 SUFFIXES = (".npy", ".safetensors")
@@ -24,7 +25,7 @@ _TENSOR_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class FeatureFile:
-    """A (rows, d) floating-point array on disk, or (rows, L, d) of ``ndim`` 3, of which only rows asked for are read.
+    """A (rows, d) floating-point array on disk, or (rows, L, d) of ``ndim`` 3, of which only wanted rows are read.
 
     Raises InputError if the file is missing, of an unknown format, damaged, empty, of other dimensions or
     not of a floating-point type.
@@ -37,31 +38,31 @@ class FeatureFile:
             raise InputError(f"{path}: unknown feature format {path.suffix!r}; expected {' or '.join(SUFFIXES)}")
         self.path = path
         self._bfloat16 = False
-        self._array = map_npy(path) if path.suffix == ".npy" else self._map_tensor(tensor)
+        self._array = open_npy(path) if path.suffix == ".npy" else self._open_tensor(tensor)
         if not (np.issubdtype(self._array.dtype, np.floating) or self._bfloat16):
             raise InputError(f"{path}: expected floating-point features, found {self._array.dtype}")
-        if self._array.ndim != ndim or 0 in self._array.shape:
-            raise InputError(f"{path}: expected features of shape {_AXES[ndim]}, found {self._array.shape}")
-        self.shape: tuple[int, ...] = self._array.shape
+        self.shape = self._array.shape
+        if len(self.shape) != ndim or 0 in self.shape:
+            raise InputError(f"{path}: expected features of shape {_AXES[ndim]}, found {self.shape}")
 
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), ...); too large values become infinite."""
-        return self._widened(self._array[rows])
+    def read(self, rows: Ints | slice) -> npt.NDArray[np.float32]:
+        """Some rows in the given order, as float32 (len(rows), ...); too large values become infinite."""
+        return self._widened(self._array.take(rows))
 
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """All rows in order, a block at a time."""
         size = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // math.prod(self.shape[1:])))
         for start in range(0, self.shape[0], size):
-            yield self._widened(self._array[start : start + size])
+            yield self.read(slice(start, min(start + size, self.shape[0])))
 
     def _widened(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if self._bfloat16:
             return (values.astype(np.uint32) << 16).view(np.float32)
         with np.errstate(over="ignore"):
-            return np.array(values, np.float32)
+            return values.astype(np.float32, copy=False)
 
-    def _map_tensor(self, tensor: str | None) -> npt.NDArray[Any]:
-        """Map one tensor where it lies; safetensors checks the file, but would read the tensor whole."""
+    def _open_tensor(self, tensor: str | None) -> ArrayFile:
+        """One tensor where it lies; safetensors checks the file, but would read the tensor whole."""
         try:
             with safe_open(self.path, framework="numpy") as file:
                 names = sorted(file.keys())
@@ -81,10 +82,8 @@ class FeatureFile:
             raise InputError(f"{self.path}: cannot be read as safetensors: {error}") from None
         if dtype not in _TENSOR_TYPES:
             raise InputError(f"{self.path}: expected floating-point features, found {dtype}")
-        if 0 in shape:
-            return np.empty(shape, np.float32)
         self._bfloat16 = dtype == "BF16"
-        return np.memmap(self.path, _TENSOR_TYPES[dtype], "r", offset, shape)
+        return ArrayFile(self.path, shape, np.dtype(_TENSOR_TYPES[dtype]), offset)
 
 
 class FeatureParts:
@@ -96,19 +95,17 @@ class FeatureParts:
         for part in self.parts:
             if part.shape[1] != first.shape[1]:
                 raise InputError(f"{part.path}: has {part.shape[1]} dimensions, but {first.path} has {first.shape[1]}")
-        self._ends = np.cumsum([part.shape[0] for part in self.parts])
-        self.shape: tuple[int, int] = (int(self._ends[-1]), first.shape[1])
+        self._order = Concatenation([part.shape[0] for part in self.parts])
+        self.shape: tuple[int, int] = (len(self._order), first.shape[1])
         self.name = first.path.name if len(self.parts) == 1 else f"{first.path.name} and {len(self.parts) - 1} more"
 
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), d)."""
+    def read(self, rows: Ints) -> npt.NDArray[np.float32]:
+        """Some rows in the given order, as float32 (len(rows), d)."""
         if len(self.parts) == 1:
             return self.parts[0].read(rows)
         result = np.empty((len(rows), self.shape[1]), np.float32)
-        part_of = np.searchsorted(self._ends, rows, side="right")
-        for i in np.unique(part_of):
-            inside = part_of == i
-            result[inside] = self.parts[i].read(rows[inside] - (self._ends[i] - self.parts[i].shape[0]))
+        for piece in self._order.pieces(rows):
+            result[piece.places] = self.parts[piece.part].read(piece.rows)
         return result
 
 

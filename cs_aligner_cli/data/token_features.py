@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.npy import map_npy
+from cs_aligner_cli.common.npy import open_npy
 from cs_aligner_cli.common.token_sequences import PADDING_TOKEN
 from cs_aligner_cli.data.features import FeatureFile
 
@@ -52,7 +52,7 @@ class TokenFile:
 
 
 def _checked_mask(path: Path, shape: tuple[int, ...], features: Path) -> npt.NDArray[np.generic]:
-    mask = map_npy(path)
+    mask = open_npy(path).mapped()
     if mask.shape != shape:
         raise InputError(f"{path}: expected a mask {shape} beside {features}, found {mask.shape}")
     if not (mask.dtype == bool or (np.issubdtype(mask.dtype, np.integer) and np.isin(mask, (0, 1)).all())):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.npy import map_npy
+from cs_aligner_cli.common.npy import Concatenation, open_npy
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json, written_aside
 from cs_aligner_cli.files.checksums import digest, is_whole, mark
@@ -20,30 +20,25 @@ NO_SPACE = "image and text rows differ in dimension: they share no space, so not
 
 
 class StoredArray:
-    """The (N, d) embeddings of one modality, mapped from their shards."""
+    """The (N, d) embeddings of one modality in their shards, of which a bounded number is open at a time."""
 
     def __init__(self, folder: Path) -> None:
-        # By length first: from the hundred thousandth shard on, the numbers are longer.
-        shards = sorted(folder.glob("shard-*.npy"), key=lambda path: (len(path.name), path.name))
-        if not shards:
-            raise InputError(f"{folder}: holds no shards")
-        self._shards = [map_npy(shard) for shard in shards]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-        self.shape = (int(self._ends[-1]), int(self._shards[0].shape[1]))
+        self._shards = [open_npy(shard) for shard in shard_files(folder, "shard")]
+        self._order = Concatenation([len(shard) for shard in self._shards])
+        self.shape = (len(self._order), int(self._shards[0].shape[1]))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def take(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), d); IndexError if one is out of range."""
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, but there are {len(self)}")
+        """Some rows in the given order, as float32 (len(rows), d); IndexError if one is out of range."""
         result = np.empty((len(rows), self.shape[1]), np.float32)
-        shard_of = np.searchsorted(self._ends, rows, side="right")
-        for i in np.unique(shard_of):
-            inside = shard_of == i
-            start = self._ends[i] - len(self._shards[i])
-            result[inside] = self._shards[i][rows[inside] - start]
+        for piece in self._order.pieces(rows):
+            shard = self._shards[piece.part]
+            if isinstance(piece.rows, slice):
+                shard.read_into(result[piece.places], piece.rows.start)
+            else:
+                result[piece.places] = shard.take(piece.rows)
         return result
 
     def all(self) -> npt.NDArray[np.float32]:
@@ -128,6 +123,15 @@ class ShardWriter:
 
     def _files(self, number: int) -> tuple[Path, ...]:
         return (self._path(number),)
+
+
+def shard_files(folder: Path, kind: str) -> list[Path]:
+    """The files ``KIND-NUMBER.npy`` of a folder in the order of their numbers; InputError if there are none."""
+    # By length first: from the hundred thousandth shard on, the numbers are longer.
+    files = sorted(folder.glob(f"{kind}-*.npy"), key=lambda path: (len(path.name), path.name))
+    if not files:
+        raise InputError(f"{folder}: holds no files {kind}-*.npy")
+    return files
 
 
 def save_shard(path: Path, values: npt.NDArray[Any]) -> None:

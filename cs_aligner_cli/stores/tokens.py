@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.npy import map_npy
+from cs_aligner_cli.common.npy import ArrayFile, Concatenation, Piece, open_npy
 from cs_aligner_cli.common.token_sequences import PADDING_TOKEN, Ragged
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.files.artifact import read_json
-from cs_aligner_cli.stores.embeddings import ShardWriter, save_shard
+from cs_aligner_cli.stores.embeddings import ShardWriter, save_shard, shard_files
 
 # A shard is held in memory while it is made: 1,024 images of 256 tokens of 1,024 dimensions are a gigabyte.
 _SHARD_ROWS = 1024
@@ -23,65 +23,65 @@ _SHARD_ROWS = 1024
 class TokenArray:
     """The token sequences of one modality.
 
-    Every shard is two files: ``values-N.npy`` (sum of lengths, d), mapped, and ``lengths-N.npy`` (rows,).
-    Raises InputError where a shard's lengths are missing or do not add up to its values.
+    Every shard is two files: ``values-N.npy`` (sum of lengths, d), mapped while it is in use, and ``lengths-N.npy``
+    (rows,), held. Raises InputError where a shard's lengths are missing or do not add up to its values.
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = sorted(folder.glob("values-*.npy"), key=lambda path: (len(path.name), path.name))
-        if not paths:
-            raise InputError(f"{folder}: holds no token shards")
-        self._shards = [_read_shard(path) for path in paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-        self.dim = int(self._shards[0].values.shape[1])
+        self._values = [open_npy(path) for path in shard_files(folder, "values")]
+        self._lengths = [_read_lengths(values) for values in self._values]
+        self._order = Concatenation([len(lengths) for lengths in self._lengths])
+        self.dim = int(self._values[0].shape[1])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._order)
 
     @property
     def lengths(self) -> Ints:
         """(rows,) how many tokens each row has."""
-        return np.concatenate([shard.lengths for shard in self._shards])
+        return np.concatenate(self._lengths)
 
     def take(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """The rows asked for, in that order, as float32 (len(rows), L, d) padded with NaN, L being the longest of them.
+        """Some rows in the given order, as float32 (len(rows), L, d) padded with NaN, L being the longest of them.
 
         Raises IndexError if a row is out of range.
         """
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, but there are {len(self)}")
-        shard_of = np.searchsorted(self._ends, rows, side="right")
-        parts: list[tuple[Ints, Ragged]] = []
-        for i in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == i)
-            start = self._ends[i] - len(self._shards[i])
-            parts.append((places, self._shards[i].take(rows[places] - start)))
-        longest = max((int(part.lengths.max()) for _, part in parts), default=1)
+        pieces = list(self._order.pieces(rows))
+        longest = max((int(self._lengths[piece.part][piece.rows].max()) for piece in pieces), default=1)
         result = np.full((len(rows), longest, self.dim), PADDING_TOKEN, np.float32)
-        for places, part in parts:
-            part.pad_into(result, places)
+        for piece in pieces:
+            self._of_shard(piece).pad_into(result, piece.places)
         return result
+
+    def _of_shard(self, piece: Piece) -> Ragged:
+        values, lengths = self._values[piece.part], self._lengths[piece.part]
+        if not isinstance(piece.rows, slice):
+            return Ragged(values.mapped(), lengths).take(piece.rows)
+        start = int(lengths[: piece.rows.start].sum())
+        lengths = lengths[piece.rows]
+        return Ragged(values.take(slice(start, start + int(lengths.sum()))), lengths)
 
 
 def _lengths_of(values: Path) -> Path:
     return values.with_name(values.name.replace("values-", "lengths-"))
 
 
-def _read_shard(path: Path) -> Ragged:
-    lengths_path = _lengths_of(path)
+def _read_lengths(values: ArrayFile) -> Ints:
+    path = _lengths_of(values.path)
     remake = "Make the token store again: csalign embed --force"
-    if not lengths_path.is_file():
-        raise InputError(f"{path}: its lengths ({lengths_path.name}) are missing: tokens without a mask", remake)
-    values, lengths = map_npy(path), np.array(map_npy(lengths_path))
-    if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer) or (lengths < 1).any():
-        raise InputError(f"{lengths_path}: expected whole numbers of at least 1, one for every row", remake)
-    if values.ndim != 2 or int(lengths.sum()) != len(values):
+    if not path.is_file():
+        raise InputError(f"{values.path}: its lengths ({path.name}) are missing: tokens without a mask", remake)
+    file = open_npy(path)
+    lengths: Ints = file.take(slice(0, len(file))) if len(file.shape) == 1 else np.zeros(1, np.int64)
+    if not np.issubdtype(file.dtype, np.integer) or (lengths < 1).any():
+        raise InputError(f"{path}: expected whole numbers of at least 1, one for every row", remake)
+    if len(values.shape) != 2 or int(lengths.sum()) != len(values):
         raise InputError(
-            f"{lengths_path}: the lengths add up to {int(lengths.sum())} tokens, but {path.name} has shape "
+            f"{path}: the lengths add up to {int(lengths.sum())} tokens, but {values.path.name} has shape "
             f"{values.shape}",
             remake,
         )
-    return Ragged(values, lengths.astype(np.int64))
+    return lengths.astype(np.int64, copy=False)
 
 
 class TokenStore:
