@@ -52,6 +52,12 @@ def prepare_tables(result: Result) -> list[Table]:
     remarks = [
         *((f"bad {kind}", n) for kind, n in result["bad"].items() if kind != "first" and n),
         *((f"skipped: {what}", n) for what, n in result["skipped"].items() if n),
+        *(
+            (f"{what} of split {split} without {other}", n[what])
+            for split, n in result["without_partner"].items()
+            for what, other in (("images", "captions"), ("captions", "images"))
+            if n[what]
+        ),
         *((what, found["repeats"]) for what, found in result["duplicates"].items() if found["repeats"]),
         *(
             (f"{what}, in several splits", found["contents_in_several_splits"])

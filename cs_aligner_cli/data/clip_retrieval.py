@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,20 @@ def read_clip_retrieval(manifest: ClipRetrievalManifest, folder: Path, console: 
 def embedding_parts(manifest: ClipRetrievalManifest) -> tuple[list[Path], list[Path], list[Path]]:
     """The files of images, texts and metadata, part by part; InputError where their numbers differ."""
     assert manifest.root is not None
-    patterns = {key: getattr(manifest, key) for key in ("image_features", "text_features", "metadata")}
-    found = [find_files(manifest.root, pattern, key) for key, pattern in patterns.items()]
-    if len({len(files) for files in found}) > 1:
-        counts = ", ".join(
-            f"{len(files)} of {pattern}" for files, pattern in zip(found, patterns.values(), strict=True)
-        )
-        raise InputError(f"{manifest.root}: expected as many parts of each kind, found {counts}")
+    patterns = [manifest.image_features, manifest.text_features, manifest.metadata]
+    keys = ("image_features", "text_features", "metadata")
+    found = [find_files(manifest.root, pattern, key) for pattern, key in zip(patterns, keys, strict=True)]
+    numbered = [{_part_number(path): path for path in files} for files in found]
+    if any(None in numbers for numbers in numbered) and any(len(files) > 1 for files in found):
+        raise InputError(f"{manifest.root}: expected a number in the name of every part, by which they belong together")
+    for pattern, files, numbers in zip(patterns, found, numbered, strict=True):
+        if len(numbers) < len(files):
+            raise InputError(f"{manifest.root / pattern}: two parts have one number")
+        for other, theirs in zip(patterns, numbered, strict=True):
+            lacking = [] if len(files) == 1 and len(theirs) == 1 else [n for n in numbers if n not in theirs]
+            if lacking:
+                counts = ", ".join(f"{len(f)} of {p}" for p, f in zip(patterns, found, strict=True))
+                raise InputError(f"{manifest.root}: {pattern} has part {lacking[0]}, which {other} lacks ({counts})")
     return found[0], found[1], found[2]
 
 
@@ -70,3 +78,9 @@ def _metadata(manifest: ClipRetrievalManifest, path: Path) -> pd.DataFrame:
         name: text_column(table, column, path, required=name != "text") for name, column in columns.items() if column
     }
     return pd.DataFrame({"split": manifest.split, **read})
+
+
+def _part_number(path: Path) -> int | None:
+    """The last number in a part's name."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else None

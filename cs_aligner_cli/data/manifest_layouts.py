@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cs_aligner_cli.data.caption_text import CAPTIONS_IN_TEXT, CaptionsInText
 from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, OnDisk
 from cs_aligner_cli.recipe.messages import Strict
 
@@ -42,7 +43,7 @@ class CocoManifest(OnDisk):
 
 
 class FolderManifest(OnDisk):
-    """Images, each with a text file of the same name: one caption per line."""
+    """Images, each with a text file of the same name."""
 
     kind: Literal["folder"] = Field("folder", description="Images with .txt sidecars.")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
@@ -53,6 +54,8 @@ class FolderManifest(OnDisk):
     split_folders: bool = Field(
         False, description="Each sub-folder of image_dir is a split of that name, in place of the one split."
     )
+    captions: CaptionsInText = Field("lines", description=CAPTIONS_IN_TEXT)
+    encoding: str = Field("utf-8", description="Encoding of the text files, as Python names it (cp1252, utf-16).")
 
 
 class ConversationsManifest(OnDisk):
@@ -72,6 +75,16 @@ class WebDatasetManifest(OnDisk):
     shards: dict[str, str] = Field(
         {"all": "*.tar"}, min_length=1, description="Pattern of the tar files, relative to root, by split."
     )
+    image_suffix: str | None = Field(
+        None, description="What the names of the images end in (input.jpg); null: any suffix of an image."
+    )
+    caption_suffix: str | None = Field(
+        None, description="What the names of the captions' texts end in (outputs.txt); null: .txt and the like."
+    )
+    caption_key: str | None = Field(
+        None, description="Key of the JSON that holds the caption or a list of them; null: captions, caption, text, ..."
+    )
+    captions: CaptionsInText = Field("lines", description=CAPTIONS_IN_TEXT)
 
 
 class ClipRetrievalManifest(OnDisk):

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.data.annotation_readers import IMAGE_SUFFIXES
+from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES
 from cs_aligner_cli.data.images import BadImageError, read_bytes
 from cs_aligner_cli.data.prepared import PreparedData, Split
 

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.data.annotation_readers import IMAGE_SUFFIXES
+from cs_aligner_cli.common.errors import InputError, listed
+from cs_aligner_cli.data.caption_text import captions_in
 from cs_aligner_cli.data.collector import Entries, Source
+from cs_aligner_cli.data.file_names import is_system_file
 from cs_aligner_cli.data.images import member_locator
 from cs_aligner_cli.data.manifest_layouts import WebDatasetManifest
 from cs_aligner_cli.data.patterns import find_files
+from cs_aligner_cli.data.samples import IMAGE, JSON, TEXT, Sample, grouped, role_of
 from cs_aligner_cli.data.tarfiles import Member, list_members
 
 # The text or JSON of one sample that is longer describes no image.
 _MAX_TEXT = 4 * 2**20
+# Under which of them a JSON has its captions, the first one before the others.
+CAPTION_KEYS = ("captions", "caption", "texts", "text", "sentences", "sentence", "description", "title")
 
 
 def read_webdataset(manifest: WebDatasetManifest, folder: Path, console: Console) -> Source:
-    """The samples of all shards. Captions are the list ``captions`` in the JSON, else the text, else ``caption``.
+    """The samples of all shards. Captions are a list in the JSON, else the text's, else the JSON's one caption.
 
-    An image's id is the JSON's ``image_id``, else SHARD/KEY. A shard that is cut short or damaged is a bad item, and
-    so is each member that cannot be read; a sample without an image gives unpaired captions.
+    An image's id is the JSON's ``image_id``, else SHARD/KEY, SHARD being its path below root. A shard that is cut short
+    or damaged is a bad item, and so is each member that cannot be read; a sample without an image gives unpaired
+    captions.
     """
     assert manifest.root is not None
     entries, shards = Entries(), shard_files(manifest)
     with console.progress("reading shards (MiB)", sum(_mebibytes(path) for _, path in shards)) as advance:
         for split, path in shards:
-            _Shard(manifest.root, path, split, entries).read()
+            _Shard(manifest, path, split, entries).read()
             advance(_mebibytes(path))
-    source = entries.source("webdataset", manifest.root)
+    source = entries.source("webdataset", manifest.root, unique=True)
     source.totals["shards"] = len(shards)
     return source
 
@@ -52,65 +55,93 @@ def shard_files(manifest: WebDatasetManifest) -> list[tuple[str, Path]]:
                 f"{path}: is no .tar, but the pattern shards.{split} finds it",
                 "Shards are read where they lie: uncompress them, and let the pattern end in .tar.",
             )
+    in_split: dict[Path, str] = {}
+    for split, path in found:
+        if in_split.setdefault(path, split) != split:
+            raise InputError(f"{path}: is found by the patterns shards.{in_split[path]} and shards.{split}")
     return found
 
 
 class _Shard:
     """One tar file, whose samples go to ``entries``."""
 
-    def __init__(self, root: Path, path: Path, split: str, entries: Entries) -> None:
-        self.root, self.path, self.split, self.entries = root, path, split, entries
-        self.name = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    def __init__(self, manifest: WebDatasetManifest, path: Path, split: str, entries: Entries) -> None:
+        assert manifest.root is not None
+        self.manifest, self.path, self.split, self.entries = manifest, path, split, entries
+        self.name = str(path.relative_to(manifest.root) if path.is_relative_to(manifest.root) else path)
 
     def read(self) -> None:
-        members = list_members(self.path, self._complain)
+        members = (m for m in list_members(self.path, self._complain) if not is_system_file(m.name))
+        samples, odd = grouped(members, self.manifest.image_suffix, self.manifest.caption_suffix)
+        for item, reason in odd.bad:
+            self.entries.drop("image", f"{self.path}::{item}", reason)
+        for what, count in odd.skipped.items():
+            self.entries.skip(what, count)
         with self.path.open("rb") as file:
-            # Members of one sample follow each other; webdataset itself relies on it.
-            for key, parts in groupby(members, key=lambda member: _split_name(member.name)[0]):
-                self._sample(key, {_split_name(part.name)[1]: part for part in parts}, file)
+            for sample in samples:
+                self._sample(sample, file)
 
     def _complain(self, member: str, reason: str) -> None:
         if member:
-            kind = "image" if _split_name(member)[1] in IMAGE_SUFFIXES else "member"
+            kind = "image" if role_of(member) == IMAGE else "member"
             self.entries.drop(kind, f"{self.path}::{member}", reason)
         else:
             self.entries.drop("shard", str(self.path), reason)
 
-    def _sample(self, key: str, parts: dict[str, Member], file: Any) -> None:
+    def _sample(self, sample: Sample, file: Any) -> None:
+        parts = sample.parts
         about = self._json(parts, file)
-        captions = list(self._captions(parts, about, file))
-        image = next((part for suffix, part in parts.items() if suffix in IMAGE_SUFFIXES), None)
-        named = about.get("image_id")
-        image_id = named if isinstance(named, str) and named else f"{self.path.stem}/{key}"
-        if image is not None:
+        captions, meant = self._captions(parts, about, file)
+        if IMAGE in parts:
+            image, named = parts[IMAGE], about.get("image_id")
+            image_id = str(named) if isinstance(named, str | int) and named != "" else f"{self.stem}/{sample.key}"
             locator = member_locator(self.name, image.name, image.offset, image.size)
             self.entries.add(image_id, self.split, locator, captions)
+            if meant and not captions:
+                keys = f" (its JSON has the keys {listed([*about])})" if about else ""
+                self.entries.drop("caption", f"{self.path}::{sample.key}", f"no caption in its text or JSON{keys}")
         elif captions:
             self.entries.add_captions(None, self.split, captions)
         else:
-            self.entries.skip("samples with neither an image nor a caption")
+            self.entries.skip(f"samples with neither an image nor a caption (members {listed(sample.suffixes)})")
+
+    @property
+    def stem(self) -> str:
+        """The shard's path without its suffix: no two shards have the same."""
+        return self.name.removesuffix(self.path.suffix)
 
     def _json(self, parts: dict[str, Member], file: Any) -> dict[str, Any]:
-        if ".json" not in parts:
+        if JSON not in parts:
             return {}
         try:
-            about = json.loads(self._text(parts[".json"], file) or "{}")
+            about = json.loads(self._text(parts[JSON], file) or "{}")
             json.dumps(about, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             about = None
         if not isinstance(about, dict):
-            self.entries.drop("member", f"{self.path}::{parts['.json'].name}", "is no JSON object")
+            self.entries.drop("member", f"{self.path}::{parts[JSON].name}", "is no JSON object")
             return {}
         return about
 
-    def _captions(self, parts: dict[str, Member], about: dict[str, Any], file: Any) -> Iterator[str]:
-        several = about.get("captions")
-        if isinstance(several, list) and all(isinstance(text, str) for text in several):
-            yield from several
-        elif ".txt" in parts:
-            yield from [text] if (text := self._text(parts[".txt"], file)) is not None else []
-        elif isinstance(about.get("caption"), str):
-            yield about["caption"]
+    def _captions(self, parts: dict[str, Member], about: dict[str, Any], file: Any) -> tuple[list[str], bool]:
+        """The captions of a sample, and whether it has a place for some: a text, or JSON that does not say []."""
+        name = f"{self.path}::{parts[JSON].name}" if JSON in parts else ""
+        key = self.manifest.caption_key
+        found = about.get(key) if key else _first_caption(about)
+        if isinstance(found, list):
+            return [text for text in found if self._is_text(text, name)], bool(found)
+        if TEXT in parts and not (key and isinstance(found, str)):
+            text = self._text(parts[TEXT], file)
+            return captions_in(text, self.manifest.captions) if text is not None else [], text is not None
+        if found is not None:
+            return [found] if self._is_text(found, name) else [], False
+        return [], JSON in parts and bool(about)
+
+    def _is_text(self, value: Any, name: str) -> bool:
+        if isinstance(value, str):
+            return True
+        self.entries.drop("caption", name, f"a caption is {'null' if value is None else 'no text'}")
+        return False
 
     def _text(self, part: Member, file: Any) -> str | None:
         """The text of a member; None, and a bad item, if it is none."""
@@ -125,11 +156,11 @@ class _Shard:
             return None
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and suffix as webdataset has them: the suffix begins at the first dot of the last part; lower case."""
-    folder, slash, last = name.rpartition("/")
-    stem, dot, suffix = last.partition(".")
-    return folder + slash + stem, (dot + suffix).lower()
+def _first_caption(about: dict[str, Any]) -> Any:
+    """The value of the first key of CAPTION_KEYS, in any case; a list before a text; None where there is none."""
+    lower = {key.lower(): value for key, value in reversed(about.items())}
+    found = [lower[key] for key in CAPTION_KEYS if lower.get(key) is not None]
+    return next((value for value in found if isinstance(value, list)), found[0] if found else None)
 
 
 def _mebibytes(path: Path) -> int:

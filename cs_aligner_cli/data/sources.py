@@ -12,15 +12,14 @@ import pandas as pd
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.annotation_readers import (
-    folder_files,
     read_coco,
     read_conversations,
-    read_folder,
     read_karpathy,
 )
 from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
 from cs_aligner_cli.data.collector import Source
 from cs_aligner_cli.data.features import FeatureFile, checked_rows
+from cs_aligner_cli.data.folder import folder_files, read_folder
 from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.data.latent import draw_views
 from cs_aligner_cli.data.manifest import (

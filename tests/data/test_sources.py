@@ -159,9 +159,9 @@ def test_a_photo_that_is_listed_twice_is_kept_once(data: Path, make_recipe: Make
     path = data / "dataset_x.json"
     content = json.loads(path.read_text())
     put(path, {"images": [*content["images"], content["images"][0]]})
-    _, found = prepared(recipe, code=3)
+    _, found = prepared(recipe)
     assert list(found.images["image_id"]) == ["a.png", "b.png", "c.png"]
-    assert bad_items(recipe) == [("image", "a.png", "an image of that name was listed before")]
+    assert [text for owner, _, text in rows(found) if owner == "a.png"] == ["one", "two"] * 2
 
 
 # ---- COCO
@@ -198,7 +198,10 @@ def test_coco_annotations_of_unlisted_images_are_bad(data: Path, make_recipe: Ma
     path = data / "captions_val.json"
     path.write_text(path.read_text().replace('"image_id": 11', '"image_id": 99'))
     prepared(recipe, code=3)
-    assert bad_items(recipe) == [("caption", f"{path}: annotations[1]", "names the image 99, which is not listed")]
+    assert bad_items(recipe) == [
+        ("caption", f"{path}: annotations[1]", "names the image 99, which is not listed"),
+        ("caption", f"{path}: images[0]", "no annotation names this image"),
+    ]
 
 
 def test_checksums_of_the_manifest_are_checked(
@@ -258,7 +261,7 @@ def test_sidecars_that_are_missing_or_no_text(data: Path, make_recipe: MakeRecip
     assert rows(found) == [("0.png", "all", "fine")]
     assert [(Path(item).name, reason) for _, item, reason in bad_items(recipe)] == [
         ("1.txt", "no such file"),
-        ("2.txt", "is not UTF-8 text (it holds the byte 0xe9)"),
+        ("2.txt", "is not UTF-8 text (it holds the byte 0xe9); name its own with the manifest's key encoding"),
         ("3.txt", "more than 1024 KiB of text"),
         ("4.txt", "an empty file"),
     ]
@@ -401,12 +404,13 @@ def test_captions_of_a_sample(data: Path, make_recipe: MakeRecipe, prepared: Pre
     assert rows(found) == [
         ("mine", "all", "one"),
         ("mine", "all", "two"),
-        ("x/b", "all", "two\nlines"),
+        ("x/b", "all", "two"),
+        ("x/b", "all", "lines"),
         ("x/c", "all", "from the JSON"),
         (None, "all", "of no image"),
     ]
     assert list(found.images["image_id"]) == ["mine", "x/b", "x/c", "x/sub/d"]
-    assert summary["skipped"] == {"samples with neither an image nor a caption": 1}
+    assert summary["skipped"] == {"samples with neither an image nor a caption (members .json)": 1}
 
 
 def test_members_of_a_sample_that_cannot_be_read(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
@@ -625,7 +629,9 @@ def test_wrong_clip_retrieval_folders(data: Path, make_recipe: MakeRecipe, refus
     np.save(last, np.ones((4, 9), np.float16))
     assert f"{last}: has 9 dimensions, but " in refused("prepare", recipe)
     last.unlink()
-    assert "expected as many parts of each kind, found 3 of img_emb/*.npy, 2 of" in refused("prepare", recipe)
+    assert "img_emb/*.npy has part 2, which text_emb/*.npy lacks (3 of img_emb/*.npy, 2 of" in refused(
+        "prepare", recipe
+    )
 
 
 # ---- near duplicates, sizes

@@ -1,0 +1,88 @@
+"""What holds of every source: splits spelt in one way, captions on their own images, what has no partner counted."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pandas as pd
+
+from cs_aligner_cli.data.caption_text import PLACEHOLDERS
+from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source
+
+# Of a split that has pairs, so many images or captions without a partner are worth a warning.
+_MANY = 0.01
+
+
+def unify_splits(source: Source) -> None:
+    """Give splits that differ in case or surrounding spaces alone one name, the first, and note it."""
+    tables = [source.images, source.captions, *source.further.values()]
+    spelt = pd.unique(pd.concat([table["split"].astype(object) for table in tables], ignore_index=True))
+    first: dict[str, str] = {}
+    names = {name: first.setdefault(_folded(name), name.strip()) for name in spelt}
+    changed = {name: kept for name, kept in names.items() if name != kept}
+    if not changed:
+        return
+    for table in tables:
+        table["split"] = table["split"].map(names)
+    told = ", ".join(f"{name!r} as {kept!r}" for name, kept in changed.items())
+    source.notes.append(f"splits that differ in case or spaces alone are one: {told}")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Images and captions: captions that are empty or do not fit their image are dropped, the rest is numbered."""
+    images, captions = source.images, source.captions
+    image_split = captions["image_id"].map(images.set_index("image_id")["split"])
+    paired = captions["image_id"].notna()
+    # An image that was dropped or skipped takes its captions along; they are no bad items of their own.
+    lost = paired & image_split.isna()
+    text = captions["text"].str.strip()
+    empty = ~lost & (text == "")
+    missing = ~lost & text.isin(PLACEHOLDERS)
+    other_split = ~(lost | empty | missing) & paired & (image_split != captions["split"])
+    reasons = {
+        "empty caption": empty,
+        "stands for a missing caption": missing,
+        "caption and image are in different splits": other_split,
+    }
+    for reason, mask in reasons.items():
+        source.bad += [
+            {
+                "kind": "caption",
+                "item": f"caption {i} (counted from 0) of image {image_id}",
+                "reason": f"{written!r} {reason}" if mask is missing else reason,
+            }
+            for i, image_id, written in captions.loc[mask, ["image_id", "text"]].itertuples(name=None)
+        ]
+    if lost.any():
+        dropped = any(item["kind"] == "image" for item in source.bad) or any(source.skipped.values())
+        name = LOST_CAPTIONS if dropped else "captions of images that are not listed"
+        source.skipped[name] = source.skipped.get(name, 0) + int(lost.sum())
+    captions = captions[~(lost | empty | missing | other_split)].reset_index(drop=True)
+    captions.insert(0, "caption_id", [f"{i:08d}" for i in range(len(captions))])
+    return images, captions
+
+
+def without_partner(images: pd.DataFrame, captions: pd.DataFrame) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """{split: {"images", "captions"}} that have no partner, where there are any; and what to warn of.
+
+    A split in which nothing is paired is one of unpaired items, and needs no warning.
+    """
+    has_caption = images["image_id"].isin(captions["image_id"])
+    tables = {"images": images, "captions": captions}
+    alone = {"images": images[~has_caption], "captions": captions[captions["image_id"].isna()]}
+    found: dict[str, dict[str, int]] = {}
+    warnings: list[str] = []
+    paired = set(images.loc[has_caption, "split"])
+    for split in dict.fromkeys([*images["split"].unique(), *captions["split"].unique()]):
+        counts = {what: int((table["split"] == split).sum()) for what, table in alone.items()}
+        if any(counts.values()):
+            found[str(split)] = counts
+        for what, other in (("images", "captions"), ("captions", "images")) if split in paired else ():
+            total = int((tables[what]["split"] == split).sum())
+            if counts[what] > _MANY * total:
+                warnings.append(f"split {split}: {counts[what]} of {total} {what} have no {other}")
+    return found, warnings
