@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.cli.options import SETTINGS, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.cli.recipes import recipes
-from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common import streams
+from cs_aligner_cli.common.console import INTERRUPTED, Console
 from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.stages.table import STAGES
 
@@ -27,7 +29,6 @@ app = typer.Typer(
     help=_HELP,
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=SETTINGS,
@@ -59,13 +60,12 @@ def _stage(
     quiet: bool,
     debug: bool,
 ) -> NoReturn:
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.cli.tables import TABLES, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.pipeline import run_stage
 
         loaded = load_recipe(recipe, overrides or ())
-        console = Console(as_json, quiet)
         try:
             result = run_stage(stage, loaded, console, force)
         except TooManyBadItems as error:
@@ -81,7 +81,7 @@ def _stage(
             console.say(f"report: {result['report']}")
         console.result(stage_data(stage, loaded, result), TABLES[stage](result))
 
-    finish(call, debug)
+    finish(call, debug, as_json, quiet)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
@@ -141,19 +141,18 @@ def _eval_retrieval(
     if compare is None:
         _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.cli.tables import compare_tables
         from cs_aligner_cli.stages.compare_runs import compare_runs
 
         if recipe is not None or overrides:
             raise InputError("--compare reads two finished runs: it takes neither a recipe nor --set")
         result = compare_runs(*compare)
-        console = Console(as_json, quiet)
         console.result({"command": "compare", **result}, compare_tables(result))
         for line in result["verdict"]:
             console.say(line)
 
-    finish(call, debug)
+    finish(call, debug, as_json, quiet)
 
 
 # The commands of stages with options of their own; those of the others are made from the table.
@@ -191,21 +190,20 @@ def search(
 ) -> None:
     """Search the index for sentences, photos or known ids."""
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.cli.tables import search_tables, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.search import Asked
         from cs_aligner_cli.stages.search import search as search_stage
 
         loaded = load_recipe(recipe, overrides or ())
-        console = Console(as_json, quiet)
         asked = Asked(text or (), image or (), id_ or (), k, store, gallery, photos, html)
         result = search_stage(loaded, console, asked)
         console.result(stage_data("search", loaded, result), search_tables(result))
         if html is not None:
             console.say(f"page: {html}")
 
-    finish(call, debug)
+    finish(call, debug, as_json, quiet)
 
 
 @app.command()
@@ -219,13 +217,12 @@ def run(
 ) -> None:
     """Run all stages in order, skipping what is up to date."""
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.cli.tables import prepare_tables, run_data, run_tables, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.pipeline import run_all
 
         loaded = load_recipe(recipe, overrides or ())
-        console = Console(as_json, quiet)
         try:
             results = run_all(loaded, console, force)
         except TooManyBadItems as error:
@@ -234,7 +231,7 @@ def run(
         console.result(run_data(loaded, results), run_tables(results))
         console.say(f"report: {results['gap_report']['report']}")
 
-    finish(call, debug)
+    finish(call, debug, as_json, quiet)
 
 
 @app.command()
@@ -249,16 +246,16 @@ def doctor(
     Exit code 2 if something is missing. Nothing is downloaded or written; without a recipe only the machine counts.
     """
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.cli.doctor import as_data, examine, refuse_failed
         from cs_aligner_cli.cli.tables import doctor_tables
         from cs_aligner_cli.recipe.recipe import named_recipe
 
         checks = examine(named_recipe(recipe), overrides or ())
-        Console(as_json).result(as_data(checks), doctor_tables(checks))
+        console.result(as_data(checks), doctor_tables(checks))
         refuse_failed(checks)
 
-    finish(call, debug)
+    finish(call, debug, as_json)
 
 
 def main() -> None:
@@ -271,4 +268,17 @@ def main() -> None:
     # Threads that spin while they wait lose whole time slices to any other busy process: on two shared cores a
     # training step then takes a hundred times as long. Set before torch loads its OpenMP runtime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    streams.open_closed()
+    streams.use_utf8_paths()
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        usage: Any = error  # a wrong option or argument; whose class it is depends on the version of typer
+        if not hasattr(usage, "format_message"):
+            raise
+        usage.show()
+        Console("--json" in sys.argv).answer_error(usage.format_message(), usage.exit_code)
+        code = usage.exit_code
+    sys.exit(code)

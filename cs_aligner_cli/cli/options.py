@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from cs_aligner_cli.common.console import guarded
+from cs_aligner_cli.common.console import Console, guarded
+from cs_aligner_cli.recipe import shelf
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes and, as far as they fit, YAML files and folders."""
+    folder, _, stem = incomplete.rpartition("/")
+    beside = [path for path in Path(folder or ".").glob(f"{glob.escape(stem)}*") if not path.name.startswith(".")]
+    files = [f"{path}/" if path.is_dir() else str(path) for path in beside if path.is_dir() or path.suffix == ".yaml"]
+    return [name for name in shelf.names("recipes") if name.startswith(incomplete)] + sorted(files)
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys of recipes, with the = that follows; behind it, the values of a key that has only a few."""
+    from cs_aligner_cli.recipe.completion import choices, settable_keys
+    from cs_aligner_cli.recipe.recipe import Recipe
+
+    key, equals, _ = incomplete.partition("=")
+    values = (
+        [f"{key}={choice}" for choice in choices(Recipe, key)] if equals else [f"{k}=" for k in settable_keys(Recipe)]
+    )
+    return [value for value in values if value.startswith(incomplete)]
+
 
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe file, or the name of a shipped one [default: $CSALIGN_RECIPE, then ./recipe.yaml].",
+        help="A recipe file, the name of a shipped one, or - for standard input [default: $CSALIGN_RECIPE, then"
+        " ./recipe.yaml].",
+        autocompletion=complete_recipe,
         show_default=False,
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Override a key, as in --set train.lr=1e-3; may be repeated."
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key, as in --set train.lr=1e-3; may be repeated.",
+        autocompletion=complete_key,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout in place of tables.")]
@@ -32,6 +67,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no r
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its traceback too.")]
 
 
-def finish(call: Callable[[], None], debug: bool) -> NoReturn:
+def finish(call: Callable[[Console], None], debug: bool, as_json: bool = False, quiet: bool = False) -> NoReturn:
     """Do what a command does, and end the process with its exit code."""
-    raise typer.Exit(guarded(call, debug))
+    console = Console(as_json, quiet)
+    raise typer.Exit(guarded(lambda: call(console), debug, console))

@@ -25,20 +25,19 @@ recipes = typer.Typer(
 def list_recipes(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the shipped recipes: what each does, and how to run it."""
 
-    def call() -> None:
+    def call(console: Console) -> None:
         found = {name: _described(name) for name in shelf.names("recipes")}
-        if as_json:
-            print_json(found)
-        else:
+        console.result(found)
+        if not as_json:
             typer.echo("\n\n".join(f"{about['command']}\n  {about['about']}" for about in found.values()))
 
-    finish(call, debug)
+    finish(call, debug, as_json)
 
 
 @recipes.command()
 def show(name: Name, debug: Debug = False) -> None:
     """Print a recipe as it is written."""
-    finish(lambda: typer.echo(_text(shelf.find("recipes", name)), nl=False), debug)
+    finish(lambda console: typer.echo(shelf.read_text(shelf.find("recipes", name)), nl=False), debug)
 
 
 @recipes.command()
@@ -49,9 +48,9 @@ def copy(
 ) -> None:
     """Copy a recipe, to make it your own."""
 
-    def call() -> None:
+    def call(console: Console) -> None:
         source = shelf.find("recipes", name)
-        text = _text(source)
+        text = shelf.read_text(source)
         if source.parent == shelf.folder("recipes"):
             text = _at_home_in(file, source, text)
         try:
@@ -78,7 +77,7 @@ def validate(
     With --json, prints the recipe with all its defaults.
     """
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest
         from cs_aligner_cli.recipe.recipe import load_recipe
 
@@ -87,20 +86,19 @@ def validate(
         if isinstance(manifest, DrawnManifest) or loaded.data.root or manifest.root:
             load_manifest(loaded)
         else:
-            Console(as_json, quiet).say("still to be named: the folder of the data, --set data.root=FOLDER")
-        if as_json:
-            print_json(loaded.model_dump(mode="json"))
-        else:
+            console.say("still to be named: the folder of the data, --set data.root=FOLDER")
+        console.result(loaded.model_dump(mode="json"))
+        if not as_json:
             typer.echo(f"{loaded.name}: valid")
 
-    finish(call, debug)
+    finish(call, debug, as_json, quiet)
 
 
 @recipes.command()
 def schema(debug: Debug = False) -> None:
     """Print the JSON Schema of recipes, for editors."""
 
-    def call() -> None:
+    def call(console: Console) -> None:
         from cs_aligner_cli.recipe.recipe import recipe_schema
 
         print_json(recipe_schema())
@@ -108,16 +106,9 @@ def schema(debug: Debug = False) -> None:
     finish(call, debug)
 
 
-def _text(recipe: Path) -> str:
-    try:
-        return recipe.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{recipe}: cannot be read as UTF-8 text: {error}") from None
-
-
 def _described(name: str) -> dict[str, str]:
     """The command of a shipped recipe (its first line) and what it does (its other leading comment lines)."""
-    lines = _text(shelf.find("recipes", name)).splitlines()
+    lines = shelf.read_text(shelf.find("recipes", name)).splitlines()
     comments = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
     about = " ".join(line for line in comments[1:] if not line.startswith("yaml-language-server:"))
     return {"command": comments[0].replace(f"recipes/{name}.yaml", name), "about": about}

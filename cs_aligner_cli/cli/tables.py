@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.recipe.recipe import Recipe
 
 Result = dict[str, Any]
@@ -312,12 +310,7 @@ def doctor_tables(checks: Sequence[Any]) -> list[Table]:
         )
         for check in sorted(checks, key=lambda check: order.index(check.state))
     ]
-    shown = Table(header_style="bold", title="doctor", show_lines=False)
-    for column in ("check", "state", "found"):
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    return [shown]
+    return [table("doctor", ["check", "state", "found"], rows)]
 
 
 def _short(text: str) -> str:

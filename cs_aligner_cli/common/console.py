@@ -23,10 +23,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from cs_aligner_cli.common.errors import AlreadyToldError, CsalignError, InputError
+from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.torchrun_env import local_rank, rank
 
 BUG = 1
@@ -59,6 +59,7 @@ class Console:
         self.quiet = quiet or not self._first
         # In a file or a pipe there is no window whose width a table could be cut to.
         self._out = _Rich(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
+        self._answered = False
         self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
 
     def say(self, message: str) -> None:
@@ -76,13 +77,25 @@ class Console:
         if not self._first:
             return
         if self.as_json:
+            self._answered = True
             print_json(data)
             return
         for table in tables:
-            # Printed apart: Rich would wrap a title to the width of its table.
-            title, table.title = table.title, None
-            self._out.print(Text(printable(str(title)), style="bold"))
-            self._out.print(table)
+            for title, part in table.within(self._out.width):
+                # Printed apart: Rich would wrap a title to the width of its table.
+                self._out.print(Text(title, style="bold"))
+                self._out.print(part)
+
+    def failure(self, message: str, exit_code: int) -> None:
+        """Why the command ends, on stderr; with --json also on stdout, where no result stands there yet."""
+        tell(message)
+        self.answer_error(message, exit_code)
+
+    def answer_error(self, message: str, exit_code: int) -> None:
+        """With --json, an object with an error on stdout, where no result stands there yet."""
+        if self.as_json and not self._answered:
+            self._answered = True
+            print_json({"error": {"exit_code": exit_code, "message": message}})
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
@@ -130,12 +143,8 @@ class Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table whose first column holds names and whose other columns hold numbers or text."""
-    result = Table(title=Text(printable(title), "bold"), title_justify="left", header_style="bold")
-    for i, column in enumerate(columns):
-        result.add_column(Text(printable(column)), justify="left" if i == 0 else "right")
-    for row in rows:
-        result.add_row(*(Text(printable(str(cell))) for cell in row))
-    return result
+    cells = tuple(tuple(printable(str(cell)) for cell in row) for row in rows)
+    return Table(printable(title), tuple(map(printable, columns)), cells)
 
 
 def printable(text: str) -> str:
@@ -160,8 +169,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def guarded(call: Callable[[], None], debug: bool = False) -> int:
-    """Run a command and return its exit code, turning errors into one message on stderr."""
+def guarded(call: Callable[[], None], debug: bool = False, console: Console | None = None) -> int:
+    """Run a command and return its exit code, turning errors into one message on stderr.
+
+    A ``console`` that speaks JSON gives an object with the error on stdout, too.
+    """
     try:
         call()
         sys.stdout.flush()
@@ -169,33 +181,36 @@ def guarded(call: Callable[[], None], debug: bool = False) -> int:
     except BrokenPipeError:
         _give_up_unwritten_output()
         return NOBODY_READS
-    except KeyboardInterrupt as error:
-        if _is_to_tell(error):
-            _tell("interrupted; the same command takes the work up again where it stopped")
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 (the last line of defence: whatever escapes is a bug of ours)
-        if debug:
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (the last line of defence: what escapes is a bug)
+        if debug and isinstance(error, Exception):
             traceback.print_exc()
-        return _explained(error)
-
-
-def _explained(error: Exception) -> int:
-    if isinstance(error, CsalignError):
+        code, message = _explained(error)
         if _is_to_tell(error):
-            _tell("\n".join([str(error), *getattr(error, "__notes__", ())]))
-        return error.exit_code
+            try:
+                (console or Console()).failure(message, code)
+            except OSError:  # the disk that the message is about may be the one that stdout goes to
+                _give_up_unwritten_output()
+        return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error, and the message for the user."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command takes the work up again where it stopped"
+    if isinstance(error, CsalignError):
+        return error.exit_code, "\n".join([str(error), *getattr(error, "__notes__", ())])
     if isinstance(error, OSError) and error.errno in _NOT_OUR_FAULT:
         _give_up_unwritten_output()
-        _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
-        return InputError.exit_code
+        return InputError.exit_code, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     hint = "--debug shows the traceback; please report it together with the recipe"
-    _tell(f"this is a bug in csalign: {type(error).__name__}: {error}\n{hint}")
-    return BUG
+    return BUG, f"this is a bug in csalign: {type(error).__name__}: {error}\n{hint}"
 
 
 def _is_to_tell(error: BaseException) -> bool:
     """Whether this process speaks, of several: one of every machine, or the one that ``together`` chose by a note."""
-    return not isinstance(error, AlreadyToldError) and (local_rank() == 0 or hasattr(error, "__notes__"))
+    if isinstance(error, CsalignError | KeyboardInterrupt):
+        return not isinstance(error, AlreadyToldError) and (local_rank() == 0 or hasattr(error, "__notes__"))
+    return True
 
 
 def _give_up_unwritten_output() -> None:
@@ -206,6 +221,7 @@ def _give_up_unwritten_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """The last words of a command, on stderr."""
     console = _Rich(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     console.print(Text.assemble(("csalign:", "red"), " ", printable(message)))

@@ -1,19 +1,17 @@
-"""What lies on disk: run directories, atomic writes, fingerprints, checksums, freshness and locks."""
+"""What a stage leaves on disk: atomic writes, fingerprints, freshness, and outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError
@@ -27,7 +25,6 @@ _MARK = "building.json"
 _FORMAT = 2
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
-_LINGERING_SECONDS = 1.0
 # Above so many files one sync of the whole system is quicker than one of each.
 _MANY_FILES = 200
 
@@ -228,7 +225,7 @@ class Artifact:
             "inputs": wanted,
             "summary": build.summary,
             "files": {
-                str(f.relative_to(self.work)): [f.stat().st_size, checksum]
+                f.relative_to(self.work).as_posix(): [f.stat().st_size, checksum]
                 for f, checksum in zip(made, digests(made), strict=True)
             },
         }
@@ -294,7 +291,7 @@ def verify_file(path: Path) -> None:
     if folder is None or not path.is_file():
         return
     record = read_record(folder / RECORD)
-    written = record["files"].get(str(path.relative_to(folder)))
+    written = record["files"].get(path.relative_to(folder).as_posix())
     if _form(record) == _FORMAT and written and digest(path) != written[1]:
         raise _damaged(path, f"Make it again with --force; {folder / RECORD} says what made it.")
 
@@ -323,7 +320,10 @@ def _size(path: Path) -> int | None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # there is no such thing for folders there
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -331,7 +331,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_all(files: Sequence[Path]) -> None:
-    if len(files) > _MANY_FILES:
+    if len(files) > _MANY_FILES and os.name != "nt":
         os.sync()
         return
     for path in (*files, *{file.parent for file in files}):
@@ -346,39 +346,3 @@ def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
     if path.startswith("needs."):
         return f"the {path.removeprefix('needs.')} it was made from has changed"
     return f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"
-
-
-def _locked(file: IO[str]) -> bool:
-    """Take the lock of an open file; whether it could be had."""
-    # What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
-    ends = time.monotonic() + _LINGERING_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > ends:
-                return False
-            time.sleep(0.02)
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
-    with file:
-        if not _locked(file):
-            file.seek(0)
-            raise InputError(
-                f"{folder}: another csalign process ({file.read().strip() or 'unknown'}) is working there",
-                "Wait for it, or give this run another run_dir.",
-            )
-        with writing(folder / ".lock"):
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        yield

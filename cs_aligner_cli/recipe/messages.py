@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Vali
 from pydantic_core import ErrorDetails
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean, listed
+from cs_aligner_cli.recipe.shelf import base_folder
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, shown
 
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
@@ -88,7 +89,7 @@ def validate(model: type[M], file: YamlFile, overrides: Overrides | None = None)
     """
     overrides = overrides or {}
     try:
-        return model.model_validate(file.data, context={"base": file.path.parent.resolve()})
+        return model.model_validate(file.data, context={"base": base_folder(file.path)})
     except ValidationError as error:
         errors = error.errors(include_url=False)
     meant_as_text = {
@@ -162,7 +163,7 @@ def _message(root: type[BaseModel], error: ErrorDetails, spot: _Spot) -> tuple[K
         text = str(error["msg"]).removeprefix("Value error, ")
         return spot.path, text if isinstance(given, dict) else f"got {shown(given)}; {text}"
     if kind == "literal_error":
-        return spot.path, f"got {shown(given)}{_choice(given, _literals(spot.annotation))}"
+        return spot.path, f"got {shown(given)}{_choice(given, literals(spot.annotation))}"
     return spot.path, f"got {shown(given)}; expected {_expected(error, spot, sections)}"
 
 
@@ -294,13 +295,14 @@ def section_models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(_literals(model.model_fields["kind"].annotation)) if "kind" in model.model_fields else ()
+    return tuple(literals(model.model_fields["kind"].annotation)) if "kind" in model.model_fields else ()
 
 
-def _literals(annotation: Any) -> list[str]:
+def literals(annotation: Any) -> list[str]:
+    """The words that a value may be, wherever they stand in its annotation."""
     if typing.get_origin(annotation) is typing.Literal:
         return [str(argument) for argument in typing.get_args(annotation)]
-    return [literal for argument in typing.get_args(annotation) for literal in _literals(argument)]
+    return [literal for argument in typing.get_args(annotation) for literal in literals(argument)]
 
 
 def _nullable(annotation: Any) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 
 Kind = Literal["recipes", "data_manifests"]
+# In place of a file: what the command reads on its standard input.
+STANDARD_INPUT = "-"
+# Where a system has the open files of a process, as in /dev/stdin and /dev/fd/63.
+_STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 RECIPE_SCHEMA = "recipe.schema.json"
 _WORDS: dict[Kind, str] = {"recipes": "recipe", "data_manifests": "manifest"}
 
@@ -25,15 +30,18 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name_or_path: str, said_by: str = "") -> Path:
-    """The file meant by a name of the shelf or by a path (./NAME where a file has the name of a shipped one).
+    """The file meant by a name of the shelf, by a path (./NAME where a file has the name of a shipped one) or by -.
 
     Raises InputError with the nearest name where there is neither; ``said_by`` begins its message.
     """
+    if name_or_path == STANDARD_INPUT:
+        return Path(STANDARD_INPUT)
     if name_or_path in names(kind):
         return folder(kind) / f"{name_or_path}.yaml"
     try:
         path = Path(name_or_path).expanduser()
-        found, is_folder = path.is_file(), path.is_dir()
+        is_folder = path.is_dir()
+        found = path.exists() and not is_folder  # also a pipe, as in <(command)
     except (OSError, RuntimeError):  # a name too long for a file, the home folder of nobody
         found = is_folder = False
     if found:
@@ -43,3 +51,21 @@ def find(kind: Kind, name_or_path: str, said_by: str = "") -> Path:
         raise InputError(f"{said_by}{name_or_path}: is a folder, not a {word} file")
     near = did_you_mean(Path(name_or_path).stem, names(kind)).replace("expected one of", "those are")
     raise InputError(f"{said_by}{name_or_path}: no such file, and no shipped {word} of that name{near}")
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, or of standard input; raise InputError if it cannot be read."""
+    try:
+        content = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else path.read_bytes()
+        return content.decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def base_folder(path: Path) -> Path:
+    """The folder that relative paths in a file count from: its own; for standard input and pipes the current one."""
+    return path.parent.resolve() if path.is_file() and path.parent not in _STREAMS else Path.cwd()

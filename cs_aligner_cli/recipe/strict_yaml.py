@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.shelf import read_text
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
@@ -66,14 +67,7 @@ class YamlFile:
 
 def read_yaml(path: Path) -> YamlFile:
     """Read one YAML file whose top level is a mapping; raise InputError with file and line otherwise."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    text = read_text(path)
     file = YamlFile(path, {})
     try:
         content = _build(text, file)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
-from cs_aligner_cli.files.artifact import lock
+from cs_aligner_cli.files.locks import lock
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.stages.table import STAGES
 

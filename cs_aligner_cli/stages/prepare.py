@@ -23,6 +23,7 @@ from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
 from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, file_stamps, write_json
+from cs_aligner_cli.files.locks import HOLDER, LOCK
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import draw_pairing, unpaired_splits
@@ -176,7 +177,7 @@ def _refuse_foreign(artifact: Artifact, key: str) -> None:
     folder = artifact.path
     if not folder.is_dir() or (folder / RECORD).is_file():
         return
-    if any(path.name != ".lock" for path in folder.iterdir()):
+    if any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
         raise InputError(
             f"{key}: {folder} holds other files, which the {artifact.name} would replace",
             "Name a folder that is not there yet, or an empty one.",

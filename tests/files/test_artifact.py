@@ -18,7 +18,8 @@ import pytest
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files import artifact as artifacts
-from cs_aligner_cli.files.artifact import Artifact, file_stamps, lock, write_bytes, write_json
+from cs_aligner_cli.files.artifact import Artifact, file_stamps, write_bytes, write_json
+from cs_aligner_cli.files.locks import lock
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_file_stamps_follow_name_size_time_and_absence(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_works(tmp_path: Path, csalign: Any, features_recipe: Path) -> None:
-    code = "import sys; from pathlib import Path; from cs_aligner_cli.files.artifact import lock\n"
+    code = "import sys; from pathlib import Path; from cs_aligner_cli.files.locks import lock\n"
     code += "with lock(Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

@@ -94,7 +94,7 @@ def test_show_prints_the_file(csalign: Callable[..., Any], refused: Callable[...
         "scene: no such file, and no shipped recipe of that name; did you mean scenes?"
     )
     Path("binary.yaml").write_bytes(b"\xff\xfe")
-    assert "binary.yaml: cannot be read as UTF-8 text" in refused("recipe", "show", "binary.yaml")
+    assert "binary.yaml: is not UTF-8 text" in refused("recipe", "show", "binary.yaml")
 
 
 def test_a_copy_is_at_home_where_it_lies(csalign: Callable[..., Any], tmp_path: Path) -> None:

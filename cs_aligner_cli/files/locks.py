@@ -1,0 +1,50 @@
+"""One process at a time in a folder, on every system; whoever is refused learns who holds it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files.disk import writing
+
+LOCK = ".lock"
+# Apart from the lock: on Windows nobody but its holder can read a locked file.
+HOLDER = ".lock-holder"
+# What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
+_LINGERING_SECONDS = 1.0
+_POLL_SECONDS = 0.02
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
+    held = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire(_LINGERING_SECONDS, poll_interval=_POLL_SECONDS)
+    except Timeout:
+        raise InputError(
+            f"{folder}: another csalign process ({_holder(folder)}) is working there",
+            "Wait for it, or give this run another run_dir.",
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
+    try:
+        with writing(folder / HOLDER):
+            (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        held.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / HOLDER).read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+    except OSError:
+        return "unknown"
