@@ -47,6 +47,12 @@ class ScenesManifest(DrawnManifest):
     images: DrawnCounts = Field(DrawnCounts(), description="Pictures per split.")
     captions_per_image: int = Field(5, ge=1, le=5, description="Captions per picture.")
     size: int = Field(64, ge=32, le=512, description="Side of a picture, pixels.")
+    objects: list[Annotated[int, Field(ge=1, le=4)]] = Field(
+        [2, 3, 4],
+        min_length=1,
+        max_length=4,
+        description="How many shapes a picture has: one of these, equally often. [1] is what a small decoder can draw.",
+    )
 
 
 class LatentManifest(DrawnManifest):

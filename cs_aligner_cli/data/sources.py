@@ -41,7 +41,7 @@ from cs_aligner_cli.data.manifest_layouts import (
     KarpathyManifest,
     WebDatasetManifest,
 )
-from cs_aligner_cli.data.scenes import captions as scene_captions
+from cs_aligner_cli.data.scene_captions import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
 from cs_aligner_cli.data.tables import read_frame, text_column
@@ -53,7 +53,7 @@ _AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
 def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Source:
     """Draw the pictures into ``folder``/images and write down their captions."""
-    scenes = make_scenes(manifest.images.model_dump(), manifest.seed)
+    scenes = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects)
     (folder / "images").mkdir(exist_ok=True)
     images, texts = [], []
     with console.progress("drawing", sum(map(len, scenes.values()))) as advance:
@@ -62,7 +62,7 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
                 image_id = f"{split}-{i:05d}"
                 locator = f"images/{image_id}.png"
                 draw(scene, manifest.size).save(folder / locator, compress_level=1)
-                label = f"{len(scene.things)} shapes"
+                label = f"{len(scene.things)} shapes" if len(scene.things) > 1 else "1 shape"
                 images.append((image_id, split, locator, digest((folder / locator).read_bytes()), label))
                 told = scene_captions(scene, manifest.captions_per_image)
                 texts += [(image_id, split, text) for text in told]

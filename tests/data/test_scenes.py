@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.scene_captions import captions
 from cs_aligner_cli.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -22,7 +23,6 @@ from cs_aligner_cli.data.scenes import (
     TRIM_COLOUR,
     Scene,
     Thing,
-    captions,
     draw,
     make_scenes,
 )
@@ -156,19 +156,19 @@ def test_counts_are_honoured_and_every_scene_is_unique(splits):
 def small_world(monkeypatch) -> int:
     """Leave only so many scenes that every draw is likely to repeat an earlier one; return their number."""
     monkeypatch.setattr("cs_aligner_cli.data.scenes.KINDS", (("red", "star"), ("blue", "ring")))
-    monkeypatch.setattr("cs_aligner_cli.data.scenes.OBJECTS", (2,))
     return 36 * 2 * 9  # pairs of cells, orders of the kinds, pairs of sizes
 
 
 def test_a_repeated_draw_is_rejected(small_world):
-    scenes = make_scenes({"train": small_world}, seed=0)["train"]
-    assert len({scene.signature for scene in scenes}) == small_world
+    count = small_world * 9 // 10
+    scenes = make_scenes({"train": count}, seed=0, objects=(2,))["train"]
+    assert len({scene.signature for scene in scenes}) == count
 
 
 def test_no_scene_leaks_into_another_split_under_any_seed(small_world):
     seen: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     for seed in range(5):
-        for split, scenes in make_scenes(dict.fromkeys(seen, small_world // 6), seed).items():
+        for split, scenes in make_scenes(dict.fromkeys(seen, small_world // 6), seed, (2,)).items():
             seen[split] |= {scene.signature for scene in scenes}
     assert len(seen["train"] | seen["val"] | seen["test"]) == sum(map(len, seen.values()))
 
@@ -306,3 +306,40 @@ def test_larger_pictures_show_the_same_scene(splits):
     scene = splits["val"][0]
     small, large = draw(scene, 64), draw(scene, 192).reduce(3)
     assert abs(np.asarray(small).astype(int) - np.asarray(large).astype(int)).mean() < 2
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Scene]:
+    return make_scenes({"train": 300, "test": 20}, seed=0, objects=(1,))["train"]
+
+
+def test_scenes_of_one_thing_are_varied_and_unique(alone):
+    assert {len(scene.things) for scene in alone} == {1}
+    assert len({scene.signature for scene in alone}) == len(alone)
+    assert {scene.things[0].cell for scene in alone} == set(range(9))
+    assert {scene.things[0].shape for scene in alone} == SHAPES.keys()
+    with pytest.raises(InputError, match=r"expected 1 to 13996$"):  # 31,104 exist; nine tenths of half of them
+        make_scenes({"train": 20_000, "test": 1}, seed=0, objects=(1,))
+
+
+def test_captions_of_one_thing_are_distinct_and_true(alone):
+    for scene in alone:
+        (thing,) = scene.things
+        texts = captions(scene, 20)
+        assert len(set(texts)) == 20
+        assert captions(scene, 3) == texts[:3]
+        for text in texts:
+            assert re.fullmatch(r"[a-z]+(?:[,:]? [a-z]+)*", text), text
+            assert not (named := MENTION.search(text)) or find(scene, named[0]) == thing
+            place = re.search(rf" ({any_of(PLACES)})\b", text.split(" background")[-1] if ": " in text else text)
+            assert not place or is_at(PLACES[place[1]], thing), (text, scene)
+            ground = re.search(r"(?:on|against) a ([a-z ]+) background", text)
+            assert not ground or ground[1] == scene.background, text
+        full = [
+            MENTION.search(text) is not None
+            and f"a {scene.background} background" in text
+            and any(re.search(rf"\b{words}\b", text) for words, at in PLACES.items() if is_at(at, thing))
+            for text in texts[:5]
+        ]
+        assert full[0], texts
+        assert sum(full) >= 2, texts
