@@ -36,9 +36,9 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _radii(rows: Tensor, neighbours: int) -> Tensor:
     """(N,) each row's distance to its k-th nearest other row."""
-    return torch.cat([_distances(part, rows).kthvalue(neighbours + 1).values for part in rows.split(_TILE)])
+    return torch.cat([_distances(part, rows).kthvalue(neighbours + 1).values for part in torch.split(rows, _TILE)])
 
 
 def _share_inside(queries: Tensor, centres: Tensor, radii: Tensor) -> float:
-    inside = [(_distances(part, centres) <= radii).any(dim=1) for part in queries.split(_TILE)]
+    inside = [(_distances(part, centres) <= radii).any(dim=1) for part in torch.split(queries, _TILE)]
     return float(torch.cat(inside).double().mean())

@@ -58,7 +58,7 @@ def _samples(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
 
 def _factor(x: Tensor) -> Tensor:
     """F (min(N, d), d) with F^T F the unbiased sample covariance of x (N, d)."""
-    centred = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
-    if len(x) <= x.shape[1]:
-        return centred
-    return torch.linalg.qr(centred, mode="r").R
+    centred: Tensor = (x - x.mean(dim=0)) / (len(x) - 1) ** 0.5
+    if len(x) > x.shape[1]:
+        centred = torch.linalg.qr(centred, mode="r").R
+    return centred

@@ -49,14 +49,14 @@ def _mmd(x: Tensor, y: Tensor, kernel: _Kernel, diagonals: bool) -> float:
     for name, rows in (("x", x), ("y", y)):
         if len(rows) < 2:
             raise InputError(f"{name}: a kernel distance needs at least 2 rows, got {len(rows)}")
-    within = sum(_mean(rows, rows, kernel, diagonals) for rows in (x, y))
+    within = _mean(x, x, kernel, diagonals) + _mean(y, y, kernel, diagonals)
     return within - 2 * _mean(x, y, kernel, diagonals=True)
 
 
 def _mean(x: Tensor, y: Tensor, kernel: _Kernel, diagonals: bool) -> float:
     """The mean kernel value; without the pairs (i, i) where the diagonal of x with itself is left out."""
-    total = sum(float(kernel(a, b).sum()) for a in x.split(_TILE) for b in y.split(_TILE))
+    total = sum(float(kernel(a, b).sum().item()) for a in torch.split(x, _TILE) for b in torch.split(y, _TILE))
     if diagonals:
         return total / (len(x) * len(y))
-    own = sum(float(kernel(a[None], a[None])) for a in x)
+    own = sum(float(kernel(a[None], a[None]).item()) for a in x)
     return (total - own) / (len(x) * (len(x) - 1))

@@ -69,7 +69,8 @@ def read_attributes(picture: Image.Image) -> dict[str, str]:
 
 def _squares(pixels: Floats32, known: Floats32) -> Floats32:
     """(pixels, colours) squared distances."""
-    return np.square(pixels).sum(axis=1)[:, None] - 2 * pixels @ known.T + np.square(known).sum(axis=1)
+    squares: Floats32 = np.square(pixels).sum(axis=1)[:, None] - 2 * pixels @ known.T + np.square(known).sum(axis=1)
+    return squares
 
 
 def _mask(pixels: Floats32, ground: Floats32, colour: Floats32) -> Floats32:
@@ -106,7 +107,8 @@ def _outlines() -> tuple[list[str], npt.NDArray[np.complex64], Floats32]:
             masks.append((white - pixels.astype(np.float32)) @ (white - blue) / np.square(white - blue).sum())
             names.append(shape)
     stack = np.array(masks, np.float32)
-    return names, np.fft.rfft2(stack).conj(), np.square(stack).sum(axis=(1, 2))
+    spectra = np.fft.rfft2(stack).conj().astype(np.complex64)
+    return names, spectra, np.square(stack).sum(axis=(1, 2))
 
 
 def stated_attributes(caption: str, truth: dict[str, str]) -> set[str]:
