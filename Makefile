@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs bench bench-objectives bench-retrieval bench-divergences bench-embed \
-	bench-gap bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
+.PHONY: help demo test test-all test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
+	bench-embed bench-gap bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,9 @@ demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five 
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-gpu: $(VENV)/.test ## what a CUDA device changes; skipped where there is none
+	$(BIN)/python -m pytest -m gpu
 
 test-all: $(VENV)/.test ## all tests, the slow ones too
 	$(BIN)/python -m pytest
@@ -78,6 +81,9 @@ bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 5 
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
+
+bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device: make bench-gpu DATA=FOLDER
+	for part in errors objective embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
 
 bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
 	$(BIN)/python benchmarks/gap.py

@@ -24,6 +24,18 @@ CAPTIONS_PER_IMAGE = 5
 IMAGE_DIM, TEXT_DIM = 24, 16
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; torch is asked only if such tests were collected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device: make test-gpu runs it where there is one"))
+
+
 @dataclass(frozen=True)
 class Called:
     """What a call of csalign gave back."""

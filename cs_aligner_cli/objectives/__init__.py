@@ -5,6 +5,7 @@ from cs_aligner_cli.objectives.bandwidths import auto_bandwidth, median_bandwidt
 from cs_aligner_cli.objectives.conflict import conflict, conflict_sweep, mutual_information
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
+from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.terms import (
@@ -41,6 +42,7 @@ __all__ = [
     "hoelder_divergence",
     "infonce",
     "jeffreys",
+    "joint_loss",
     "l2_contrastive",
     "median_bandwidth",
     "mmd",

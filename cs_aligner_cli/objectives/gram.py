@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cs_aligner_cli.objectives.fused import FusedPairs
+from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, can_fuse, float32_products
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
 from cs_aligner_cli.objectives.tiles import Products, TiledRows
@@ -70,7 +72,8 @@ def evaluate_pairs(
     """Value InfoNCE, a divergence or both on x (M, d) and y (N, d), with the gradient of their weighted sum.
 
     The products x_i . y_j are computed once for both. Rows are float32 or float64, and so are products, exponents
-    and gradients; sums are taken in float64. Nothing of size M x N is held (see ``tiles``).
+    and gradients; sums are taken in float64. Nothing of size M x N is held (see ``tiles``). On CUDA float32 rows go
+    through the kernels of ``fused``, which send no scalar to the host.
     """
     with torch.autocast(device_type=x.device.type, enabled=False):
         if infonce is None:
@@ -78,6 +81,9 @@ def evaluate_pairs(
             centre = (x.mean(dim=0) + y.mean(dim=0)) / 2
             x, y = x - centre, y - centre
         products = divergence.products if divergence else "fp32"
+        if can_fuse(x):
+            with float32_products(products):
+                return evaluate_fused(x, y, infonce, divergence, weights, gradient, PLANS[products])
         image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:
@@ -105,6 +111,44 @@ def evaluate_pairs(
             x_grad, y_grad = torch.zeros_like(x), torch.zeros_like(y)
         scale_grad = cross.add_gradients(x_grad, y_grad, weights[0] / (2 * len(x)), cross_weight)
         return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
+
+
+@torch.no_grad()
+def evaluate_fused(
+    x: Tensor,
+    y: Tensor,
+    infonce: InfoNce | None,
+    divergence: GramDivergence | None,
+    weights: tuple[float, float],
+    gradient: bool,
+    plan: Plan,
+) -> PairValues:
+    """``evaluate_pairs`` by the kernels of ``fused``."""
+    scale, groups = (infonce.logit_scale, infonce.groups) if infonce else (None, None)
+    pairs = FusedPairs(x, y, scale, groups, divergence.kernel if divergence else None, plan)
+    own = []
+    if divergence:
+        own = [pairs.within(cloud, divergence.diagonal, gradient) for cloud in (pairs.image, pairs.text)]
+    softmax, cross = pairs.cross()
+    divergence_value = None
+    if divergence:
+        log = divergence.logarithm
+        divergence_value = own[0][0].mean(log) + own[1][0].mean(log) - 2 * cross.mean(log)
+    infonce_value = None if softmax is None else softmax.loss
+    if not gradient:
+        return PairValues(infonce_value, divergence_value, None, None, None)
+    if divergence:
+        grads = [_weighted(grad, weights[1] * found.slope(divergence.logarithm)) for found, grad in own]
+    else:
+        grads = [torch.zeros_like(rows) for rows in (x, y)]
+    slope = -2 * weights[1] * cross.slope(divergence.logarithm) if divergence else None
+    scale_grad = pairs.add_cross_gradients(grads[0], grads[1], softmax, cross, (weights[0], slope))
+    return PairValues(infonce_value, divergence_value, grads[0], grads[1], scale_grad)
+
+
+def _weighted(grad: Tensor | None, weight: Tensor) -> Tensor:
+    assert grad is not None
+    return grad.mul_(weight)
 
 
 def _scaled(pair_sum: PairSum, weight: float) -> Tensor:

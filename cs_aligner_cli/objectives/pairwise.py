@@ -36,9 +36,7 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
 
     Raises InputError if the shapes do not fit together or groups are not N integers.
     """
-    image, text = _pairs(image, text)
-    scale = _scalar(logit_scale, image)
-    return InfoNceLoss.apply(image, text, scale, _checked(groups, image))  # type: ignore[no-any-return]
+    return InfoNceLoss.apply(*checked_pairs(image, text, logit_scale, groups))  # type: ignore[no-any-return]
 
 
 def siglip(
@@ -96,6 +94,14 @@ def l2_contrastive(
 
 def _squared_distance(image: Tensor, text: Tensor) -> Tensor:
     return (image - text).square().sum(dim=1).mean()
+
+
+def checked_pairs(
+    image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, groups: Groups | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The arguments of ``infonce`` as tensors of one dtype and device; its errors."""
+    image, text = _pairs(image, text)
+    return image, text, _scalar(logit_scale, image), _checked(groups, image)
 
 
 def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:

@@ -15,16 +15,19 @@ _LARGE_TILE = (4096, 8192)
 # Products that Dots keeps for its second iteration: a constant, so memory stays linear in the rows.
 _KEPT_BYTES = 224 * 2**20
 
-Products: TypeAlias = Literal["fp32", "bf16"]
+# TF32 is CUDA's, elsewhere float32. Weights reach far below float16's smallest number: there they are bfloat16.
+Products: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TiledRows:
-    """Rows (N, d) made ready for tiles: half their squared norms, and a bf16 copy where products are bf16."""
+    """Rows (N, d) made ready for tiles: half their squared norms, and copies in the type that products are taken in."""
 
     def __init__(self, x: Tensor, products: Products) -> None:
         self.x = x
         self.half_squares = x.square().sum(dim=1) / 2
-        self._factor = x.bfloat16() if products == "bf16" else x
+        self._factor = x.to(_TYPES.get(products, x.dtype))
+        self._pulled = self._factor.bfloat16() if products == "fp16" else self._factor
 
     def __len__(self) -> int:
         return len(self.x)
@@ -44,10 +47,10 @@ class TiledRows:
 
     def add_weighted(self, weights: Tensor, i: slice, into: Tensor) -> None:
         """``into += weights @ x_i`` for a tile of weights."""
-        if self._factor.dtype == self.x.dtype:
-            into.addmm_(weights, self._factor[i])
+        if self._pulled.dtype == self.x.dtype:
+            into.addmm_(weights, self._pulled[i])
         else:
-            into.add_(weights.to(self._factor.dtype) @ self._factor[i])
+            into.add_(weights.to(self._pulled.dtype) @ self._pulled[i])
 
 
 def nearness(x: TiledRows, i: slice, y: TiledRows, j: slice, dots: Tensor, scale: float, out: Tensor) -> Tensor:

@@ -206,8 +206,10 @@ class _KernelSum(_Divergence):
         "defaults of these kinds, below.",
     )
     estimator: Literal["v", "u"] = Field("v", description="v: diagonals included (the paper's); u: diagonal-free.")
-    products: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Precision of the matrix products; bf16 costs about 1e-3 in value and gradient."
+    products: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Precision of the matrix products; bf16 costs about 1e-3 in value and gradient, fp16 rounds rows "
+        "finer; tf32 is CUDA's, elsewhere fp32.",
     )
 
 

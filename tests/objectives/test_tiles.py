@@ -255,8 +255,8 @@ def test_far_densities_stay_finite() -> None:
 
 def test_error_texts() -> None:
     x, y = tensor_rows(0, 4, 3), tensor_rows(1, 5, 3)
-    with pytest.raises(InputError, match="products: unknown name 'fp16'; did you mean bf16"):
-        cs_divergence(x, y, 1.0, products="fp16")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="products: unknown name 'bf61'; did you mean bf16"):
+        cs_divergence(x, y, 1.0, products="bf61")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="bandwidth: a mixture needs at least one sigma, got none"):
         mmd(x, y, [])
     with pytest.raises(InputError, match='bandwidth: expected a finite number above 0 or "median", got -1'):

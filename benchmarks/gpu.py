@@ -1,0 +1,366 @@
+"""csalign on one GPU: matrix rates, the objective with its error, time and memory, and embedding.
+
+    python benchmarks/gpu.py rates|errors|objective|tune|profile|embed|decode [--photos FOLDER] [--json FILE]
+
+objective: InfoNCE + CS with gradients in every precision beside open_clip's ClipLoss (InfoNCE alone) and the direct
+expression; share is of the card's measured rate in that precision, on the 12 N^2 d operations that value and gradient
+need. tune: the fused kernels in several tiles and with products by cuBLAS. profile: where one call's time goes.
+embed: `csalign embed` of the photos, each a few times, beside a DataLoader loop with 16 workers and the bare forward.
+decode: what one photo costs before the encoder, and how that scales over threads and processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from cs_aligner_cli.objectives import joint_loss
+from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile
+from cs_aligner_cli.objectives.tiles import Products
+
+SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
+PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
+Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+TILES = {
+    "128x128x64 8w 3s": Tile(128, 128, 64, 8, 3),
+    "128x128x64 8w 4s": Tile(128, 128, 64, 8, 4),
+    "128x128x64 8w 3s 128r": Tile(128, 128, 64, 8, 3, registers=128),
+    "128x128x64 8w 2s 128r": Tile(128, 128, 64, 8, 2, registers=128),
+    "128x128x32 8w 4s 128r": Tile(128, 128, 32, 8, 4, registers=128),
+    "128x256x64 8w 3s": Tile(128, 256, 64, 8, 3),
+    "64x128x64 4w 4s": Tile(64, 128, 64, 4, 4),
+    "64x128x64 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
+    "64x256x64 8w 3s 128r": Tile(64, 256, 64, 8, 3, registers=128),
+    "128x64x64 4w 4s": Tile(128, 64, 64, 4, 4),
+}
+VARIANTS: dict[str, Plan] = {
+    **{f"inside {name}": replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
+    "cuBLAS 64x128 8w": replace(PLANS["bf16"], inside=False, tile=Tile(64, 128, 16, 8, 1)),
+    "cuBLAS 32x256 4w": replace(PLANS["bf16"], inside=False, tile=Tile(32, 256, 16, 4, 1)),
+    "cuBLAS 64x64 4w": replace(PLANS["bf16"], inside=False, tile=Tile(64, 64, 16, 4, 1)),
+    "inside, chunks of 64 MB": replace(PLANS["bf16"], chunk_bytes=64 * 2**20),
+    "inside, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
+}
+
+
+def unit_rows(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Two clouds on the sphere with a gap."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    offset = normalize(torch.randn(d, device=DEVICE, generator=generator), dim=0) * d**0.5 / 3
+    x, y = (normalize(torch.randn(n, d, device=DEVICE, generator=generator) + s * offset, dim=1) for s in (1, -1))
+    return x, y
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """The median time of a call, by CUDA events, after two to warm up."""
+    call()
+    call()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
+
+
+def peak_megabytes(call: Callable[[], Any]) -> float:
+    """What a call adds to the device's memory at most."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def with_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """Value and gradients (2N, d) of a loss."""
+
+    def call(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        leaves = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
+        value = loss(*leaves)
+        return value.detach(), torch.cat(torch.autograd.grad(value, leaves))
+
+    return call
+
+
+def joint(products: Products) -> Call:
+    """Our InfoNCE + CS."""
+    return with_gradient(lambda x, y: joint_loss(x, y, SCALE, SIGMA, products=products))
+
+
+def direct_loss(x: Tensor, y: Tensor) -> Tensor:
+    """The same as one would write it: whole matrices, autograd."""
+
+    def log_sum_kernel(a: Tensor, b: Tensor) -> Tensor:
+        squares = (a.square().sum(1).unsqueeze(1) + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
+        return torch.logsumexp((squares / (-2 * SIGMA**2)).flatten(), 0)
+
+    logits, own = SCALE * x @ y.T, torch.arange(len(x), device=x.device)
+    ranking = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    return ranking + log_sum_kernel(x, x) + log_sum_kernel(y, y) - 2 * log_sum_kernel(x, y)
+
+
+def clip_loss(x: Tensor, y: Tensor) -> Tensor:
+    """open_clip's InfoNCE alone."""
+    from open_clip import ClipLoss
+
+    return ClipLoss()(x, y, torch.tensor(SCALE, device=x.device))  # type: ignore[no-any-return]
+
+
+def rates() -> dict[str, float]:
+    """TFLOP/s of 8192^3 products, and TB/s of a copy."""
+    found = {}
+    for name, dtype in {
+        "fp32": torch.float32,
+        "tf32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+    }.items():
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        a, b = (torch.randn(8192, 8192, device=DEVICE).to(dtype) for _ in range(2))
+        found[name] = 2 * 8192**3 / milliseconds(partial(torch.mm, a, b)) / 1e9
+    torch.set_float32_matmul_precision("highest")
+    large = torch.randn(2**29, device=DEVICE)
+    other = torch.empty_like(large)
+    found["copy TB/s"] = 2 * large.nbytes / milliseconds(lambda: other.copy_(large)) / 1e9
+    return found
+
+
+def errors(n: int = 4096) -> Iterator[dict[str, Any]]:
+    """Relative errors of value and gradient against the direct expression in float64."""
+    for d in (512, 1024):
+        x, y = unit_rows(n, d)
+        value, grad = with_gradient(direct_loss)(x.double(), y.double())
+        for name, call in {"direct": with_gradient(direct_loss), **{p: joint(p) for p in PRECISIONS}}.items():
+            found, slope = call(x, y)
+            yield {
+                "n": n,
+                "d": d,
+                "what": name,
+                "value error": abs(float(found - value) / float(value)),
+                "gradient error": float((slope - grad).norm() / grad.norm()),
+            }
+
+
+def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Time, memory and share of the matrix rate of ours and its peers."""
+    for d in dims:
+        for n in sizes:
+            x, y = unit_rows(n, d)
+            sides: dict[str, Call] = {p: joint(p) for p in PRECISIONS}
+            if n <= 32768:
+                sides["ClipLoss"] = with_gradient(clip_loss)
+            if n <= 16384:
+                sides["direct"] = with_gradient(direct_loss)
+            for name, call in sides.items():
+                if name == "fp32" and n * n * d > 2**43:
+                    continue
+                took = milliseconds(partial(call, x, y), 20 if n <= 2048 else 3)
+                row = {"n": n, "d": d, "what": name, "ms": round(took, 3)}
+                row["MB"] = round(peak_megabytes(partial(call, x, y)))
+                if name in measured:
+                    row["share"] = round(12 * n * n * d / took / 1e9 / measured[name], 3)
+                yield row
+
+
+def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """The bf16 objective in several forms."""
+    for name in names:
+        PLANS["bf16"] = VARIANTS[name]
+        for d in dims:
+            x, y = unit_rows(n, d)
+            try:
+                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(partial(joint("bf16"), x, y), 3), 3)}
+            except Exception as error:  # noqa: BLE001 - a form that does not compile is a result
+                yield {"what": name, "n": n, "d": d, "error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def profile(n: int, d: int, products: Products) -> None:
+    """Print the kernels of one call, those that take longest first."""
+    x, y = unit_rows(n, d)
+    call = joint(products)
+    call(x, y)
+    call(x, y)
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as found:
+        call(x, y)
+        torch.cuda.synchronize()
+    print(f"profile {products} n={n} d={d}")
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=70))
+
+
+def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
+    """`csalign embed` from files to store, twice, beside a DataLoader loop and the bare forward."""
+    import open_clip
+    from embed import Photos
+    from torch.utils.data import DataLoader
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "images").mkdir()
+        lines = ["image,caption,split"]
+        for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
+            for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
+                name = f"{number:04d}_{copy:02d}.jpg"
+                (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
+                lines.append(f"{name},photo {number} of {copy},test")
+        (folder / "table.csv").write_text("\n".join(lines) + "\n")
+        manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
+        (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
+        clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
+        recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
+        count = len(lines) - 1
+        for stage in ("prepare", "embed", "embed"):
+            began = time.perf_counter()
+            ran = subprocess.run(
+                [sys.executable, "-m", "cs_aligner_cli", stage, "recipe.yaml", "--force", "--json"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+            )
+            took = time.perf_counter() - began
+            yield {
+                "what": f"csalign {stage}",
+                "s": round(took, 2),
+                "per s": round(count / took),
+                "exit": ran.returncode,
+            }
+            print(ran.stderr[-600:] if ran.returncode else ran.stdout[-1500:])
+        shutil.rmtree(folder / "run")
+        began = time.perf_counter()
+        model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+        tower = model.visual.to(DEVICE).eval()
+        yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
+        set_ = Photos(sorted((folder / "images").iterdir()), preprocess)
+        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+            for workers in (0, 16):
+                data = torch.utils.data.Subset(set_, range(512)) if not workers else set_
+                began = time.perf_counter()
+                loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
+                for batch in loader:
+                    tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
+                took = time.perf_counter() - began
+                yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
+            pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
+            took = milliseconds(lambda: tower(pixels)) / 1e3
+            yield {"what": "bare forward", "per s": round(512 / took)}
+
+
+def _decoded(paths: list[str]) -> int:
+    """Decode and resize photos as open_clip's ViT-B-32 takes them, without a tensor; their number."""
+    for path in paths:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    return len(paths)
+
+
+def decoding(photos: Path) -> Iterator[dict[str, Any]]:
+    """Milliseconds of every part of one photo's way, then photos per second over threads and processes."""
+    import open_clip
+    from torchvision.io import decode_jpeg, read_file
+
+    _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+    files = [str(path) for path in sorted(photos.glob("*.jpg"))][:256]
+    images = [Image.open(file).convert("RGB") for file in files]
+    sides: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [Image.open(file).convert("RGB") for file in files],
+        "preprocess": lambda: [preprocess(image) for image in images],
+        "decode and resize": lambda: _decoded(files),
+        "torchvision decode": lambda: [decode_jpeg(read_file(file)) for file in files],
+        "nvJPEG decode": lambda: decode_jpeg([read_file(file) for file in files], device=DEVICE),
+    }
+    for name, side in sides.items():
+        try:
+            side()
+            began = time.perf_counter()
+            side()
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # a build of torchvision without nvJPEG
+            yield {"what": name, "error": str(error)[:200]}
+            continue
+        yield {"what": name, "ms a photo": round((time.perf_counter() - began) / len(files) * 1e3, 3)}
+    parts = [files[i::64] for i in range(64)] * 6
+    pools = {"threads": ThreadPoolExecutor, "processes": partial(ProcessPoolExecutor, mp_context=get_context("spawn"))}
+    for name, pool in pools.items():
+        for workers in (1, 4, 8, 16):
+            with pool(workers) as executor:
+                list(executor.map(_decoded, parts[:workers]))  # started
+                began = time.perf_counter()
+                chosen = parts if workers > 1 else parts[:96]
+                count = sum(executor.map(_decoded, chosen))
+                yield {"what": f"{workers} {name}", "per s": round(count / (time.perf_counter() - began))}
+
+
+def shown(row: dict[str, Any]) -> str:
+    """One line of a table."""
+    return "  ".join(
+        f"{key} {value:.2g}" if "error" in key and isinstance(value, float) else f"{key} {value}"
+        for key, value in row.items()
+    )
+
+
+def main() -> None:
+    """Measure what is named; print each line when it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["rates", "errors", "objective", "tune", "profile", "embed", "decode"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048, 8192, 32768, 131072])
+    parser.add_argument("--dims", type=int, nargs="+", default=[512, 768, 1024])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="numbers or names of forms to tune")
+    parser.add_argument("--products", default="bf16")
+    parser.add_argument("--photos", type=Path, default=Path("../shared/data/flickr8k/images"))
+    parser.add_argument("--copies", type=int, default=6)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/gpu.py: no CUDA device is visible to torch")
+    print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
+    measured = rates() if given.part in ("rates", "objective", "tune") else {}
+    print({name: round(rate, 1) for name, rate in measured.items()}, flush=True)
+    names = [list(VARIANTS)[int(v)] if v.isdigit() else v for v in given.variants]
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "rates": lambda: iter(()),
+        "errors": errors,
+        "objective": lambda: objective(measured, tuple(given.rows), tuple(given.dims)),
+        "tune": lambda: tune(names, given.rows[-1], tuple(given.dims)),
+        "embed": lambda: embedding(given.photos, given.copies),
+        "decode": lambda: decoding(given.photos),
+    }
+    if given.part == "profile":
+        profile(given.rows[-1], given.dims[0], given.products)
+        return
+    rows = []
+    for row in parts[given.part]():
+        rows.append(row)
+        print(shown(row), flush=True)
+    if given.json:
+        device = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
+        given.json.write_text(json.dumps({**device, "rates": measured, given.part: rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""How the fused objective is computed on a GPU: precisions, tiles, products and their buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
+from cs_aligner_cli.objectives.tiles import Products
+
+LOG2 = math.log(2)
+
+
+class Tile(NamedTuple):
+    """A kernel's tile of ``i`` x ``j`` pairs, the ``k`` dimensions it multiplies at a time, and how it is launched."""
+
+    i: int
+    j: int
+    k: int
+    warps: int
+    stages: int
+    group: int = 8
+    registers: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one precision is computed: types of the rows that are multiplied and of the weights that pull them.
+
+    ``inside`` says whether products are taken in the kernels, else by cuBLAS into a buffer. ``chunk_bytes`` is what the
+    weights of one chunk of rows may take.
+    """
+
+    rows: torch.dtype
+    weights: torch.dtype
+    tile: Tile
+    inside: bool = False
+    precision: str = "ieee"
+    chunk_bytes: int = 256 * 2**20
+
+
+_EPILOGUE = Tile(64, 128, 16, 8, 1)
+_FUSED = Tile(128, 128, 64, 8, 3)
+PLANS: dict[str, Plan] = {
+    "fp32": Plan(torch.float32, torch.float32, _EPILOGUE),
+    "tf32": Plan(torch.float32, torch.float32, _EPILOGUE, precision="tf32"),
+    "bf16": Plan(torch.bfloat16, torch.bfloat16, _FUSED, inside=True),
+    # Weights reach far below float16's smallest number.
+    "fp16": Plan(torch.float16, torch.bfloat16, _FUSED, inside=True),
+}
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def can_fuse(x: Tensor) -> bool:
+    """Whether rows can go this way: float32 on a CUDA device (Ampere or later), with Triton installed."""
+    return (
+        x.is_cuda
+        and x.dtype == torch.float32
+        and _has_triton()
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+class Memory:
+    """Buffers that one chunk after another uses, rows padded to where matrix units read fastest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """A matrix (rows, columns) of undefined contents, in the memory of the last one of that name if it fits."""
+        line = -(-columns // 64) * 64
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * line:
+            self._buffers.pop(name, None)
+            buffer = self._buffers[name] = torch.empty(rows * line, dtype=dtype, device=self._device)
+        return buffer[: rows * line].view(rows, line)[:, :columns]
+
+
+def add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
+    """``into += a @ b``, in float32 whatever a and b are."""
+    if a.dtype == into.dtype:
+        into.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
+    else:
+        into.addmm_(a.to(into.dtype), b.to(into.dtype))
+
+
+@lru_cache(maxsize=64)
+def kernel_constants(kernel: Kernel | None, device: torch.device) -> tuple[Tensor | None, int]:
+    """What ``triton_kernels._evaluate`` reads, the widest kernel first, and how many: 0 of a distance, -1 of none."""
+    if kernel is None:
+        return None, -1
+    if not isinstance(kernel, Gaussian):
+        return torch.zeros(3, device=device), 0
+    sigmas = sorted(kernel.sigmas, reverse=True)
+    share = 1 / len(sigmas)
+    rows = [(1 / (LOG2 * sigma**2), share, share / sigma**2) for sigma in sigmas]
+    return torch.tensor(rows, device=device), len(sigmas)
+
+
+@contextmanager
+def float32_products(products: Products) -> Iterator[None]:
+    """Let products of float32 be taken as ``products`` says, whatever the caller has chosen for all of torch."""
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(former)

@@ -1,0 +1,282 @@
+"""Triton kernels of the fused objective: one tile of pairs from dot products to sums, or to the weights of a gradient.
+
+Exponents are in base 2. A tile's dot products are taken in the kernel (PRODUCTS) or read from a buffer that cuBLAS
+filled. Nothing is added atomically: every tile writes its partial sums to a place of its own, and they are reduced in
+a fixed order, so that equal inputs give equal bits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+
+# 1 / log(2) as the kernels read it, and exponents (base 2) between which float32 sums of up to 2^24 terms are safe.
+_LOG2E = tl.constexpr(1.4426950408889634)
+_TOP, _SPAN = tl.constexpr(100.0), tl.constexpr(183.0)
+_FAR = tl.constexpr(115.0)
+# Sizes that change from call to call: a kernel compiled for one serves all.
+_SIZES = ["i0", "i1", "j0", "m", "n", "tiles_i", "tiles_j", "size", "parts"]
+
+
+def _kernel(function: Callable[..., None]) -> Any:
+    sizes = [name for name in inspect.signature(function).parameters if name in _SIZES]
+    return triton.jit(function, do_not_specialize=sizes)
+
+
+@_kernel
+def prepare_rows(x, low, half_squares, other, paired, n, d, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Rows (n, d) rounded into ``low``, where given; half their squared norms; their dots with those of ``other``."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    squares, dots = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for start in range(0, d, WIDTH):
+        k = start + tl.arange(0, WIDTH)
+        inside = (rows[:, None] < n) & (k[None, :] < d)
+        at = rows[:, None].to(tl.int64) * d + k[None, :]
+        values = tl.load(x + at, mask=inside, other=0.0)
+        if low is not None:
+            rounded = values.to(low.dtype.element_ty)
+            tl.store(low + at, rounded, mask=inside)
+            values = rounded.to(tl.float32)
+        squares += tl.sum(values * values, 1)
+        if other is not None:
+            dots += tl.sum(values * tl.load(other + at, mask=inside, other=0.0), 1)
+    tl.store(half_squares + rows, squares * 0.5, mask=rows < n)
+    if other is not None:
+        tl.store(paired + rows, dots, mask=rows < n)
+
+
+@_kernel
+def choose_references(half_x, half_y, paired, logit_scale, kernel, out, m, n, BLOCK: tl.constexpr):
+    """Four floats that the tiles read: logits per dot product, their common reference, whether one serves, are we far.
+
+    With ``|logit| <= bound``, one reference for all logits serves if no sum, each of which holds its pair's own logit,
+    can overflow or lose what counts below 2^-126. Far: kernel exponents may reach below -115, so sums need a reference.
+    """
+    top_x, top_y = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    scale = 0.0
+    if paired is not None:
+        scale = tl.load(logit_scale).to(tl.float32) * _LOG2E
+    lowest = tl.full((BLOCK,), float("inf"), tl.float32)
+    at = tl.arange(0, BLOCK)
+    for start in range(0, m, BLOCK):
+        top_x = tl.maximum(top_x, tl.load(half_x + start + at, mask=start + at < m, other=0.0))
+        if paired is not None:
+            logits = tl.load(paired + start + at, mask=start + at < m, other=0.0) * scale
+            lowest = tl.minimum(lowest, tl.where(start + at < m, logits, float("inf")))
+    for start in range(0, n, BLOCK):
+        top_y = tl.maximum(top_y, tl.load(half_y + start + at, mask=start + at < n, other=0.0))
+    radius_x, radius_y = tl.sqrt(2 * tl.max(top_x, 0)), tl.sqrt(2 * tl.max(top_y, 0))
+    bound = tl.abs(scale) * radius_x * radius_y
+    tl.store(out, scale)
+    tl.store(out + 1, tl.maximum(bound - _TOP, 0.0))
+    tl.store(out + 2, (tl.min(lowest, 0) >= bound - _SPAN).to(tl.float32))
+    far = 0.0
+    if kernel is not None:
+        reach = radius_x + radius_y
+        far = (tl.load(kernel) * reach * reach * 0.5 > _FAR).to(tl.float32)
+    tl.store(out + 3, far)
+
+
+@triton.jit
+def _tile_of(tiles_i, tiles_j, GROUP: tl.constexpr):
+    """This program's tile, GROUP rows of tiles at a time, so that neighbours share what the cache holds."""
+    number = tl.program_id(0)
+    first = number // (GROUP * tiles_j) * GROUP
+    size = min(tiles_i - first, GROUP)
+    within = number % (GROUP * tiles_j)
+    return first + within % size, within // size
+
+
+@triton.jit
+def _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K: tl.constexpr, EVEN: tl.constexpr,
+          PRECISION: tl.constexpr):  # fmt: skip
+    """``x_i . y_j`` of one tile, in float32."""
+    if buffer is not None:
+        dots = tl.load(buffer + local_i[:, None] * stride + local_j[None, :], mask=inside, other=0.0)
+    else:
+        k = tl.arange(0, K)
+        # Rows past the end repeat the last one: what they give is masked by whoever reads the tile.
+        left = x + tl.minimum(i, m - 1)[:, None].to(tl.int64) * d + k[None, :]
+        right = y + tl.minimum(j, n - 1)[None, :].to(tl.int64) * d + k[:, None]
+        dots = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+        for start in range(0, d, K):
+            if EVEN:
+                a, b = tl.load(left), tl.load(right)
+            else:
+                a = tl.load(left, mask=(start + k < d)[None, :], other=0.0)
+                b = tl.load(right, mask=(start + k < d)[:, None], other=0.0)
+            dots = tl.dot(a, b, dots, input_precision=PRECISION)
+            left += K
+            right += K
+    return dots
+
+
+@triton.jit
+def _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN: tl.constexpr, DIAGONAL: tl.constexpr):
+    """``-||x_i - y_j||^2 / 2`` of a tile, -inf where no pair is: outside and, if they do not count, on the DIAGONAL."""
+    near = dots - tl.load(half_x + i, mask=i < i1, other=0.0)[:, None]
+    near -= tl.load(half_y + j, mask=j < n, other=0.0)[None, :]
+    if WITHIN:
+        near = tl.where(i[:, None] == j[None, :], 0.0 if DIAGONAL else float("-inf"), near)
+    return tl.where(inside, near, float("-inf"))
+
+
+@triton.jit
+def _evaluate(near, kernel, reference, SIGMAS: tl.constexpr):
+    """A kernel's values and slopes (-dk / d(||a - b||^2 / 2)) from ``near = -||a - b||^2 / 2``, 0 where that is -inf.
+
+    No sigmas: ``-||a - b||``. Else ``kernel`` holds three floats for every sigma: log2(e) / sigma^2, the weight of its
+    values and that of its slopes.
+    """
+    if SIGMAS == 0:
+        distance = tl.sqrt(tl.maximum(-2.0 * tl.where(near == float("-inf"), 0.0, near), 0.0))
+        values, slopes = -distance, tl.where(distance > 0, 1.0 / tl.where(distance > 0, distance, 1.0), 0.0)
+    else:
+        part = tl.exp2(near * tl.load(kernel) - reference)
+        values, slopes = part * tl.load(kernel + 1), part * tl.load(kernel + 2)
+        for s in tl.static_range(1, SIGMAS):
+            part = tl.exp2(near * tl.load(kernel + 3 * s) - reference)
+            values += part * tl.load(kernel + 3 * s + 1)
+            slopes += part * tl.load(kernel + 3 * s + 2)
+    return values, slopes
+
+
+@triton.jit
+def _logits(dots, scale, groups, i, j, n, inside, GROUPED: tl.constexpr):
+    """Logits of a tile, -inf outside and between different pairs of one group."""
+    seen = inside
+    if GROUPED:
+        of_i, of_j = tl.load(groups + i, mask=i < n, other=0), tl.load(groups + j, mask=j < n, other=0)
+        seen = seen & ((of_i[:, None] != of_j[None, :]) | (i[:, None] == j[None, :]))
+    return tl.where(seen, dots * scale, float("-inf"))
+
+
+@triton.jit
+def _shifted(logits, maxima, dim: tl.constexpr):
+    """``2^(logits - maxima)``, 0 where the maximum is -inf."""
+    finite = tl.where(maxima == float("-inf"), 0.0, maxima)
+    return tl.exp2(logits - tl.expand_dims(finite, dim))
+
+
+@_kernel
+def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
+              row_maxima, row_sums, column_maxima, column_sums, own_logits, kernel_sums, kernel_tops,
+              i0, i1, j0, m, n, d, tiles_i, tiles_j,
+              LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
+              DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
+              PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """Sums over one tile: of 2^logit for every row and column, and of the kernel.
+
+    Rows i0 to i1 of x against rows j0 to n of y; WITHIN one cloud, columns from i1 on stand for two pairs each.
+    SIGMAS below 0: no kernel.
+    """
+    tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
+    local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    i, j = i0 + local_i, j0 + local_j
+    inside = (i < i1)[:, None] & (j < n)[None, :]
+    dots = _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K, EVEN, PRECISION)
+    if LOGITS:
+        logits = _logits(dots, tl.load(references), groups, i, j, n, inside, GROUPED)
+        if (i0 + tile_i * ROWS < j0 + tile_j * COLUMNS + COLUMNS) & (j0 + tile_j * COLUMNS < i0 + tile_i * ROWS + ROWS):
+            # From the tile itself: another product would differ in its last digits.
+            own = inside & (i[:, None] == j[None, :])
+            tl.store(own_logits + i[:, None] + 0 * j[None, :], logits, mask=own)
+        at_row, at_column = tile_j * (i1 - i0) + local_i, tile_i * (n - j0) + local_j
+        if tl.load(references + 2) > 0:
+            reference = tl.load(references + 1)
+            powers = tl.exp2(logits - reference)
+            of_rows, of_columns = tl.sum(powers, 1), tl.sum(powers, 0)
+            tops_i, tops_j = tl.zeros((ROWS,), tl.float32) + reference, tl.zeros((COLUMNS,), tl.float32) + reference
+        else:
+            tops_i, tops_j = tl.max(logits, 1), tl.max(logits, 0)
+            of_rows, of_columns = tl.sum(_shifted(logits, tops_i, 1), 1), tl.sum(_shifted(logits, tops_j, 0), 0)
+        tl.store(row_maxima + at_row, tops_i, mask=i < i1)
+        tl.store(row_sums + at_row, of_rows, mask=i < i1)
+        tl.store(column_maxima + at_column, tops_j, mask=j < n)
+        tl.store(column_sums + at_column, of_columns, mask=j < n)
+    if SIGMAS >= 0:
+        near = _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN, DIAGONAL)
+        top = 0.0
+        if SIGMAS > 0:  # noqa: SIM102 - this is known when compiling, the next is not
+            if tl.load(references + 3) > 0:
+                # A tile may hold no pair; what is below float32's own numbers is no sum anyhow.
+                top = tl.maximum(tl.max(tl.max(near, 1), 0) * tl.load(kernel), -1e30)
+        values, _ = _evaluate(near, kernel, top, SIGMAS)
+        of_j = tl.sum(values, 0)
+        if WITHIN:
+            of_j *= tl.where(j < i1, 1.0, 2.0)
+        tl.store(kernel_sums + tile_i * tiles_j + tile_j, tl.sum(of_j, 0))
+        tl.store(kernel_tops + tile_i * tiles_j + tile_j, top)
+
+
+@_kernel
+def merge_sums(maxima, sums, part_maxima, part_sums, size, parts, BLOCK: tl.constexpr):
+    """Add the ``parts`` (parts, size) of 2^maxima * sums to running ones (size,), the parts in their order."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    top = tl.load(maxima + at, mask=inside, other=0.0)
+    total = tl.load(sums + at, mask=inside, other=0.0)
+    for part in range(parts):
+        of_part = tl.load(part_maxima + part * size + at, mask=inside, other=0.0)
+        values = tl.load(part_sums + part * size + at, mask=inside, other=0.0).to(tl.float64)
+        larger = tl.maximum(top, of_part)
+        finite = tl.where(larger == float("-inf"), 0.0, larger)
+        total = total * tl.exp2(top - finite).to(tl.float64) + values * tl.exp2(of_part - finite).to(tl.float64)
+        top = larger
+    tl.store(maxima + at, top, mask=inside)
+    tl.store(sums + at, total, mask=inside)
+
+
+@_kernel
+def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+                row_maxima, row_shares, column_maxima, column_shares,
+                row_slopes, column_slopes, scale_sums, kernel_sums,
+                i0, i1, j0, m, n, d, tiles_i, tiles_j,
+                LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
+                DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
+                PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """The weights by which one tile's rows pull each other, as a gradient: rows and columns as in ``sum_pairs``.
+
+    ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. A softmax counts its pair's own
+    1 as taken off, before anything is rounded. WITHIN one cloud ``kernel_sums`` gets the sums of values, and the sums
+    of slopes are of rounded weights, so that equal rows pull each other nowhere.
+    """
+    tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
+    local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    i, j = i0 + local_i, j0 + local_j
+    inside = (i < i1)[:, None] & (j < n)[None, :]
+    dots = _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K, EVEN, PRECISION)
+    at_tile = tile_i * tiles_j + tile_j
+    pull = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if LOGITS:
+        logits = _logits(dots, tl.load(references), groups, i, j, n, inside, GROUPED)
+        share_i = tl.load(row_shares + i, mask=i < i1, other=0.0)
+        share_j = tl.load(column_shares + j, mask=j < n, other=0.0)
+        if tl.load(references + 2) > 0:
+            pull = tl.exp2(logits - tl.load(references + 1)) * (share_i[:, None] + share_j[None, :])
+        else:
+            tops_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
+            tops_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
+            pull = tl.exp2(logits - tops_i[:, None]) * share_i[:, None]
+            pull += tl.exp2(logits - tops_j[None, :]) * share_j[None, :]
+        pull -= tl.where(inside & (i[:, None] == j[None, :]), 2.0, 0.0)
+        pull *= tl.load(factors)
+        tl.store(scale_sums + at_tile, tl.sum(tl.sum(pull * dots, 1), 0))
+    if SIGMAS >= 0:
+        near = _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN, DIAGONAL)
+        values, slopes = _evaluate(near, kernel, tl.load(factors + 2), SIGMAS)
+        slopes *= tl.load(factors + 1)
+        if WITHIN:
+            tl.store(kernel_sums + at_tile, tl.sum(tl.sum(values, 0) * tl.where(j < i1, 1.0, 2.0), 0))
+            slopes = tl.where(i[:, None] == j[None, :], 0.0, slopes)  # a row does not pull itself
+        if not LOGITS:
+            slopes = slopes.to(weights.dtype.element_ty).to(tl.float32)
+        tl.store(row_slopes + tile_j * (i1 - i0) + local_i, tl.sum(slopes, 1), mask=i < i1)
+        tl.store(column_slopes + tile_i * (n - j0) + local_j, tl.sum(slopes, 0), mask=j < n)
+        pull += slopes
+    at = local_i[:, None] * weights_stride + local_j[None, :]
+    tl.store(weights + at, pull.to(weights.dtype.element_ty), mask=inside)
