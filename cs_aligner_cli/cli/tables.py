@@ -63,6 +63,7 @@ def prepare_tables(result: Result) -> list[Table]:
             if found["contents_in_several_splits"]
         ),
         *_near_rows(result["near_duplicates"]),
+        *((f"pictures: {what}", n) for what, n in result.get("pictures", {}).items()),
         *_length_rows(result["caption_lengths"]),
         *((f"unlike the manifest: {text}", "") for text in result["unlike_manifest"]),
     ]

@@ -32,8 +32,8 @@ class Source:
     content and, where pictures were read, ``dhash`` of the looks; without ``digest`` they are still to be looked at.
     ``further`` holds the tables of further modalities by name (image_id, split, feature_row).
     ``bad`` lists each dropped item with its reason; ``skipped`` counts what was left out on request; ``totals`` counts
-    what else there was (shards); ``notes`` are told to the user; ``description`` is what encoders need to find the
-    content again.
+    what else there was (shards); ``conversions`` lists the pictures that are not plain upright RGB of 8 bits, by what
+    they are; ``notes`` are told to the user; ``description`` is what encoders need to find the content again.
     """
 
     images: pd.DataFrame
@@ -42,6 +42,7 @@ class Source:
     bad: list[dict[str, str]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    conversions: dict[str, list[str]] = field(default_factory=dict)
     further: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -170,6 +171,8 @@ def check_images(source: Source, root: Path, skip_absent: bool, min_side: int, c
             if not reason and min(seen.width, seen.height) < min_side:
                 reason = f"{seen.width} x {seen.height} pixels, less than prepare.min_side ({min_side})"
             good[i] = not reason
+            for what in () if reason else seen.conversions:
+                source.conversions.setdefault(what, []).append(images["locator"].iloc[i])
             if skip_absent and reason == ABSENT:
                 absent += 1
             elif reason:

@@ -15,9 +15,12 @@ from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, normalised
 
 ABSENT = "no such file"
 # The ways in which PIL's decoders, of all formats and versions, say that a file is damaged.
@@ -38,6 +41,9 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG200
 _QUEUED = 4096
 # No picture of a data set comes near this; what does is no picture, or means to fill the memory.
 MAX_FILE_BYTES = 256 * 2**20
+# Preprocessing scales the shorter side up to the encoder's, and the longer one with it: a line of one pixel would fill
+# the memory. With this no encoder of 448 pixels makes more than 40 million of any picture.
+MAX_ASPECT = 200
 # The locator of a tar's member: where its bytes lie in the shard, so that it is read without looking for it.
 _MEMBER = re.compile(r"(.+?\.tar)::(.+)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 
@@ -50,13 +56,15 @@ class BadImageError(ValueError):
 class Seen:
     """What a look at an image file showed, or why it is no use.
 
-    ``digest`` is of its bytes, 64 bits; ``dhash`` is of what the picture looks like, see ``dhash``.
+    ``digest`` is of its bytes, 64 bits; ``dhash`` is of what the picture looks like, see ``dhash``; ``conversions`` are
+    what ``pictures.normalised`` did and found.
     """
 
     width: int = 0
     height: int = 0
     digest: int = 0
     dhash: int = 0
+    conversions: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -66,17 +74,39 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def decode(content: bytes) -> Image.Image:
-    """The RGB picture that a file's bytes hold; raise BadImageError if they are no whole image."""
+class Picture(NamedTuple):
+    """A decoded picture, upright and of 8 bits a channel, in the mode of its file; its bytes; what was converted."""
+
+    image: Image.Image
+    content: bytes
+    conversions: tuple[str, ...]
+
+
+def decode(content: bytes) -> Picture:
+    """The picture that a file's bytes hold; raise BadImageError if they are no whole photo of sane size and shape."""
     try:
         with Image.open(BytesIO(content), formats=_formats()) as image:
-            return image.convert("RGB")
+            _refuse_shape(*image.size)
+            upright, conversions = normalised(image)
+            return Picture(upright, content, conversions)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
         raise BadImageError("not an image") from None
+    except BadImageError:
+        raise
+    except NoPhotoError as error:
+        raise BadImageError(str(error)) from None
     except _DAMAGED as error:
         raise BadImageError(f"damaged: {error}") from None
+
+
+def _refuse_shape(width: int, height: int) -> None:
+    """What it would take to decode a picture, and to scale it, is known from its header."""
+    if width * height > (Image.MAX_IMAGE_PIXELS or 2**63):
+        raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImageError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other")
 
 
 def member_locator(shard: str, member: str, offset: int, size: int) -> str:
@@ -109,10 +139,9 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def read_image(path: Path) -> tuple[Image.Image, bytes]:
-    """The RGB picture and the bytes of a file or a tar's member; raise BadImageError if it is no whole image."""
-    content = read_bytes(path)
-    return decode(content), content
+def read_image(path: Path) -> Picture:
+    """The picture of a file or a tar's member; raise BadImageError if it is no whole photo."""
+    return decode(read_bytes(path))
 
 
 def look_at_all(root: Path, locators: Iterable[str], advance: Callable[[], None]) -> Iterator[Seen]:
@@ -130,10 +159,10 @@ def look_at_all(root: Path, locators: Iterable[str], advance: Callable[[], None]
 
 def _look_at(root: Path, locator: str) -> Seen:
     try:
-        image, content = read_image(root / locator)
+        image, content, conversions = read_image(root / locator)
     except (BadImageError, ValueError) as error:  # ValueError: a NUL character in the path
         return Seen(reason=str(error))
-    return Seen(image.width, image.height, digest(content), dhash(image))
+    return Seen(image.width, image.height, digest(content), dhash(image), conversions)
 
 
 def digest(content: bytes) -> int:
@@ -146,5 +175,5 @@ def dhash(image: Image.Image) -> int:
 
     Pictures that were scaled, compressed anew or slightly recoloured differ in few bits.
     """
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.uint8)
+    grey = np.asarray(as_rgb(image).convert("L").resize((9, 8), Image.Resampling.BOX), np.uint8)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")

@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.data.pictures import as_rgb
 
 _SIDE = 176
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos by their row of the images table: at its locator under ``root``, else by image id in ``folder``."""
+    """Photos by their row of the images table: at its locator under ``root``, else by image id in ``folder``.
+
+    ``background`` is the colour behind transparent places, as the encoder sees them; None: the colours that they hide.
+    """
 
     root: Path
     folder: Path | None = None
+    background: str | None = None
 
     def thumbnail(self, row: Any, side: int = _SIDE) -> bytes | None:
         """A JPEG of at most ``side`` x ``side`` pixels; None where the row has no photo, or none that can be read."""
         path = self._path(str(row["locator"]), str(row["image_id"]))
         if path is None:
             return None
-        try:
-            image, _ = read_image(path)
-        except (BadImageError, ValueError):
-            return None
-        image.thumbnail((side, side))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=72)
-        return buffer.getvalue()
+        return thumbnail(path, side, self.background)
 
     def _path(self, locator: str, image_id: str) -> Path | None:
         if locator:
@@ -40,3 +40,16 @@ class Photos:
         if self.folder is None or Path(image_id).name != image_id:
             return None
         return self.folder / image_id
+
+
+def thumbnail(path: Path, side: int, background: str | None = None) -> bytes | None:
+    """The picture of a file or a tar's member, as an encoder sees it, as a JPEG of at most ``side`` x ``side`` pixels;
+    None where there is none that can be read."""
+    try:
+        image = as_rgb(read_image(path).image, background)
+    except (BadImageError, ValueError):  # ValueError: a NUL character in the path
+        return None
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=72)
+    return buffer.getvalue()

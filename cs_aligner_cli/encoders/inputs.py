@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import join_padded
 from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.data.pictures import on_background
 
 PADDING = -1
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
@@ -26,14 +27,16 @@ _CHUNK, _FULL = 64, 0.8
 
 
 class ImageLoader:
-    """Rows of the images' table to pixels (B, 3, H, W), each picture by ``preprocess``.
+    """Rows of the images' table to pixels (B, 3, H, W), each picture by ``preprocess``, the library's own.
 
+    It sees the picture in the mode of its file (``pictures.normalised``), or in RGB on ``background`` where one is
+    stated.
     ``workers`` threads decode at once (PIL lets go of the interpreter lock); more than it takes to keep the encoder
     busy only get in its way where it runs on the same cores.
     """
 
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor], root: Path) -> None:
-        self.preprocess, self.root = preprocess, root
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], root: Path, background: str | None = None) -> None:
+        self.preprocess, self.root, self.background = preprocess, root, background
         self.workers = cpu_count() or 1
 
     @cached_property
@@ -54,11 +57,12 @@ class ImageLoader:
 
     def _read(self, path: Path) -> Tensor:
         try:
-            return self.preprocess(read_image(path)[0])
+            image = read_image(path).image
         except BadImageError as error:
             raise InputError(
                 f"{path}: {error}; it was whole when the data were prepared", "Check it again: csalign prepare"
             ) from None
+        return self.preprocess(image if self.background is None else on_background(image, self.background))
 
 
 def padded_ids(encoding: Any) -> Tensor:

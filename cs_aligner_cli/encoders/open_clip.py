@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.data.pictures import without_palette_alpha
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
@@ -67,12 +68,12 @@ class OpenClip:
         """The module of "image" or "text"; its output is (B, dim), not normalised."""
         return self.model.visual if modality == "image" else self.model.text  # type: ignore[no-any-return]
 
-    def encoder(self, modality: str, root: Path) -> Encoder:
-        """One of the two towers; both share this model."""
-        tower, load = self.tower(modality), self.loader(modality, root)
-        return Encoder(
-            modality, self.dim, tower, load, self.identity, tower, self, self._token_reader(modality, tower, load)
-        )
+    def encoder(self, modality: str, root: Path, background: str | None = None) -> Encoder:
+        """One of the two towers; both share this model. ``background`` is behind transparent pictures."""
+        tower, load = self.tower(modality), self.loader(modality, root, background)
+        identity = {**self.identity, "background": background} if modality == "image" else self.identity
+        tokens = self._token_reader(modality, tower, load)
+        return Encoder(modality, self.dim, tower, load, identity, tower, self, tokens)
 
     def _token_reader(
         self, modality: str, tower: nn.Module, load: Callable[[pd.DataFrame], Tensor]
@@ -86,11 +87,11 @@ class OpenClip:
         blank = Image.new("RGB", (64, 48))
         return TokenReader(OpenClipImageTokens(tower), load, lambda: self.preprocess(blank)[None], "patch tokens")
 
-    def loader(self, modality: str, root: Path) -> Callable[[pd.DataFrame], Tensor]:
+    def loader(self, modality: str, root: Path, background: str | None = None) -> Callable[[pd.DataFrame], Tensor]:
         """The function from table rows to the tower's input: pixels (B, 3, H, W) or token ids (B, L)."""
         if modality == "text":
             return lambda rows: self.tokenizer(rows["text"].tolist())
-        return ImageLoader(self.preprocess, root)
+        return ImageLoader(lambda image: self.preprocess(without_palette_alpha(image)), root, background)
 
     def save(
         self,

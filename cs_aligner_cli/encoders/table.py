@@ -38,10 +38,10 @@ def load_encoders(
         if isinstance(spec, OpenClipEncoder):
             from cs_aligner_cli.encoders.open_clip import OpenClip  # takes seconds to import
 
-            key = spec.model_dump_json()
+            key = spec.model_dump_json(exclude={"background"})
             if key not in models:
                 models[key] = OpenClip(spec, recipe.seed)
-            encoder = models[key].encoder(modality, data.root)
+            encoder = models[key].encoder(modality, data.root, spec.background)
         else:
             encoder = _load(spec, modality, data, recipe.seed)
         encoder.module.eval().to(device)

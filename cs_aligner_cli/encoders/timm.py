@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.data.pictures import as_rgb
+from cs_aligner_cli.encoders.checkpoints import (
+    in_order,
+    load_state,
+    read_state_dict,
+    refuse_placeholder,
+    without_prefix,
+)
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import HUB, LOCAL, refuse_absent, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
@@ -22,21 +31,40 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     pretrained = require_timm(spec, key)
     with loading(spec.model, key), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(
-            spec.model, pretrained=pretrained, num_classes=0, checkpoint_path=str(spec.checkpoint or "")
-        )
+        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
+    if spec.checkpoint is not None:
+        _load_checkpoint(model, spec.checkpoint, f"{key}.checkpoint")
     preprocess = timm.data.resolve_model_data_config(model)
-    load = ImageLoader(timm.data.create_transform(**preprocess, is_training=False), root)
+    transform = timm.data.create_transform(**preprocess, is_training=False)
+    # timm's own data sets hand RGB to its transforms.
+    load = ImageLoader(lambda image: transform(as_rgb(image)), root, spec.background)
     identity = {
         "kind": "timm",
         "model": spec.model,
         "weights": weights_digest(model),
+        "background": spec.background,
         "preprocess": {name: list(value) if isinstance(value, tuple) else value for name, value in preprocess.items()},
     }
     example = load.preprocess(Image.new("RGB", (64, 48)))[None]
     dim = dim_of(model, example, "image", key)
     tokens = TokenReader(TimmTokens(model), load, lambda: example, "patch tokens")
     return Encoder("image", dim, model, load, identity, model, tokens=tokens)
+
+
+def _load_checkpoint(model: Any, file: Path, key: str) -> None:
+    """The weights of a file without their classifier, which timm leaves out of a headless model, too."""
+    if file.suffix in (".npz", ".npy"):  # Google's own, which timm knows how to read
+        refuse_placeholder(file, key)
+        with loading(str(file), key):
+            timm.models.load_checkpoint(model, str(file))
+        return
+    own = model.state_dict()
+    state = without_prefix(read_state_dict(file, key), own)
+    state = in_order(state, own) or state
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    state = {name: value for name, value in state.items() if name in own or not name.startswith(heads)}
+    load_state(model, state, file, key)
 
 
 def require_timm(spec: TimmEncoder, key: str) -> bool:

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.pictures import as_rgb
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
@@ -113,8 +114,11 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
         with loading(spec.model, key):
             processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         tower = _Tower(model, modality, pooling)
-        load = ImageLoader(lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0], root)
+        load = ImageLoader(_preprocess(processor), root, spec.background)
         identity["preprocess"] = processor.to_dict()
+        # The library's own conversion puts transparent pictures on white.
+        converts = getattr(processor, "do_convert_rgb", None)
+        identity["background"] = spec.background or ("white" if converts else None)
         example = load.preprocess(Image.new("RGB", (64, 48)))[None]
         token_module, about = TransformersImageTokens(model), "patch tokens"
     else:
@@ -130,6 +134,17 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
     dim = dim_of(tower, example, modality, key)
     tokens = TokenReader(token_module, load, lambda: example, about)
     return Encoder(modality, dim, tower, load, identity, model, tokens=tokens)
+
+
+def _preprocess(processor: Any) -> Callable[[Image.Image], Tensor]:
+    """The processor's own way with one picture; where it converts none to RGB, the library's ``load_image`` has."""
+    converts = getattr(processor, "do_convert_rgb", None)
+
+    def preprocess(image: Image.Image) -> Tensor:
+        pixels: Tensor = processor(images=image if converts else as_rgb(image), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    return preprocess
 
 
 class _TextLoader:

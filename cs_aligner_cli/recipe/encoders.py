@@ -56,6 +56,27 @@ class ClipConfig(Strict):
     text_cfg: TextConfig = Field(TextConfig(), description="The text tower.")
 
 
+def _colour(value: Any) -> Any:
+    from PIL import ImageColor
+
+    if isinstance(value, str):
+        try:
+            ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no colour; expected one as CSS writes it: white, '#f0f0f0'") from None
+    return value
+
+
+class _Pictures(Strict):
+    """What the kinds that read pictures share."""
+
+    background: Annotated[str, BeforeValidator(_colour)] | None = Field(
+        None,
+        description="Image tower: colour behind transparent pictures (white, '#f0f0f0'); null: as the encoder's own"
+        " library sees them.",
+    )
+
+
 class FeaturesEncoder(Strict):
     """Features that another program computed; the manifest (kind: embeddings) says where they lie."""
 
@@ -68,7 +89,7 @@ class FeaturesEncoder(Strict):
     )
 
 
-class OpenClipEncoder(Strict, json_schema_extra=KIND_IS_NEEDED):
+class OpenClipEncoder(_Pictures, json_schema_extra=KIND_IS_NEEDED):
     """A tower of an open_clip model, with the model's own preprocessing and tokenizer."""
 
     kind: Literal["open_clip"] = Field("open_clip", description="An open_clip model.")
@@ -143,7 +164,7 @@ def _prompt(value: Any) -> Any:
 Prompt = Annotated[str, BeforeValidator(_prompt)]
 
 
-class TransformersEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED):
+class TransformersEncoder(_Pretrained, _Pictures, json_schema_extra=KIND_IS_NEEDED):
     """A model of the transformers library: a text model, a decoder LLM, a vision model, a tower of CLIP or SigLIP."""
 
     kind: Literal["transformers"] = Field("transformers", description="A transformers model.")
@@ -171,7 +192,7 @@ class SentenceTransformersEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED)
     )
 
 
-class TimmEncoder(_Pretrained, json_schema_extra=KIND_IS_NEEDED):
+class TimmEncoder(_Pretrained, _Pictures, json_schema_extra=KIND_IS_NEEDED):
     """An image model of timm, headless, with its own preprocessing."""
 
     kind: Literal["timm"] = Field("timm", description="A timm model.")
@@ -229,6 +250,8 @@ class Encoders(Strict):
             raise ValueError("image: sentence_transformers encodes text only")
         if self.of("text").kind == "timm":
             raise ValueError("text: timm has no text models; name a text encoder of another kind")
+        if self.text is not None and getattr(self.text, "background", None):
+            raise ValueError("text: background is for pictures; it belongs to image")
         if own := {"image", "text"} & self.further.keys():
             raise ValueError(f"further: {', '.join(sorted(own))} is no further modality; it has a key of its own")
         return self

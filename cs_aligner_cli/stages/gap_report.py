@@ -39,7 +39,7 @@ from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_stores import Compared, Features, Taken, compared
 from cs_aligner_cli.stages.making import make
-from cs_aligner_cli.stores.embeddings import nothing_to_compare
+from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
 from cs_aligner_cli.training.metrics_log import read_training_log
 
 Pairs: TypeAlias = tuple[Features, Features]
@@ -75,7 +75,8 @@ def _build(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     job.measure(console)
     if not job.pairs:
         raise nothing_to_compare(split.name)
-    shown = job.shown(Photos(data.root, recipe.gap_report.photos))
+    background = Store(layout.frozen(split.name).path).background
+    shown = job.shown(Photos(data.root, recipe.gap_report.photos, background))
     _write(build, job.report, job.figures(), shown, job.spectra)
     return job.summary()
 

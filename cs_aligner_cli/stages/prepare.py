@@ -107,7 +107,8 @@ def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: B
     columns = ["image_id", "split", "locator", "feature_row", "width", "height", "digest", "label"]
     images = images if "label" in images else images.assign(label="")
     write_prepared(build.folder, images[columns], captions, source.description, further)
-    write_json(build.folder / REPORT, {**summary, "near_pairs": pairs, "bad_items": source.bad})
+    details = {"near_pairs": pairs, "converted_pictures": source.conversions, "bad_items": source.bad}
+    write_json(build.folder / REPORT, {**summary, **details})
     return summary
 
 
@@ -230,6 +231,7 @@ def _report(
             "captions of one image with the same text": repeated(pair_codes(paired), paired["split"]),
         },
         "near_duplicates": near,
+        "pictures": {what: len(items) for what, items in source.conversions.items()},
         "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
             bad["shards"] / source.totals.get("shards", 1),

@@ -93,7 +93,9 @@ def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
             advance()
     found = {"store": store, "split": split.name, "k": asked.k or _K, "queries": results}
     if asked.html is not None:
-        write_bytes(asked.html, render_search_page(recipe.name, found).encode())
+        background = Store(layout.stores(split.name)[store].path).background
+        page = render_search_page(recipe.name, found, background)
+        write_bytes(asked.html, page.encode())
         found["html"] = str(asked.html)
     return found
 

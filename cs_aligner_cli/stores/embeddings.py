@@ -58,6 +58,13 @@ class Store:
         identity: dict[str, Any] = read_json(self.folder / "identity.json")
         return identity
 
+    @property
+    def background(self) -> str | None:
+        """The colour that the image encoder saw behind transparent places, None: the colours that they hide."""
+        encoders = self.identity.get("encoders", self.identity)
+        colour: str | None = encoders.get("image", {}).get("background")
+        return colour
+
     def array(self, modality: str) -> StoredArray:
         """The embeddings of a modality."""
         return StoredArray(self.folder / modality)
