@@ -97,6 +97,7 @@ def test_uneven_clouds_near_and_far(estimator: str, size: float) -> None:
         assert float((slope.cpu() - expected).norm() / expected.norm()) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_the_same_bits_twice_and_no_word_to_the_host() -> None:
     x, y = rows(1000, 128)
     scale = torch.tensor(14.3, device="cuda")
