@@ -188,12 +188,12 @@ class Campaign:
             size = int(self.random.uniform(0.02, 1.2) * need)
             with _small_disk(self.run, size) as enlarge:
                 ended = self.trial(name)
-                told = "cannot be written" in ended.said and _bugs(ended) == ""
+                reported = "cannot be written" in ended.said and _bugs(ended) == ""
                 what = f"{name} on a disk of {size} bytes"
                 if ended.code == 0:
                     self.found.counts["disks that sufficed"] += 1
-                elif ended.code == 2 and told:
-                    self.found.counts["full disks told with exit 2"] += 1
+                elif ended.code == 2 and reported:
+                    self.found.counts["full disks reported with exit 2"] += 1
                     for damaged in _damaged_outputs(self.run):
                         self.found.failures.append(f"{what}: {damaged} is damaged")
                 else:
@@ -220,11 +220,11 @@ class Campaign:
             _flip(file, bit)
             ended = self.trial(name)
             if ended.code == 2 and file.name in ended.said:
-                self.found.counts["flips told with exit 2"] += 1
+                self.found.counts["flips reported with exit 2"] += 1
                 self._mend(name, ended.said, file)
                 ended = self.trial(name)
             elif "warning" in ended.said and file.name.removesuffix(".json") in ended.said:
-                self.found.counts["flips told, the work done again"] += 1
+                self.found.counts["flips reported, the work done again"] += 1
             else:
                 self.found.counts["flips without effect"] += 1
                 # Nothing that was left to do reads it; who reads it will be told.
@@ -387,16 +387,18 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.disk_full and not asked.in_namespace:
+    arguments = parser.parse_args()
+    if arguments.disk_full and not arguments.in_namespace:
         if not can_mount():
             raise SystemExit(
                 "no tmpfs can be mounted here (unshare --user --mount): --disk-full 0 leaves that part out"
             )
         again = [sys.executable, __file__, *sys.argv[1:], "--in-namespace"]
         os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--mount", *again])
-    console = Console(asked.json)
-    found = campaign(asked.kills, asked.disk_full, asked.bit_flips, asked.seed, asked.recipes, console)
+    console = Console(arguments.json)
+    found = campaign(
+        arguments.kills, arguments.disk_full, arguments.bit_flips, arguments.seed, arguments.recipes, console
+    )
     result = {"counts": dict(found.counts), "failures": found.failures}
     tables = [table("the campaign", ["what", "count"], sorted(found.counts.items()))]
     if found.failures:

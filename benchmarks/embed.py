@@ -110,9 +110,10 @@ def best(sides: dict[str, Callable[[], Any]], rounds: int, items: int) -> dict[s
             costs[name].append(cost(side))
     found = {name: (min(c[0] for c in all_), min(c[1] for c in all_)) for name, all_ in costs.items()}
     for name, (seconds, cpu) in found.items():
-        told = " ".join(f"{c[0]:.1f}" for c in costs[name])
+        listing = " ".join(f"{c[0]:.1f}" for c in costs[name])
         print(
-            f"{name:>27}: {seconds:7.2f} s, {items / seconds:7.1f}/s, {cpu:7.2f} s of CPU (rounds: {told})", flush=True
+            f"{name:>27}: {seconds:7.2f} s, {items / seconds:7.1f}/s, {cpu:7.2f} s of CPU (rounds: {listing})",
+            flush=True,
         )
     return found
 

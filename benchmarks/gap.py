@@ -50,9 +50,9 @@ def draw(folder: Path, splits: dict[str, int], captions: int) -> None:
         stop = min(start + _BLOCK, count)
         signal = rng.standard_normal((stop - start, DIM), dtype=np.float32) * scales
         files["image"][start:stop] = signal + 0.05 * rng.standard_normal(signal.shape, dtype=np.float32) + gap
-        told = signal.repeat(captions, axis=0)
-        told += 0.05 * rng.standard_normal(told.shape, dtype=np.float32) - gap
-        files["text"][start * captions : stop * captions] = told
+        per_caption = signal.repeat(captions, axis=0)
+        per_caption += 0.05 * rng.standard_normal(per_caption.shape, dtype=np.float32) - gap
+        files["text"][start * captions : stop * captions] = per_caption
 
 
 def recipe(folder: Path, **settings: Any) -> Path:

@@ -109,7 +109,7 @@ def memory_and_time(ranks: Ranks) -> list[tuple[float, float]]:
         started = time.perf_counter()
         step(stepper, spec, ranks, number, WIDE_ROWS, dims)
         seconds = time.perf_counter() - started
-    return ranks.collect(((_status("VmHWM") - held) / 1e3, seconds))
+    return ranks.all_gather(((_status("VmHWM") - held) / 1e3, seconds))
 
 
 def _status(key: str) -> int:
@@ -226,11 +226,11 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false", default=None)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.worker:
-        worker(asked.worker, bool(asked.memory))
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker, bool(arguments.memory))
         return
-    measured = compare(asked.ranks, asked.memory is not False)
+    measured = compare(arguments.ranks, arguments.memory is not False)
     rows = [
         (f"{case}, {ranks} ranks", *(f"{apart[k]:.1e}" for k in ("loss", "grad", "weight", "last_loss")))
         for ranks, cases in measured["differences"].items()
@@ -247,7 +247,7 @@ def main() -> None:
         tables.append(table(title, ["ranks", "peak MB of each", "of one", "seconds"], memory))
     same = [(ranks, "yes" if equal else "NO") for ranks, equal in measured["stores_identical"].items()]
     tables.append(table("embedding stores", ["ranks", "identical to one process"], same))
-    Console(asked.json).result(measured, tables)
+    Console(arguments.json).result(measured, tables)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def bare_products(images: int) -> dict[str, Any]:
     import torch
 
     from cs_aligner_cli.retrieval import evaluate_retrieval
-    from cs_aligner_cli.retrieval.tiles import TILE_COLUMNS, TILE_ROWS
+    from cs_aligner_cli.retrieval.score_tiles import TILE_COLUMNS, TILE_ROWS
 
     image, text, owner = vectors(images)
     ours(*vectors(64))
@@ -163,7 +163,7 @@ def million(kind: str, effort: int) -> dict[str, Any]:
     """
     from cs_aligner_cli.retrieval import Rows, build_index, plan_index, search, write_index
     from cs_aligner_cli.retrieval.index import recall_against
-    from cs_aligner_cli.retrieval.scan import Pairs, scan
+    from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
     rng = np.random.default_rng(0)
     latent = 96
@@ -187,14 +187,14 @@ def million(kind: str, effort: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_index(index, Path(folder) / "x.index")
         size = (Path(folder) / "x.index").stat().st_size / 1e6
-    none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+    none = TruePairs(np.empty(0, np.int64), np.empty(0, np.int64))
     start = time.perf_counter()
     exact = scan(queries, gallery, none, None, k=10)[0]
     exactly = time.perf_counter() - start
     assert exact is not None
     start = time.perf_counter()
     found = search(index, queries, 10)[1]
-    asked = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     return {
         "factory": plan.factory,
         "planned_mb": plan.memory / 1e6,
@@ -202,7 +202,7 @@ def million(kind: str, effort: int) -> dict[str, Any]:
         "build_seconds": built,
         "build_mb": memory,
         "recall": recall_against(exact.top_ids, found),
-        "queries_per_second": len(queries) / asked,
+        "queries_per_second": len(queries) / elapsed,
         "exact_queries_per_second": len(queries) / exactly,
     }
 

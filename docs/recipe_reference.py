@@ -35,7 +35,7 @@ def page() -> str:
     return "\n".join([_INTRODUCTION, "## The top level", *_section(Recipe, "", set())]) + "\n"
 
 
-def _section(model: type[BaseModel], prefix: str, told: set[tuple[str, type[BaseModel]]]) -> Iterator[str]:
+def _section(model: type[BaseModel], prefix: str, described: set[tuple[str, type[BaseModel]]]) -> Iterator[str]:
     """The table of one section's own keys, then its sub-sections; ``told`` are those that were described already."""
     inner = {name: list(_sections_in(info.annotation)) for name, info in model.model_fields.items()}
     values = [name for name, models in inner.items() if not isinstance(model.model_fields[name].default, BaseModel)]
@@ -49,13 +49,13 @@ def _section(model: type[BaseModel], prefix: str, told: set[tuple[str, type[Base
             yield f"\n## `{key}`\n\n{model.model_fields[name].description} {whose} those of `{prefix}image`."
             continue
         for member in models:
-            if (key, member) in told:
+            if (key, member) in described:
                 continue
-            told.add((key, member))
+            described.add((key, member))
             kind = f", kind `{member.model_fields['kind'].default}`" if len(models) > 1 else ""
             each = "" if member in section_models(model.model_fields[name].annotation) else ", each of them"
             yield f"\n## `{key}`{kind}{each}\n\n{member.__doc__}"
-            yield from _section(member, key + ".", told)
+            yield from _section(member, key + ".", described)
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -381,14 +381,14 @@ def run(command: list[str], folder: Path) -> tuple[int, str, str]:
         result = CliRunner().invoke(app, command)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    told = result.stderr.replace(str(folder), "DIR").replace(str(PAGE.parents[1]), "CSALIGN")
-    return result.exit_code, result.stdout, told
+    outcome = result.stderr.replace(str(folder), "DIR").replace(str(PAGE.parents[1]), "CSALIGN")
+    return result.exit_code, result.stdout, outcome
 
 
-def page(told: dict[str, list[tuple[str, list[str], int, str]]]) -> str:
+def page(outcome: dict[str, list[tuple[str, list[str], int, str]]]) -> str:
     """The page of what was told: for each group (name, command, exit code, message)."""
-    lines = [INTRODUCTION.format(count=sum(map(len, told.values())))]
-    for group, rows in told.items():
+    lines = [INTRODUCTION.format(count=sum(map(len, outcome.values())))]
+    for group, rows in outcome.items():
         lines += [f"## {group}\n", "| input | command | exit | message |", "|---|---|---|---|"]
         for name, command, code, message in rows:
             shown = " ".join(f"'{word}'" if " " in word else word for word in command if word != "-q")
@@ -402,7 +402,7 @@ def _cell(line: str) -> str:
     return "`" + line.strip().replace("`", "'").replace("|", "\\|") + "`"
 
 
-def told(case: Case, folder: Path) -> tuple[str, list[str], int, str]:
+def outcome(case: Case, folder: Path) -> tuple[str, list[str], int, str]:
     """Make a case in an empty folder and run its command."""
     command = case.make(Bench(folder))
     code, _, stderr = run(command, folder)
@@ -417,7 +417,7 @@ def main() -> None:
     for group, cases in CASES.items():
         for case in cases:
             with tempfile.TemporaryDirectory() as folder:
-                found.setdefault(group, []).append(told(case, Path(folder).resolve()))
+                found.setdefault(group, []).append(outcome(case, Path(folder).resolve()))
     PAGE.write_text(page(found), encoding="utf-8")
     sys.stderr.write(f"{PAGE.name} written\n")
 

@@ -100,8 +100,8 @@ def make_features(root: Path, splits: dict[str, int] = SPLITS, seed: int = 0) ->
     factors = rng.standard_normal((count, 8))
     image_map, text_map = rng.standard_normal((8, IMAGE_DIM)), rng.standard_normal((8, TEXT_DIM))
     images = factors @ image_map + 0.1 * rng.standard_normal((count, IMAGE_DIM))
-    told = np.repeat(factors, CAPTIONS_PER_IMAGE, axis=0)
-    texts = (told + 0.2 * rng.standard_normal(told.shape)) @ text_map
+    per_caption = np.repeat(factors, CAPTIONS_PER_IMAGE, axis=0)
+    texts = (per_caption + 0.2 * rng.standard_normal(per_caption.shape)) @ text_map
     names = [f"{i:04d}.jpg" for i in range(count)]
     split_of = [split for split, n in splits.items() for _ in range(n)]
     of_image = np.repeat(np.arange(count), CAPTIONS_PER_IMAGE)

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Rows = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 
-def random_rows(seed: int, rows: int, width: int, unit: bool = True) -> Rows:
+def random_rows(seed: int, rows: int, width: int, unit: bool = True) -> Matrix:
     x = np.random.default_rng(seed).normal(size=(rows, width))
     return x / np.linalg.norm(x, axis=1, keepdims=True) if unit else x
 

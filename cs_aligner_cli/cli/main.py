@@ -193,12 +193,12 @@ def search(
     def call(console: Console) -> None:
         from cs_aligner_cli.cli.tables import search_tables, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
-        from cs_aligner_cli.stages.search import Asked
+        from cs_aligner_cli.stages.search import SearchRequest
         from cs_aligner_cli.stages.search import search as search_stage
 
         loaded = load_recipe(recipe, overrides or ())
-        asked = Asked(text or (), image or (), id_ or (), k, store, gallery, photos, html)
-        result = search_stage(loaded, console, asked)
+        request = SearchRequest(text or (), image or (), id_ or (), k, store, gallery, photos, html)
+        result = search_stage(loaded, console, request)
         console.result(stage_data("search", loaded, result), search_tables(result))
         if html is not None:
             console.say(f"page: {html}")

@@ -99,10 +99,10 @@ def _near_rows(near: Result) -> list[tuple[str, int]]:
 def _length_rows(lengths: Result | None) -> list[tuple[str, int]]:
     if lengths is None:
         return []
-    told = {"longest caption": "longest", "95% of the captions have at most": "p95"}
+    named = {"longest caption": "longest", "95% of the captions have at most": "p95"}
     return [
         (f"captions longer than {lengths['limit']} tokens, which lose their end", lengths["truncated"]),
-        *((f"{what}, tokens", lengths[key]) for what, key in told.items()),
+        *((f"{what}, tokens", lengths[key]) for what, key in named.items()),
     ]
 
 
@@ -178,8 +178,8 @@ def retrieval_tables(result: Result) -> list[Table]:
         for modality, index in modalities.items()
     ]
     columns = ["store", "of", "index", "rows", "MB", "recall@10 against exact"]
-    told = [(key.replace("_", " "), _listed(value)) for key, value in result["protocol"].items()]
-    return [*tables, table("saved indexes", columns, built), table("protocol", ["what", "how"], told)]
+    named = [(key.replace("_", " "), _listed(value)) for key, value in result["protocol"].items()]
+    return [*tables, table("saved indexes", columns, built), table("protocol", ["what", "how"], named)]
 
 
 def compare_tables(result: Result) -> list[Table]:

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cs_aligner_cli.common.errors import AlreadyToldError, CsalignError, InputError
+from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.torchrun_env import local_rank, rank
 
@@ -209,7 +209,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
 def _is_to_tell(error: BaseException) -> bool:
     """Whether this process speaks, of several: one of every machine, or the one that ``together`` chose by a note."""
     if isinstance(error, CsalignError | KeyboardInterrupt):
-        return not isinstance(error, AlreadyToldError) and (local_rank() == 0 or hasattr(error, "__notes__"))
+        return not isinstance(error, AlreadyReportedError) and (local_rank() == 0 or hasattr(error, "__notes__"))
     return True
 
 

@@ -38,11 +38,11 @@ class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
         self.result = result
 
 
-class AlreadyToldError(CsalignError):
-    """Another process of the same command has told the user why it ends; this one ends with the same code, silently."""
+class AlreadyReportedError(CsalignError):
+    """Another process of the same command has reported why it ends; this one ends with the same code, silently."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("told by another rank")
+        super().__init__("reported by another rank")
         self.exit_code = exit_code
 
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.types import Ints
+
 # What fills the rows of a padded sequence. No stored value and no embedding may be NaN, so one tensor says both what
 # the tokens are and how many there are: it can be cut, moved and cached like any other.
 PADDING_TOKEN = math.nan
-
-Rows = npt.NDArray[np.int64]
 
 
 def pad_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ class Ragged:
     """Sequences laid end to end: ``values`` (sum of lengths, d) and ``lengths`` (n,), each at least 1."""
 
     values: npt.NDArray[Any]
-    lengths: Rows
+    lengths: Ints
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @cached_property
-    def starts(self) -> Rows:
+    def starts(self) -> Ints:
         """(n,) where each sequence begins in ``values``."""
         return np.asarray(np.cumsum(self.lengths) - self.lengths, np.int64)
 
@@ -72,7 +72,7 @@ class Ragged:
         """The sequences of several in one."""
         return cls(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]))
 
-    def take(self, rows: Rows) -> Ragged:
+    def take(self, rows: Ints) -> Ragged:
         """Some sequences, in the given order."""
         lengths = self.lengths[rows]
         if (length := self._one_length()) is not None:
@@ -80,7 +80,7 @@ class Ragged:
             return Ragged(blocks[rows].reshape(-1, blocks.shape[2]), lengths)
         return Ragged(self.values[np.repeat(self.starts[rows], lengths) + _counted(lengths)], lengths)
 
-    def pad_into(self, padded: npt.NDArray[np.float32], rows: Rows | slice) -> None:
+    def pad_into(self, padded: npt.NDArray[np.float32], rows: Ints | slice) -> None:
         """Write sequence i to ``padded[rows[i]]``, whose rows (L, d) are long enough and hold padding."""
         if (length := self._one_length()) is not None:
             padded[rows, :length] = self.values.reshape(len(self), length, -1)
@@ -94,7 +94,7 @@ class Ragged:
         return first if first is not None and (self.lengths == first).all() else None
 
 
-def _counted(lengths: Rows) -> Rows:
+def _counted(lengths: Ints) -> Ints:
     """0, 1, ... anew for every length."""
     ends = np.cumsum(lengths)
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths), np.int64)

@@ -1,10 +1,10 @@
-"""Which of the processes of one command this is, as torchrun tells it in the environment; needs no torch."""
+"""Which of the processes of one command this is, by torchrun's environment variables; needs no torch."""
 
 from __future__ import annotations
 
 import os
 
-_TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank() -> int:
@@ -15,7 +15,7 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes work on this command together."""
     # Batch systems leave some of these behind by themselves; only all of them together mean a launcher.
-    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in _TOLD_BY_TORCHRUN) else 1
+    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in _SET_BY_TORCHRUN) else 1
 
 
 def local_rank() -> int:

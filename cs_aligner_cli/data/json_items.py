@@ -25,15 +25,15 @@ def json_items(path: Path, key: str, console: Console) -> Iterator[Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file{Lookalikes().hint(path.parent, path.name)}")
-    total, told, empty = max(1, path.stat().st_size >> 20), 0, True
+    total, advanced, empty = max(1, path.stat().st_size >> 20), 0, True
     try:
         with open_json(path) as file, console.progress(f"reading {path.name} (MiB)", total) as advance:
             for item in ijson.items(file, f"{key}.item" if key else "item", use_float=True):
                 empty = False
                 yield item
-                if (read := file.tell() >> 20) > told:
-                    advance(read - told)
-                    told = read
+                if (read := file.tell() >> 20) > advanced:
+                    advance(read - advanced)
+                    advanced = read
         if empty:
             _require_list(path, key)
     except (ijson.JSONError, UnicodeDecodeError, RecursionError, OverflowError) as error:

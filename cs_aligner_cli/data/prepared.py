@@ -119,8 +119,8 @@ class PreparedData:
         lacking = [modality for modality in needs if part.table(modality).empty]
         if lacking:
             splits = sorted({*self.images["split"], *self.captions["split"]})
-            told = {"image": "images", "text": "captions"}
-            what, near = f"has no {' and no '.join(told.get(modality, modality) for modality in lacking)}", ""
+            names = {"image": "images", "text": "captions"}
+            what, near = f"has no {' and no '.join(names.get(modality, modality) for modality in lacking)}", ""
             if name not in splits:
                 what, near = "is empty", did_you_mean(name, splits)
             raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(splits)})")

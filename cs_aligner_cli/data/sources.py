@@ -64,8 +64,8 @@ def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Sou
                 draw(scene, manifest.size).save(folder / locator, compress_level=1)
                 label = f"{len(scene.things)} shapes" if len(scene.things) > 1 else "1 shape"
                 images.append((image_id, split, locator, digest((folder / locator).read_bytes()), label))
-                told = scene_captions(scene, manifest.captions_per_image)
-                texts += [(image_id, split, text) for text in told]
+                scene_texts = scene_captions(scene, manifest.captions_per_image)
+                texts += [(image_id, split, text) for text in scene_texts]
                 advance()
     frame = pd.DataFrame(images, columns=["image_id", "split", "locator", "digest", "label"])
     frame = frame.assign(feature_row=-1, width=manifest.size, height=manifest.size)

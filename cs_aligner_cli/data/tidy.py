@@ -24,8 +24,8 @@ def unify_splits(source: Source) -> None:
         return
     for table in tables:
         table["split"] = table["split"].map(names)
-    told = ", ".join(f"{name!r} as {kept!r}" for name, kept in changed.items())
-    source.notes.append(f"splits that differ in case or spaces alone are one: {told}")
+    renamed = ", ".join(f"{name!r} as {kept!r}" for name, kept in changed.items())
+    source.notes.append(f"splits that differ in case or spaces alone are one: {renamed}")
 
 
 def _folded(name: str) -> str:

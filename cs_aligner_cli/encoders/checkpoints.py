@@ -169,9 +169,9 @@ def load_state(
     ]
     found = {"lacks": missing, "also holds": unknown, "has other shapes:": other}
     if any(found.values()):
-        told = "; ".join(f"it {what} {_listed(names)}" for what, names in found.items() if names)
+        describe_encoder = "; ".join(f"it {what} {_listed(names)}" for what, names in found.items() if names)
         raise InputError(
-            f"{key}: the weights in {file} are not those of this model: {told}",
+            f"{key}: the weights in {file} are not those of this model: {describe_encoder}",
             "The file must come from the architecture that is named, weight by weight.",
         )
     model.load_state_dict({**{name: own[name] for name in may_lack if name in own}, **state})

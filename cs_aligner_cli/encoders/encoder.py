@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.encoders.hub import told
+from cs_aligner_cli.encoders.hub import describe_encoder
 
 
 @dataclass
@@ -60,7 +60,9 @@ class Encoder:
         """``tokens``; InputError, naming the recipe's ``key`` that asks for them, where the encoder has none."""
         if self.tokens is None:
             hint = "Name a transformer, or a manifest of kind embeddings with token features (docs/tokens.md)."
-            raise InputError(f"{key}: tokens, but encoders.{self.modality} ({told(self.identity)}) gives none", hint)
+            raise InputError(
+                f"{key}: tokens, but encoders.{self.modality} ({describe_encoder(self.identity)}) gives none", hint
+            )
         return self.tokens
 
     @property

@@ -99,7 +99,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(keys) + (" differ" if len(keys) > 1 else " differs") if keys else ""
 
 
-def told(identity: dict[str, Any]) -> str:
+def describe_encoder(identity: dict[str, Any]) -> str:
     """An identity in a few words, for messages."""
     name = identity.get("model") or identity.get("file") or "a model of its own config"
     weights = f" (weights {identity['weights']})" if "weights" in identity else ""

@@ -27,11 +27,11 @@ def recall_draws(
     found: dict[str, Floats] = {}
     for direction, owners in images.items():
         hit = (ranks[direction].ranks == 1).astype(np.float64)
-        hits, asked = (
+        hits, queries_of = (
             groups.sums(np.bincount(owners, weights, minlength=len(image)).astype(np.float64))
             for weights in (hit, np.ones_like(hit))
         )
         with np.errstate(invalid="ignore"):  # a draw without a query says nothing
-            found[direction] = (counts @ hits) / (counts @ asked)
+            found[direction] = (counts @ hits) / (counts @ queries_of)
     found["mean"] = (found["i2t"] + found["t2i"]) / 2
     return found

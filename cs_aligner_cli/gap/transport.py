@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cs_aligner_cli.gap.results import Smooth
 from cs_aligner_cli.objectives import sliced_wasserstein
-from cs_aligner_cli.objectives.transport import random_directions
+from cs_aligner_cli.objectives.optimal_transport import random_directions
 
 _PROJECTIONS = 128
 

@@ -7,6 +7,7 @@ from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoeld
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
+from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.terms import (
     Clouds,
@@ -20,7 +21,6 @@ from cs_aligner_cli.objectives.terms import (
     on_tokens,
 )
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
-from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 __all__ = [
     "Clouds",

@@ -11,8 +11,8 @@ from cs_aligner_cli.objectives.approximation import nystroem_cs, rff_cs
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
+from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
-from cs_aligner_cli.objectives.transport import sinkhorn, sliced_wasserstein
 
 # Each takes (image, text), the logits and groups that its signature names, and the recipe's options by their names.
 PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {

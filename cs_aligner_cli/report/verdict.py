@@ -22,14 +22,14 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         return ["No store has its image and text rows in one space, so no gap between them can be measured yet."]
     kinds = report.get("kinds", {})
     own = [name for name in measured if kinds.get(name, "store") == "store"]
-    told = []
+    sentences = []
     if len(own) == 1:
-        told = [_alone(report, own[0])]
+        sentences = [_alone(report, own[0])]
     elif own:
-        told = [_compared(report, reference, own[-1]) for reference in own[:-1]]
+        sentences = [_compared(report, reference, own[-1]) for reference in own[:-1]]
     for kind, of_what in (("run", "Of the other runs' stores"), ("baseline", "Of what needs no training")):
-        told += _best_of(report, of_what, [name for name in measured if kinds.get(name) == kind])
-    return told
+        sentences += _best_of(report, of_what, [name for name in measured if kinds.get(name) == kind])
+    return sentences
 
 
 def _best_of(report: Mapping[str, Any], of_what: str, stores: list[str]) -> list[str]:

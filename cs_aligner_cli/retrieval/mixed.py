@@ -20,7 +20,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.retrieval.bootstrap import Key
 from cs_aligner_cli.retrieval.rows import Rows
-from cs_aligner_cli.retrieval.scan import Pairs, scan
+from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
 Bools = npt.NDArray[np.bool_]
 # What an item is made of, and the part of the result that counts right answers of that kind.
@@ -128,7 +128,7 @@ def _caption_task(owner: Ints, images: int, alone: Ints, share: float, rng: np.r
         np.concatenate([asking[asks], np.full(len(from_image), -1)]),
     )
     items = np.concatenate([asks, from_image])
-    return task_of_pairs(corpus, queries, items, Pairs.of(np.arange(len(items)), items))
+    return task_of_pairs(corpus, queries, items, TruePairs.of(np.arange(len(items)), items))
 
 
 def label_tasks(
@@ -200,7 +200,7 @@ def _corpus(as_image: Bools, standing: Ints, alone: Ints) -> Items:
     )
 
 
-def task_of_pairs(corpus: Items, queries: Items, owner: Ints, pairs: Pairs) -> MixedTask:
+def task_of_pairs(corpus: Items, queries: Items, owner: Ints, pairs: TruePairs) -> MixedTask:
     """A task whose right answers are ``pairs`` of queries and places in the corpus; arguments as in MixedTask."""
     width = len(corpus.image)
     known = pairs.query * width + pairs.item
@@ -243,7 +243,7 @@ def _one(
     image: Rows, text: Rows, task: MixedTask, ks: tuple[int, ...], device: str
 ) -> tuple[MixedTask, dict[Key, Floats]]:
     queries, corpus = (ItemRows(image, text, items) for items in (task.queries, task.corpus))
-    nothing = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    nothing = TruePairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
     # One more than k: the query itself may stand in the corpus.
     found, _ = scan(queries, corpus, nothing, None, k=max(ks) + 1, device=device)
     assert found is not None
@@ -264,11 +264,14 @@ def _one(
         parts = {kind: asking & has for kind, has in task.has.items() if (asking & has).any()}
         counted = [("", np.logical_or.reduce([*parts.values()]), right)] if parts else []
         if len(parts) > 1:  # else the part is the whole
-            counted += [(f"/{kind}", asked, right & (kinds == KINDS.index(kind))) for kind, asked in parts.items()]
-        for part, asked, hits in counted:
+            counted += [
+                (f"/{kind}", counted_queries, right & (kinds == KINDS.index(kind)))
+                for kind, counted_queries in parts.items()
+            ]
+        for part, counted_queries, hits in counted:
             for k in ks:
                 hit = (hits & (place <= k)).any(axis=1).astype(np.float64)
-                values[f"{group}{part}", f"R@{k}"] = np.where(asked, hit, np.nan)
+                values[f"{group}{part}", f"R@{k}"] = np.where(counted_queries, hit, np.nan)
     return task, values
 
 

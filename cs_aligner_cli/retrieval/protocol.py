@@ -13,7 +13,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
 from cs_aligner_cli.retrieval.rows import Part, Rows
-from cs_aligner_cli.retrieval.scan import Pairs, scan
+from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
 # Per direction the image rows and the text rows that are searched; score corrections may differ by direction.
 Searched = Mapping[str, tuple[Rows, Rows]]
@@ -28,7 +28,7 @@ class Protocol:
     text, -1 for none, which says what is resampled together. ``galleries``: the image rows and text rows of each.
     """
 
-    pairs: Mapping[str, Pairs]
+    pairs: Mapping[str, TruePairs]
     owner: Ints
     images: int
     galleries: tuple[tuple[Ints, Ints], ...]
@@ -64,7 +64,7 @@ def caption_protocol(
         nth = np.arange(texts) - np.searchsorted(owner[order], owner[order])
         kept = np.sort(order[(nth < captions_per_image) | (owner[order] < 0)])
     paired = kept[owner[kept] >= 0]
-    pairs = {"i2t": Pairs.of(owner[paired], paired), "t2i": Pairs.of(paired, owner[paired])}
+    pairs = {"i2t": TruePairs.of(owner[paired], paired), "t2i": TruePairs.of(paired, owner[paired])}
     if folds == 1:
         galleries = [(np.arange(images), kept)]
     else:
@@ -95,7 +95,7 @@ def owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: 
 def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: Floats) -> Protocol:
     """The protocol with the judgements of one direction in place of its own true answers."""
     order = np.lexsort((item, query))
-    pairs = {**protocol.pairs, direction: Pairs(query[order].astype(np.int64), item[order].astype(np.int64))}
+    pairs = {**protocol.pairs, direction: TruePairs(query[order].astype(np.int64), item[order].astype(np.int64))}
     return replace(protocol, pairs=pairs, grades={**protocol.grades, direction: grade[order]})
 
 
@@ -160,7 +160,7 @@ def _together(searched: Searched) -> list[tuple[str, ...]]:
     return [DIRECTIONS] if same else [(direction,) for direction in DIRECTIONS]
 
 
-def _inside(protocol: Protocol, direction: str, images: Ints, texts: Ints) -> tuple[Pairs, Floats | None]:
+def _inside(protocol: Protocol, direction: str, images: Ints, texts: Ints) -> tuple[TruePairs, Floats | None]:
     """The pairs of a direction that lie in one gallery, by rows of that gallery, with their grades."""
     pairs, grades = protocol.pairs[direction], protocol.grades.get(direction)
     numbers = []
@@ -171,7 +171,7 @@ def _inside(protocol: Protocol, direction: str, images: Ints, texts: Ints) -> tu
     of_query, of_item = numbers if direction == "i2t" else numbers[::-1]
     query, item = of_query[pairs.query], of_item[pairs.item]
     inside = (query >= 0) & (item >= 0)
-    return Pairs(query[inside], item[inside]), grades[inside] if grades is not None else None
+    return TruePairs(query[inside], item[inside]), grades[inside] if grades is not None else None
 
 
 def _in_split(

@@ -17,8 +17,8 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.rows import Part, Rows
+from cs_aligner_cli.retrieval.score_tiles import BLOCK, Tile, slices, tools_for
 from cs_aligner_cli.retrieval.scores import MARGIN, Scores, pair_scores, query_blocks, rounding_bound, settle
-from cs_aligner_cli.retrieval.tiles import BLOCK, Tile, slices, tools_for
 
 # Where more than this share of a tile's blocks may hold a better item, all of the tile is looked at.
 _SPARSE_SHARE = 1 / 16
@@ -27,14 +27,14 @@ _DENSE_SHARE = 1 / 256
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class TruePairs:
     """True pairs of one direction: ``query`` and ``item`` (P,) int64, sorted by query, then item."""
 
     query: Ints
     item: Ints
 
     @classmethod
-    def of(cls, query: Ints, item: Ints) -> Pairs:
+    def of(cls, query: Ints, item: Ints) -> TruePairs:
         """Pairs in any order."""
         order = np.lexsort((item, query))
         return cls(query[order].astype(np.int64), item[order].astype(np.int64))
@@ -51,7 +51,7 @@ class Found:
     float32; ``top_ids`` (Q, k) int64: the best items of every query, in order; ``gallery``: how many items there are.
     """
 
-    pairs: Pairs
+    pairs: TruePairs
     ranks: Ints
     scores: Scores
     top_ids: Ints
@@ -61,8 +61,8 @@ class Found:
 def scan(
     x: Rows,
     y: Rows,
-    x_to_y: Pairs | None,
-    y_to_x: Pairs | None,
+    x_to_y: TruePairs | None,
+    y_to_x: TruePairs | None,
     k: int = 0,
     device: str = "cpu",
     advance: Callable[[int], None] = lambda rows: None,
@@ -98,7 +98,7 @@ class _Way:
     ``axis`` is the one of a tile along which this direction's items lie: 1 from x to y, 0 from y to x.
     """
 
-    def __init__(self, queries: Rows, items: Rows, pairs: Pairs, k: int, axis: int) -> None:
+    def __init__(self, queries: Rows, items: Rows, pairs: TruePairs, k: int, axis: int) -> None:
         self.queries, self.items, self.pairs, self.k, self.axis = queries, items, pairs, k, axis
         self.scores = pair_scores(queries, items, pairs.query, pairs.item)
         first = np.searchsorted(pairs.query, pairs.query)  # pairs are sorted by query

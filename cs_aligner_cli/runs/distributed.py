@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from cs_aligner_cli.common.errors import AlreadyToldError, CsalignError, InputError
+from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
 from cs_aligner_cli.common.torchrun_env import local_rank, world_size
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.recipe.distributed import Distributed
@@ -93,14 +93,14 @@ class Ranks:
         """The items that are this rank's to do: every ``size``-th one."""
         return items[self.rank :: self.size]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all ranks are here, however long one of them works alone."""
 
-    def ask(self, function: Callable[[], T]) -> T:
+    def broadcast(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on rank 0, for all ranks; anything that JSON can hold."""
         return function()
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value (anything that JSON can hold), by rank."""
         return [value]
 
@@ -108,14 +108,14 @@ class Ranks:
         """Whether the flag is up on any rank."""
         return flag
 
-    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Every rank's rows (counts[rank], d), by rank (sum(counts), d); of several ranks without graph."""
         return rows
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Give all ranks rank 0's values, in place."""
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the ranks, which all have gradients of the same parameters."""
 
 
@@ -133,15 +133,15 @@ class _Group(Ranks):
         assert isinstance(patient, dist.ProcessGroup)  # and no stranger to its own group
         self._patient = patient
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         with _among_ranks():
             dist.barrier(self._patient)
 
-    def ask(self, function: Callable[[], T]) -> T:
-        told: list[Any] = self.collect(function() if self.main else None)
-        return told[0]  # type: ignore[no-any-return]
+    def broadcast(self, function: Callable[[], T]) -> T:
+        found: list[Any] = self.all_gather(function() if self.main else None)
+        return found[0]  # type: ignore[no-any-return]
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         text = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with _among_ranks():
@@ -158,12 +158,12 @@ class _Group(Ranks):
             dist.all_reduce(up, dist.ReduceOp.MAX)
         return bool(up)
 
-    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         with _among_ranks():
             return torch.cat(_all_gather(rows.detach(), counts))
 
     @torch.no_grad()
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         with _among_ranks():
             for tensor in tensors:
                 whole = tensor.contiguous()
@@ -171,7 +171,7 @@ class _Group(Ranks):
                 tensor.copy_(whole)
 
     @torch.no_grad()
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         with _among_ranks():
             for bucket in _buckets(gradients):
@@ -180,10 +180,10 @@ class _Group(Ranks):
                 for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                     gradient.copy_(part.view_as(gradient))
 
-    def told(self) -> bool:
+    def already_reported(self) -> bool:
         """Whether another rank has already said why the command ends; if not, this one is now to say it."""
         try:
-            return int(self._store.add("csalign/told", 1)) > 1
+            return int(self._store.add("csalign/reported", 1)) > 1
         except RuntimeError:  # the launcher, which keeps the store, has gone
             return not self.main
 
@@ -200,7 +200,7 @@ def current() -> Ranks:
 def together(spec: Distributed) -> Iterator[Ranks]:
     """Join the processes that torchrun started; one process, or one that has joined already, goes on as it is.
 
-    Whatever ends the command on several ranks is told by the first of them; the others raise AlreadyToldError.
+    Whatever ends the command on several ranks is reported by the first of them; the others raise AlreadyReportedError.
     """
     global _current
     if world_size() == 1 or _current.size > 1:
@@ -211,8 +211,8 @@ def together(spec: Distributed) -> Iterator[Ranks]:
     try:
         yield group
     except BaseException as error:
-        if group.told():
-            raise AlreadyToldError(_exit_code(error)) from None
+        if group.already_reported():
+            raise AlreadyReportedError(_exit_code(error)) from None
         error.add_note(f"(rank {group.rank} of {group.size})")
         raise
     else:
@@ -226,19 +226,19 @@ def building(artifact: Artifact, ranks: Ranks, sources: str = "") -> Iterator[Bu
     """``artifact.building`` by rank 0; the other ranks work in the same folder, and all leave when it is in place."""
     if ranks.main:
         with artifact.building(sources) as build:
-            ranks.meet()
+            ranks.barrier()
             yield build
-            ranks.meet()
+            ranks.barrier()
     else:
-        ranks.meet()
+        ranks.barrier()
         yield Build(artifact.work, resumed=True)
-        ranks.meet()
-    ranks.meet()
+        ranks.barrier()
+    ranks.barrier()
 
 
 @contextmanager
 def _among_ranks() -> Iterator[None]:
-    """Tell a failure to reach the other ranks as one; torch.distributed's errors are RuntimeErrors."""
+    """Raise a failure to reach the other ranks as one; torch.distributed's errors are RuntimeErrors."""
     try:
         yield
     except RuntimeError as error:

@@ -29,14 +29,14 @@ from cs_aligner_cli.retrieval.index import (
     write_index,
 )
 from cs_aligner_cli.retrieval.rows import Part, Rows
-from cs_aligner_cli.retrieval.scan import Pairs, scan
+from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
 METADATA = "metadata/metadata_0.parquet"
 _DESCRIPTION = "index.json"
 _K = 10
 # Rows of the trial that estimates the recall, and queries that measure it.
 _TRIAL_ROWS, _QUERIES = 20000, 1000
-_NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+_NO_PAIRS = TruePairs(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def save_index(
@@ -71,7 +71,7 @@ def save_index(
         )
     if plan.factory != "Flat":
         described["estimated_recall"] = _trial(spec, rows, queries, seed)
-        say(f"{modality} index {plan.factory}: {_foretold(described)}")
+        say(f"{modality} index {plan.factory}: {_estimate(described)}")
     folder.mkdir(parents=True, exist_ok=True)
     on_disk = folder / f"{modality}.index" if spec.on_disk else None
     index = build_index(rows, spec.kind, spec.training_rows, spec.effort, seed, folder=on_disk)
@@ -84,7 +84,7 @@ def save_index(
     return described
 
 
-def _foretold(described: dict[str, Any]) -> str:
+def _estimate(described: dict[str, Any]) -> str:
     recall = described["estimated_recall"]
     about = "recall cannot be estimated on a sample" if recall is None else f"about {recall:.0%} of the 10 nearest"
     return f"{described['megabytes']:.1f} MB for {described['rows']:,} rows, {about}"
@@ -105,11 +105,11 @@ def _trial(spec: Index, rows: Rows, queries: Rows, seed: int) -> float | None:
 
 def _recall(index: Any, rows: Rows, queries: Rows, seed: int) -> float:
     """The share of the exact nearest that the index finds, for a sample of queries."""
-    asked = Part(queries, _drawn(len(queries), _QUERIES, seed))
+    sampled = Part(queries, _drawn(len(queries), _QUERIES, seed))
     k = min(_K, len(rows))
-    exact = scan(asked, rows, _NO_PAIRS, None, k=k)[0]
+    exact = scan(sampled, rows, _NO_PAIRS, None, k=k)[0]
     assert exact is not None
-    return recall_against(exact.top_ids, search(index, asked, k)[1])
+    return recall_against(exact.top_ids, search(index, sampled, k)[1])
 
 
 def _drawn(total: int, count: int, seed: int) -> Ints:

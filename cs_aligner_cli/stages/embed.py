@@ -43,14 +43,14 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     """
     layout = Layout(recipe)
     ranks = current()
-    ranks.ask(lambda: layout.prepared.require() is not None)
+    ranks.broadcast(lambda: layout.prepared.require() is not None)
     job = _Job(recipe, layout, console, force)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
     if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
         stores |= _unpaired(layout, console, force)
-    trained = ranks.ask(lambda: [n for n in layout.aligned_names if job.can_align(n)])
+    trained = ranks.broadcast(lambda: [n for n in layout.aligned_names if job.can_align(n)])
     for name in trained:
         stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
     waiting = [name for name in layout.aligned_names if name not in stores]
@@ -65,7 +65,7 @@ def _unpaired(layout: Layout, console: Console, force: bool) -> dict[str, dict[s
     stores: dict[str, dict[str, Any]] = {}
     for number, (name, other) in enumerate(layout.unpaired.items()):
         split = layout.recipe.data.unpaired.sources[number].split
-        current().ask(lambda other=other: other.prepared.require() is not None)  # type: ignore[misc]
+        current().broadcast(lambda other=other: other.prepared.require() is not None)  # type: ignore[misc]
         stores[f"unpaired {name}"] = {split: _Job(other.recipe, other, console, force).frozen(split)}
         theirs = Store(other.frozen(split).path)
         for modality in other.modalities:
@@ -140,12 +140,12 @@ class _Job:
     def _fill_tokens(self, writer: TokenWriter, embedder: Embedder, label: str) -> dict[str, Any]:
         """Compute the missing shards, each rank its share; return what is told of the modality."""
         started = time.perf_counter()
-        missing = self.ranks.ask(lambda: self._missing(writer))
+        missing = self.ranks.broadcast(lambda: self._missing(writer))
         mine = [(number, writer.rows_of(number)) for number in self.ranks.mine(missing)]
         with self.console.progress(label, sum(len(part) for _, part in mine)) as advance:
             for number, tokens in embedder.token_shards(mine, advance):
                 writer.write_tokens(number, tokens)
-        speeds = self.ranks.collect(embedder.throughput.record())
+        speeds = self.ranks.all_gather(embedder.throughput.record())
         array = TokenArray(writer.folder)
         about = {"rows": len(array), "dim": array.dim, "tokens": int(array.lengths.sum())}
         return {**about, "seconds": round(time.perf_counter() - started, 3), **_together(speeds)}
@@ -217,7 +217,7 @@ class _Job:
                 embedder = embedder_of(modality)
                 started = time.perf_counter()
                 self._fill(writer, embedder, f"{artifact.name}: {modality}")
-                speeds = self.ranks.collect(embedder.throughput.record())
+                speeds = self.ranks.all_gather(embedder.throughput.record())
                 seconds = round(time.perf_counter() - started, 3)
                 about = {"rows": rows, "dim": writer.written().shape[1], "seconds": seconds}
                 summary[modality] = {**about, **_together(speeds)}
@@ -229,7 +229,7 @@ class _Job:
 
     def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:
         """Compute the missing shards, each rank its share; each is written while the next one is computed."""
-        missing = [(number, writer.rows_of(number)) for number in self.ranks.ask(lambda: self._missing(writer))]
+        missing = [(number, writer.rows_of(number)) for number in self.ranks.broadcast(lambda: self._missing(writer))]
         mine = self.ranks.mine(missing)
         shards = dict(mine)
         total = writer.rows if self.ranks.size == 1 else sum(len(part) for _, part in mine)

@@ -42,7 +42,7 @@ from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
 from cs_aligner_cli.training.metrics_log import read_training_log
 
-Pairs: TypeAlias = tuple[Features, Features]
+PairedFeatures: TypeAlias = tuple[Features, Features]
 REPORT = "report.html"
 _KS = (1, 5, 10)
 # The pairs that the conflict is taken on: the size of a large training batch.
@@ -89,7 +89,7 @@ class _Job:
     layout: Layout
     split: Split
     report: dict[str, Any] = field(default_factory=dict)
-    pairs: dict[str, Pairs] = field(default_factory=dict)
+    pairs: dict[str, PairedFeatures] = field(default_factory=dict)
     spectra: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, dict[str, Any]] = field(default_factory=dict)
     looked_at: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class _Job:
             "name": self.recipe.name,
             "split": self.split.name,
             "pairs": len(kept),
-            "note": self._told(len(images)),
+            "note": self._sample_notes(len(images)),
             **{part: {} for part in ("kinds", "stores", "intervals", "null", "samples", "sweep")},
             **{part: {} for part in ("retrieval", "recall_intervals", "mixed", "conflict")},
             "differences": [],
@@ -122,7 +122,7 @@ class _Job:
             },
         }
 
-    def _told(self, images: int) -> list[str]:
+    def _sample_notes(self, images: int) -> list[str]:
         """What a reader must know of the sample."""
         spec, pairs = self.recipe.gap_report, len(self.rows["image"])
         first, second = spec.modalities
@@ -263,7 +263,7 @@ class _Job:
         figures = {
             "gap_against_recall": gap_against_recall(points),
             "projection": projection(pairs, seed=self.recipe.seed),
-            **self._asked_projection(pairs),
+            **self._neighbour_projection(pairs),
             "cosine_histograms": cosine_histograms(pairs, seed=self.recipe.seed),
             "divergence_curve": divergence_curve({name: report["sweep"][name] for name in panels}),
             "spectra": spectra({name: self.spectra[name] for name in panels}),
@@ -275,7 +275,7 @@ class _Job:
             figures["training"] = training_curves(logs)
         return figures
 
-    def _asked_projection(self, pairs: dict[str, Pairs]) -> dict[str, Picture]:
+    def _neighbour_projection(self, pairs: dict[str, PairedFeatures]) -> dict[str, Picture]:
         kind = self.recipe.gap_report.projection
         if kind == "pca":
             return {}

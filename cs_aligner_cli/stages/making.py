@@ -46,13 +46,13 @@ def make(
             need.current()
         return None if force else artifact.fresh(sources)
 
-    record = ranks.ask(fresh)
+    record = ranks.broadcast(fresh)
     if record is not None:
         return Made("fresh", record)
-    ranks.ask(artifact.require_needs)
+    ranks.broadcast(artifact.require_needs)
     with building(artifact, ranks, sources) as build:
         build.summary = write(build)
-    record = ranks.ask(artifact.record)
+    record = ranks.broadcast(artifact.record)
     assert record is not None, f"{artifact.path} was put in place just now"
     return Made("done", record)
 

@@ -27,12 +27,12 @@ def run_stage(name: str, recipe: Recipe, console: Console, force: bool = False) 
     with together(recipe.distributed) as ranks, ExitStack() as stack:
         for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder))
-        ranks.meet()
+        ranks.barrier()
         try:
             if stage.shared_by_ranks:
                 result = function(recipe, console, force)
             else:
-                result = ranks.ask(lambda: function(recipe, console, force))
+                result = ranks.broadcast(lambda: function(recipe, console, force))
         except TooManyBadItems as error:
             record_stage(Layout(recipe), name, error.result)
             raise
@@ -60,12 +60,12 @@ def _run_all(recipe: Recipe, console: Console, force: bool) -> dict[str, dict[st
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do
         result = run_stage(stage, recipe, console, force and not again)
-        console.say(f"[{position + 1}/{len(order)}] {stage}: {_told(result)}")
+        console.say(f"[{position + 1}/{len(order)}] {stage}: {_summary_line(result)}")
         if again and results[stage]["status"] == "done":
             result = {**result, "status": "done"}
         results[stage] = result
     return results
 
 
-def _told(result: dict[str, Any]) -> str:
+def _summary_line(result: dict[str, Any]) -> str:
     return "nothing to do, its inputs have not changed" if result["status"] == "fresh" else "done"

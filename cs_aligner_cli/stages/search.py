@@ -31,7 +31,7 @@ _OTHER = {"image": "text", "text": "image"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchRequest:
     """What is searched for; several of each may be asked at once.
 
     ``k`` is None for 10, or the whole gallery where it is smaller; ``gallery`` is "image", "text" or None (the modality
@@ -56,29 +56,29 @@ class _Query:
     row: torch.Tensor
 
 
-def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
+def search(recipe: Recipe, console: Console, request: SearchRequest) -> dict[str, Any]:
     """Search the index that eval-retrieval saved; return per query its k best with ids, paths and captions.
 
     Raises InputError if nothing is asked, a query is empty, unknown or unreadable, there is no fresh index, its store
     has changed, k is larger than the gallery, or the encoder is stored features and cannot embed a new item.
     """
-    _refuse(asked)
+    _refuse(request)
     layout = Layout(recipe)
     summary = layout.retrieval.require()["summary"]
-    store = _store(asked.store, list(summary["indexes"]))
+    store = _store(request.store, list(summary["indexes"]))
     data = PreparedData(layout.prepared.path)
     split = data.split(recipe.eval_retrieval.split, "eval_retrieval.split")
-    queries = [*_known(asked, layout, split, store, data.root), *_new(asked, recipe, store)]
+    queries = [*_known(request, layout, split, store, data.root), *_new(request, recipe, store)]
     opened: dict[str, tuple[Any, pd.DataFrame, dict[str, Any]]] = {}
     results = []
     with console.progress("searching", len(queries)) as advance:
         for query in queries:
-            gallery = asked.gallery or _OTHER[query.modality]
+            gallery = request.gallery or _OTHER[query.modality]
             if gallery not in opened:
                 folder = layout.retrieval.path / store / gallery
                 opened[gallery] = open_index(folder, gallery, layout.source_of(store, split.name))
             index, keys, described = opened[gallery]
-            k = min(_K, index.ntotal) if asked.k is None else asked.k
+            k = min(_K, index.ntotal) if request.k is None else request.k
             scores, rows = nearest(index, query.row, k)
             results.append(
                 {
@@ -87,36 +87,36 @@ def search(recipe: Recipe, console: Console, asked: Asked) -> dict[str, Any]:
                     "image_path": query.path,
                     "gallery": gallery,
                     "index": described["factory"],
-                    "results": _found(keys, scores[0], rows[0], asked.photos),
+                    "results": _found(keys, scores[0], rows[0], request.photos),
                 }
             )
             advance()
-    found = {"store": store, "split": split.name, "k": asked.k or _K, "queries": results}
-    if asked.html is not None:
+    found = {"store": store, "split": split.name, "k": request.k or _K, "queries": results}
+    if request.html is not None:
         background = Store(layout.stores(split.name)[store].path).background
         page = render_search_page(recipe.name, found, background)
-        write_bytes(asked.html, page.encode())
-        found["html"] = str(asked.html)
+        write_bytes(request.html, page.encode())
+        found["html"] = str(request.html)
     return found
 
 
-def _refuse(asked: Asked) -> None:
-    if not (asked.texts or asked.images or asked.ids):
+def _refuse(request: SearchRequest) -> None:
+    if not (request.texts or request.images or request.ids):
         raise InputError("nothing is asked", 'Give --text "a sentence", --image FILE or --id ID.')
-    for option, values in (("--text", asked.texts), ("--id", asked.ids)):
+    for option, values in (("--text", request.texts), ("--id", request.ids)):
         if any(not value.strip() for value in values):
             raise InputError(f"{option}: the query is empty")
-    for path in asked.images:
+    for path in request.images:
         try:
             read_image(path)
         except BadImageError as error:
             raise InputError(f"--image {path}: {error}") from None
-    if asked.gallery not in (None, *MODALITIES):
+    if request.gallery not in (None, *MODALITIES):
         raise InputError(
-            f"--gallery {asked.gallery}: expected image or text{did_you_mean(asked.gallery or '', MODALITIES)}"
+            f"--gallery {request.gallery}: expected image or text{did_you_mean(request.gallery or '', MODALITIES)}"
         )
-    if asked.html is not None and asked.html.suffix != ".html":
-        raise InputError(f"--html {asked.html}: expected the name of an .html file")
+    if request.html is not None and request.html.suffix != ".html":
+        raise InputError(f"--html {request.html}: expected the name of an .html file")
 
 
 def _store(given: str | None, there: list[str]) -> str:
@@ -127,15 +127,15 @@ def _store(given: str | None, there: list[str]) -> str:
     return given
 
 
-def _known(asked: Asked, layout: Layout, split: Split, store: str, root: Path) -> list[_Query]:
+def _known(request: SearchRequest, layout: Layout, split: Split, store: str, root: Path) -> list[_Query]:
     """The queries that are rows of the split, with their stored embeddings."""
-    if not asked.ids:
+    if not request.ids:
         return []
     arrays = Store(layout.stores(split.name)[store].path)
     tables = {modality: index_keys(split, modality, root) for modality in MODALITIES}
     places = {"image": pd.Index(split.images["image_id"]), "text": pd.Index(split.captions["caption_id"])}
     found = []
-    for name in asked.ids:
+    for name in request.ids:
         modality = next((m for m in MODALITIES if name in places[m]), None)
         if modality is None:
             known = [*places["image"][:5000], *places["text"][:5000]]
@@ -144,25 +144,25 @@ def _known(asked: Asked, layout: Layout, split: Split, store: str, root: Path) -
         embedded = l2_normalize(torch.from_numpy(arrays.array(modality).take(np.array([row]))))
         key = tables[modality].iloc[row]
         text = str(key["caption"]) if modality == "text" else name
-        path = _path(key, asked.photos) if modality == "image" else ""
+        path = _path(key, request.photos) if modality == "image" else ""
         found.append(_Query(modality, text, path, embedded))
     return found
 
 
-def _new(asked: Asked, recipe: Recipe, store: str) -> list[_Query]:
+def _new(request: SearchRequest, recipe: Recipe, store: str) -> list[_Query]:
     """The queries that must be embedded first."""
-    if not (asked.texts or asked.images):
+    if not (request.texts or request.images):
         return []
-    for modality, items in (("text", asked.texts), ("image", asked.images)):
+    for modality, items in (("text", request.texts), ("image", request.images)):
         if items:
             require_encoder(recipe, modality, "Search for an item of the split: --id ID.")
     encoder = QueryEncoder(recipe, store)
     found = []
-    if asked.texts:
-        rows = encoder.embed("text", asked.texts)
-        found += [_Query("text", text, "", row[None]) for text, row in zip(asked.texts, rows, strict=True)]
-    if asked.images:
-        paths = [str(path.resolve()) for path in asked.images]
+    if request.texts:
+        rows = encoder.embed("text", request.texts)
+        found += [_Query("text", text, "", row[None]) for text, row in zip(request.texts, rows, strict=True)]
+    if request.images:
+        paths = [str(path.resolve()) for path in request.images]
         rows = encoder.embed("image", paths)
         found += [_Query("image", "", path, row[None]) for path, row in zip(paths, rows, strict=True)]
     return found

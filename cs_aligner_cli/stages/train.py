@@ -30,7 +30,7 @@ from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.stores.tokens import TokenStore
 from cs_aligner_cli.towers.adapter_init import start_adapters
 from cs_aligner_cli.towers.blocks import checkpoint_blocks
-from cs_aligner_cli.towers.embedder import memory_told, pick_precision
+from cs_aligner_cli.towers.embedder import out_of_memory_explained, pick_precision
 from cs_aligner_cli.towers.export import export_towers
 from cs_aligner_cli.towers.towers import Inputs, Towers, count_parameters, embed_split, plan_towers
 from cs_aligner_cli.towers.weights import load_weights, save_weights
@@ -142,13 +142,13 @@ class _Run:
             batches = prefetched(partial(self.training.load, inputs=self.inputs), remaining)
             for step, batch in zip(remaining, batches, strict=True):
                 items = " and ".join(f"{size} {modality} items" for modality, size in batch.sizes.items())
-                with memory_told(f"{self.name}: a step with {items}", _LESS_MEMORY):
+                with out_of_memory_explained(f"{self.name}: a step with {items}", _LESS_MEMORY):
                     metrics = self._step(step, batch)
                 stop = self.ranks.any(interrupts.wanted)
                 if log:
                     self._keep(step + 1, metrics, state, log, trackers, stop)
                 if (step + 1) % self.batches.steps_per_epoch == 0:
-                    self.ranks.meet()
+                    self.ranks.barrier()
                 if stop:
                     raise KeyboardInterrupt
                 advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(state['best'], 0):.3f}")
@@ -185,11 +185,11 @@ class _Run:
         self.objective.state = state["objective"]
         if self.objective.wants_start and self.ranks.main:
             self._choose_bandwidth()
-        self.objective.state = self.ranks.ask(lambda: self.objective.state)
-        steps = self.ranks.collect(state["step"])
+        self.objective.state = self.ranks.broadcast(lambda: self.objective.state)
+        steps = self.ranks.all_gather(state["step"])
         if len(set(steps)) > 1:
             raise InputError(f"{self.folder}: the ranks found states of different steps there: {steps}", _SHARED)
-        self.ranks.broadcast(self.towers.own_state().values())
+        self.ranks.broadcast_tensors(self.towers.own_state().values())
         self.saved = time.monotonic()
         return state
 

@@ -46,7 +46,7 @@ class Throughput:
         """Share of the time in which the encoder had something to do."""
         return 1 - self.waited / self.seconds if self.seconds else 1.0
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For the progress line."""
         return f"{self.items / self.seconds:.0f}/s, encoder busy {self.busy:.0%}" if self.seconds else ""
 
@@ -110,7 +110,7 @@ class Embedder:
             values = np.zeros((len(rows), block.shape[1]), np.float32)
             for i, positions in enumerate(plan):
                 values[positions] = next(blocks) if i else block
-                advance(len(positions), self.throughput.told())
+                advance(len(positions), self.throughput.summary())
             advance(len(rows) - sum(map(len, plan)))
             copies = np.flatnonzero(self.first[rows] != rows) if self.first is not None else np.arange(0)
             yield number, values, copies
@@ -138,7 +138,7 @@ class Embedder:
             found = []
             for i, positions in enumerate(plan):
                 found.append(Ragged.from_padded(next(blocks) if i else block))
-                advance(len(positions), self.throughput.told())
+                advance(len(positions), self.throughput.summary())
             place = np.argsort(np.concatenate(plan))
             advance(len(rows) - len(place))
             yield number, Ragged.joined(found).take(place[position])
@@ -178,16 +178,16 @@ class Embedder:
             return values
 
         loaded = prefetched(self._timed_load, batches)
-        asked = time.perf_counter()
+        idle_since = time.perf_counter()
         for number, (inputs, load_seconds) in enumerate(loaded):
             ready = time.perf_counter()
-            waited += ready - asked if number else 0.0  # the first batch could not be loaded ahead
+            waited += ready - idle_since if number else 0.0  # the first batch could not be loaded ahead
             launched.append(self._run(inputs))
             if self._images and number < 2:
                 self._choose_workers(load_seconds, ready)
             while len(launched) > ahead:
                 yield fetched()
-            asked = time.perf_counter()
+            idle_since = time.perf_counter()
         while launched:
             yield fetched()
 
@@ -243,7 +243,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(what: str, remedy: str) -> Iterator[None]:
+def out_of_memory_explained(what: str, remedy: str) -> Iterator[None]:
     """Turn an out-of-memory error inside into an InputError that says what was too large and what helps."""
     try:
         yield

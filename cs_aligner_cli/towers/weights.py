@@ -16,7 +16,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.encoders import Encoder
-from cs_aligner_cli.encoders.hub import difference, same_encoder, told
+from cs_aligner_cli.encoders.hub import describe_encoder, difference, same_encoder
 from cs_aligner_cli.files.artifact import verify_file, written_aside
 from cs_aligner_cli.files.checksums import digest
 from cs_aligner_cli.towers.towers import TowerPlan, Towers
@@ -72,8 +72,8 @@ def load_towers(
         own = plans[modality].encoder
         if own is not None and not same_encoder(own, identity):
             raise InputError(
-                f"{path}: its {modality} tower was trained on {told(own)}, "
-                f"but encoders.{modality} is {told(identity)}: {difference(own, identity)}",
+                f"{path}: its {modality} tower was trained on {describe_encoder(own)}, "
+                f"but encoders.{modality} is {describe_encoder(identity)}: {difference(own, identity)}",
                 "Use the encoders that it was trained on; card.json beside it names them.",
             )
     towers = Towers(plans, encoders, precision=precision)

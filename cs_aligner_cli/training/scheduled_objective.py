@@ -23,9 +23,9 @@ from cs_aligner_cli.objectives import (
 )
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
+from cs_aligner_cli.objectives.optimal_transport import require_geomloss
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge, PairLoss, TermLoss
-from cs_aligner_cli.objectives.transport import require_geomloss
 from cs_aligner_cli.recipe.objective import (
     AnnealedBandwidth,
     AnyDivergence,

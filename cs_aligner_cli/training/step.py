@@ -90,7 +90,7 @@ class Stepper:
         micro = self._spec.micro_batch_size
         shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
         own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
-        rows = {m: self._ranks.gather(own[m][0], share.counts).detach() for m, share in shares.items()}
+        rows = {m: self._ranks.all_gather_rows(own[m][0], share.counts).detach() for m, share in shares.items()}
         tokens = {m: self._gathered_tokens(own[m][1], shares[m]) for m in shares if len(own[m]) > 1}
         pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
         clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
@@ -114,7 +114,7 @@ class Stepper:
                 # A part's tokens may be padded to less than those of the whole batch.
                 cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
                 self._backward(zip(outputs, cut, strict=True))
-        self._ranks.add_gradients(self._towers.parameters())
+        self._ranks.all_reduce_gradients(self._towers.parameters())
         norm = self._finish_update()
         self.memory.add(clouds.rows)
         return {
@@ -137,8 +137,8 @@ class Stepper:
 
     def _gathered_tokens(self, own: Tensor, share: Share) -> Tensor:
         """Every rank's tokens (N, L, d), padded to the longest of all."""
-        longest = max(self._ranks.collect(own.shape[1]))
-        return self._ranks.gather(lengthened(own.detach(), longest), share.counts)
+        longest = max(self._ranks.all_gather(own.shape[1]))
+        return self._ranks.all_gather_rows(lengthened(own.detach(), longest), share.counts)
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
         """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
@@ -163,8 +163,8 @@ class Stepper:
         return values, norms
 
     def _refuse_non_finite(self, step: int, losses: dict[str, float], values: TermValues) -> None:
-        told = {f"the term {name}": value for name, value in losses.items() if values.weights[name]}
-        for what, value in {**told, "the loss": float(values.total)}.items():
+        counted = {f"the term {name}": value for name, value in losses.items() if values.weights[name]}
+        for what, value in {**counted, "the loss": float(values.total)}.items():
             if not math.isfinite(value):
                 raise DivergedError(
                     f"step {step + 1}: {what} is {value}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bad_inputs import CASES, PAGE, Case, page, run, told
+from bad_inputs import CASES, PAGE, Case, outcome, page, run
 
 ALL = [pytest.param(group, case, id=f"{group}: {case.name}") for group, cases in CASES.items() for case in cases]
 
@@ -13,7 +13,7 @@ ALL = [pytest.param(group, case, id=f"{group}: {case.name}") for group, cases in
 @pytest.mark.parametrize(("group", "case"), ALL)
 def test_a_bad_input_gets_one_message(group: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CSALIGN_RECIPE", raising=False)
-    name, command, code, message = told(case, tmp_path)
+    name, command, code, message = outcome(case, tmp_path)
     assert code in (2, 3)
     assert "Traceback" not in message and "bug in csalign" not in message
     assert str(Path.cwd()) not in message or Path.cwd() == tmp_path

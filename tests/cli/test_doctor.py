@@ -114,8 +114,8 @@ def test_extras_that_a_recipe_asks_for(
 ) -> None:
     for package in ("umap", "wandb"):
         monkeypatch.setitem(sys.modules, package, None)
-    asked = ["--set=gap_report.projection=umap", "--set=train.trackers=[wandb]"]
-    called = csalign("doctor", features_recipe, "--json", *asked)
+    request = ["--set=gap_report.projection=umap", "--set=train.trackers=[wandb]"]
+    called = csalign("doctor", features_recipe, "--json", *request)
     assert called.exit_code == 2
     for key, extra in (("gap_report.projection", "umap"), ("train.trackers", "wandb")):
         assert found(called, key)["state"] == "failed"

@@ -29,8 +29,8 @@ def shards(tmp_path: Path) -> Path:
     photos = sorted((ROOT / "images").iterdir())
     with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=PER_SHARD, verbose=0) as writer:
         for photo in photos:
-            told = {"captions": captions[photo.name], "image_id": photo.name}
-            writer.write({"__key__": photo.stem, "jpg": photo.read_bytes(), "json": told})
+            metadata = {"captions": captions[photo.name], "image_id": photo.name}
+            writer.write({"__key__": photo.stem, "jpg": photo.read_bytes(), "json": metadata})
     return folder
 
 

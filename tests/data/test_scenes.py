@@ -95,7 +95,7 @@ def find(scene: Scene, phrase: str) -> Thing:
     return thing
 
 
-def told(scenes: list[Scene]) -> list[tuple[Scene, str]]:
+def captioned(scenes: list[Scene]) -> list[tuple[Scene, str]]:
     return [(scene, text) for scene in scenes for text in captions(scene)]
 
 
@@ -219,7 +219,7 @@ def test_fewer_captions_are_the_first_of_more(splits):
 
 def test_relations_in_captions_are_true(splits):
     seen: set[str] = set()
-    for scene, text in told(splits["train"]):
+    for scene, text in captioned(splits["train"]):
         relations = RELATION.findall(text)
         for one, words, other in relations:
             assert holds(RELATIONS[words], find(scene, one), find(scene, other)), (text, scene)
@@ -236,7 +236,7 @@ def test_relations_in_captions_are_true(splits):
 
 def test_places_in_captions_are_true(splits):
     seen: set[str] = set()
-    for scene, text in told(splits["train"]):
+    for scene, text in captioned(splits["train"]):
         for one, words in PLACE.findall(text):
             assert is_at(PLACES[words], find(scene, one)), (text, scene)
             seen.add(words)
@@ -246,7 +246,7 @@ def test_places_in_captions_are_true(splits):
 
 def test_numbers_colours_and_settings_in_captions_are_true(splits):
     trims = {"frame": "inside a grey frame", "band": "with a grey band along the bottom"}
-    for scene, text in told(splits["train"]):
+    for scene, text in captioned(splits["train"]):
         if match := re.search(r"(?!more|other)\b(\w+) shapes?\b", text):
             assert NUMBER_WORDS[match[1]] == len(scene.things), text
         if match := re.search(r"(\w+) (?:more|other) shapes?\b", text):

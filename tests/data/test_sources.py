@@ -493,9 +493,9 @@ def test_shards_that_are_not_whole(
     path = data / "00000.tar"
     path.write_bytes(damage(path.read_bytes()))
     _, found = prepared(recipe, code=3)
-    ((kind, item, told),) = bad_items(recipe)
+    ((kind, item, stated),) = bad_items(recipe)
     assert (kind, item) == ("shard", str(path))
-    assert told.startswith(reason)
+    assert stated.startswith(reason)
     assert list(found.images["locator"].str.startswith("00000.tar")).count(True) == images
 
 

@@ -698,7 +698,7 @@ def test_numbers_are_printed_to_four_decimals(value, shown):
 # Verdict
 
 
-def told(gaps, cosines=None, recalls=None, floors=None):
+def sentences_of(gaps, cosines=None, recalls=None, floors=None):
     stores = {name: {"centroid_gap": gap} for name, gap in gaps.items()}
     for name, cosine in (cosines or {}).items():
         stores[name]["paired_cosine"] = cosine
@@ -711,7 +711,7 @@ def told(gaps, cosines=None, recalls=None, floors=None):
 
 
 def test_verdict_states_gap_recall_and_cosine():
-    assert told({"a": 0.99, "b": 0.12}, {"a": 0.31, "b": 0.62}, {"a": 0.3, "b": 0.283}) == [
+    assert sentences_of({"a": 0.99, "b": 0.12}, {"a": 0.31, "b": 0.62}, {"a": 0.3, "b": 0.283}) == [
         "b closed 88% of the centroid gap of a (0.99 → 0.12) at a cost of 1.7 points of R@1 (30.0% → 28.3%); "
         "paired cosine went 0.31 → 0.62."
     ]
@@ -731,25 +731,25 @@ def test_verdict_states_gap_recall_and_cosine():
 )
 def test_verdict_on_other_outcomes(gaps, recalls, expected):
     keys = ("a", "b")
-    (sentence,) = told(dict(zip(keys, gaps, strict=True)), None, dict(zip(keys, recalls, strict=True)))
+    (sentence,) = sentences_of(dict(zip(keys, gaps, strict=True)), None, dict(zip(keys, recalls, strict=True)))
     assert sentence.startswith(expected)
 
 
 def test_verdict_compares_the_last_store_with_every_earlier_one():
-    assert told({"a": 1.0, "b": 0.5, "c": 0.1}) == [
+    assert sentences_of({"a": 1.0, "b": 0.5, "c": 0.1}) == [
         "c closed 90% of the centroid gap of a (1.00 → 0.10).",
         "c closed 80% of the centroid gap of b (0.50 → 0.10).",
     ]
 
 
 def test_verdict_says_when_pairs_did_not_come_closer_and_when_the_floor_is_reached():
-    (sentence,) = told({"a": 0.8, "b": 0.05}, {"a": 0.3, "b": 0.3}, floors={"b": 0.06})
+    (sentence,) = sentences_of({"a": 0.8, "b": 0.05}, {"a": 0.3, "b": 0.3}, floors={"b": 0.06})
     assert "lies within the null floor of 0.06" in sentence
     assert sentence.endswith("the clouds moved together, the pairs did not come closer.")
 
 
 def test_verdict_on_one_store_alone():
-    assert told({"a": 0.8}, {"a": 0.3}, {"a": 0.25}) == [
+    assert sentences_of({"a": 0.8}, {"a": 0.3}, {"a": 0.25}) == [
         "a has a centroid gap of 0.80, a paired cosine of 0.30 and an R@1 of 25.0%. "
         "There is no other store to compare it with."
     ]

@@ -52,8 +52,8 @@ def test_the_influence_of_a_pair_is_what_leaving_it_out_takes_away(name, d):
 def test_intervals_by_influence_are_as_wide_as_the_metric_varies(name):
     samples = [METRICS[name](*pairs(150, 8, seed)) for seed in range(40)]
     spread = np.std([sample.value for sample in samples], ddof=1)
-    told = np.mean([np.sqrt(((s.influence - s.influence.mean()) ** 2).sum()) for s in samples])
-    assert told == pytest.approx(spread, rel=0.35)
+    stated = np.mean([np.sqrt(((s.influence - s.influence.mean()) ** 2).sum()) for s in samples])
+    assert stated == pytest.approx(spread, rel=0.35)
 
 
 def test_spectra_of_few_rows_per_dimension_get_no_interval():
@@ -168,12 +168,12 @@ class Recorded:
 def test_rows_are_read_in_blocks_and_never_all_at_once():
     rng = np.random.default_rng(3)
     image, text = (rng.standard_normal((20_000, 6)).astype(np.float32) + sign for sign in (0.5, -0.5))
-    told = []
+    stated = []
     readers = Recorded(image), Recorded(text)
-    found = measure(*readers, bandwidths=(0.5, 1.0), exact_pairs=300, tell=told.append)
+    found = measure(*readers, bandwidths=(0.5, 1.0), exact_pairs=300, tell=stated.append)
     assert max(reader.most for reader in readers) == 8192
     assert found.values == measure(image, text, bandwidths=(0.5, 1.0), exact_pairs=300).values
-    assert any("20,000 of 20,000" in what for what in told)
+    assert any("20,000 of 20,000" in what for what in stated)
     x, y = paired_rows(image, text)
     for s in (0.5, 1.0):
         theirs = float(nystroem_cs(x, y, s, 1024))

@@ -16,10 +16,10 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import approximation, cs_divergence
 from cs_aligner_cli.objectives.approximation import nystroem_cs, nystroem_error, rff_cs
 
-Rows = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 
-def random_rows(seed: int, rows: int, width: int) -> Rows:
+def random_rows(seed: int, rows: int, width: int) -> Matrix:
     return np.random.default_rng(seed).normal(size=(rows, width))
 
 
@@ -50,12 +50,12 @@ def few_features(x, y, bandwidth):
 APPROXIMATIONS = [few_landmarks, few_features]
 
 
-def mixture_kernel(x: Rows, y: Rows, sigmas) -> Rows:
+def mixture_kernel(x: Matrix, y: Matrix, sigmas) -> Matrix:
     squared = ((x[:, None] - y[None]) ** 2).sum(axis=2)
     return np.mean([np.exp(-squared / (2 * s**2)) for s in sigmas], axis=0)
 
 
-def mixture_cs(x: Rows, y: Rows, sigmas) -> float:
+def mixture_cs(x: Matrix, y: Matrix, sigmas) -> float:
     xx, yy, xy = (mixture_kernel(a, b, sigmas).mean() for a, b in ((x, x), (y, y), (x, y)))
     return math.log(xx) + math.log(yy) - 2 * math.log(xy)
 

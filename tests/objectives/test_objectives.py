@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
-from samples import Rows, random_rows, tensor_rows
+from samples import Matrix, random_rows, tensor_rows
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import auto_bandwidth, cs_divergence, infonce, median_bandwidth
 
 
-def loop_log_mean(x: Rows, y: Rows, sigma: float, diagonal: bool) -> float:
+def loop_log_mean(x: Matrix, y: Matrix, sigma: float, diagonal: bool) -> float:
     """Log of the mean kernel by a double loop; fsum after the largest exponent is taken out."""
     exponents = [
         -math.fsum((float(a) - float(b)) ** 2 for a, b in zip(xi, yj, strict=True)) / (2 * sigma**2)
@@ -28,7 +28,7 @@ def loop_log_mean(x: Rows, y: Rows, sigma: float, diagonal: bool) -> float:
     return top + math.log(math.fsum(math.exp(e - top) for e in exponents) / len(exponents))
 
 
-def loop_cs(x: Rows, y: Rows, sigma: float, estimator: str) -> float:
+def loop_cs(x: Matrix, y: Matrix, sigma: float, estimator: str) -> float:
     diagonal = estimator == "v"
     within = loop_log_mean(x, x, sigma, diagonal) + loop_log_mean(y, y, sigma, diagonal)
     return within - 2 * loop_log_mean(x, y, sigma, True)
@@ -227,7 +227,7 @@ def test_infonce_is_open_clips_loss(scale):
     assert infonce(image.detach().numpy(), text.detach().numpy(), scale).item() == ours.item()
 
 
-def loop_infonce(image: Rows, text: Rows, scale: float, groups: list[int]) -> float:
+def loop_infonce(image: Matrix, text: Matrix, scale: float, groups: list[int]) -> float:
     n = len(image)
     losses = []
     for a, b in ((image, text), (text, image)):

@@ -20,9 +20,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
-from cs_aligner_cli.objectives.transport import require_geomloss, sinkhorn, sliced_wasserstein
+from cs_aligner_cli.objectives.optimal_transport import require_geomloss, sinkhorn, sliced_wasserstein
 
-Rows = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 
 def one_draw(x, y, **options):
@@ -39,7 +39,7 @@ ALL = [*MOMENTS, one_draw, wide_sinkhorn]
 SYMMETRIC = [jeffreys, frechet, coral, one_draw, wide_sinkhorn]
 
 
-def random_rows(seed: int, rows: int, width: int) -> Rows:
+def random_rows(seed: int, rows: int, width: int) -> Matrix:
     return np.random.default_rng(seed).normal(size=(rows, width))
 
 
@@ -47,12 +47,12 @@ def tensor_rows(seed: int, rows: int, width: int) -> torch.Tensor:
     return torch.from_numpy(random_rows(seed, rows, width))
 
 
-def random_covariance(seed: int, width: int) -> Rows:
+def random_covariance(seed: int, width: int) -> Matrix:
     factor = random_rows(seed, width, width)
     return factor @ factor.T / width + 0.2 * np.eye(width)
 
 
-def rows_with_moments(seed: int, rows: int, mean: Rows, covariance: Rows) -> Rows:
+def rows_with_moments(seed: int, rows: int, mean: Matrix, covariance: Matrix) -> Matrix:
     """A sample whose own mean and unbiased covariance are exactly these."""
     z = random_rows(seed, rows, len(mean))
     z = z - z.mean(axis=0)
@@ -60,12 +60,12 @@ def rows_with_moments(seed: int, rows: int, mean: Rows, covariance: Rows) -> Row
     return mean + z @ whitening.T @ np.linalg.cholesky(covariance).T
 
 
-def shrunk(covariance: Rows, shrinkage: float) -> Rows:
+def shrunk(covariance: Matrix, shrinkage: float) -> Matrix:
     width = len(covariance)
     return (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / width * np.eye(width)
 
 
-def two_gaussians(width: int = 5) -> tuple[Rows, Rows, Rows, Rows]:
+def two_gaussians(width: int = 5) -> tuple[Matrix, Matrix, Matrix, Matrix]:
     mean_x, mean_y = random_rows(0, 2, width)
     return mean_x, random_covariance(1, width), mean_y, random_covariance(2, width)
 
@@ -292,7 +292,7 @@ def test_sinkhorn_is_geomlosses(p):
         torch.testing.assert_close(grad, expected, rtol=1e-7, atol=1e-9)
 
 
-def converged_sinkhorn(x: Rows, y: Rows, blur: float, p: int) -> float:
+def converged_sinkhorn(x: Matrix, y: Matrix, blur: float, p: int) -> float:
     """The debiased divergence by plain Sinkhorn iterations in the log domain, 500 of them."""
 
     def transport(a, b):

@@ -267,8 +267,8 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("train: {objective: {divergence: {estimator: u, approximation: {kind: nystroem}}}}", "r.yaml:2: train.objective.divergence: approximation goes with estimator: v and products: fp32"),
         ("train: {objective: {pairwise: {weight: 0}, divergence: {weight: {kind: relative}}}}", "r.yaml:2: train.objective: divergence.weight is relative to the pairwise term, whose weight is 0"),
         *(
-            (f"train: {{objective: {{divergence: {{bandwidth: {given}}}}}}}", f"r.yaml:2: train.objective.divergence.bandwidth: got {told}; expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
-            for given, told in [("meadian", '"meadian"'), ("0", "0"), ("true", "true"), ("null", "null"), (".inf", "inf"), (".nan", "nan")]
+            (f"train: {{objective: {{divergence: {{bandwidth: {given}}}}}}}", f"r.yaml:2: train.objective.divergence.bandwidth: got {given_text}; expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
+            for given, given_text in [("meadian", '"meadian"'), ("0", "0"), ("true", "true"), ("null", "null"), (".inf", "inf"), (".nan", "nan")]
         ),
         ("encoders: {image: {kind: open_clip}}", "r.yaml:2: encoders.image: give exactly one of model and config"),
         ("encoders: {image: {kind: open_clip, model: ViT-B-32}}", "r.yaml:2: encoders.image: say where the weights come from: either pretrained (a tag or a file) or random_init: true"),

@@ -17,7 +17,7 @@ from cs_aligner_cli.retrieval.mixed import (
     mixed_scores,
     task_of_pairs,
 )
-from cs_aligner_cli.retrieval.scan import Pairs
+from cs_aligner_cli.retrieval.scan import TruePairs
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 3)
@@ -117,7 +117,7 @@ def test_items_of_both_modalities_and_many_answers_follow_the_definition() -> No
     corpus = Items(np.r_[np.arange(12), np.full(9, -1)], np.r_[np.full(6, -1), np.arange(15)])
     queries = Items(np.r_[np.full(8, -1), 12:16, 16:20], np.r_[15:23, np.full(4, -1), 21:25])
     answers = [sorted(rng.choice(21, rng.integers(1, 4), replace=False)) for _ in range(16)]
-    pairs = Pairs.of(np.repeat(np.arange(16), [len(a) for a in answers]), np.concatenate(answers))
+    pairs = TruePairs.of(np.repeat(np.arange(16), [len(a) for a in answers]), np.concatenate(answers))
     task = task_of_pairs(corpus, queries, np.arange(16), pairs)
     found = mixed_means(mixed_scores(Rows(image, "image"), Rows(text, "text"), [task], (1, 4)))
     assert flat(found) == pytest.approx(by_definition(image, text, [task], lambda _, q: answers[q], (1, 4)))

@@ -16,11 +16,10 @@ from scipy.stats import spearmanr
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.judgements import read_judgements
-from cs_aligner_cli.retrieval import Rows, evaluate_retrieval
-from cs_aligner_cli.retrieval import tiles as tiles_module
+from cs_aligner_cli.retrieval import Rows, evaluate_retrieval, score_tiles
 from cs_aligner_cli.retrieval.metrics import summarise
 from cs_aligner_cli.retrieval.protocol import caption_protocol, evaluate, judged
-from cs_aligner_cli.retrieval.scan import Pairs, scan
+from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
 Floats = npt.NDArray[np.float32]
 
@@ -105,11 +104,11 @@ def test_many_to_many_and_graded_judgements_follow_the_definitions(make) -> None
 def test_the_torch_backend_gives_what_the_numpy_backend_gives(make, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = Rows(make(0, 300), "x"), Rows(make(1, 1500), "y")
     owner = np.random.default_rng(2).integers(300, size=1500)
-    pairs = Pairs.of(owner, np.arange(1500)), Pairs.of(np.arange(1500), owner)
+    pairs = TruePairs.of(owner, np.arange(1500)), TruePairs.of(np.arange(1500), owner)
     for name, value in {"TILE_ROWS": 128, "TILE_COLUMNS": 1024}.items():
-        monkeypatch.setattr(tiles_module, name, value)
+        monkeypatch.setattr(score_tiles, name, value)
     numpy_found = scan(x, y, *pairs, k=7)
-    monkeypatch.setattr(tiles_module, "_TOOLS", {})
+    monkeypatch.setattr(score_tiles, "_TOOLS", {})
     for ours, theirs in zip(numpy_found, scan(x, y, *pairs, k=7), strict=True):
         assert ours is not None and theirs is not None
         np.testing.assert_array_equal(ours.ranks, theirs.ranks)

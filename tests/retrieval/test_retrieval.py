@@ -17,43 +17,43 @@ from cs_aligner_cli.retrieval import (
     build_index,
     evaluate_retrieval,
     read_index,
+    score_tiles,
     search,
     true_ranks,
     write_index,
 )
 from cs_aligner_cli.retrieval import scan as scan_module
 from cs_aligner_cli.retrieval import scores as scores_module
-from cs_aligner_cli.retrieval import tiles as tiles_module
 
-Rows = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float32]
 
 
-def random_rows(seed: int, rows: int, width: int) -> Rows:
+def random_rows(seed: int, rows: int, width: int) -> Matrix:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
-def tied_rows(seed: int, rows: int, width: int) -> Rows:
+def tied_rows(seed: int, rows: int, width: int) -> Matrix:
     """Rows of -1, 0 and 1 with many duplicates: inner products are exact and tie often."""
     return np.random.default_rng(seed).integers(-1, 2, size=(rows, width)).astype(np.float32)
 
 
-def full_scores(queries: Rows, gallery: Rows) -> npt.NDArray[np.float32]:
+def full_scores(queries: Matrix, gallery: Matrix) -> npt.NDArray[np.float32]:
     """Row by row with fsum: exactly rounded, so no order of summation plays a part."""
     products = queries[:, None].astype(np.float64) * gallery[None]
     return np.array([[math.fsum(cell) for cell in row] for row in products], dtype=np.float32)
 
 
-def brute_search(queries: Rows, gallery: Rows, k: int):
+def brute_search(queries: Matrix, gallery: Matrix, k: int):
     scores = full_scores(queries, gallery)
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, ids, axis=1), ids
 
 
-def unit(rows: Rows) -> Rows:
+def unit(rows: Matrix) -> Matrix:
     return torch.nn.functional.normalize(torch.from_numpy(rows), dim=1).numpy()
 
 
-def brute_direction(queries: Rows, gallery: Rows, answers: list[set[int]], ks) -> dict[str, float]:
+def brute_direction(queries: Matrix, gallery: Matrix, answers: list[set[int]], ks) -> dict[str, float]:
     """The definitions, query by query, on full orders."""
     _, order = brute_search(unit(queries), unit(gallery), len(gallery))
     ranks = [
@@ -76,7 +76,7 @@ def brute_direction(queries: Rows, gallery: Rows, answers: list[set[int]], ks) -
     }
 
 
-def brute_evaluation(image: Rows, text: Rows, owners: npt.NDArray[np.int64], ks):
+def brute_evaluation(image: Matrix, text: Matrix, owners: npt.NDArray[np.int64], ks):
     images = sorted({int(owner) for owner in owners if owner >= 0})
     texts = [row for row, owner in enumerate(owners) if owner >= 0]
     found = {
@@ -222,7 +222,7 @@ def test_block_and_tile_sizes_do_not_show(monkeypatch, entries, rows, columns, s
     """Tiles of one row, tiles that divide neither queries nor gallery, every way to count: the brute-force ranks."""
     monkeypatch.setattr(scores_module, "_BLOCK_ENTRIES", entries)
     for name, value in {"TILE_ROWS": rows, "TILE_COLUMNS": columns, "_STRIP": strip, "BLOCK": block}.items():
-        monkeypatch.setattr(tiles_module, name, value)
+        monkeypatch.setattr(score_tiles, name, value)
     for name, value in {"BLOCK": block, "_SPARSE_SHARE": sparse, "_DENSE_SHARE": dense}.items():
         monkeypatch.setattr(scan_module, name, value)
     image, text = tied_rows(0, 23, 5), tied_rows(1, 61, 5)

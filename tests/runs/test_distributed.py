@@ -49,8 +49,8 @@ def test_shares_cover_the_batch_once_in_order(size: int, micro: int | None, rank
 def test_one_process_is_a_share_by_itself() -> None:
     alone = Ranks()
     rows = torch.ones(3, 2, requires_grad=True)
-    assert alone.gather(rows, [3]) is rows
-    assert (alone.main, alone.mine([1, 2]), alone.any(True), alone.ask(lambda: 5), alone.collect(5)) == (
+    assert alone.all_gather_rows(rows, [3]) is rows
+    assert (alone.main, alone.mine([1, 2]), alone.any(True), alone.broadcast(lambda: 5), alone.all_gather(5)) == (
         True, [1, 2], True, 5, [5],
     )  # fmt: skip
 

@@ -130,8 +130,8 @@ def test_a_damaged_or_foreign_index_is_refused(
     built = source["fingerprint"]
     with pytest.raises(InputError, match="csalign eval-retrieval --force") as caught:
         open_index(index.parent, "text", {**source, "fingerprint": built[::-1]})
-    told = f"this index was built from another store (fingerprint '{built}', expected '{built[::-1]}')"
-    assert told in str(caught.value)
+    message = f"this index was built from another store (fingerprint '{built}', expected '{built[::-1]}')"
+    assert message in str(caught.value)
 
 
 def test_stored_features_search_by_id_and_say_why_not_by_text(

@@ -167,8 +167,8 @@ def test_a_leak_between_splits_is_told_even_when_quiet(features_recipe: Path, fe
     image = np.load(features_root / "image_mobilenet_v2.npy")
     image[-1] = image[0]  # a test image like a training image
     np.save(features_root / "image_mobilenet_v2.npy", image)
-    told = CliRunner().invoke(app, quiet).stderr
-    assert "warning: 1 contents of images with the same content stand in several splits: a leak" in told
+    stderr = CliRunner().invoke(app, quiet).stderr
+    assert "warning: 1 contents of images with the same content stand in several splits: a leak" in stderr
 
 
 def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_recipe: Path, tmp_path: Path) -> None:

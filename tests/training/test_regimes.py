@@ -274,9 +274,9 @@ def test_further_captions_come_from_another_manifest(
 ) -> None:
     other = make_features(tmp_path / "other", {"train": 30}, seed=1)
     table = pd.read_csv(other / "captions.csv")
-    told = pd.read_csv(tmp_path / "features" / "captions.csv")
+    captions_csv = pd.read_csv(tmp_path / "features" / "captions.csv")
     table["caption"] = [f"another caption {i}" for i in range(len(table))]
-    table.loc[3, "caption"] = told.loc[told["split"] == "test", "caption"].iloc[0]  # a leak
+    table.loc[3, "caption"] = captions_csv.loc[captions_csv["split"] == "test", "caption"].iloc[0]  # a leak
     table.to_csv(other / "captions.csv", index=False)
     _captions_alone(tmp_path, other)
     source = f"{{manifest: {tmp_path / 'more.yaml'}, modalities: [text]}}"

@@ -124,15 +124,15 @@ def write_log(path: Path, steps: int) -> int:
 def test_a_tracker_gets_every_point_once_though_the_run_is_cut(name: str, tmp_path: Path) -> None:
     work, run = tmp_path / "work", tmp_path / "run"
     work.mkdir()
-    told = TrackedRun(run, "a recipe", "aligned", {"train": {"lr": 1e-3}, "many": list(range(900))}, resumed=False)
+    tracked = TrackedRun(run, "a recipe", "aligned", {"train": {"lr": 1e-3}, "many": list(range(900))}, resumed=False)
     size = write_log(work / LOG, 3)
-    with Trackers([name], work, LOG, told) as trackers:
+    with Trackers([name], work, LOG, tracked) as trackers:
         trackers.catch_up(0)
         trackers.catch_up(size)
         trackers.catch_up(size)
     time.sleep(1.1 if name == "wandb" else 0)  # it names an offline folder by the second
     size = write_log(work / LOG, 5)
-    with Trackers([name], work, LOG, told._replace(resumed=True)) as trackers:
+    with Trackers([name], work, LOG, tracked._replace(resumed=True)) as trackers:
         trackers.catch_up(size)
     same(READERS[name](run), logged(work / LOG))
     assert json.loads((work / STATE).read_text())[name]["bytes"] == size
