@@ -244,6 +244,10 @@ CASES: dict[str, list[Case]] = {
             "a token term, but towers that read no tokens",
             lambda at: at.recipe("name: x\ntrain: {objective: {tokens: {}}}\n"),
         ),
+        Case(
+            "unpaired items per pair, but no unpaired items",
+            lambda at: at.recipe("name: x\ntrain: {unpaired_per_pair: {image: 2}}\n"),
+        ),
         Case("a share of pairs above 1", lambda at: at.recipe("name: x\ndata: {unpaired: {paired_fraction: 10}}\n")),
         Case(
             "two sources of one model",

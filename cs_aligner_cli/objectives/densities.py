@@ -14,6 +14,7 @@ from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.kernels import Gaussian
+from cs_aligner_cli.objectives.pairsums import wide
 from cs_aligner_cli.objectives.tiles import TiledRows, tiles
 
 
@@ -44,7 +45,7 @@ def hoelder_divergence(
     over_x, over_y = _log_mean((a - 1) * p_x + b * q_x), _log_mean(a * p_y + (b - 1) * q_y)
     both = torch.logaddexp(over_x, over_y) - math.log(2)
     own = _log_mean((gamma - 1) * p_x) / alpha + _log_mean((gamma - 1) * q_y) / beta
-    return 2 * (own - both)
+    return (2 * (own - both)).to(x.dtype)
 
 
 def generalized_cs_divergence(samples: Sequence[ArrayLike], bandwidth: float | Sequence[float]) -> Tensor:
@@ -69,11 +70,11 @@ def generalized_cs_divergence(samples: Sequence[ArrayLike], bandwidth: float | S
         densities = [row_log_densities(cloud, other, kernel) for other in clouds]
         product.append(_log_mean(torch.stack(densities[:t] + densities[t + 1 :]).sum(dim=0)))
         own.append(_log_mean((m - 1) * densities[t]))
-    return torch.stack(own).sum() - m * _log_mean(torch.stack(product))
+    return (torch.stack(own).sum() - m * _log_mean(torch.stack(product))).to(clouds[0].dtype)
 
 
 def row_log_densities(x: Tensor, y: Tensor, kernel: Gaussian) -> Tensor:
-    """``log mean_j k(x_i, y_j)`` for every row of x (M, d) over y (N, d), as (M,); differentiable in both."""
+    """``log mean_j k(x_i, y_j)`` for every row of x (M, d) over y (N, d), (M,) in float64; differentiable in both."""
     return _RowLogDensities.apply(x, y, kernel)  # type: ignore[no-any-return]
 
 
@@ -86,14 +87,14 @@ class _RowLogDensities(torch.autograd.Function):
             rows = _centred(x, y)
             # The nearest row decides the reference, so that no sum can underflow.
             nearest = x.new_full((len(x),), -math.inf)
-            sums = torch.zeros_like(nearest)
+            sums = torch.zeros_like(nearest, dtype=wide(x))
             for i, _, h in tiles(*rows, kernel.scale):
                 reference = torch.maximum(nearest[i], h.amax(dim=1))
                 shrink = (nearest[i] - reference).exp_()
                 values = kernel.evaluate(h, reference.unsqueeze(1)).values
                 sums[i] = sums[i] * shrink + values.sum(dim=1)
                 nearest[i] = reference
-            result = sums.log() + nearest - math.log(len(y))
+            result = sums.log() + nearest.to(sums.dtype) - math.log(len(y))
         ctx.save_for_backward(x, y, result)
         ctx.kernel = kernel
         return result
@@ -102,12 +103,12 @@ class _RowLogDensities(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, result = ctx.saved_tensors
-        rows = _centred(x, y)
+        rows, upstream = _centred(x, y), upstream.to(x.dtype)
         dx, dy = torch.zeros_like(x), torch.zeros_like(y)
         x_slopes, y_slopes = x.new_zeros(len(x)), y.new_zeros(len(y))
         with torch.autocast(device_type=x.device.type, enabled=False):
             for i, j, h in tiles(*rows, ctx.kernel.scale):
-                tile = ctx.kernel.evaluate(h, result[i].unsqueeze(1))
+                tile = ctx.kernel.evaluate(h, result[i].to(x.dtype).unsqueeze(1))
                 weights = tile.slopes.mul_(upstream[i].unsqueeze(1) * (tile.factor / len(y)))
                 x_slopes[i] += weights.sum(dim=1)
                 y_slopes[j] += weights.sum(dim=0)

@@ -112,8 +112,8 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def _sum(tile: Tensor) -> Tensor:
-    """Rows in the tile's own type, their sums in float64: as exact as it needs to be, without a copy of the tile."""
+def row_sums(tile: Tensor) -> Tensor:
+    """The sum of a tile (B, C): rows in its own type, their sums in float64; exact enough, without a copy."""
     return tile.sum(dim=1).sum(dtype=wide(tile))
 
 
@@ -176,7 +176,7 @@ class Cross:
             if self.kernel is not None and self._reference is not None:
                 h = nearness(self.x, i, self.y, j, dots, self.kernel.scale, out=self._scratch[2].like(i, j))
                 self._total *= self._reference.raise_to(h)
-                self._total += _sum(self.kernel.evaluate(h, self._reference.value).values)
+                self._total += row_sums(self.kernel.evaluate(h, self._reference.value).values)
 
     def _add_logits(self, i: slice, j: slice, logits: Tensor) -> None:
         first, last = max(i.start, j.start), min(i.stop, j.stop)

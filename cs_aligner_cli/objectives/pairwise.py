@@ -16,6 +16,7 @@ from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
 from cs_aligner_cli.objectives.kernels import Gaussian
+from cs_aligner_cli.objectives.pairsums import row_sums, wide
 from cs_aligner_cli.objectives.tiles import Dots, TiledRows, hide_same_group
 
 Groups: TypeAlias = npt.NDArray[np.integer] | Tensor
@@ -135,25 +136,25 @@ class _SigLip(torch.autograd.Function):
         with torch.autocast(device_type=x.device.type, enabled=False):
             rows = TiledRows(x, "fp32"), TiledRows(y, "fp32")
             dx, dy = torch.zeros_like(x), torch.zeros_like(y)
-            loss, d_scale, d_bias = (x.new_zeros(()) for _ in range(3))
+            loss, d_scale, d_bias = (x.new_zeros((), dtype=wide(x)) for _ in range(3))
             for i, j, dots in Dots(*rows, keep=False):
                 logits = hide_same_group(scale * dots + bias, groups, i, j)
-                loss += softplus(logits).sum()
+                loss += row_sums(softplus(logits))
                 weights = logits.sigmoid_()
-                d_scale += torch.dot(weights.flatten(), dots.flatten())
-                d_bias += weights.sum()
+                d_bias += row_sums(weights)
                 rows[1].add_weighted(weights, j, dx[i])
                 rows[0].add_weighted(weights.T, i, dy[j])
+                d_scale += row_sums(weights.mul_(dots))
             # Of a pair, -log sigmoid(z) = softplus(z) - z.
-            paired = (x * y).sum()
+            paired = row_sums(x * y)
             loss = (loss - scale * paired) / len(x) - bias
             ctx.grads = (
                 dx.sub_(y).mul_(scale / len(x)),
                 dy.sub_(x).mul_(scale / len(x)),
-                (d_scale - paired) / len(x),
-                d_bias / len(x) - 1,
+                ((d_scale - paired) / len(x)).to(scale.dtype),
+                (d_bias / len(x) - 1).to(bias.dtype),
             )
-        return loss
+        return loss.to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -117,9 +117,9 @@ def on_tokens(bandwidth: Bandwidth, edge: Edge = IMAGE_TEXT) -> TermLoss:
 class Term:
     """One summand ``weight * loss(clouds, logits)``; the loss returns a scalar tensor.
 
-    ``relative``, where given, replaces the weight: it is chosen so that the L2 norm of the term's weighted gradient
-    is ``relative`` times that of the first term's. ``sums`` says that the loss is one of the sums over pairs that
-    ``evaluate_pairs`` can take together, and which.
+    ``relative``, where given, replaces the weight: it is chosen so that the tangential norm of the term's weighted
+    gradient (``TermValues.grad_norms``) is ``relative`` times that of the first term's. ``sums`` says that the loss is
+    one of the sums over pairs that ``evaluate_pairs`` can take together, and which.
     """
 
     name: str
@@ -134,9 +134,10 @@ class TermValues:
     """What an objective is worth on one batch, and its gradient with respect to the embeddings.
 
     ``values``: name to unweighted loss, a detached scalar. ``weights``: name to the weight it had. ``grad_norms``:
-    name to the L2 norm of the gradient of weight * loss with respect to all rows together; empty unless the terms were
-    evaluated separately. ``total``: the weighted sum. ``grads``: modality to the gradient of ``total``, in the shape
-    and dtype of the rows that went in; ``token_grads`` and ``logit_grads`` likewise.
+    name to the L2 norm of the gradient of weight * loss with respect to all rows together, without each row's radial
+    part, which the normalisation of rows takes away; empty unless the terms were evaluated separately. ``total``: the
+    weighted sum. ``grads``: modality to the gradient of ``total``, in the shape and dtype of the rows that went in;
+    ``token_grads`` and ``logit_grads`` likewise.
     """
 
     values: dict[str, Tensor]
@@ -203,7 +204,7 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor])
             value = term.loss(seen, logits)
         values[term.name] = value.detach()
         grads = _gradients(value, leaves) if counts else [torch.zeros_like(leaf) for leaf in leaves]
-        norm = torch.sqrt(sum((grad.square().sum() for grad in grads[:-2]), grads[0].new_zeros(())))
+        norm = _tangential_norm(grads[:-2], leaves)
         weight = term.weight
         if term.relative is not None:
             weight = term.relative * float(norms[terms[0].name] / norm) if norm > 0 else 0.0
@@ -212,6 +213,16 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor])
         if weight != 0:
             sums = [total + weight * grad for total, grad in zip(sums, grads, strict=True)]
     return _Found(values, weights, norms, sums)
+
+
+def _tangential_norm(grads: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of gradients (..., d), projected to the tangent space of the sphere that each row lies on."""
+    squares = grads[0].new_zeros(())
+    for grad, row in zip(grads, rows, strict=False):
+        at = row.detach().nan_to_num()  # tokens are padded with NaN, which no gradient reaches
+        along = (grad * at).sum(dim=-1, keepdim=True) / at.square().sum(dim=-1, keepdim=True).clamp(min=1e-30)
+        squares = squares + (grad - along * at).square().sum()
+    return squares.sqrt()
 
 
 def _share_tiles(terms: Sequence[Term]) -> bool:

@@ -26,7 +26,7 @@ from cs_aligner_cli.recipe.messages import (
 )
 from cs_aligner_cli.recipe.prepare import Prepare
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, dump_yaml, parse_value, read_yaml
-from cs_aligner_cli.recipe.train import Device, Precision, Train
+from cs_aligner_cli.recipe.train import Device, Precision, Train, UnpairedPerPair
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
@@ -187,6 +187,16 @@ class Recipe(Strict):
             raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
         if train.start != "plain":
             raise ValueError(f"train.start: {train.start} is of images and texts alone; use plain")
+        return self
+
+    @model_validator(mode="after")
+    def _unpaired_items_to_draw(self) -> Recipe:
+        train = self.train
+        if train and self.data.unpaired is None and train.unpaired_per_pair != UnpairedPerPair():
+            raise ValueError(
+                "train.unpaired_per_pair: without data.unpaired there are no unpaired items to draw; data.unpaired: {} "
+                "takes what is unpaired by itself"
+            )
         return self
 
     @property

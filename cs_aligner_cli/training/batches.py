@@ -35,7 +35,9 @@ class TrainingBatches:
         captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
         further = layout.modalities[len(MODALITIES) :]
         self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further)
-        self.pools = _pools(pairing, layout, spec, split, self.pairs.batch_size) if pairing else {}
+        # A divergence of weight 0 is trained without, so what it alone would see is not even drawn.
+        drawn = pairing if spec.objective.divergence.weight != 0 else None
+        self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size) if drawn else {}
         self._split, self._edges, self._ranks = split, recipe.edges, ranks
         self._micro = spec.micro_batch_size
 

@@ -190,9 +190,10 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self._towers.parameters(), self._spec.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self._scale:
-            with torch.no_grad():  # open_clip clamps after the step, too
-                self._towers.log_logit_scale.clamp_(0, math.log(self._scale.max))
+        if self._scale and self._scale.learn:
+            with torch.no_grad():  # open_clip clamps after the step, too, to at least 1
+                low = min(0.0, math.log(self._scale.init))
+                self._towers.log_logit_scale.clamp_(low, math.log(self._scale.max))
         return float(norm)
 
     def _conflict(self, done: int, divergence: Term, values: TermValues, clouds: Clouds) -> dict[str, Any]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
 from samples import tensor_rows
+from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.objectives import align_uniform, infonce, l2_contrastive, siglip, tiles
+from cs_aligner_cli.objectives import (
+    align_uniform,
+    cs_divergence,
+    generalized_cs_divergence,
+    hoelder_divergence,
+    infonce,
+    l2_contrastive,
+    siglip,
+    tiles,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +38,24 @@ def test_siglip_is_open_clips_loss(scale: float, bias: float) -> None:
     for grad, expected in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
     assert siglip(leaves[0].detach().numpy(), leaves[1].detach().numpy(), scale, bias).item() == ours.item()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: siglip(x, y, 10.0, -3.0),
+        lambda x, y: hoelder_divergence(x, y, 0.2, 1.5, 1.2),
+        lambda x, y: generalized_cs_divergence([x, y, x.flip(0)[:300]], 0.2),
+        lambda x, y: infonce(x, y, 20.0),
+        lambda x, y: cs_divergence(x, y, 0.2),
+    ],
+)
+def test_sums_over_many_tiles_keep_what_float32_would_lose(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Tens of thousands of tiles: added up in float32 they would be wrong in the fifth decimal."""
+    image, text = tensor_rows(0, 700, 4).float(), tensor_rows(1, 700, 4).float()
+    exact = loss(image.double(), text.double()).item()
+    assert loss(image, text).dtype == torch.float32
+    assert loss(image, text).item() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("groups", [None, torch.tensor([0, 0, 1, 2, 2, 2])])

@@ -280,12 +280,14 @@ def test_transport_error_texts():
     for bad in (0, 1, math.nan):
         with pytest.raises(InputError, match=r"^scaling: expected a number between 0 and 1, got"):
             sinkhorn(x, y, scaling=bad)
+    with pytest.raises(InputError, match=r"^tolerance: expected a finite number above 0, got 0$"):
+        sinkhorn(x, y, tolerance=0)
 
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_sinkhorn_is_geomlosses(p):
     x, y = tensor_rows(0, 9, 4).requires_grad_(), (tensor_rows(1, 6, 4) + 0.5).requires_grad_()
-    ours = sinkhorn(x, y, 0.1, p, 0.7)
+    ours = sinkhorn(x, y, 0.1, p, 0.49, tolerance=1e9)  # the second annealing is the first that can be compared
     theirs = SamplesLoss("sinkhorn", p=p, blur=0.1, scaling=0.7, backend="tensorized")(x, y)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
     for grad, expected in zip(torch.autograd.grad(ours, (x, y)), torch.autograd.grad(theirs, (x, y)), strict=True):
@@ -311,6 +313,18 @@ def test_sinkhorn_reaches_the_converged_divergence(p):
     x, y = random_rows(0, 8, 3), random_rows(1, 5, 3) + 0.5
     expected = converged_sinkhorn(x, y, 0.7, p)
     assert sinkhorn(x, y, 0.7, p, 0.95).item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_sinkhorn_goes_on_until_it_has_converged():
+    """On a sphere of three dimensions one annealing at 0.5, geomloss's default, ends a fifth too low."""
+    x, y = random_rows(0, 60, 3), random_rows(1, 60, 3) + 0.5
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+    expected = converged_sinkhorn(x, y, 0.1, 2)
+    once = SamplesLoss("sinkhorn", p=2, blur=0.1, scaling=0.5, backend="tensorized")(*map(torch.from_numpy, (x, y)))
+    assert once.item() < 0.9 * expected
+    assert sinkhorn(x, y, 0.1).item() == pytest.approx(expected, rel=0.02)
+    with pytest.raises(InputError, match="sinkhorn: the value still changes by more than 1e-15 of itself"):
+        sinkhorn(x, y, 0.1, tolerance=1e-15)
 
 
 def test_sinkhorn_between_wasserstein_and_the_centroid_gap():

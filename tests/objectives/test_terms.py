@@ -76,15 +76,22 @@ def test_every_value_weight_and_gradient_norm_is_named() -> None:
     names = ["infonce", "cs", "image norm", "siglip"]
     assert list(result.values) == list(result.grad_norms) == list(result.weights) == names
     for term in TERMS:
-        leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
-        value = term.loss(of_pairs(*leaves), logits())
-        grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        norm = abs(term.weight) * math.sqrt(sum(g.square().sum().item() for g in grads if g is not None))
+        value = term.loss(of_pairs(image, text), logits())
+        norm = abs(term.weight) * tangential_norm(term, image, text)
         assert result.values[term.name].item() == pytest.approx(value.item())
         assert not result.values[term.name].requires_grad
         assert result.weights[term.name] == term.weight
         assert result.grad_norms[term.name].item() == pytest.approx(norm)
     assert not image.requires_grad
+
+
+def tangential_norm(term: Term, image: Tensor, text: Tensor) -> float:
+    """The gradient's norm where only each row's direction can change: its length is put back by autograd itself."""
+    leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
+    lengths = [rows.norm(dim=1, keepdim=True) for rows in (image, text)]
+    rows = [length * leaf / leaf.norm(dim=1, keepdim=True) for length, leaf in zip(lengths, leaves, strict=True)]
+    grads = torch.autograd.grad(term.loss(of_pairs(*rows), logits()), leaves, allow_unused=True)
+    return math.sqrt(sum(grad.square().sum().item() for grad in grads if grad is not None))
 
 
 @pytest.mark.parametrize("kind", ["cs", "mmd", "energy"])
@@ -123,13 +130,16 @@ def _assert_equal(ours: TermValues, theirs: TermValues) -> None:
 
 
 def test_a_relative_weight_sets_the_ratio_of_the_gradients() -> None:
-    image, text = tensor_rows(0, 9, 4), tensor_rows(1, 9, 4)
+    """The gradients along the sphere: with the radial parts that normalisation takes away it would be another ratio."""
+    image, text = (tensor_rows(seed, 9, 4) for seed in (0, 1))
     relative = Term("cs", 0.0, CS.loss, relative=0.25, sums=gram_divergence("cs", (0.5,)))
     first = Term("infonce", 0.7, INFONCE.loss, sums="infonce")
     result = evaluate_terms((first, relative), of_pairs(image, text), logits(), separate=False)
     ratio = result.grad_norms["cs"] / result.grad_norms["infonce"]
     assert ratio.item() == pytest.approx(0.25)
     fixed = Term("cs", result.weights["cs"], CS.loss)
+    tangential = [term.weight * tangential_norm(term, image, text) for term in (fixed, first)]
+    assert tangential[0] / tangential[1] == pytest.approx(0.25)
     _assert_equal(evaluate_terms((first, fixed), of_pairs(image, text), logits()), result)
     still = Term("still", 0.0, lambda clouds, logits: 0 * clouds.rows["image"].sum(), relative=0.25)
     assert evaluate_terms((first, still), of_pairs(image, text), logits()).weights["still"] == 0.0

@@ -76,3 +76,6 @@ def test_a_relative_weight_is_measured_now_and_then() -> None:
     held = found.terms(3, PAIRS)[1]
     assert (held.relative, held.weight) == (None, values.weights["cs"])
     assert found.terms(4, PAIRS)[1].relative == 0.5
+    each = objective({"weight": {"kind": "relative", "ratio": 0.5}})
+    each.observe(evaluate_terms(each.terms(0, PAIRS), PAIRS, LOGITS))
+    assert each.terms(1, PAIRS)[1].relative == 0.5

@@ -191,6 +191,13 @@ def test_logit_scale_fixed_stays_and_learned_is_clamped(features_recipe: Path) -
     fixed = load_recipe(str(features_recipe), [f"{scale}.init=50", f"{scale}.learn=false", "train.log_steps=1"])
     _trained(fixed)
     assert {round(line["logit_scale"], 3) for line in _steps(fixed)} == {50.0}  # type: ignore[call-overload]
+    low = [f"{scale}.init=0.5", "train.log_steps=1", "train.epochs=1"]
+    for learn in ("false", "true"):  # CLIP's lower bound of 1 is for scales that start above it
+        below = load_recipe(str(features_recipe), [*low, f"{scale}.learn={learn}"])
+        _trained(below)
+        values = [line["logit_scale"] for line in _steps(below)]
+        assert values[0] == pytest.approx(0.5) and max(values) < 0.52  # type: ignore[type-var]
+        assert learn == "true" or min(values) == max(values)  # type: ignore[type-var]
     learned = load_recipe(
         str(features_recipe),
         [f"{scale}.init=1", f"{scale}.max=1.01", "train.lr=0.05", "train.epochs=15", "train.log_steps=1"],
