@@ -285,7 +285,7 @@ CASES: dict[str, list[Case]] = {
         Case("a format of its own", lambda at: at.table("PK", "t.xlsx")),
         Case("no rows", lambda at: at.table(HEAD)),
         Case("a column of nearly that name", lambda at: at.table("image,captoin,split\na.png,x,train\n")),
-        Case("another separator", lambda at: at.table("image;caption;split\na.png;x;train\n")),
+        Case("another separator", lambda at: at.table("image~caption~split\na.png~x~train\n")),
         Case("a comma outside quotes", lambda at: at.table(HEAD + "a.png,one, two,train\n")),
         Case("a quote that does not end", lambda at: at.table(HEAD + 'a.png,"one,train\n')),
         Case("bytes that are no UTF-8", lambda at: at.table(HEAD.encode() + b"a.png,caf\xe9,train\n")),

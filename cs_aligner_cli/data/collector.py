@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.data.columns import Columns
 from cs_aligner_cli.data.file_names import Lookalikes
 from cs_aligner_cli.data.images import ABSENT, BadImageError, digest, look_at_all, read_bytes
-from cs_aligner_cli.data.tables import Columns
 
 LOST_CAPTIONS = "captions of dropped or skipped images"
 # What stands in place of an entry's row.

@@ -65,7 +65,7 @@ def near_images(images: pd.DataFrame, distance: int, console: Console) -> dict[s
     near_least, near_greatest = least.copy(), greatest.copy()
     pairs: list[tuple[int, int, int]] = []
     with console.progress("looking for near duplicates", len(codes)) as advance:
-        for one, other, bits in _near_codes(codes, distance, advance):
+        for one, other, bits in near_codes(codes, distance, advance):
             np.minimum.at(near_least, one, least[other])
             np.maximum.at(near_greatest, one, greatest[other])
             crossing = (one <= other) & ((least[one] != greatest[other]) | (greatest[one] != least[other]))
@@ -80,9 +80,7 @@ def near_images(images: pd.DataFrame, distance: int, console: Console) -> dict[s
     }
 
 
-def _near_codes(
-    codes: Bits, distance: int, advance: Callable[..., None]
-) -> Iterator[tuple[npt.NDArray[np.int64], ...]]:
+def near_codes(codes: Bits, distance: int, advance: Callable[..., None]) -> Iterator[tuple[npt.NDArray[np.int64], ...]]:
     """(one, other, bits) of every ordered pair of codes, each with itself too, that differ in few bits; in blocks."""
     import faiss  # half a second, and only some data sets get here
 

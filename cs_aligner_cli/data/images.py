@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cs_aligner_cli.data.arrow_images import read_cell
 from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, normalised
 
 ABSENT = "no such file"
@@ -92,7 +93,8 @@ def decode(content: bytes) -> Picture:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        raise BadImageError("not an image") from None
+        heic = content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")
+        raise BadImageError("HEIC, which is not read here: save it as JPEG" if heic else "not an image") from None
     except BadImageError:
         raise
     except NoPhotoError as error:
@@ -115,11 +117,13 @@ def member_locator(shard: str, member: str, offset: int, size: int) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, or of a tar's member by its locator; raise BadImageError if they cannot be read."""
+    """The bytes of a file, or by its locator of a tar's member or a table's cell; BadImageError if there are none."""
     file, offset, size = path, 0, -1
     if member := _MEMBER.fullmatch(str(path)):
         file, offset, size = Path(member[1]), int(member[3]), int(member[4])
     try:
+        if (cell := read_cell(str(path))) is not None:
+            return _sound(cell)
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
@@ -134,8 +138,14 @@ def read_bytes(path: Path) -> bytes:
         raise BadImageError(f"cannot be read: {error.strerror}") from None
     if len(content) < size:
         raise BadImageError(f"the shard ends after {len(content)} of its {size} bytes")
+    return _sound(content)
+
+
+def _sound(content: bytes) -> bytes:
     if not content:
         raise BadImageError("an empty file")
+    if len(content) > MAX_FILE_BYTES:
+        raise BadImageError(f"more than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 

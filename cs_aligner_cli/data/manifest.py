@@ -84,16 +84,36 @@ class LatentManifest(DrawnManifest):
 
 
 class TableManifest(OnDisk):
-    """A table of image paths, captions and splits: CSV, TSV, JSON lines or Parquet."""
+    """Tables of image paths and captions: CSV, TSV, other separated text, JSON, JSON lines, Parquet, save_to_disk."""
 
     kind: Literal["table"] = Field("table", description="One row per image and caption.")
-    table: Path = Field(strict=False, description="The table's file, relative to root; the suffix tells the format.")
+    table: Path | None = Field(
+        None,
+        strict=False,
+        description="The table's file or a pattern of several, relative to root, compressed or not; the suffix tells"
+        " the format. Or a folder that datasets' save_to_disk wrote.",
+    )
+    tables: dict[str, str] = Field({}, description="In place of table: files or patterns by split.")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="What stands between cells; null: what the first line shows."
+    )
+    header: list[str] | None = Field(None, description="Names of the columns, where no first line has them.")
+    quoting: Literal["csv", "none"] | None = Field(
+        None, description="Whether quotes stand around cells (csv) or are characters; null: csv, but none between tabs."
+    )
+    encoding: str = Field("utf-8", description="Encoding of text, as Python names it (cp1252, utf-16).")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
     image_column: str | None = Field(
-        "image", description="Column with the image's path, relative to image_dir; null: captions alone."
+        "image",
+        description="Column with the image's path, relative to image_dir, or with the image itself (Parquet);"
+        " null: captions alone.",
     )
-    caption_column: str | None = Field(
-        "caption", description="Column with the caption, or a list of captions (JSON, Parquet); null: images alone."
+    image_path: str | None = Field(
+        None, description="Path of the image made from columns, in place of image_column: {id}.jpg, {id:012d}.jpg."
+    )
+    caption_column: str | list[str] | None = Field(
+        "caption",
+        description="Column with the caption or a list of captions, or several such columns; null: images alone.",
     )
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
@@ -103,10 +123,20 @@ class TableManifest(OnDisk):
     )
     absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
 
+    @property
+    def captions(self) -> list[str]:
+        """The columns of captions."""
+        column = self.caption_column
+        return [] if column is None else [column] if isinstance(column, str) else column
+
     @model_validator(mode="after")
     def _has_items(self) -> TableManifest:
-        if self.image_column is None and self.caption_column is None:
+        if (self.table is None) == (not self.tables):
+            raise ValueError("give either table, a file, or tables, files by split")
+        if self.image_column is None and self.image_path is None and not self.captions:
             raise ValueError("image_column and caption_column are both null, so nothing would be read")
+        if self.tables and "split_column" in self.model_fields_set and self.split_column:
+            raise ValueError("tables names the splits, and split_column does, too; leave one out")
         return self
 
 
@@ -120,7 +150,9 @@ class TokenFeatures(Strict):
 
 class _Features(Strict):
     table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
-    split_column: str = Field("split", description="Column with the split's name.")
+    split_column: str | None = Field(
+        "split", description="Column with the split's name; null: all rows are split 'all'."
+    )
     features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
     tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
     tokens: TokenFeatures | None = Field(None, description="Token features of the same items; null: there are none.")
@@ -253,10 +285,12 @@ def load_manifest(recipe: Recipe) -> Manifest:
     manifest = read_manifest(recipe)
     if isinstance(manifest, DrawnManifest):
         return manifest
-    root = recipe.data.root or manifest.root
+    path = manifest_path(recipe)
+    shipped = path.parent == shelf.folder("data_manifests")
+    root = recipe.data.root or manifest.root or (None if shipped else path.parent.resolve())
     if root is None:
         raise InputError(
-            f"data.root: the manifest {manifest_path(recipe)} does not say where its files lie",
+            f"data.root: the manifest {path} does not say where its files lie",
             "Name it: --set data.root=FOLDER",
         )
     if not root.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 
@@ -38,7 +38,20 @@ class OnDisk(Described):
     checksums: dict[str, Checksum] = Field(
         {}, description="MD5 or SHA-256 by file, relative to root; a file that is there and differs is refused."
     )
-    root: FilePath | None = Field(None, description="Folder of the files; null: the recipe's data.root must name it.")
+    root: FilePath | None = Field(None, description="Folder of the files; null: the manifest's own, or data.root.")
+    split_fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {},
+        description="Draw the splits, in place of the source's own: the share of the images by split. Equal and nearly"
+        " equal images stay together.",
+    )
+    split_seed: int = Field(0, ge=0, description="Seed of that draw.")
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _one_in_all(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError(f"expected fractions that sum to 1, these sum to {sum(value.values()):g}")
+        return value
 
 
 AbsentFiles: TypeAlias = Literal["bad", "skip"]

@@ -44,6 +44,7 @@ from cs_aligner_cli.data.manifest_layouts import (
 from cs_aligner_cli.data.scene_captions import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
+from cs_aligner_cli.data.table_source import ALL, read_table, table_files
 from cs_aligner_cli.data.tables import read_frame, text_column
 from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.files.artifact import file_stamps
@@ -94,43 +95,12 @@ def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Sou
     return Source(images, captions, description, further=further)
 
 
-def read_table(manifest: TableManifest, folder: Path, console: Console) -> Source:
-    """Read a table of image paths and captions."""
-    assert manifest.root is not None  # load_manifest has seen to it
-    table = manifest.root / manifest.table
-    image_column, caption_column, split_column = (
-        manifest.image_column,
-        manifest.caption_column,
-        manifest.split_column,
-    )
-    label_column = manifest.label_column
-    rows = read_frame(table, [c for c in (image_column, caption_column, split_column, label_column) if c])
-    image_ids: pd.Series[Any] = pd.Series(None, rows.index, object)
-    if image_column:
-        image_ids = _ids(text_column(rows, image_column, table))
-    columns = {
-        "image_id": image_ids,
-        "split": text_column(rows, split_column, table, required=True) if split_column else "all",
-        "text": rows[caption_column] if caption_column else "",
-    }
-    captions = pd.DataFrame(columns, index=rows.index)
-    labels = text_column(rows, label_column, table) if label_column else ""
-    named = captions.loc[captions["image_id"].notna(), ["image_id", "split"]]
-    images = named.drop_duplicates("image_id", ignore_index=True)
-    images["label"] = _label_of_each(images["image_id"], image_ids, labels, table)
-    images["locator"] = [str(manifest.image_dir / image_id) for image_id in images["image_id"]]
-    if caption_column is None:
-        captions = captions[:0]
-    elif captions["text"].dtype == object:  # cells of JSON and Parquet may be lists
-        captions = captions.explode("text", ignore_index=True)
-    captions = captions.assign(text=text_column(captions, "text", table), feature_row=-1)
-    return Source(images, captions, {"kind": "table", "root": str(manifest.root)})
-
-
 def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console) -> Source:
     """Read the tables and check that the feature files row-align with them and are finite."""
     assert manifest.root is not None
     root = manifest.root
+    if manifest.split_fractions:
+        manifest = _without_splits(manifest)
     images, captions = _image_table(root, manifest.images), _caption_table(root, manifest.captions)
     further = {name: _owned(root, part) for name, part in manifest.modalities.items()}
     parts = [
@@ -156,6 +126,14 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     return Source(images, captions, description, further=further)
 
 
+def _without_splits(manifest: EmbeddingsManifest) -> EmbeddingsManifest:
+    """The manifest as if its tables had no column of splits, which are drawn."""
+    changes = {"split_column": None}
+    images, captions = (part and part.model_copy(update=changes) for part in (manifest.images, manifest.captions))
+    further = {name: part.model_copy(update=changes) for name, part in manifest.modalities.items()}
+    return manifest.model_copy(update={"images": images, "captions": captions, "modalities": further})
+
+
 def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
     columns = ["image_id", "split", "locator", "width", "height", "digest", "label"]
     if part is None:
@@ -165,7 +143,7 @@ def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
     images = pd.DataFrame(
         {
             "image_id": text_column(table, part.id_column, path, required=True),
-            "split": text_column(table, part.split_column, path, required=True),
+            "split": _splits(table, part.split_column, path),
             "label": text_column(table, part.label_column, path) if part.label_column else "",
         }
     )
@@ -188,7 +166,7 @@ def _owned(root: Path, part: CaptionFeatures | FurtherFeatures) -> pd.DataFrame:
     table = read_frame(path, [c for c in (part.image_column, part.split_column) if c])
     columns = {
         "image_id": _ids(text_column(table, part.image_column, path)) if part.image_column else None,
-        "split": text_column(table, part.split_column, path, required=True),
+        "split": _splits(table, part.split_column, path),
     }
     return pd.DataFrame(columns, index=table.index)
 
@@ -226,7 +204,8 @@ def source_files(manifest: Manifest, console: Console) -> list[str]:
         return folder_files(manifest)
     root = str(manifest.root)
     listed = SOURCES[manifest.kind](manifest, Path(), console).images["locator"]
-    return [*map(str, annotation_files(manifest)), *(f"{root}/{locator}" for locator in listed)]
+    loose = (f"{root}/{locator}" for locator in listed if "::" not in locator)
+    return [*map(str, annotation_files(manifest)), *loose]
 
 
 def annotation_files(manifest: Manifest) -> list[Path]:
@@ -235,26 +214,19 @@ def annotation_files(manifest: Manifest) -> list[Path]:
     assert manifest.root is not None
     if isinstance(manifest, CocoManifest):
         return [manifest.root / split.captions for split in manifest.splits.values()]
-    assert isinstance(manifest, TableManifest | KarpathyManifest | ConversationsManifest)
-    return [manifest.root / (manifest.table if isinstance(manifest, TableManifest) else manifest.annotations)]
+    if isinstance(manifest, TableManifest):
+        return [path for _, path in table_files(manifest)]
+    assert isinstance(manifest, KarpathyManifest | ConversationsManifest)
+    return [manifest.root / manifest.annotations]
+
+
+def _splits(table: pd.DataFrame, column: str | None, path: Path) -> pd.Series[str] | str:
+    return text_column(table, column, path, required=True) if column else ALL
 
 
 def _ids(text: pd.Series[str]) -> pd.Series[Any]:
     """Names of images, None for the empty ones."""
     return text.where(text != "")
-
-
-def _label_of_each(
-    images: pd.Series[Any], of_rows: pd.Series[Any], labels: pd.Series[str] | str, table: Path
-) -> list[str]:
-    """The label of every image; raises InputError where the rows of one image have two."""
-    rows = pd.DataFrame({"image": of_rows, "label": labels}).dropna(subset="image").drop_duplicates()
-    twice = rows.loc[rows["image"].duplicated(), "image"]
-    if len(twice):
-        found = rows.loc[rows["image"] == twice.iloc[0], "label"].tolist()
-        raise InputError(f"{table}: image {twice.iloc[0]!r} has two labels: {found[0]!r} and {found[1]!r}")
-    of_image: dict[str, str] = dict(zip(rows["image"], rows["label"], strict=True))
-    return [of_image[image] for image in images]
 
 
 def _aligned_features(root: Path, part: _AnyFeatures, rows: int) -> FeatureFile:

@@ -15,8 +15,10 @@ from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
 from cs_aligner_cli.data.collector import Source, check_images
+from cs_aligner_cli.data.drawn_splits import draw_splits
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest, manifest_path
+from cs_aligner_cli.data.manifest_base import OnDisk
 from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, hold_out, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
@@ -33,7 +35,7 @@ REPORT = "report.json"
 # The whole list of bad items is in the report; a summary shows the first few.
 _SHOWN = 5
 # What can be bad, and what is told of even where none is.
-KINDS = ("image", "caption", "member", "shard")
+KINDS = ("image", "caption", "row", "member", "shard")
 _ALWAYS_TOLD = ("images", "captions")
 
 
@@ -95,6 +97,8 @@ def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: B
         assert manifest.root is not None
         absent = getattr(manifest, "absent_files", "bad") == "skip"
         check_images(source, manifest.root, absent, recipe.prepare.min_side, console)
+    if isinstance(manifest, OnDisk) and manifest.split_fractions:
+        draw_splits(source, manifest.split_fractions, manifest.split_seed, recipe.prepare.near_distance)
     unify_splits(source)
     images, captions = linked(source)
     tables = {"image": images, "text": captions}
@@ -222,7 +226,8 @@ def _report(
     near, pairs = _near_duplicates(recipe, images, captions, console)
     alone, warnings = without_partner(images, captions)
     paired = captions.dropna(subset="image_id")
-    usable = {"images": len(images), "captions": len(captions), "members": len(images) + len(captions)}
+    items = len(images) + len(captions)
+    usable = {"images": len(images), "captions": len(captions), "rows": items, "members": items}
     summary = {
         "data_set": manifest.name,
         "splits": splits,

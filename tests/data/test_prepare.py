@@ -124,7 +124,8 @@ def test_tables_of_every_format_keep_each_cell_as_written(
         "split_column": "part",
         "image_dir": "pictures",
     }
-    summary, data = prepared(csalign, data_recipe(table_root, kind="table", table=path.name, **names))
+    quoting = {"quoting": "csv"} if suffix == "tsv" else {}
+    summary, data = prepared(csalign, data_recipe(table_root, kind="table", table=path.name, **names, **quoting))
     assert summary["splits"] == {"train": {"images": 1, "captions": 3}, "dev": {"images": 1, "captions": 2}}
     assert list(data.captions[["image_id", "text", "split"]].itertuples(index=False, name=None)) == TABLE
     assert list(data.images["locator"]) == ["pictures/001.png", "pictures/002.png"]
@@ -491,7 +492,7 @@ def test_the_manifest_itself(refused: Refused, write_yaml: WriteYaml, tmp_path: 
     assert 'm.yaml:2: kind: got "tabel"; did you mean table?' in message("m.yaml", name="m", kind="tabel")
     assert "kind: this key is required" in message("m.yaml", name="m")
     assert "kind: got " in message("m.yaml", name="m", kind=["table"])
-    assert "table: this key is required" in message("m.yaml", name="m", kind="table")
+    assert "give either table, a file, or tables, files by split" in message("m.yaml", name="m", kind="table")
 
 
 def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_path: Path) -> None:
@@ -508,7 +509,6 @@ def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_pat
     ("name", "text", "message"),
     [
         ("t.csv", b"image,captoin,split\na,b,c\n", "no column 'caption'; did you mean captoin?"),
-        ("t.csv", b"image;caption;split\na;b;c\n", "no column 'image'; expected one of: image;caption;split"),
         ("t.csv", b"", "holds no rows"),
         ("t.csv", b"image,caption,split\n", "holds no rows"),
         (
@@ -516,7 +516,6 @@ def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_pat
             "image,caption,split\na,é,c\n".encode("latin-1"),
             "is not UTF-8 text (it holds the byte 0xe9)",
         ),
-        ("t.csv", b"image,caption,split\na,b,c\na,b, and more,c\n", "line 3 has 4 cells, the header 3"),
         ("t.csv", b"image,caption,split\na,b\n", "line 2 has 2 cells, the header 3"),
         ("t.csv", b'image,caption,split\na,"b,c\na,b,c\n', "is a quote missing or misplaced?"),
         ("t.csv", b"image,caption,split\na,b,\n", "row 0 (counted from 0) has nothing in the column 'split'"),
@@ -529,7 +528,7 @@ def test_the_folder_of_the_data(refused: Refused, write_yaml: WriteYaml, tmp_pat
             "has a list in the column 'image', not text",
         ),
         ("t.parquet", b"PAR1 and no more", "cannot be read as parquet"),
-        ("t.xlsx", b"PK", "unknown table format '.xlsx'; expected one of: .csv, .tsv, .jsonl, .jsonlines, .parquet"),
+        ("t.xlsx", b"PK", "unknown table format '.xlsx'; expected one of: .csv, .tsv, .txt, .json, .jsonl, "),
     ],
 )
 def test_tables(
