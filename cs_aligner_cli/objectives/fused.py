@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.objectives.fused_plan import LOG2, Memory, Plan, add_product, kernel_constants
+from cs_aligner_cli.objectives.fused_plan import Memory, Plan, add_product, kernel_constants
+from cs_aligner_cli.objectives.fused_sums import KernelSum, Softmax
 from cs_aligner_cli.objectives.kernels import Kernel
 
 # Rows per program of the kernels that go once over rows, and what they read of a row at a time.
@@ -24,52 +25,12 @@ _NOTHING: list[Tensor | None] = [None] * 4
 
 
 class _Cloud(NamedTuple):
-    """Rows (N, d) as multiplied, as pulled, and half their squared norms (N,)."""
+    """Rows (N, d) in float32, as multiplied, as pulled, and half their squared norms (N,) as multiplied."""
 
+    exact: Tensor
     rows: Tensor
     pulled: Tensor
     half_squares: Tensor
-
-
-class _KernelSum(NamedTuple):
-    """A sum of kernel values over ``pairs`` pairs in units of ``2^reference``: 0-d float64 tensors on the device."""
-
-    total: Tensor
-    reference: Tensor
-    pairs: int
-
-    def mean(self, logarithm: bool) -> Tensor:
-        """The mean kernel value, or its natural logarithm."""
-        if logarithm:
-            return self.total.log() + (self.reference * LOG2 - math.log(self.pairs))
-        return self.total * self.unit / self.pairs
-
-    def slope(self, logarithm: bool) -> Tensor:
-        """The derivative of ``mean`` with respect to ``total``."""
-        return 1 / self.total if logarithm else self.unit / self.pairs
-
-    @property
-    def unit(self) -> Tensor:
-        """What ``total`` counts in."""
-        return torch.exp2(self.reference)
-
-
-class _Softmax(NamedTuple):
-    """Maxima (float32) and sums (float64) of 2^logit by row and by column, and the pairs' own logits; (N,) each."""
-
-    row_maxima: Tensor
-    row_sums: Tensor
-    column_maxima: Tensor
-    column_sums: Tensor
-    own: Tensor
-
-    @property
-    def loss(self) -> Tensor:
-        """The mean cross-entropy of rows and columns, a 0-d float64 tensor."""
-        own = self.own.double()
-        rows = self.row_maxima.double() - own + self.row_sums.log2()
-        columns = self.column_maxima.double() - own + self.column_sums.log2()
-        return (rows + columns).mean() * (LOG2 / 2)
 
 
 class FusedPairs:
@@ -125,16 +86,16 @@ class FusedPairs:
             WIDTH=_WIDTH,
             ROWS=_ROWS,
         )
-        return _Cloud(rows, rows if rows.dtype == self._plan.weights else x.to(self._plan.weights), half_squares)
+        return _Cloud(x, rows, rows if rows.dtype == self._plan.weights else x.to(self._plan.weights), half_squares)
 
-    def within(self, cloud: _Cloud, diagonal: bool, gradient: bool) -> tuple[_KernelSum, Tensor | None]:
+    def within(self, cloud: _Cloud, diagonal: bool, gradient: bool) -> tuple[KernelSum, Tensor | None]:
         """The kernel's sum over the pairs of one cloud, with or without i = j, and the gradient of the total (N, d)."""
         size = len(cloud.rows)
         pairs = size * size if diagonal else size * (size - 1)
         zero = cloud.half_squares.new_zeros(())
         # With the pairs (i, i) the sum is never below their number; without, it may need a reference first.
         referenced = not diagonal and self._sigmas > 0
-        found = _KernelSum(zero.double(), zero.double(), pairs)
+        found = KernelSum(zero.double(), zero.double(), pairs)
         if referenced or not gradient:
             found = self._summed(cloud, cloud, within=True, diagonal=diagonal)[1]
             if not gradient:
@@ -154,33 +115,34 @@ class FusedPairs:
                 slopes[i1:] += columns[:, i1 - i0 :].sum(0)
         grad.addcmul_(slopes.unsqueeze(1), cloud.pulled, value=-1).mul_(2)
         if not referenced:
-            found = _KernelSum(torch.stack(totals).sum(), found.reference, pairs)
+            found = KernelSum(torch.stack(totals).sum(), found.reference, pairs)
         return found, grad
 
-    def cross(self) -> tuple[_Softmax | None, _KernelSum]:
+    def cross(self) -> tuple[Softmax | None, KernelSum]:
         """The softmax sums, where there are logits, and the kernel's sum over all pairs of image and text."""
         return self._summed(self.image, self.text, within=False, diagonal=True)
 
     def add_cross_gradients(
-        self, dx: Tensor, dy: Tensor, softmax: _Softmax | None, found: _KernelSum, weights: tuple[float, Tensor | None]
+        self, dx: Tensor, dy: Tensor, softmax: Softmax | None, found: KernelSum, weights: tuple[Tensor, Tensor | None]
     ) -> Tensor | None:
         """Add the gradient of ``weights[0] * softmax.loss + weights[1] * found.total``; return that of the logit scale.
 
-        dx is (M, d) and dy (N, d), float32; the second weight is a 0-d tensor, None where there is no kernel.
+        dx is (M, d) and dy (N, d), float32; weights are 0-d tensors, the second None where there is no kernel.
         """
         image, text = self.image, self.text
         x_slopes, y_slopes = dx.new_zeros(len(dx)), dy.new_zeros(len(dy))
         zero = dx.new_zeros(())
-        per_logit = zero if self._scale is None else self._scale.float() * (weights[0] / (2 * len(dx)))
+        per_logit = zero if self._scale is None else (self._scale * weights[0] / (2 * len(dx))).float()
         per_slope = zero if weights[1] is None else weights[1].float()
         factors = torch.stack([per_logit, per_slope, found.reference.float()])
         shares = _NOTHING
         if softmax is not None:
             by_row, by_column = (1 / softmax.row_sums).float(), (1 / softmax.column_sums).float()
             shares = [softmax.row_maxima, by_row, softmax.column_maxima, by_column]
+        own = None if softmax is None else x_slopes.new_empty(len(dx))
         scale_sums = []
         for chunk in self._chunks(image, text, within=False):
-            pull, rows, columns, sums = self._weighed(image, text, chunk, factors, shares)
+            pull, rows, columns, sums = self._weighed(image, text, chunk, factors, shares, own=own)
             add_product(dx[chunk.start : chunk.stop], pull, text.pulled)
             add_product(dy, pull.T, image.pulled[chunk.start : chunk.stop])
             if self._sigmas >= 0:
@@ -190,6 +152,9 @@ class FusedPairs:
         if self._sigmas >= 0:
             dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
             dy.addcmul_(y_slopes.unsqueeze(1), text.pulled, value=-1)
+        if own is not None:
+            dx.addcmul_(own.unsqueeze(1), text.exact)
+            dy.addcmul_(own.unsqueeze(1), image.exact)
         return None if self._scale is None else torch.stack(scale_sums).sum() / self._scale
 
     def _chunks(self, x: _Cloud, y: _Cloud, within: bool) -> Iterator[slice]:
@@ -199,12 +164,12 @@ class FusedPairs:
         while start < size:
             line = (len(y.rows) - (start if within else 0)) * self._plan.weights.itemsize
             rows = max(step, self._plan.chunk_bytes // line // step * step)
-            if within:  # squares on the diagonal are taken whole: at least four, so that they are few
-                rows = min(rows, max(8 * step, -(-size // 8) // step * step))
+            if within:  # squares on the diagonal are taken whole: eight, so that they are small
+                rows = min(rows, max(1024 // step * step, -(-size // 8) // step * step))
             yield slice(start, min(start + rows, size))
             start += rows
 
-    def _summed(self, x: _Cloud, y: _Cloud, *, within: bool, diagonal: bool) -> tuple[_Softmax | None, _KernelSum]:
+    def _summed(self, x: _Cloud, y: _Cloud, *, within: bool, diagonal: bool) -> tuple[Softmax | None, KernelSum]:
         softmax = self._empty_softmax() if self._scale is not None and not within else None
         sums, tops = [], []
         for chunk in self._chunks(x, y, within):
@@ -245,14 +210,14 @@ class FusedPairs:
         top = torch.cat(tops).double()
         reference = top.max()
         total = (torch.cat(sums).double() * torch.exp2(top - reference)).sum()
-        return softmax, _KernelSum(total, reference, pairs)
+        return softmax, KernelSum(total, reference, pairs)
 
-    def _empty_softmax(self) -> _Softmax:
+    def _empty_softmax(self) -> Softmax:
         assert self._paired is not None
         new, size = self._paired.new_full, (len(self._paired),)
         maxima = [new(size, -math.inf) for _ in range(2)]
         sums = [new(size, 0.0, dtype=torch.float64) for _ in range(2)]
-        return _Softmax(maxima[0], sums[0], maxima[1], sums[1], torch.empty_like(self._paired))
+        return Softmax(maxima[0], sums[0], maxima[1], sums[1], torch.empty_like(self._paired))
 
     def _merge(self, maxima: Tensor, sums: Tensor, part_maxima: Tensor, part_sums: Tensor) -> None:
         parts, size = part_sums.shape
@@ -260,14 +225,24 @@ class FusedPairs:
         self._kernels.merge_sums[grid](maxima, sums, part_maxima, part_sums, size, parts, BLOCK=_WIDTH)
 
     def _weighed(
-        self, x: _Cloud, y: _Cloud, chunk: slice, factors: Tensor, shares: list[Tensor | None], diagonal: bool = True
+        self,
+        x: _Cloud,
+        y: _Cloud,
+        chunk: slice,
+        factors: Tensor,
+        shares: list[Tensor | None],
+        diagonal: bool = True,
+        own: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The weights of a chunk's pairs, sums of slopes of its rows and columns by tile, and other sums by tile."""
+        """The weights of a chunk's pairs, sums of slopes of its rows and columns by tile, and other sums by tile.
+
+        What a pair's own logit pulls goes to ``own`` (N,).
+        """
         within = x is y
         tiles = self._tiles(chunk, y, within)
         rows, columns = chunk.stop - chunk.start, len(y.rows) - tiles.first_column
         products = self._products(x, y, chunk, tiles.first_column)
-        weights = self._memory.take("weights", rows, columns, self._plan.weights)
+        weights = self._memory.take("weights", rows, columns, self._plan.weights, self._plan.tile)
         if products[0] is not None and products[0].dtype == self._plan.weights:
             weights = products[0]
         new = x.half_squares.new_empty
@@ -289,6 +264,7 @@ class FusedPairs:
             row_slopes,
             column_slopes,
             *sums,
+            own,
             *self._extents(x, y, chunk, tiles),
             LOGITS=shares[0] is not None,
             GROUPED=self._groups is not None,
@@ -303,7 +279,8 @@ class FusedPairs:
         """A chunk's products by cuBLAS and the stride of their rows; none where the kernels take them."""
         if self._plan.inside:
             return None, 0
-        buffer = self._memory.take("products", chunk.stop - chunk.start, len(y.rows) - first, torch.float32)
+        rows, columns = chunk.stop - chunk.start, len(y.rows) - first
+        buffer = self._memory.take("products", rows, columns, torch.float32, self._plan.tile)
         left, right = x.rows[chunk], y.rows[first:].T
         if left.dtype == buffer.dtype:
             torch.mm(left, right, out=buffer)

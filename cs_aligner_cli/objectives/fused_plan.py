@@ -47,8 +47,9 @@ class Plan:
     chunk_bytes: int = 256 * 2**20
 
 
-_EPILOGUE = Tile(64, 128, 16, 8, 1)
-_FUSED = Tile(128, 128, 64, 8, 3)
+_EPILOGUE = Tile(64, 64, 16, 4, 1)
+# Three programs fit one multiprocessor, so that one multiplies while another takes exponentials.
+_FUSED = Tile(64, 128, 64, 4, 3, registers=168)
 PLANS: dict[str, Plan] = {
     "fp32": Plan(torch.float32, torch.float32, _EPILOGUE),
     "tf32": Plan(torch.float32, torch.float32, _EPILOGUE, precision="tf32"),
@@ -74,20 +75,23 @@ def can_fuse(x: Tensor) -> bool:
 
 
 class Memory:
-    """Buffers that one chunk after another uses, rows padded to where matrix units read fastest."""
+    """Buffers that one chunk after another uses."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """A matrix (rows, columns) of undefined contents, in the memory of the last one of that name if it fits."""
-        line = -(-columns // 64) * 64
+    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype, tile: Tile) -> Tensor:
+        """A matrix (rows, columns) of undefined contents, in the memory of the last one of that name if it fits.
+
+        Around it there is room for whole tiles.
+        """
+        line, lines = -(-columns // tile.j) * tile.j, -(-rows // tile.i) * tile.i
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < rows * line:
+        if buffer is None or buffer.numel() < lines * line:
             self._buffers.pop(name, None)
-            buffer = self._buffers[name] = torch.empty(rows * line, dtype=dtype, device=self._device)
-        return buffer[: rows * line].view(rows, line)[:, :columns]
+            buffer = self._buffers[name] = torch.empty(lines * line, dtype=dtype, device=self._device)
+        return buffer[: lines * line].view(lines, line)[:rows, :columns]
 
 
 def add_product(into: Tensor, a: Tensor, b: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ from cs_aligner_cli.objectives.fused import FusedPairs
 from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, can_fuse, float32_products
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
+from cs_aligner_cli.objectives.replays import Replays
 from cs_aligner_cli.objectives.tiles import Products, TiledRows
+
+# Up to so many pairs launches take longer than the kernels do: 8,192 rows by 8,192 on an H200.
+REPLAYED_PAIRS = 2**26
+_REPLAYS = Replays()
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def evaluate_pairs(
         products = divergence.products if divergence else "fp32"
         if can_fuse(x):
             with float32_products(products):
-                return evaluate_fused(x, y, infonce, divergence, weights, gradient, PLANS[products])
+                return _replayed(x, y, infonce, divergence, weights, gradient, PLANS[products])
         image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:
@@ -113,8 +119,7 @@ def evaluate_pairs(
         return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
 
 
-@torch.no_grad()
-def evaluate_fused(
+def _replayed(
     x: Tensor,
     y: Tensor,
     infonce: InfoNce | None,
@@ -123,8 +128,36 @@ def evaluate_fused(
     gradient: bool,
     plan: Plan,
 ) -> PairValues:
-    """``evaluate_pairs`` by the kernels of ``fused``."""
-    scale, groups = (infonce.logit_scale, infonce.groups) if infonce else (None, None)
+    """``evaluate_fused``; small clouds of a form seen before as one recorded graph, in place of a hundred launches."""
+    # Filled on the device: weights may change with every step, and a graph holds the numbers that it was recorded with.
+    placed = tuple(torch.full((), weight, dtype=torch.float64, device=x.device) for weight in weights)
+    scale, groups = infonce or (None, None)
+
+    def call(inputs: Sequence[Tensor | None]) -> PairValues:
+        rows, columns, at, scale, groups = inputs[0], inputs[1], inputs[2:4], inputs[4], inputs[5]
+        assert rows is not None and columns is not None and at[0] is not None and at[1] is not None
+        pairs = None if scale is None else InfoNce(scale, groups)
+        return evaluate_fused(rows, columns, pairs, divergence, (at[0], at[1]), gradient, plan)
+
+    inputs = [x, y, *placed, scale, groups]
+    if len(x) * len(y) > REPLAYED_PAIRS or torch.cuda.is_current_stream_capturing():
+        return call(inputs)
+    found = _REPLAYS.run((divergence, gradient, plan), call, inputs)
+    return PairValues(*found)
+
+
+@torch.no_grad()
+def evaluate_fused(
+    x: Tensor,
+    y: Tensor,
+    infonce: InfoNce | None,
+    divergence: GramDivergence | None,
+    weights: tuple[Tensor, Tensor],
+    gradient: bool,
+    plan: Plan,
+) -> PairValues:
+    """``evaluate_pairs`` by the kernels of ``fused``, weights being 0-d float64 tensors beside the rows."""
+    scale, groups = infonce or (None, None)
     pairs = FusedPairs(x, y, scale, groups, divergence.kernel if divergence else None, plan)
     own = []
     if divergence:

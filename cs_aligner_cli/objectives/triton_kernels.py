@@ -92,11 +92,16 @@ def _tile_of(tiles_i, tiles_j, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K: tl.constexpr, EVEN: tl.constexpr,
+def _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K: tl.constexpr, EVEN: tl.constexpr,
           PRECISION: tl.constexpr):  # fmt: skip
-    """``x_i . y_j`` of one tile, in float32."""
+    """``x_i . y_j`` of one tile, in float32; outside they are some finite numbers.
+
+    ``buffer`` has room for whole tiles, because a mask would split loads into single numbers.
+    """
     if buffer is not None:
-        dots = tl.load(buffer + local_i[:, None] * stride + local_j[None, :], mask=inside, other=0.0)
+        dots = tl.load(buffer + local_i[:, None] * stride + local_j[None, :])
+        if edge:
+            dots = tl.where((i < i1)[:, None] & (j < n)[None, :], dots, 0.0)
     else:
         k = tl.arange(0, K)
         # Rows past the end repeat the last one: what they give is masked by whoever reads the tile.
@@ -116,13 +121,16 @@ def _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K: tl.c
 
 
 @triton.jit
-def _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN: tl.constexpr, DIAGONAL: tl.constexpr):
+def _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN: tl.constexpr, DIAGONAL: tl.constexpr):
     """``-||x_i - y_j||^2 / 2`` of a tile, -inf where no pair is: outside and, if they do not count, on the DIAGONAL."""
-    near = dots - tl.load(half_x + i, mask=i < i1, other=0.0)[:, None]
-    near -= tl.load(half_y + j, mask=j < n, other=0.0)[None, :]
-    if WITHIN:
-        near = tl.where(i[:, None] == j[None, :], 0.0 if DIAGONAL else float("-inf"), near)
-    return tl.where(inside, near, float("-inf"))
+    near = dots - tl.load(half_x + i, mask=i < i1, other=float("inf"))[:, None]
+    near -= tl.load(half_y + j, mask=j < n, other=float("inf"))[None, :]
+    if WITHIN:  # noqa: SIM102 - this is known when compiling, the next is not
+        if diagonal:
+            near = tl.where(
+                (i[:, None] == j[None, :]) & (near > float("-inf")), 0.0 if DIAGONAL else float("-inf"), near
+            )
+    return near
 
 
 @triton.jit
@@ -137,7 +145,9 @@ def _evaluate(near, kernel, reference, SIGMAS: tl.constexpr):
         values, slopes = -distance, tl.where(distance > 0, 1.0 / tl.where(distance > 0, distance, 1.0), 0.0)
     else:
         part = tl.exp2(near * tl.load(kernel) - reference)
-        values, slopes = part * tl.load(kernel + 1), part * tl.load(kernel + 2)
+        values, slopes = part, part * tl.load(kernel + 2)
+        if SIGMAS > 1:  # else the share is 1
+            values = part * tl.load(kernel + 1)
         for s in tl.static_range(1, SIGMAS):
             part = tl.exp2(near * tl.load(kernel + 3 * s) - reference)
             values += part * tl.load(kernel + 3 * s + 1)
@@ -146,13 +156,25 @@ def _evaluate(near, kernel, reference, SIGMAS: tl.constexpr):
 
 
 @triton.jit
-def _logits(dots, scale, groups, i, j, n, inside, GROUPED: tl.constexpr):
-    """Logits of a tile, -inf outside and between different pairs of one group."""
-    seen = inside
+def _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED: tl.constexpr):
+    """Logits of a tile plus ``of_i`` and ``of_j``, by which those outside are -inf, as between a group's pairs.
+
+    Masks of one line each: a mask of the tile would take as many registers as the tile.
+    """
+    logits = dots * scale + (of_i[:, None] + of_j[None, :])
     if GROUPED:
-        of_i, of_j = tl.load(groups + i, mask=i < n, other=0), tl.load(groups + j, mask=j < n, other=0)
-        seen = seen & ((of_i[:, None] != of_j[None, :]) | (i[:, None] == j[None, :]))
-    return tl.where(seen, dots * scale, float("-inf"))
+        group_i, group_j = tl.load(groups + i, mask=i < n, other=0), tl.load(groups + j, mask=j < n, other=0)
+        seen = (group_i[:, None] != group_j[None, :]) | (i[:, None] == j[None, :])
+        logits = tl.where(seen, logits, float("-inf"))
+    return logits
+
+
+@triton.jit
+def _place(tile_i, tile_j, i0, i1, j0, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Whether a tile reaches past the last row or column, and whether the diagonal crosses it."""
+    first_i, first_j = i0 + tile_i * ROWS, j0 + tile_j * COLUMNS
+    edge = (first_i + ROWS > i1) | (first_j + COLUMNS > n)
+    return edge, (first_i < first_j + COLUMNS) & (first_j < first_i + ROWS)
 
 
 @triton.jit
@@ -177,21 +199,23 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
     tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
     local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
     i, j = i0 + local_i, j0 + local_j
-    inside = (i < i1)[:, None] & (j < n)[None, :]
-    dots = _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K, EVEN, PRECISION)
+    edge, diagonal = _place(tile_i, tile_j, i0, i1, j0, n, ROWS, COLUMNS)
+    dots = _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K, EVEN, PRECISION)
     if LOGITS:
-        logits = _logits(dots, tl.load(references), groups, i, j, n, inside, GROUPED)
-        if (i0 + tile_i * ROWS < j0 + tile_j * COLUMNS + COLUMNS) & (j0 + tile_j * COLUMNS < i0 + tile_i * ROWS + ROWS):
+        scale = tl.load(references)
+        of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
+        if diagonal:
             # From the tile itself: another product would differ in its last digits.
-            own = inside & (i[:, None] == j[None, :])
-            tl.store(own_logits + i[:, None] + 0 * j[None, :], logits, mask=own)
+            own = (i < i1)[:, None] & (i[:, None] == j[None, :])
+            tl.store(own_logits + i[:, None] + 0 * j[None, :], dots * scale, mask=own)
         at_row, at_column = tile_j * (i1 - i0) + local_i, tile_i * (n - j0) + local_j
         if tl.load(references + 2) > 0:
             reference = tl.load(references + 1)
-            powers = tl.exp2(logits - reference)
+            powers = tl.exp2(_logits(dots, scale, of_i, of_j - reference, groups, i, j, n, GROUPED))
             of_rows, of_columns = tl.sum(powers, 1), tl.sum(powers, 0)
             tops_i, tops_j = tl.zeros((ROWS,), tl.float32) + reference, tl.zeros((COLUMNS,), tl.float32) + reference
         else:
+            logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
             tops_i, tops_j = tl.max(logits, 1), tl.max(logits, 0)
             of_rows, of_columns = tl.sum(_shifted(logits, tops_i, 1), 1), tl.sum(_shifted(logits, tops_j, 0), 0)
         tl.store(row_maxima + at_row, tops_i, mask=i < i1)
@@ -199,17 +223,17 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
         tl.store(column_maxima + at_column, tops_j, mask=j < n)
         tl.store(column_sums + at_column, of_columns, mask=j < n)
     if SIGMAS >= 0:
-        near = _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN, DIAGONAL)
+        near = _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN, DIAGONAL)
         top = 0.0
         if SIGMAS > 0:  # noqa: SIM102 - this is known when compiling, the next is not
             if tl.load(references + 3) > 0:
                 # A tile may hold no pair; what is below float32's own numbers is no sum anyhow.
                 top = tl.maximum(tl.max(tl.max(near, 1), 0) * tl.load(kernel), -1e30)
         values, _ = _evaluate(near, kernel, top, SIGMAS)
-        of_j = tl.sum(values, 0)
         if WITHIN:
-            of_j *= tl.where(j < i1, 1.0, 2.0)
-        tl.store(kernel_sums + tile_i * tiles_j + tile_j, tl.sum(of_j, 0))
+            values *= tl.where(j < i1, 1.0, 2.0)[None, :]
+        # Rows first: a column's values lie in many threads.
+        tl.store(kernel_sums + tile_i * tiles_j + tile_j, tl.sum(tl.sum(values, 1), 0))
         tl.store(kernel_tops + tile_i * tiles_j + tile_j, top)
 
 
@@ -234,49 +258,54 @@ def merge_sums(maxima, sums, part_maxima, part_sums, size, parts, BLOCK: tl.cons
 @_kernel
 def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
                 row_maxima, row_shares, column_maxima, column_shares,
-                row_slopes, column_slopes, scale_sums, kernel_sums,
+                row_slopes, column_slopes, scale_sums, kernel_sums, own_pulls,
                 i0, i1, j0, m, n, d, tiles_i, tiles_j,
                 LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
                 DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
                 PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """The weights by which one tile's rows pull each other, as a gradient: rows and columns as in ``sum_pairs``.
 
-    ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. A softmax counts its pair's own
-    1 as taken off, before anything is rounded. WITHIN one cloud ``kernel_sums`` gets the sums of values, and the sums
-    of slopes are of rounded weights, so that equal rows pull each other nowhere.
+    ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. What a pair's own logit pulls,
+    most of a softmax's gradient, goes to ``own_pulls`` in float32, and not into ``weights``. They have room for whole
+    tiles: a mask would split their stores into single numbers. WITHIN one cloud ``kernel_sums`` gets the sums of
+    values, and the sums of slopes are of rounded weights, so that equal rows pull each other nowhere.
     """
     tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
     local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
     i, j = i0 + local_i, j0 + local_j
-    inside = (i < i1)[:, None] & (j < n)[None, :]
-    dots = _dots(x, y, buffer, stride, i, j, m, n, d, local_i, local_j, inside, K, EVEN, PRECISION)
+    edge, diagonal = _place(tile_i, tile_j, i0, i1, j0, n, ROWS, COLUMNS)
+    dots = _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K, EVEN, PRECISION)
     at_tile = tile_i * tiles_j + tile_j
     pull = tl.zeros((ROWS, COLUMNS), tl.float32)
     if LOGITS:
-        logits = _logits(dots, tl.load(references), groups, i, j, n, inside, GROUPED)
-        share_i = tl.load(row_shares + i, mask=i < i1, other=0.0)
-        share_j = tl.load(column_shares + j, mask=j < n, other=0.0)
-        if tl.load(references + 2) > 0:
-            pull = tl.exp2(logits - tl.load(references + 1)) * (share_i[:, None] + share_j[None, :])
-        else:
-            tops_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
-            tops_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
-            pull = tl.exp2(logits - tops_i[:, None]) * share_i[:, None]
-            pull += tl.exp2(logits - tops_j[None, :]) * share_j[None, :]
-        pull -= tl.where(inside & (i[:, None] == j[None, :]), 2.0, 0.0)
-        pull *= tl.load(factors)
-        tl.store(scale_sums + at_tile, tl.sum(tl.sum(pull * dots, 1), 0))
+        scale, factor = tl.load(references), tl.load(factors)
+        of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
+        share_i = tl.load(row_shares + i, mask=i < i1, other=0.0) * factor
+        share_j = tl.load(column_shares + j, mask=j < n, other=0.0) * factor
+        # Two exponentials even where one reference serves all: choosing here would keep both forms in registers.
+        top_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
+        top_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
+        logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
+        pull = tl.exp2(logits - top_i[:, None]) * share_i[:, None] + tl.exp2(logits - top_j[None, :]) * share_j[None, :]
+        of_own = 0.0
+        own = i[:, None] == j[None, :]
+        if diagonal:
+            of_own = tl.sum(tl.sum(tl.where(own & (i < i1)[:, None], (pull - 2.0 * factor) * dots, 0.0), 1), 0)
+            tl.store(own_pulls + i[:, None] + 0 * j[None, :], pull - 2.0 * factor, mask=own & (i < i1)[:, None])
+        pull = tl.where(own, 0.0, pull)
+        tl.store(scale_sums + at_tile, tl.sum(tl.sum(pull * dots, 1), 0) + of_own)
     if SIGMAS >= 0:
-        near = _nearness(dots, half_x, half_y, i, j, i1, n, inside, WITHIN, DIAGONAL)
+        near = _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN, DIAGONAL)
         values, slopes = _evaluate(near, kernel, tl.load(factors + 2), SIGMAS)
         slopes *= tl.load(factors + 1)
         if WITHIN:
-            tl.store(kernel_sums + at_tile, tl.sum(tl.sum(values, 0) * tl.where(j < i1, 1.0, 2.0), 0))
-            slopes = tl.where(i[:, None] == j[None, :], 0.0, slopes)  # a row does not pull itself
+            values *= tl.where(j < i1, 1.0, 2.0)[None, :]
+            tl.store(kernel_sums + at_tile, tl.sum(tl.sum(values, 1), 0))
+            if diagonal:  # a row does not pull itself
+                slopes = tl.where(i[:, None] == j[None, :], 0.0, slopes)
         if not LOGITS:
             slopes = slopes.to(weights.dtype.element_ty).to(tl.float32)
         tl.store(row_slopes + tile_j * (i1 - i0) + local_i, tl.sum(slopes, 1), mask=i < i1)
         tl.store(column_slopes + tile_i * (n - j0) + local_j, tl.sum(slopes, 0), mask=j < n)
         pull += slopes
-    at = local_i[:, None] * weights_stride + local_j[None, :]
-    tl.store(weights + at, pull.to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + local_i[:, None] * weights_stride + local_j[None, :], pull.to(weights.dtype.element_ty))
