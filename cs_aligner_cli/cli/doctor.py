@@ -160,7 +160,6 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.common.modalities import MODALITIES
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
     from cs_aligner_cli.encoders import pick_device
-    from cs_aligner_cli.encoders.availability import require_encoder_of
     from cs_aligner_cli.report.projections import require_projection
     from cs_aligner_cli.runs.layout import Layout
     from cs_aligner_cli.training.trackers import require_trackers
@@ -183,7 +182,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
     for modality in recipe.encoders.modalities:
         key = modality if modality in MODALITIES else f"further.{modality}"
-        yield _tried(f"encoders.{key}", lambda m=modality: require_encoder_of(recipe, m))  # type: ignore[misc]
+        yield _tried(f"encoders.{key}", lambda m=modality: _tower(recipe, m))  # type: ignore[misc]
     yield _tried("embed.device", lambda: str(pick_device(recipe.embed.device)))
     if recipe.train is not None:
         train = recipe.train
@@ -194,6 +193,21 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
             yield _tried("train.objective.divergence", _sinkhorn)
     if recipe.gap_report.projection != "pca":
         yield _tried("gap_report.projection", projection)
+
+
+def _tower(recipe: Recipe, modality: str) -> str:
+    """What a tower is; one with weights from elsewhere that are here is loaded, and must tell items apart."""
+    from cs_aligner_cli.encoders.availability import brings_weights, require_encoder_of, waits_for_hub
+    from cs_aligner_cli.encoders.preflight import COUNT, check_towers
+
+    found, spec = require_encoder_of(recipe, modality), recipe.encoders.of(modality)
+    if not brings_weights(spec):
+        return found
+    if waits_for_hub(spec):
+        return f"{found}, still to be fetched"
+    encoder = check_towers(recipe, [modality])[modality]
+    limit = f", reads {encoder.caption_limit.tokens} tokens" if encoder.caption_limit else ""
+    return f"{found}, tells {COUNT} items apart{limit}"
 
 
 def _sinkhorn() -> str:

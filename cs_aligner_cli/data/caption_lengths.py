@@ -1,9 +1,10 @@
-"""How many captions are longer than a text tower reads: counted by the tower's own tokenizer."""
+"""How many captions are longer than a text tower reads: counted by its own tokenizer."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.encoders import EncoderSpec, OpenClipEncoder
 
 _DEFAULT_CONTEXT = 77
+_BLOCK = 4096
 
 
 def context_length(spec: EncoderSpec) -> int | None:
@@ -31,20 +33,21 @@ def context_length(spec: EncoderSpec) -> int | None:
     )
 
 
-def caption_lengths(texts: Iterable[str], count: int, limit: int, console: Console) -> dict[str, Any]:
-    """{"limit", "truncated", "median", "p95", "longest"} in tokens of open_clip's tokenizer, the two marks included.
+def caption_lengths(
+    texts: Iterable[str], count: int, limit: int, lengths: Callable[[Sequence[str]], list[int]], console: Console
+) -> dict[str, Any]:
+    """{"limit", "truncated", "median", "p95", "longest"} in tokens, of ``count`` captions for a tower that reads at
+    most ``limit`` tokens; ``lengths`` counts those of a list, special tokens among them.
 
     What is longer than ``limit`` loses its end when it is encoded.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    encode = SimpleTokenizer().encode
-    lengths = array("i")
+    found = array("i")
+    waiting = iter(texts)
     with console.progress("counting tokens", count) as advance:
-        for text in texts:
-            lengths.append(len(encode(text)) + 2)
-            advance()
-    counts = np.asarray(lengths)
+        while block := list(islice(waiting, _BLOCK)):
+            found.extend(lengths(block))
+            advance(len(block))
+    counts = np.asarray(found)
     return {
         "limit": limit,
         "truncated": int((counts > limit).sum()),
@@ -52,3 +55,11 @@ def caption_lengths(texts: Iterable[str], count: int, limit: int, console: Conso
         "p95": int(np.quantile(counts, 0.95, method="higher")),
         "longest": int(counts.max()),
     }
+
+
+def open_clip_counter() -> Callable[[Sequence[str]], list[int]]:
+    """What counts the tokens of captions by open_clip's own tokenizer, the two marks included."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    encode = SimpleTokenizer().encode
+    return lambda texts: [len(encode(text)) + 2 for text in texts]

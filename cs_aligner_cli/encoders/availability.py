@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.recipe.encoders import (
+    EncoderSpec,
     FeaturesEncoder,
     OpenClipEncoder,
     SentenceTransformersEncoder,
     TimmEncoder,
 )
 from cs_aligner_cli.recipe.recipe import Recipe
+
+
+def weight_files(recipe: Recipe) -> list[Path]:
+    """The files on disk that hold encoder weights, whose change makes embeddings stale."""
+    files: list[Path] = []
+    for modality in MODALITIES:
+        spec = recipe.encoders.of(modality)
+        model = getattr(spec, "model", None) or ""
+        folder = Path(model.removeprefix("local-dir:"))
+        if model.startswith("local-dir:") and folder.is_dir():
+            files += [path for path in folder.rglob("*") if path.is_file()]
+        for named in (getattr(spec, "pretrained", None), getattr(spec, "checkpoint", None)):
+            if named and Path(named).is_file():
+                files.append(Path(named))
+    return sorted(set(files))
+
+
+def brings_weights(spec: EncoderSpec) -> bool:
+    """Whether a tower's weights come from elsewhere, so that they may be what its configuration does not say."""
+    return not isinstance(spec, FeaturesEncoder) and not getattr(spec, "random_init", False)
+
+
+def waits_for_hub(spec: EncoderSpec) -> bool:
+    """Whether a tower's files must still be fetched from a model hub."""
+    repositories = [repository for repository in _repositories(spec) if repository]
+    if not repositories:
+        return False
+    from cs_aligner_cli.encoders.hub import is_cached
+
+    return not all(map(is_cached, repositories))
+
+
+def _repositories(spec: EncoderSpec) -> list[str]:
+    """The repositories of the hub that a tower takes files from."""
+    model = getattr(spec, "model", None) or ""
+    if isinstance(spec, FeaturesEncoder) or model.startswith("local-dir:"):
+        return []
+    if model.startswith("hf-hub:"):
+        return [model.removeprefix("hf-hub:")]
+    if isinstance(spec, OpenClipEncoder):
+        import open_clip
+
+        weights = open_clip.get_pretrained_cfg(model, spec.pretrained or "").get("hf_hub", "")
+        text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
+        return [weights.rstrip("/"), text.get("hf_model_name", ""), text.get("hf_tokenizer_name", "")]
+    if isinstance(spec, TimmEncoder):
+        import timm
+
+        known = timm.get_pretrained_cfg(model, allow_unregistered=True) if spec.checkpoint is None else None
+        return [known.hf_hub_id or ""] if known else []
+    return [] if Path(model).expanduser().is_dir() else [model]
 
 
 def require_encoder_of(recipe: Recipe, modality: str) -> str:
@@ -30,10 +85,12 @@ def require_encoder_of(recipe: Recipe, modality: str) -> str:
 
         require_timm(spec, key)
     else:
-        from cs_aligner_cli.encoders.hub import refuse_absent
+        from cs_aligner_cli.encoders.hub import refuse_absent, refuse_without_tokenizer
 
         pipeline = isinstance(spec, SentenceTransformersEncoder)
         refuse_absent(spec.model, key, "modules.json" if pipeline else "config.json")
+        if modality == "text" and not pipeline and spec.model.startswith("local-dir:"):
+            refuse_without_tokenizer(Path(spec.model.removeprefix("local-dir:")), key)
     return f"{spec.kind} {spec.model}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ _LFS = b"version https://git-lfs"
 # Beside the weights in torch's averaged models.
 _NO_WEIGHTS = ("n_averaged",)
 _NAMED = 6
+# What torch and pickle raise on what they cannot make sense of.
+_NOT_READ = (
+    *(RuntimeError, ValueError, LookupError, EOFError, OSError, AttributeError, TypeError),
+    *(ArithmeticError, AssertionError, struct.error),
+)
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json", ".txt", ".model", ".index")
 
 
@@ -66,7 +72,7 @@ def read_state_dict(file: Path, key: str) -> dict[str, Tensor]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise not_plain(file, key) from None
-    except (RuntimeError, ValueError, LookupError, EOFError, OSError, AttributeError, TypeError) as error:
+    except _NOT_READ as error:
         raise InputError(
             f"{key}: {file} is no checkpoint of torch, or damaged: {str(error).partition(chr(10))[0]}"
         ) from None

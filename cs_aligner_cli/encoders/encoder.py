@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,15 @@ class TokenReader:
             return int(self.module(self.example().to(parameter.device)).shape[2])
 
 
+@dataclass(frozen=True)
+class CaptionLimit:
+    """The most tokens that a text tower reads, ``tokens``, and the function that counts those of captions; special
+    tokens and the prompt's are among both."""
+
+    tokens: int
+    lengths: Callable[[Sequence[str]], list[int]]
+
+
 @dataclass
 class Encoder:
     """One tower.
@@ -44,7 +53,7 @@ class Encoder:
     items); ``module`` maps that input to (B, dim) embeddings, not normalised; ``identity`` says exactly
     what this tower is; ``backbone`` is the library's own model inside ``module``, as its users know it;
     ``clip`` is the whole open_clip model that the tower belongs to, None for other kinds; ``tokens`` reads its tokens,
-    None where it has none.
+    None where it has none; ``caption_limit`` counts what it would cut, None where nothing is known of that.
     """
 
     modality: str
@@ -55,6 +64,7 @@ class Encoder:
     backbone: Any = field(repr=False)
     clip: Any = field(default=None, repr=False)
     tokens: TokenReader | None = None
+    caption_limit: CaptionLimit | None = None
 
     def token_reader(self, key: str) -> TokenReader:
         """``tokens``; InputError, naming the recipe's ``key`` that asks for them, where the encoder has none."""

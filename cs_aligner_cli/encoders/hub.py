@@ -15,10 +15,14 @@ from huggingface_hub import constants as hub
 from torch import nn
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.encoders.checkpoints import refuse_placeholders
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _HUB_SECONDS = 5
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+_VOCABULARIES = ("tokenizer.json", "vocab*.*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes")
+# Tokenizers of bytes and characters, which need no vocabulary.
+_OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 
 def source_of(model: str) -> str:
@@ -40,12 +44,28 @@ def refuse_absent(model: str, key: str, configuration: str = "config.json") -> N
             )
         if not any(file for pattern in _WEIGHTS for file in folder.rglob(pattern)):
             raise InputError(f"{key}: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
+        refuse_placeholders(folder, key)
     elif Path(model).expanduser().is_dir():
         raise InputError(
             f"{key}: {model} is a folder here, but is named like a model of the hub", f"Use {LOCAL}{model}"
         )
     elif why := unreachable(source_of(model)):
         raise InputError(f"{key}: {why}", how_to_fetch(source_of(model)))
+
+
+def refuse_without_tokenizer(folder: Path, key: str) -> None:
+    """Raise InputError if a model's folder has no vocabulary: transformers would make an empty one, without a word."""
+    if any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        return
+    config = folder / "tokenizer_config.json"
+    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
+    if named in _OF_BYTES:
+        return
+    raise InputError(
+        f"{key}: {folder} has no tokenizer files",
+        "Copy those that the model was trained with: tokenizer.json, or vocab.txt, or vocab.json with merges.txt, or "
+        "a SentencePiece model, and tokenizer_config.json beside them.",
+    )
 
 
 def how_to_fetch(repository: str) -> str:
@@ -61,7 +81,7 @@ def unreachable(repository: str) -> str | None:
 
     Asks once whether the hub can be reached; its own client would go on trying for half a minute.
     """
-    if not repository or (Path(hub.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir():
+    if not repository or is_cached(repository):
         return None
     try:
         urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
@@ -72,6 +92,11 @@ def unreachable(repository: str) -> str | None:
         if isinstance(reason, gaierror | TimeoutError | ConnectionError):
             return f"{repository} is not cached, and {hub.ENDPOINT} cannot be reached ({reason})"
     return None
+
+
+def is_cached(repository: str) -> bool:
+    """Whether the hub's cache on this machine knows a repository."""
+    return (Path(hub.HF_HUB_CACHE) / f"models--{repository.partition('@')[0].replace('/', '--')}").is_dir()
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ from typing import Any
 import open_clip
 import pandas as pd
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
 from safetensors import SafetensorError
@@ -22,13 +24,24 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.data.pictures import without_palette_alpha
-from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.encoders.hub import unreachable, weights_digest
+from cs_aligner_cli.encoders.checkpoints import load_state, read_state_dict, refuse_placeholders, without_prefix
+from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
+from cs_aligner_cli.encoders.hub import refuse_without_tokenizer, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens, OpenClipTextTokens
 from cs_aligner_cli.recipe.encoders import OpenClipEncoder
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+_KEY = "encoders"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+# The names of weights that open_clip saves and looks for in a folder, the first that is there.
+_FILES = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+_NUMPY = (".npz", ".npy")
+# What OpenAI's archives hold beside weights, and a buffer that transformers kept among them until 4.31.
+_OF_JIT, _BUFFER = ("input_resolution", "context_length", "vocab_size"), "embeddings.position_ids"
 # What open_clip raises, itself or through torch and safetensors, on files that it cannot make sense of.
 _NOT_LOADED = (
     *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError, EOFError),
@@ -48,7 +61,16 @@ class OpenClip:
             _refuse_unknown(name, spec)
             self.model_cfg: dict[str, Any] = _guard(lambda: open_clip.get_model_config(name), spec)
             _refuse_without_text_parts(name, spec, self.model_cfg)
-            self.model, self.preprocess = _create(name, spec, seed)
+            if name.startswith("local-dir:") and self.model_cfg.get("text_cfg", {}).get("hf_tokenizer_name"):
+                refuse_without_tokenizer(Path(name.removeprefix("local-dir:")), _KEY)
+            file = _own_file(name, spec)
+            state = read_state_dict(file, _KEY) if file and file.suffix not in _NUMPY else None
+            bias = _logit_bias(state)
+            if bias is not None:
+                self.model_cfg = {**self.model_cfg, "init_logit_bias": bias}
+            self.model, self.preprocess = _create(name, spec, seed, file, bias)
+            if file is not None:
+                _load(self.model, state, file, spec)
             self.tokenizer: Callable[[list[str]], Tensor] = _guard(lambda: open_clip.get_tokenizer(name), spec)
         if not isinstance(self.model, open_clip.CustomTextCLIP):
             kind = type(self.model).__name__
@@ -73,7 +95,26 @@ class OpenClip:
         tower, load = self.tower(modality), self.loader(modality, root, background)
         identity = {**self.identity, "background": background} if modality == "image" else self.identity
         tokens = self._token_reader(modality, tower, load)
-        return Encoder(modality, self.dim, tower, load, identity, tower, self, tokens)
+        limit = self._caption_limit() if modality == "text" else None
+        return Encoder(modality, self.dim, tower, load, identity, tower, self, tokens, limit)
+
+    def _caption_limit(self) -> CaptionLimit | None:
+        """How the tokenizer counts, where it is one whose count is known."""
+        tokenizer: Any = self.tokenizer
+        if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
+            clean = tokenizer.clean_fn
+
+            def lengths(texts: Sequence[str]) -> list[int]:
+                return [len(ids) for ids in tokenizer.tokenizer([clean(text) for text in texts])["input_ids"]]
+
+        elif isinstance(tokenizer, open_clip.SimpleTokenizer):
+
+            def lengths(texts: Sequence[str]) -> list[int]:
+                return [len(tokenizer.encode(text)) + 2 for text in texts]
+
+        else:
+            return None
+        return CaptionLimit(int(tokenizer.context_length), lengths)
 
     def _token_reader(
         self, modality: str, tower: nn.Module, load: Callable[[pd.DataFrame], Tensor]
@@ -150,6 +191,7 @@ def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
             )
         if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
             raise InputError(f"encoders: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
+        refuse_placeholders(folder, _KEY)
     elif scheme == "hf-hub":
         _refuse_unreachable(rest.split("@")[0], spec)
     elif spec.config is None and name not in open_clip.list_models():
@@ -188,24 +230,78 @@ def _refuse_unreachable(repository: str, spec: OpenClipEncoder) -> None:
         raise _not_loaded(spec, why)
 
 
-def _create(name: str, spec: OpenClipEncoder, seed: int) -> tuple[Any, Any]:
-    from_config = spec.config is not None
+def _own_file(name: str, spec: OpenClipEncoder) -> Path | None:
+    """The weights file on disk that a model is loaded from; None where open_clip fetches it, or there is none."""
+    if spec.pretrained and Path(spec.pretrained).suffix:
+        return Path(spec.pretrained)
+    if spec.config is not None or not name.startswith("local-dir:"):
+        return None
+    files = [file for pattern in _WEIGHTS for file in sorted(Path(name.removeprefix("local-dir:")).glob(pattern))]
+    return min(files, key=lambda file: _FILES.index(file.name) if file.name in _FILES else len(_FILES))
+
+
+def _logit_bias(state: Mapping[str, Tensor] | None) -> float | None:
+    """The bias of a SigLIP-like model by its weights: its configuration may not mention it."""
+    found = (value for name, value in (state or {}).items() if name.rpartition(".")[2] == "logit_bias")
+    value = next(found, None)
+    return None if value is None else float(value.float().mean())
+
+
+def _create(name: str, spec: OpenClipEncoder, seed: int, file: Path | None, bias: float | None) -> tuple[Any, Any]:
+    """The model with the weights that open_clip itself fetches, else with random ones; and its preprocessing."""
+    own = spec.config is not None or file is not None
+    options = {} if bias is None else {"init_logit_bias": bias}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, _, preprocess = _guard(
             lambda: open_clip.create_model_and_transforms(
                 name,
-                pretrained=None if from_config else spec.pretrained,
+                pretrained=None if own else spec.pretrained,
+                load_weights=not own,
                 force_custom_text=True,
                 pretrained_text=False,
                 # Without this, weights that cannot be downloaded leave random ones behind, with a log line.
-                require_pretrained=not (from_config or spec.random_init),
+                require_pretrained=not (own or spec.random_init),
+                **options,
             ),
             spec,
         )
-    if from_config and spec.pretrained:  # open_clip itself reads checkpoint files only for the names it knows
-        _guard(lambda: open_clip.load_checkpoint(model, spec.pretrained), spec)
     return model, preprocess
+
+
+def _load(model: Any, state: dict[str, Tensor] | None, file: Path, spec: OpenClipEncoder) -> None:
+    """Load a file's weights as ``open_clip.load_checkpoint`` does, wrappers taken off and every misfit named.
+
+    What open_clip would interpolate without a word, the positions of a text tower with another context, is refused.
+    """
+    if state is None:
+        _guard(lambda: open_clip.load_checkpoint(model, str(file)), spec)
+        return
+    own = model.state_dict()
+    plain = [name.removeprefix("text.") for name in own]  # as models before custom_text had it
+    found: dict[str, Tensor] = without_prefix(state, {*own, *plain})
+    found = _guard(lambda: convert_state_dict(model, found), spec)
+    if "positional_embedding" in found:
+        found = convert_to_custom_text_state_dict(found)
+    found = {name: value for name, value in found.items() if name not in _OF_JIT and not name.endswith(_BUFFER)}
+    for name in ("logit_scale", "logit_bias"):
+        if name in found and found[name].numel() == 1:
+            found[name] = found[name].reshape(own[name].shape)
+    if "logit_bias" in own:
+        found.setdefault("logit_bias", torch.zeros_like(own["logit_bias"]))
+    _refuse_other_context(own, found, file)
+    _guard(lambda: resize_pos_embed(found, model), spec)
+    load_state(model, found, file, _KEY)
+
+
+def _refuse_other_context(own: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
+    name = "text.positional_embedding"
+    if name in own and name in found and len(own[name]) != len(found[name]):
+        raise InputError(
+            f"{_KEY}: the weights in {file} were trained with a context of {len(found[name])} tokens, but the "
+            f"configuration says {len(own[name])}",
+            f"text_cfg: context_length must be {len(found[name])}.",
+        )
 
 
 def _guard(call: Callable[[], Any], spec: OpenClipEncoder) -> Any:

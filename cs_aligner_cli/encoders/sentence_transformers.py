@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.encoders.hub import refuse_absent, source_of, weights_digest
+from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
+from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, refuse_without_tokenizer, source_of, weights_digest
 from cs_aligner_cli.encoders.inputs import (
     ids_and_mask,
     in_chunks_of_like_length,
@@ -19,7 +22,7 @@ from cs_aligner_cli.encoders.inputs import (
     tokenizer_identity,
 )
 from cs_aligner_cli.encoders.tokens import SentenceTokens
-from cs_aligner_cli.encoders.transformers import dim_of, loading
+from cs_aligner_cli.encoders.transformers import dim_of, learned_positions, loading, refuse_too_long
 from cs_aligner_cli.recipe.encoders import SentenceTransformersEncoder
 
 
@@ -43,6 +46,8 @@ class _Pipeline(nn.Module):
 def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> Encoder:
     """A text tower; ``prompt`` defaults to the folder's own default prompt."""
     refuse_absent(spec.model, key, "modules.json")
+    if spec.model.startswith(LOCAL):
+        refuse_without_tokenizer(_first_module(Path(source_of(spec.model)), key), key)
     with loading(spec.model, key):
         pipeline = SentenceTransformer(source_of(spec.model), device="cpu", trust_remote_code=False)
     backbone = pipeline.transformers_model
@@ -50,12 +55,20 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
         raise InputError(f"{key}: {spec.model} does not begin with a transformer; only such pipelines are supported")
     tokenizer: Any = pipeline.tokenizer
     refuse_foreign_tokenizer(len(tokenizer), backbone.get_input_embeddings().num_embeddings, key)
+    learned, limit = learned_positions(backbone), pipeline.max_seq_length
+    if limit is None:
+        limit = learned or tokenizer.model_max_length
+    refuse_too_long(limit, learned, f"{key}: max_seq_length of {spec.model}")
     prompt = spec.prompt
     if prompt is None:
         prompt = (pipeline.prompts.get(pipeline.default_prompt_name or "") or "") + "{text}"
 
     def load(rows: pd.DataFrame) -> Tensor:
         return padded_ids(pipeline.preprocess([prompt.replace("{text}", text) for text in rows["text"]]))
+
+    def lengths(texts: Sequence[str]) -> list[int]:
+        prompted = [prompt.replace("{text}", text) for text in texts]
+        return [len(ids) for ids in tokenizer(prompted, verbose=False)["input_ids"]]
 
     identity = {
         "kind": "sentence_transformers",
@@ -70,4 +83,14 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
     example = load(pd.DataFrame({"text": ["a"]}))
     dim = dim_of(tower, example, "text", key)
     tokens = TokenReader(SentenceTokens(pipeline, tower.pad_id), load, lambda: example, "text tokens")
-    return Encoder("text", dim, tower, load, identity, backbone, tokens=tokens)
+    reads = CaptionLimit(limit, lengths)
+    return Encoder("text", dim, tower, load, identity, backbone, tokens=tokens, caption_limit=reads)
+
+
+def _first_module(folder: Path, key: str) -> Path:
+    """The folder of the pipeline's transformer, with the tokenizer: the first of modules.json."""
+    try:
+        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return folder / str(listed[0]["path"])
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"{key}: {folder / 'modules.json'} lists no modules") from None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.torchrun_env import local_rank, world_size
 from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.encoders.availability import weight_files
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
 from cs_aligner_cli.files.artifact import verify_file
@@ -26,9 +26,12 @@ from cs_aligner_cli.recipe.recipe import Recipe
 
 
 def load_encoders(
-    recipe: Recipe, data: PreparedData, device: torch.device, modalities: Sequence[str]
+    recipe: Recipe, data: PreparedData | None, device: torch.device, modalities: Sequence[str]
 ) -> dict[str, Encoder]:
-    """The towers asked for, in eval mode on ``device``; towers of the same open_clip model share one copy of it."""
+    """The towers asked for, in eval mode on ``device``; towers of the same open_clip model share one copy of it.
+
+    Without ``data`` (only towers that read items, not stored features) a tower can be tried, but finds no picture.
+    """
     for file in weight_files(recipe):
         verify_file(file)  # those of another run's model
     models: dict[str, Any] = {}
@@ -41,7 +44,7 @@ def load_encoders(
             key = spec.model_dump_json(exclude={"background"})
             if key not in models:
                 models[key] = OpenClip(spec, recipe.seed)
-            encoder = models[key].encoder(modality, data.root, spec.background)
+            encoder = models[key].encoder(modality, _root(data), spec.background)
         else:
             encoder = _load(spec, modality, data, recipe.seed)
         encoder.module.eval().to(device)
@@ -49,15 +52,20 @@ def load_encoders(
     return encoders
 
 
-def _load(spec: EncoderSpec, modality: str, data: PreparedData, seed: int) -> Encoder:
+def _root(data: PreparedData | None) -> Path:
+    return Path() if data is None else data.root
+
+
+def _load(spec: EncoderSpec, modality: str, data: PreparedData | None, seed: int) -> Encoder:
     """One tower; each library is imported only by those who use it."""
     key = f"encoders.{modality}"
     if isinstance(spec, FeaturesEncoder):
+        assert data is not None
         return load_features(spec, data, modality)
     if isinstance(spec, TimmEncoder):
         from cs_aligner_cli.encoders.timm import load_timm
 
-        return load_timm(spec, data.root, key, seed)
+        return load_timm(spec, _root(data), key, seed)
     if isinstance(spec, SentenceTransformersEncoder):
         from cs_aligner_cli.encoders.sentence_transformers import load_sentence_transformers
 
@@ -65,22 +73,7 @@ def _load(spec: EncoderSpec, modality: str, data: PreparedData, seed: int) -> En
     from cs_aligner_cli.encoders.transformers import load_transformers
 
     assert not isinstance(spec, OpenClipEncoder)
-    return load_transformers(spec, modality, data.root, key)
-
-
-def weight_files(recipe: Recipe) -> list[Path]:
-    """The files on disk that hold encoder weights, whose change makes embeddings stale."""
-    files: list[Path] = []
-    for modality in MODALITIES:
-        spec = recipe.encoders.of(modality)
-        model = getattr(spec, "model", None) or ""
-        folder = Path(model.removeprefix("local-dir:"))
-        if model.startswith("local-dir:") and folder.is_dir():
-            files += [path for path in folder.rglob("*") if path.is_file()]
-        for named in (getattr(spec, "pretrained", None), getattr(spec, "checkpoint", None)):
-            if named and Path(named).is_file():
-                files.append(Path(named))
-    return sorted(set(files))
+    return load_transformers(spec, modality, _root(data), key)
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -22,8 +23,16 @@ from transformers.models.auto.modeling_auto import (
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.pictures import as_rgb
-from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.encoders.hub import LOCAL, how_to_fetch, refuse_absent, source_of, weights_digest
+from cs_aligner_cli.encoders.checkpoints import not_plain
+from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
+from cs_aligner_cli.encoders.hub import (
+    LOCAL,
+    how_to_fetch,
+    refuse_absent,
+    refuse_without_tokenizer,
+    source_of,
+    weights_digest,
+)
 from cs_aligner_cli.encoders.inputs import (
     ImageLoader,
     ids_and_mask,
@@ -43,6 +52,8 @@ NOT_LOADED = (
 # Of a model with two towers, what the one tower does not use.
 _NOT_TEXT = ("vision_model", "visual_projection", "logit_scale", "logit_bias")
 _NOT_IMAGE = ("text_model", "text_projection", "logit_scale", "logit_bias")
+# Of a message that lists weights, what is repeated.
+_LINES = 8
 _FEATURES = {"text": "get_text_features", "image": "get_image_features"}
 
 
@@ -96,6 +107,8 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
     """
     refuse_absent(spec.model, key)
     source = source_of(spec.model)
+    if modality == "text" and spec.model.startswith(LOCAL):
+        refuse_without_tokenizer(Path(source), key)
     with loading(spec.model, key):
         model, missing = _load_model(spec, source, modality)
     _refuse_missing(model, missing, spec.pooling, key)
@@ -126,14 +139,15 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         table = getattr(model, "text_model", model).get_input_embeddings()
         refuse_foreign_tokenizer(len(tokenizer), table.num_embeddings, key)
-        load = _TextLoader(tokenizer, model, spec)
+        load = _TextLoader(tokenizer, model, spec, key)
         tower = _Tower(model, modality, pooling, load.pad_id)
         identity |= {"tokenizer": tokenizer_identity(tokenizer), "prompt": spec.prompt, "max_length": load.max_length}
         example = load(pd.DataFrame({"text": ["a"]}))
         token_module, about = TransformersTextTokens(model, load.pad_id, load.masked), "text tokens"
     dim = dim_of(tower, example, modality, key)
     tokens = TokenReader(token_module, load, lambda: example, about)
-    return Encoder(modality, dim, tower, load, identity, model, tokens=tokens)
+    limit = CaptionLimit(load.max_length, load.lengths) if isinstance(load, _TextLoader) else None
+    return Encoder(modality, dim, tower, load, identity, model, tokens=tokens, caption_limit=limit)
 
 
 def _preprocess(processor: Any) -> Callable[[Image.Image], Tensor]:
@@ -150,17 +164,24 @@ def _preprocess(processor: Any) -> Callable[[Image.Image], Tensor]:
 class _TextLoader:
     """Rows of the captions' table to padded token ids (B, L), by the model's own tokenizer."""
 
-    def __init__(self, tokenizer: Any, model: Any, spec: TransformersEncoder) -> None:
+    def __init__(self, tokenizer: Any, model: Any, spec: TransformersEncoder, key: str) -> None:
         self.tokenizer, self.prompt = tokenizer, spec.prompt
         tokenizer.padding_side = "right"  # last-token pooling counts from the left
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.pad_id = tokenizer.pad_token_id or 0
         config = getattr(model.config, "text_config", model.config)
-        positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        learned = learned_positions(model)
+        positions = learned or getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
         self.max_length = spec.max_length or min(positions, tokenizer.model_max_length)
+        refuse_too_long(self.max_length, learned, f"{key}.max_length")
         # SigLIP was trained without a mask, every caption padded to full length.
         self.masked = not model.config.model_type.startswith("siglip")
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens captions have, prompt and special tokens included."""
+        prompted = [self.prompt.replace("{text}", text) for text in texts]
+        return [len(ids) for ids in self.tokenizer(prompted, verbose=False)["input_ids"]]
 
     def __call__(self, rows: pd.DataFrame) -> Tensor:
         texts = [self.prompt.replace("{text}", text) for text in rows["text"]]
@@ -173,6 +194,26 @@ class _TextLoader:
             return_attention_mask=self.masked,
         )
         return padded_ids(encoding)
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """The tokens for which a model has learned positions, None where it has no such table (rotary positions).
+
+    RoBERTa and its kin count from behind their padding id: 514 rows are 512 tokens.
+    """
+    for name, part in model.named_modules():
+        end = name.rpartition(".")[2]
+        known = end in ("position_embeddings", "position_embedding", "wpe") and "vision" not in name
+        if known and isinstance(part, nn.Embedding):
+            before = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - before
+    return None
+
+
+def refuse_too_long(wanted: int, positions: int | None, key: str) -> None:
+    """Raise InputError for more tokens per caption than a model has learned positions."""
+    if positions is not None and wanted > positions:
+        raise InputError(f"{key}: {wanted} tokens, but the model's weights have positions for {positions}")
 
 
 def _load_model(spec: TransformersEncoder, source: str, modality: str) -> tuple[Any, list[str]]:
@@ -224,6 +265,23 @@ def dim_of(tower: nn.Module, example: Tensor, modality: str, key: str) -> int:
         ) from None
 
 
+def _not_plain(model: str, key: str) -> InputError:
+    """The refusal of a pickle; which one, torch does not say: the first weights file that is one."""
+    folder = Path(source_of(model))
+    files = sorted(file for suffix in (".bin", ".pth", ".pt") for file in folder.rglob(f"*{suffix}"))
+    if files:
+        return not_plain(files[0], key)
+    return InputError(f"{key}: {model} holds Python objects; csalign reads plain weights only")
+
+
+def _why(error: Exception) -> str:
+    """The first line of a library's message; of one about weights that do not fit, all lines, which name them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:_LINES]) if "state_dict" in lines[0] else lines[0]
+
+
 @contextmanager
 def loading(model: str, key: str) -> Iterator[None]:
     """Turn the library's loading failures into one message with the way out, and keep its bars off the screen."""
@@ -232,8 +290,12 @@ def loading(model: str, key: str) -> Iterator[None]:
     logging.disable()
     try:
         yield
+    except UnpicklingError:
+        raise _not_plain(model, key) from None
     except NOT_LOADED as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error):
+            raise _not_plain(model, key) from None
+        why = _why(error)
         hint = "" if model.startswith(LOCAL) else how_to_fetch(source_of(model))
         raise InputError(f"{key}: cannot load {model}: {why}", hint) from None
     finally:

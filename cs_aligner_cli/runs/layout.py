@@ -48,6 +48,12 @@ class Layout:
         folder = self.folder / "caption_lengths"
         return Artifact("caption lengths", folder, "csalign prepare", {"limit": limit}, (self.prepared,))
 
+    def tower_check(self, modalities: Sequence[str]) -> Artifact:
+        """What was found of towers with weights from elsewhere: that they tell items apart, and what they cut."""
+        encoders = self.recipe.encoders
+        parts = {"encoders": {m: encoders.of(m).model_dump(mode="json") for m in modalities}}
+        return Artifact("tower check", self.folder / "tower_check", "csalign prepare", parts, (self.prepared,))
+
     @property
     def shards(self) -> Artifact | None:
         """The prepared data set as WebDataset shards, where the recipe asks for them."""

@@ -18,6 +18,8 @@ from cs_aligner_cli.common.modalities import FROZEN, TOKENS
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device, weight_files
+from cs_aligner_cli.encoders.availability import brings_weights
+from cs_aligner_cli.encoders.preflight import check_tower
 from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import current
@@ -95,7 +97,12 @@ class _Job:
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
-        return load_encoders(self.recipe, self.data, self.device, self.modalities)
+        """The frozen encoders; those with weights from elsewhere must tell items apart."""
+        encoders = load_encoders(self.recipe, self.data, self.device, self.modalities)
+        for modality, encoder in encoders.items():
+            if brings_weights(self.recipe.encoders.of(modality)):
+                check_tower(encoder, f"encoders.{modality}", self.data.captions["text"])
+        return encoders
 
     def frozen(self, split_name: str) -> dict[str, Any]:
         """The store of one split as the encoders give it."""

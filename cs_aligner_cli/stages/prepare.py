@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length
+from cs_aligner_cli.data.caption_lengths import caption_lengths, context_length, open_clip_counter
 from cs_aligner_cli.data.collector import Source, check_images
 from cs_aligner_cli.data.drawn_splits import draw_splits
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
@@ -24,6 +25,7 @@ from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
+from cs_aligner_cli.encoders.availability import brings_weights, require_encoder_of, waits_for_hub, weight_files
 from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, file_stamps, write_json
 from cs_aligner_cli.files.locks import HOLDER, LOCK
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -58,17 +60,19 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
-    lengths = _caption_lengths(recipe, layout, console)
-    if lengths and (cut := lengths.summary["truncated"]):
-        limit = lengths.summary["limit"]
+    towers, counted = _towers(layout, console, force), _caption_lengths(layout, console)
+    lengths = _part(counted) or (towers.summary["caption_lengths"] if towers else None)
+    if lengths and (cut := lengths["truncated"]):
+        limit = lengths["limit"]
         console.warn(f"{cut} captions are longer than the {limit} tokens that the text tower reads, and lose their end")
     shards, pairing = _shards(layout, console, force), _pairing(layout, console, force)
     result = {
         **summary,
-        "caption_lengths": _part(lengths),
+        "towers": towers.summary["towers"] if towers else {},
+        "caption_lengths": lengths,
         "shards": _part(shards, {"folder": str(layout.shards.path)} if layout.shards else {}),
         "pairing": _part(pairing),
-        "status": joined(tables, lengths, shards, pairing),
+        "status": joined(tables, towers, counted, shards, pairing),
         "folder": str(layout.prepared.path),
     }
     _refuse_too_many_bad(result, recipe.data.max_bad_fraction, layout.prepared.path / REPORT)
@@ -89,6 +93,8 @@ def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -
 def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: Build) -> dict[str, Any]:
     recipe = layout.recipe
     _refuse_foreign(layout.prepared, "data.dir")
+    for modality in _brought(layout):
+        require_encoder_of(recipe, modality)
     if not isinstance(manifest, DrawnManifest):
         check_checksums(manifest, console)
     source = SOURCES[manifest.kind](manifest, build.folder, console)
@@ -116,19 +122,51 @@ def _write_tables(layout: Layout, manifest: Manifest, console: Console, build: B
     return summary
 
 
-def _caption_lengths(recipe: Recipe, layout: Layout, console: Console) -> Made | None:
-    """How many captions the text tower would cut; None where it has not open_clip's tokenizer."""
-    limit = context_length(recipe.encoders.of("text"))
-    if limit is None:
+def _brought(layout: Layout) -> list[str]:
+    """The modalities whose towers bring weights that are on this machine, and can be tried."""
+    specs = {m: layout.recipe.encoders.of(m) for m in MODALITIES if m in layout.modalities}
+    return [m for m, spec in specs.items() if brings_weights(spec) and not waits_for_hub(spec)]
+
+
+def _towers(layout: Layout, console: Console, force: bool) -> Made | None:
+    """What is found of towers with weights from elsewhere: {"towers": {modality: name}, "caption_lengths"}; None where
+    there are none. One that must still be fetched from a hub is checked by embed."""
+    modalities = _brought(layout)
+    if not modalities:
         return None
-    prepared = layout.prepared
 
     def write(build: Build) -> dict[str, Any]:
-        splits = (prepared.record() or {})["summary"]["splits"].values()
-        count = sum(part["captions"] for part in splits)
-        return caption_lengths(caption_texts(prepared.path), count, limit, console)
+        from cs_aligner_cli.encoders.hub import told
+        from cs_aligner_cli.encoders.preflight import check_towers
 
-    return make(layout.caption_lengths(limit), write)
+        path = layout.prepared.path
+        encoders = check_towers(layout.recipe, modalities, caption_texts(path))
+        text = encoders.get("text")
+        limit = text.caption_limit if text else None
+        return {
+            "towers": {m: told(encoder.identity) for m, encoder in encoders.items()},
+            "caption_lengths": limit and _lengths(layout, limit.tokens, limit.lengths, console),
+        }
+
+    sources = file_stamps(weight_files(layout.recipe))
+    return make(layout.tower_check(modalities), write, force=force, sources=sources)
+
+
+def _caption_lengths(layout: Layout, console: Console) -> Made | None:
+    """How many captions a text tower of random weights would cut; None for others, and without its own tokenizer."""
+    spec = layout.recipe.encoders.of("text")
+    limit = None if brings_weights(spec) and not waits_for_hub(spec) else context_length(spec)
+    if limit is None:
+        return None
+    return make(layout.caption_lengths(limit), lambda build: _lengths(layout, limit, open_clip_counter(), console))
+
+
+def _lengths(
+    layout: Layout, limit: int, lengths: Callable[[Sequence[str]], list[int]], console: Console
+) -> dict[str, Any]:
+    splits = (layout.prepared.record() or {})["summary"]["splits"].values()
+    count = sum(part["captions"] for part in splits)
+    return caption_lengths(caption_texts(layout.prepared.path), count, limit, lengths, console)
 
 
 def _shards(layout: Layout, console: Console, force: bool) -> Made | None:

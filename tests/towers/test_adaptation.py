@@ -205,7 +205,7 @@ def pixels_and_tokens(folder: str, recipe: Recipe) -> tuple[torch.Tensor, torch.
     table = table[table["split"] == "dev"]
     _, _, preprocess = open_clip.create_model_and_transforms(folder)
     files = [root / "images" / name for name in table["image"].drop_duplicates()]
-    pixels = torch.stack([preprocess(Image.open(file).convert("RGB")) for file in files])
+    pixels = torch.stack([preprocess(Image.open(file)) for file in files])
     return pixels, open_clip.get_tokenizer(folder)(table["caption"].tolist())
 
 
