@@ -136,7 +136,7 @@ def _towers(layout: Layout, console: Console, force: bool) -> Made | None:
         return None
 
     def write(build: Build) -> dict[str, Any]:
-        from cs_aligner_cli.encoders.hub import told
+        from cs_aligner_cli.encoders.hub import describe_encoder
         from cs_aligner_cli.encoders.preflight import check_towers
 
         path = layout.prepared.path
@@ -144,7 +144,7 @@ def _towers(layout: Layout, console: Console, force: bool) -> Made | None:
         text = encoders.get("text")
         limit = text.caption_limit if text else None
         return {
-            "towers": {m: told(encoder.identity) for m, encoder in encoders.items()},
+            "towers": {m: describe_encoder(encoder.identity) for m, encoder in encoders.items()},
             "caption_lengths": limit and _lengths(layout, limit.tokens, limit.lengths, console),
         }
 
