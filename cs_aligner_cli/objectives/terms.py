@@ -44,7 +44,7 @@ class Clouds:
     ``rows``: modality to (N, d), N being any number for each. ``pairs``: for every edge, which rows are pairs; what
     is in no pair is seen by divergences alone. ``memory``: modality to (K, d) further rows that divergences see,
     and that no gradient reaches. ``tokens``: modality to the tokens (N, L, d) behind the rows, padded with NaN
-    (``ragged.pad_tokens``), where a term sees them.
+    (``token_sequences.pad_tokens``), where a term sees them.
     """
 
     rows: Mapping[str, Tensor]
@@ -170,59 +170,92 @@ def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, sep
     if separate or not (clouds.only_pairs and _share_tiles(terms)):
         found = _separately(terms, clouds, leaves)
     else:
-        found = _together(terms[:2], clouds, leaves)
+        found = _together(terms[0], terms[1], clouds, leaves)
         if len(terms) > 2:
             found = _added(found, _separately(terms[2:], clouds, leaves))
-    inputs = [*clouds.rows.values(), *clouds.tokens.values(), *logits]
-    dtypes = [given.dtype for given in inputs]
-    grads = [grad.to(dtype) for grad, dtype in zip(found.grads, dtypes, strict=True)]
-    weights = {term.name: weight for term, weight in zip(terms, found.weights, strict=True)}
-    total = sum((weights[n] * value for n, value in found.values.items() if weights[n]), leaves[0].new_zeros(()))
-    of_rows = dict(zip(clouds.rows, grads, strict=False))
-    of_tokens = dict(zip(clouds.tokens, grads[len(of_rows) :], strict=False))
-    return TermValues(found.values, weights, found.norms, total, of_rows, of_tokens, Logits(*grads[-2:]))
+    weighted = [found.weights[name] * value for name, value in found.values.items() if found.weights[name]]
+    grads = {leaf: found.grads[leaf].to(given.dtype) for leaf, given in _inputs(clouds, logits).items()}
+    return TermValues(
+        found.values,
+        found.weights,
+        found.norms,
+        sum(weighted, next(iter(leaves.values())).new_zeros(())),
+        grads={modality: grads["rows", modality] for modality in clouds.rows},
+        token_grads={modality: grads["tokens", modality] for modality in clouds.tokens},
+        logit_grads=Logits(grads["logits", "scale"], grads["logits", "bias"]),
+    )
 
 
-class _Found(NamedTuple):
+# One input of the terms: rows or tokens of a modality, or the logits' scale or bias.
+_Leaf: TypeAlias = tuple[Literal["rows", "tokens", "logits"], str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What some terms are worth: value, weight and gradient norm by term, and the sum's gradient by input."""
+
     values: dict[str, Tensor]
-    weights: list[float]
+    weights: dict[str, float]
     norms: dict[str, Tensor]
-    grads: list[Tensor]
+    grads: dict[_Leaf, Tensor]
 
 
-def _separately(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor]) -> _Found:
+def _inputs(clouds: Clouds, logits: Logits) -> dict[_Leaf, Tensor]:
+    return {
+        **{("rows", modality): rows for modality, rows in clouds.rows.items()},
+        **{("tokens", modality): tokens for modality, tokens in clouds.tokens.items()},
+        ("logits", "scale"): logits.scale,
+        ("logits", "bias"): logits.bias,
+    }
+
+
+def _leaves(clouds: Clouds, logits: Logits) -> dict[_Leaf, Tensor]:
+    """Fresh leaves with the inputs' values; half precisions are widened so that gradients are not rounded."""
+    leaves = {}
+    for (kind, name), given in _inputs(clouds, logits).items():
+        checked = as_rows(given.detach(), name) if kind == "rows" else given.detach()
+        widened = checked.to(torch.promote_types(given.dtype, torch.float32))
+        # Detached once more: where nothing was widened, rows may be the caller's own tensors.
+        leaves[kind, name] = widened.detach().requires_grad_()
+    return leaves
+
+
+def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tensor]) -> _Found:
     values: dict[str, Tensor] = {}
-    weights: list[float] = []
+    weights: dict[str, float] = {}
     norms: dict[str, Tensor] = {}
-    sums = [torch.zeros_like(leaf) for leaf in leaves]
-    tokens = dict(zip(clouds.tokens, leaves[len(clouds.rows) :], strict=False))
-    seen = replace(clouds, rows=dict(zip(clouds.rows, leaves, strict=False)), tokens=tokens)
-    logits = Logits(*leaves[-2:])
+    sums = {leaf: torch.zeros_like(tensor) for leaf, tensor in leaves.items()}
+    seen = replace(
+        clouds,
+        rows={modality: leaves["rows", modality] for modality in clouds.rows},
+        tokens={modality: leaves["tokens", modality] for modality in clouds.tokens},
+    )
+    logits = Logits(leaves["logits", "scale"], leaves["logits", "bias"])
     for term in terms:
         counts = term.weight != 0 or term.relative is not None
         with torch.set_grad_enabled(counts):
             value = term.loss(seen, logits)
         values[term.name] = value.detach()
-        grads = _gradients(value, leaves) if counts else [torch.zeros_like(leaf) for leaf in leaves]
-        norm = _tangential_norm(grads[:-2], leaves)
+        grads = _gradients(value, leaves) if counts else {}
+        norm = _tangential_norm(grads, leaves) if counts else value.new_zeros(())
         weight = term.weight
         if term.relative is not None:
             weight = term.relative * float(norms[terms[0].name] / norm) if norm > 0 else 0.0
-        weights.append(weight)
-        norms[term.name] = abs(weight) * norm
+        weights[term.name], norms[term.name] = weight, abs(weight) * norm
         if weight != 0:
-            sums = [total + weight * grad for total, grad in zip(sums, grads, strict=True)]
+            sums = {leaf: total + weight * grads[leaf] for leaf, total in sums.items()}
     return _Found(values, weights, norms, sums)
 
 
-def _tangential_norm(grads: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of gradients (..., d), projected to the tangent space of the sphere that each row lies on."""
-    squares = grads[0].new_zeros(())
-    for grad, row in zip(grads, rows, strict=False):
-        at = row.detach().nan_to_num()  # tokens are padded with NaN, which no gradient reaches
-        along = (grad * at).sum(dim=-1, keepdim=True) / at.square().sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        squares = squares + (grad - along * at).square().sum()
-    return squares.sqrt()
+def _tangential_norm(grads: dict[_Leaf, Tensor], leaves: dict[_Leaf, Tensor]) -> Tensor:
+    """The L2 norm of the gradients of rows and tokens (..., d), along the sphere that each row lies on."""
+    squares = []
+    for (kind, name), grad in grads.items():
+        if kind != "logits":
+            at = leaves[kind, name].detach().nan_to_num()  # tokens are padded with NaN, which no gradient reaches
+            along = (grad * at).sum(dim=-1, keepdim=True) / at.square().sum(dim=-1, keepdim=True).clamp(min=1e-30)
+            squares.append((grad - along * at).square().sum())
+    return torch.stack(squares).sum().sqrt()
 
 
 def _share_tiles(terms: Sequence[Term]) -> bool:
@@ -235,42 +268,34 @@ def _share_tiles(terms: Sequence[Term]) -> bool:
     )
 
 
-def _together(terms: Sequence[Term], clouds: Clouds, leaves: Sequence[Tensor]) -> _Found:
-    pairwise, divergence = terms
+def _together(pairwise: Term, divergence: Term, clouds: Clouds, leaves: dict[_Leaf, Tensor]) -> _Found:
     assert isinstance(divergence.sums, GramDivergence)
-    image, text, *tokens, scale, bias = leaves
+    image, text, scale = leaves["rows", "image"], leaves["rows", "text"], leaves["logits", "scale"]
     dtype = torch.promote_types(image.dtype, text.dtype)
-    weights = [pairwise.weight, divergence.weight]
     found = evaluate_pairs(
         image.to(dtype),
         text.to(dtype),
         InfoNce(scale, clouds.pairs[IMAGE_TEXT].groups),
         divergence.sums,
-        weights=(weights[0], weights[1]),
+        weights=(pairwise.weight, divergence.weight),
     )
     assert found.infonce is not None and found.divergence is not None
     assert found.x_grad is not None and found.y_grad is not None and found.scale_grad is not None
-    values = {pairwise.name: found.infonce, divergence.name: found.divergence}
-    unseen = [torch.zeros_like(leaf) for leaf in tokens]
-    grads = [found.x_grad, found.y_grad, *unseen, found.scale_grad, torch.zeros_like(bias)]
-    return _Found({name: value.to(dtype) for name, value in values.items()}, weights, {}, grads)
+    grads = {leaf: torch.zeros_like(tensor) for leaf, tensor in leaves.items()}
+    grads |= {("rows", "image"): found.x_grad, ("rows", "text"): found.y_grad, ("logits", "scale"): found.scale_grad}
+    values = {pairwise.name: found.infonce.to(dtype), divergence.name: found.divergence.to(dtype)}
+    return _Found(values, {pairwise.name: pairwise.weight, divergence.name: divergence.weight}, {}, grads)
 
 
 def _added(one: _Found, other: _Found) -> _Found:
     """Both, without norms: those of the first were not taken apart."""
-    grads = [a + b for a, b in zip(one.grads, other.grads, strict=True)]
-    return _Found({**one.values, **other.values}, one.weights + other.weights, {}, grads)
+    grads = {leaf: grad + other.grads[leaf] for leaf, grad in one.grads.items()}
+    return _Found({**one.values, **other.values}, {**one.weights, **other.weights}, {}, grads)
 
 
-def _leaves(clouds: Clouds, logits: Logits) -> list[Tensor]:
-    """Fresh leaves with the inputs' values; half precisions are widened so that gradients are not rounded."""
-    rows = [as_rows(rows.detach(), modality) for modality, rows in clouds.rows.items()]
-    others = [*clouds.tokens.values(), *logits]
-    widened = [given.detach().to(torch.promote_types(given.dtype, torch.float32)) for given in others]
-    # Detached once more: where nothing was widened, rows may be the caller's own tensors.
-    return [leaf.detach().requires_grad_() for leaf in (*rows, *widened)]
-
-
-def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    grads = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+def _gradients(value: Tensor, leaves: dict[_Leaf, Tensor]) -> dict[_Leaf, Tensor]:
+    grads = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
+    return {
+        leaf: torch.zeros_like(tensor) if grad is None else grad
+        for (leaf, tensor), grad in zip(leaves.items(), grads, strict=True)
+    }
