@@ -32,6 +32,7 @@ from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, together
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.towers.towers import Towers, plan_towers
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.step import Batch, Stepper
 
 STEPS = 50
@@ -80,7 +81,7 @@ def step(stepper: Stepper, spec: Train, ranks: Ranks, number: int, rows: int, di
     share = ranks.share_of_batch(rows, spec.micro_batch_size)
     inputs = {m: values[share.rows] for m, values in features(number, rows, dims).items()}
     batch = Batch(inputs, dict.fromkeys(inputs, rows), {IMAGE_TEXT: Pairs(groups=torch.arange(rows))})
-    return float(stepper.step(number, batch)["loss"])
+    return float(stepper.step(number, batch, ObjectiveState())[0]["loss"])
 
 
 def trained(case: dict[str, Any], ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:

@@ -11,9 +11,9 @@ import pytest
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.layout import Layout
-from cs_aligner_cli.stages import train as train_stage
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.training.step import Stepper
 
 QUIET = Console(quiet=True)
 
@@ -41,7 +41,7 @@ def stored(recipe: Recipe, modality: str, name: str = "aligned") -> Any:
 
 def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt training as the given step begins."""
-    step = train_stage._Run._step
+    step = Stepper.step
     left = iter(range(steps))
 
     def cut(self: Any, *arguments: Any) -> Any:
@@ -49,7 +49,7 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(train_stage._Run, "_step", cut)
+    monkeypatch.setattr(Stepper, "step", cut)
 
 
 def assert_resumes_bitwise(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> Recipe:

@@ -14,12 +14,12 @@ from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffr
 from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 
-# Each takes (image, text), the logits and groups that its signature names, and the recipe's options by their names.
+# Each takes (image, text), the logits, the groups (rows of one are no negatives), and the recipe's options by name.
 PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {
-    "infonce": infonce,
-    "siglip": siglip,
-    "align_uniform": align_uniform,
-    "l2_contrastive": l2_contrastive,
+    "infonce": lambda x, y, logits, groups: infonce(x, y, logits.scale, groups),
+    "siglip": lambda x, y, logits, groups: siglip(x, y, logits.scale, logits.bias, groups),
+    "align_uniform": lambda x, y, logits, groups, **options: align_uniform(x, y, **options),
+    "l2_contrastive": lambda x, y, logits, groups, **options: l2_contrastive(x, y, logits.scale, groups, **options),
 }
 # Each takes (image, text) and the recipe's options by their names.
 DIVERGENCES: Final[dict[str, Callable[..., Tensor]]] = {

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -188,26 +188,20 @@ class _Group(Ranks):
             return not self.main
 
 
-_current = Ranks()
-
-
-def current() -> Ranks:
-    """The processes of the command that is running."""
-    return _current
+# The case of one process.
+ALONE: Final = Ranks()
 
 
 @contextmanager
 def together(spec: Distributed) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; one process, or one that has joined already, goes on as it is.
+    """Join the processes that torchrun started, if it did.
 
     Whatever ends the command on several ranks is reported by the first of them; the others raise AlreadyReportedError.
     """
-    global _current
-    if world_size() == 1 or _current.size > 1:
-        yield _current
+    if world_size() == 1:
+        yield ALONE
         return
     group = _Group(spec)
-    _current = group
     try:
         yield group
     except BaseException as error:
@@ -217,8 +211,6 @@ def together(spec: Distributed) -> Iterator[Ranks]:
         raise
     else:
         dist.destroy_process_group()
-    finally:
-        _current = Ranks()
 
 
 @contextmanager

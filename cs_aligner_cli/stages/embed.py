@@ -22,7 +22,7 @@ from cs_aligner_cli.encoders.availability import brings_weights
 from cs_aligner_cli.encoders.preflight import check_tower
 from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.runs.distributed import current
+from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import ShardWriter, Store, write_keys
@@ -37,21 +37,20 @@ _POLL_SECONDS = 0.05
 MakeEmbedder: TypeAlias = Callable[[str], Embedder]
 
 
-def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+def embed(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make every store that can be made now: frozen ones, those of tokens, and aligned ones once training is done.
 
     Returns {"status": done or fresh, "stores": {name: {split: summary}}, "waiting_for_training": [name]}.
     Raises InputError if the data are not prepared, an encoder does not load, or trained weights do not fit.
     """
     layout = Layout(recipe)
-    ranks = current()
     ranks.broadcast(lambda: layout.prepared.require() is not None)
-    job = _Job(recipe, layout, console, force)
+    job = _Job(recipe, layout, console, force, ranks)
     stores = {FROZEN: {split: job.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         stores[TOKENS] = {split: job.tokens(split) for split in layout.token_splits}
     if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
-        stores |= _unpaired(layout, console, force)
+        stores |= _unpaired(layout, console, force, ranks)
     trained = ranks.broadcast(lambda: [n for n in layout.aligned_names if job.can_align(n)])
     for name in trained:
         stores[name] = {split: job.aligned(name, split) for split in layout.aligned_splits(name)}
@@ -60,15 +59,15 @@ def embed(recipe: Recipe, console: Console, force: bool = False) -> dict[str, An
     return {"status": "done" if done else "fresh", "stores": stores, "waiting_for_training": waiting}
 
 
-def _unpaired(layout: Layout, console: Console, force: bool) -> dict[str, dict[str, Any]]:
+def _unpaired(layout: Layout, console: Console, force: bool, ranks: Ranks) -> dict[str, dict[str, Any]]:
     """Make the frozen stores of unpaired items from elsewhere; raise InputError if their dimension is another one."""
     assert layout.recipe.train is not None and layout.recipe.data.unpaired is not None
     own = Store(layout.frozen(layout.recipe.train.split).path)
     stores: dict[str, dict[str, Any]] = {}
     for number, (name, other) in enumerate(layout.unpaired.items()):
         split = layout.recipe.data.unpaired.sources[number].split
-        current().broadcast(lambda other=other: other.prepared.require() is not None)  # type: ignore[misc]
-        stores[f"unpaired {name}"] = {split: _Job(other.recipe, other, console, force).frozen(split)}
+        ranks.broadcast(lambda other=other: other.prepared.require() is not None)  # type: ignore[misc]
+        stores[f"unpaired {name}"] = {split: _Job(other.recipe, other, console, force, ranks).frozen(split)}
         theirs = Store(other.frozen(split).path)
         for modality in other.modalities:
             dims = [store.array(modality).shape[1] for store in (theirs, own)]
@@ -84,12 +83,11 @@ def _unpaired(layout: Layout, console: Console, force: bool) -> dict[str, dict[s
 class _Job:
     """What the stores of one command share: the tables, the frozen encoders (loaded late), the device."""
 
-    def __init__(self, recipe: Recipe, layout: Layout, console: Console, force: bool) -> None:
-        self.recipe, self.layout, self.console, self.force = recipe, layout, console, force
+    def __init__(self, recipe: Recipe, layout: Layout, console: Console, force: bool, ranks: Ranks) -> None:
+        self.recipe, self.layout, self.console, self.force, self.ranks = recipe, layout, console, force, ranks
         self.modalities = layout.modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(recipe.embed.device)
-        self.ranks = current()
 
     def can_align(self, name: str) -> bool:
         """Whether the weights of an aligned store are there."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cs_aligner_cli.files.artifact import Artifact, Build
-from cs_aligner_cli.runs.distributed import Ranks, building
-
-_ALONE = Ranks()
+from cs_aligner_cli.runs.distributed import ALONE, Ranks, building
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ def make(
     *,
     force: bool = False,
     sources: str = "",
-    ranks: Ranks = _ALONE,
+    ranks: Ranks = ALONE,
 ) -> Made:
     """Return the output as it is if it is fresh, else let ``write`` fill ``build.folder`` and record what it returns.
 

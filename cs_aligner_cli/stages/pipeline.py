@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
@@ -11,11 +11,17 @@ from cs_aligner_cli.files.locks import lock
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.stages.table import STAGES
 
+if TYPE_CHECKING:
+    from cs_aligner_cli.runs.distributed import Ranks
 
-def run_stage(name: str, recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
+
+def run_stage(
+    name: str, recipe: Recipe, console: Console, force: bool = False, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Run one stage with its output folders locked, and note it in the run's record.
 
-    Of the processes that torchrun started, rank 0 locks and records, and does the stages alone that cannot be shared.
+    Of several ranks, rank 0 locks and records, and does the stages alone that cannot be shared. Without ``ranks``,
+    those that torchrun started come together for this stage.
     """
     # Imported here, since a stage brings torch along and --help must not wait for that.
     from cs_aligner_cli.runs.distributed import together
@@ -24,13 +30,13 @@ def run_stage(name: str, recipe: Recipe, console: Console, force: bool = False) 
 
     stage = STAGES[name]
     function = stage.function
-    with together(recipe.distributed) as ranks, ExitStack() as stack:
+    with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
         for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder))
         ranks.barrier()
         try:
             if stage.shared_by_ranks:
-                result = function(recipe, console, force)
+                result = function(recipe, console, force, ranks)
             else:
                 result = ranks.broadcast(lambda: function(recipe, console, force))
         except TooManyBadItems as error:
@@ -48,18 +54,18 @@ def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     """
     from cs_aligner_cli.runs.distributed import together
 
-    with together(recipe.distributed):
-        return _run_all(recipe, console, force)
+    with together(recipe.distributed) as ranks:
+        return _run_all(recipe, console, force, ranks)
 
 
-def _run_all(recipe: Recipe, console: Console, force: bool) -> dict[str, dict[str, Any]]:
+def _run_all(recipe: Recipe, console: Console, force: bool, ranks: Ranks) -> dict[str, dict[str, Any]]:
     order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe)]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
     results: dict[str, dict[str, Any]] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do
-        result = run_stage(stage, recipe, console, force and not again)
+        result = run_stage(stage, recipe, console, force and not again, ranks)
         console.say(f"[{position + 1}/{len(order)}] {stage}: {_summary_line(result)}")
         if again and results[stage]["status"] == "done":
             result = {**result, "status": "done"}

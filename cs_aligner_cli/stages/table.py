@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for that
-    from cs_aligner_cli.common.console import Console
     from cs_aligner_cli.files.artifact import Artifact
     from cs_aligner_cli.recipe.recipe import Recipe
     from cs_aligner_cli.runs.layout import Layout
 
-    StageFunction = Callable[[Recipe, Console, bool], dict[str, Any]]
+    StageFunction = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: ``name(recipe, console, force)`` of the module ``stages.name``.
+    """One stage: ``name(recipe, console, force)`` of the module ``stages.name``; one shared by ranks takes these, too.
 
     ``outputs`` are the artifacts that it makes, as the layout has them. ``runs_for`` says whether `csalign run` does
     it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only rank 0

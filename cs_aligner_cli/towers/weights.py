@@ -21,7 +21,7 @@ from cs_aligner_cli.files.artifact import verify_file, written_aside
 from cs_aligner_cli.files.checksums import digest
 from cs_aligner_cli.towers.towers import TowerPlan, Towers
 
-# Raised when what is in a weights file or a training state changes in form.
+# Raised when what is in a weights file changes in form.
 FORMAT = 1
 
 
@@ -94,10 +94,10 @@ def load_weights(path: Path, towers: Towers, checksum: str | None = None) -> Non
         raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
 
-def other_form(path: Path, form: object) -> InputError:
-    """The error of a file that another version wrote in another form."""
+def other_form(path: Path, form: object, own: int = FORMAT) -> InputError:
+    """The error of a file that another version wrote in another form than our ``own``."""
     return InputError(
-        f"{path}: is in form {form}; this csalign ({__version__}) reads form {FORMAT}",
+        f"{path}: is in form {form}; this csalign ({__version__}) reads form {own}",
         "Use the csalign that wrote it, or train again.",
     )
 

@@ -59,10 +59,11 @@ class TrainingBatches:
 def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
     """The unpaired items of images and texts, of which a step takes so many per pair."""
     sources: dict[str, tuple[Split, Sequence[str]]] = {OWN: (split, MODALITIES), **unpaired_splits(layout)}
+    per_pair = {"image": spec.unpaired_per_pair.image, "text": spec.unpaired_per_pair.text}
     return {
         m: Pool(
             [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
-            round(getattr(spec.unpaired_per_pair, m) * pairs),
+            round(per_pair[m] * pairs),
             step_seed(layout.recipe.seed, MODALITIES.index(m)),
         )
         for m in MODALITIES

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,32 +15,63 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import digest, sealed, unsealed
 from cs_aligner_cli.towers.towers import Towers
-from cs_aligner_cli.towers.weights import FORMAT, other_form, read_tensors, save_tensors
+from cs_aligner_cli.towers.weights import other_form, read_tensors, save_tensors
 from cs_aligner_cli.training.memory_bank import Memory
+from cs_aligner_cli.training.metrics_log import LogMark
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 
+# Raised when TrainingState, or what lies in its tensors' file, changes in form.
+FORMAT = 2
 _STATE = "last.json"
 # What a state's file says of itself and of its tensors' file.
 _ABOUT_FILES = ("format", "tensors", "checksum")
 
 
+class Best(BaseModel):
+    """The best validation so far: mean R@1 of both directions, its step, both values, its weights' checksum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float = -1.0
+    step: int = 0
+    val: dict[str, float] = {}
+    checksum: str | None = None
+
+
+class TrainingState(BaseModel):
+    """What is in force after ``step`` steps, beside the tensors of towers, optimizer and memory.
+
+    The step is the sampler's position and, with the seed, the state of all random generators: batches and draws are
+    functions of it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    log: LogMark = LogMark()
+    objective: ObjectiveState = ObjectiveState()
+    best: Best = Best()
+    scaler: dict[str, int | float] = {}
+
+
 def save_state(
-    folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: dict[str, Any], keep: int = 2
+    folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: TrainingState, keep: int = 2
 ) -> None:
     """Write all that resuming needs; the ``keep`` newest states stay, so that a damaged one costs little.
 
-    ``state["step"]`` is the sampler's position and, with the seed, the state of all random generators: batches and
-    draws are functions of it. ``last.json`` commits: until it is replaced, the former state stands.
+    ``last.json`` commits: until it is replaced, the former state stands.
     """
     tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
-    name = _name(state["step"], "safetensors")
+    name = _name(state.step, "safetensors")
     checksum = save_tensors(folder / name, tensors, {})
     if (folder / _STATE).is_file():
         former = (folder / _STATE).read_bytes()
         write_bytes(folder / _name(_step_of(former), "json"), former)
-    write_json(folder / _STATE, sealed({**state, "format": FORMAT, "tensors": name, "checksum": checksum}))
+    about = {"format": FORMAT, "tensors": name, "checksum": checksum}
+    write_json(folder / _STATE, sealed({**state.model_dump(mode="json"), **about}))
     # What a run that was killed left of later steps, which this one has not reached yet, is no state to go on from.
     others = sorted(path for path in folder.glob("last-*.safetensors") if path.name != name)
     earlier = [path for path in others if path.name < name]
@@ -57,8 +89,8 @@ def load_state(
     optimizer: Optimizer,
     memory: Memory,
     warn: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any] | None:
-    """Restore all from the newest whole state in ``folder``; return its JSON, None if there is none.
+) -> TrainingState | None:
+    """Restore all tensors from the newest whole state in ``folder``; return the rest of it, None if there is none.
 
     Instead of a damaged state the one before it is taken, with a warning, which ends the same, only later. Raises
     InputError if no state is whole, or if it is of another form.
@@ -74,7 +106,7 @@ def load_state(
         for damage in damages:
             warn(f"{damage}; the state of step {state['step']} before it is taken")
         _restore(read_tensors(folder / state["tensors"]), towers, optimizer, memory)
-        return {key: value for key, value in state.items() if key not in _ABOUT_FILES}
+        return TrainingState.model_validate({key: value for key, value in state.items() if key not in _ABOUT_FILES})
     if damages:
         raise InputError(damages[0], f"No earlier state of this run is whole. Remove {folder} to begin it anew.")
     return None
@@ -96,7 +128,7 @@ def _whole_state(path: Path) -> dict[str, Any]:
     """The JSON of a state whose tensors are whole, too; InputError names the file that is not."""
     read = read_json(path)
     if isinstance(read, dict) and isinstance(read.get("format"), int) and read["format"] != FORMAT:
-        raise other_form(path, read["format"])
+        raise other_form(path, read["format"], FORMAT)
     state = unsealed(read, path)
     tensors = path.with_name(state["tensors"])
     if not tensors.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,17 +16,25 @@ from cs_aligner_cli.files.artifact import verify_file
 FILE = "metrics.jsonl"
 
 
+@dataclass(frozen=True)
+class LogMark:
+    """How much of the log a checkpoint goes with: its length, and the digest of so much of it."""
+
+    bytes: int = 0
+    digest: str = ""
+
+
 class TrainingLog:
     """Appends to the log in a run's folder, cut to what it was at a checkpoint, so that no line comes twice.
 
     Raises InputError if its beginning is no longer what was written.
     """
 
-    def __init__(self, folder: Path, mark: dict[str, Any]) -> None:
-        path, size = folder / FILE, mark.get("bytes", 0)
+    def __init__(self, folder: Path, mark: LogMark) -> None:
+        path, size = folder / FILE, mark.bytes
         path.touch()
         self._digest = hashlib.blake2b(path.read_bytes()[:size], digest_size=16)
-        if size and self._digest.hexdigest() != mark["digest"]:
+        if size and self._digest.hexdigest() != mark.digest:
             raise InputError(
                 f"{path}: is damaged: it is not what the training run wrote", f"Remove {folder} to begin it anew."
             )
@@ -39,10 +48,10 @@ class TrainingLog:
         self._file.flush()
         self._digest.update(line)
 
-    def mark(self) -> dict[str, Any]:
+    def mark(self) -> LogMark:
         """What a checkpoint remembers of the log, which is then on the disk."""
         os.fsync(self._file.fileno())
-        return {"bytes": self._file.tell(), "digest": self._digest.hexdigest()}
+        return LogMark(self._file.tell(), self._digest.hexdigest())
 
     def __enter__(self) -> Self:
         return self

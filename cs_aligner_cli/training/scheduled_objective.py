@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cs_aligner_cli.objectives import (
     Clouds,
-    Logits,
     Term,
     TermValues,
     auto_bandwidth,
@@ -25,14 +24,15 @@ from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.optimal_transport import require_geomloss
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge, PairLoss, TermLoss
+from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge, TermLoss
 from cs_aligner_cli.recipe.objective import (
     AnnealedBandwidth,
     AnyDivergence,
-    AnyPairwise,
     AutoBandwidth,
     CauchySchwarz,
     Energy,
+    GeneralizedCs,
+    Hoelder,
     MedianBandwidth,
     Mmd,
     Objective,
@@ -45,20 +45,35 @@ TOKENS = "tokens"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
-class TrainingObjective:
-    """The terms of every step, and what they remember between steps.
+@dataclass(frozen=True)
+class ObjectiveState:
+    """What an objective carries from one step to the next; a step takes one and returns the next.
 
-    ``state`` is plain JSON, is saved with every checkpoint, and belongs to the step that comes next.
+    ``sigma``: the bandwidth that was chosen before training, or the smoothed median. ``weight``: the relative weight
+    as it was measured last. ``bandwidth``: the sigmas in force at the last step.
     """
+
+    sigma: float | None = None
+    weight: float | None = None
+    bandwidth: tuple[float, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """What is in force, for the log: the bandwidth where there is one."""
+        return {"bandwidth": list(self.bandwidth)} if self.bandwidth else {}
+
+
+class TrainingObjective:
+    """The terms of every step, a function of the step, its clouds and the state that the step before left."""
 
     def __init__(self, spec: Objective, steps: int, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> None:
         self._spec, self._steps, self._edges = spec, steps, edges
         self.pairwise, self.divergence = spec.pairwise.kind, spec.divergence.kind
-        self._pairwise_loss = _pairwise_loss(spec.pairwise)
-        bandwidth = getattr(spec.divergence, "bandwidth", None)
-        self._bandwidth: MedianBandwidth | AutoBandwidth | AnnealedBandwidth | list[float] | float | None
-        self._bandwidth = _NAMED_BANDWIDTHS[bandwidth] if isinstance(bandwidth, str) else bandwidth
-        self.state: dict[str, Any] = {}
+        options = spec.pairwise.model_dump(exclude={"kind", "weight", "logit_scale", "logit_bias"})
+        self._pairwise_loss = partial(PAIRWISE[spec.pairwise.kind], **options)
+        self._bandwidth: MedianBandwidth | AutoBandwidth | AnnealedBandwidth | list[float] | float | None = None
+        if isinstance(spec.divergence, CauchySchwarz | Mmd | Hoelder | GeneralizedCs):
+            given = spec.divergence.bandwidth
+            self._bandwidth = _NAMED_BANDWIDTHS[given] if isinstance(given, str) else given
         if self.divergence == "sinkhorn":
             require_geomloss()
 
@@ -73,22 +88,20 @@ class TrainingObjective:
             f"texts pooled, every {rule.every} steps, smoothed with momentum {rule.momentum:g}"
         )
 
-    @property
-    def wants_start(self) -> bool:
+    def wants_start(self, state: ObjectiveState) -> bool:
         """Whether ``start`` has to be called before the first step."""
-        return isinstance(self._bandwidth, AutoBandwidth) and "sigma" not in self.state
+        return isinstance(self._bandwidth, AutoBandwidth) and state.sigma is None
 
-    def start(self, image: Tensor, text: Tensor) -> float:
-        """Choose the bandwidth on held-out embeddings (M, d) and (N, d), as ``auto_bandwidth``; return it."""
+    def start(self, image: Tensor, text: Tensor) -> ObjectiveState:
+        """The state with the bandwidth chosen on held-out embeddings (M, d) and (N, d), as ``auto_bandwidth``."""
         assert isinstance(self._bandwidth, AutoBandwidth)
-        self.state["sigma"] = auto_bandwidth(image, text, self._bandwidth.effective_share)
-        return float(self.state["sigma"])
+        return ObjectiveState(sigma=auto_bandwidth(image, text, self._bandwidth.effective_share))
 
-    def terms(self, step: int, clouds: Clouds) -> list[Term]:
+    def terms(self, step: int, clouds: Clouds, state: ObjectiveState) -> tuple[list[Term], ObjectiveState]:
         """The pairwise term, the divergence and, where there is one, the token term of one step with these clouds."""
         divergence = self._spec.divergence
-        sigmas = self._sigmas(step, clouds)
-        weight, relative = self._weight(step)
+        sigmas, sigma = self._sigmas(step, clouds, state.sigma)
+        weight, relative = self._weight(step, state.weight)
         terms = [
             Term(
                 self.pairwise,
@@ -107,62 +120,42 @@ class TrainingObjective:
         tokens = self._spec.tokens
         if tokens is not None:
             terms.append(Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth)))
-        return terms
+        return terms, replace(state, sigma=sigma, bandwidth=sigmas)
 
-    def observe(self, values: TermValues) -> None:
-        """Remember the weight that a step was evaluated with, for the steps until it is measured again."""
+    def observe(self, state: ObjectiveState, values: TermValues) -> ObjectiveState:
+        """The state with the weight that a step was evaluated with, for the steps until it is measured again."""
         if isinstance(self._spec.divergence.weight, RelativeWeight):
-            self.state["weight"] = values.weights[self.divergence]
+            return replace(state, weight=values.weights[self.divergence])
+        return state
 
-    def describe(self) -> dict[str, Any]:
-        """What is in force now, for the log: the bandwidth where there is one."""
-        return {"bandwidth": self.state["bandwidth"]} if "bandwidth" in self.state else {}
-
-    def _weight(self, step: int) -> tuple[float, float | None]:
+    def _weight(self, step: int, measured: float | None) -> tuple[float, float | None]:
         """The weight of a step, or the ratio that it is measured by."""
         weight = self._spec.divergence.weight
         if isinstance(weight, RelativeWeight):
-            if step % weight.every == 0 or "weight" not in self.state:
+            if step % weight.every == 0 or measured is None:
                 return 0.0, weight.ratio
-            return float(self.state["weight"]), None
+            return measured, None
         if isinstance(weight, ScheduledWeight):
             done = (step / max(1, self._steps) - weight.begin) / (weight.until - weight.begin)
             return weight.start + (weight.end - weight.start) * min(max(done, 0.0), 1.0), None
         return weight, None
 
-    def _sigmas(self, step: int, clouds: Clouds) -> tuple[float, ...]:
+    def _sigmas(self, step: int, clouds: Clouds, former: float | None) -> tuple[tuple[float, ...], float | None]:
+        """The sigmas of a step's kernels, and the one to remember."""
         rule = self._bandwidth
-        sigmas: tuple[float, ...]
         if rule is None:
-            return ()
-        if isinstance(rule, MedianBandwidth):
-            if step % rule.every == 0 or "sigma" not in self.state:
-                first, *others = map(clouds.cloud, clouds.rows)
-                found = rule.factor * median_bandwidth(first, torch.cat(others))
-                former = self.state.get("sigma", found)
-                self.state["sigma"] = rule.momentum * former + (1 - rule.momentum) * found
-            sigmas = (float(self.state["sigma"]),)
-        elif isinstance(rule, AutoBandwidth):
-            sigmas = (float(self.state["sigma"]),)
-        elif isinstance(rule, AnnealedBandwidth):
+            return (), former
+        if isinstance(rule, AnnealedBandwidth):
             done = min(1.0, step / max(1.0, rule.until * self._steps))
-            sigmas = (rule.start * (rule.end / rule.start) ** done,)
-        else:
-            sigmas = tuple(rule) if isinstance(rule, list) else (rule,)
-        self.state["bandwidth"] = list(sigmas)
-        return sigmas
-
-
-def _pairwise_loss(spec: AnyPairwise) -> PairLoss:
-    function = PAIRWISE[spec.kind]
-    options = spec.model_dump(exclude={"kind", "weight", "logit_scale", "logit_bias"})
-    wanted = inspect.signature(function).parameters
-
-    def loss(image: Tensor, text: Tensor, logits: Logits, groups: Tensor | None) -> Tensor:
-        given = {"logit_scale": logits.scale, "logit_bias": logits.bias, "groups": groups}
-        return function(image, text, **{name: value for name, value in given.items() if name in wanted}, **options)
-
-    return loss
+            return (rule.start * (rule.end / rule.start) ** done,), former
+        if isinstance(rule, list | float):
+            return (tuple(rule) if isinstance(rule, list) else (rule,)), former
+        if isinstance(rule, MedianBandwidth) and (step % rule.every == 0 or former is None):
+            first, *others = map(clouds.cloud, clouds.rows)
+            found = rule.factor * median_bandwidth(first, torch.cat(others))
+            former = rule.momentum * (found if former is None else former) + (1 - rule.momentum) * found
+        assert former is not None, "start() chooses what bandwidth: auto is"
+        return (former,), former
 
 
 def _divergence_loss(spec: AnyDivergence, sigmas: tuple[float, ...], edges: Sequence[Edge]) -> TermLoss:

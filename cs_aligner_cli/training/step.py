@@ -14,13 +14,13 @@ from cs_aligner_cli.common.token_sequences import lengthened
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
-from cs_aligner_cli.recipe.objective import AnyPairwise, LogitBias, LogitScale
+from cs_aligner_cli.recipe.objective import AnyPairwise, InfoNce, L2Contrastive, LogitBias, LogitScale, SigLip
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
 from cs_aligner_cli.towers.towers import Towers
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, step_seed
-from cs_aligner_cli.training.scheduled_objective import TrainingObjective
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
 
 
 class DivergedError(CsalignError):
@@ -31,7 +31,8 @@ class DivergedError(CsalignError):
 
 def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | None]:
     """How the logits' scale and bias are trained, None where the pairwise term has none."""
-    return getattr(pairwise, "logit_scale", None), getattr(pairwise, "logit_bias", None)
+    scale = pairwise.logit_scale if isinstance(pairwise, InfoNce | SigLip | L2Contrastive) else None
+    return scale, pairwise.logit_bias if isinstance(pairwise, SigLip) else None
 
 
 class Batch(NamedTuple):
@@ -48,8 +49,9 @@ class Batch(NamedTuple):
 class Stepper:
     """The optimizer steps of one training run.
 
-    A step is a function of its number, its batch and the state (weights, optimizer, ``objective.state``, ``scaler``,
-    ``memory``): all random draws are seeded by the number, and whether a step is logged changes nothing of it.
+    A step is a function of its number, its batch, the objective's state and what it changes in place (weights,
+    ``optimizer``, ``scaler``, ``memory``): all random draws are seeded by the number, and whether a step is logged
+    changes nothing of it.
     """
 
     def __init__(
@@ -78,56 +80,48 @@ class Stepper:
         every = [steps for steps in (self._spec.log_steps, self._spec.conflict_steps) if steps]
         return any(done % steps == 0 for steps in every) or done == self._steps
 
-    def step(self, step: int, batch: Batch) -> dict[str, Any]:
-        """Take one optimizer step on a batch; return what is logged of it.
+    def step(self, step: int, batch: Batch, state: ObjectiveState) -> tuple[dict[str, Any], ObjectiveState]:
+        """Take one optimizer step on a batch; return what is logged of it, and the state for the next one.
 
         Raises DivergedError, before anything is changed, where the loss or a term that counts is not finite.
         """
-        self._towers.train()
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
         # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
-        micro = self._spec.micro_batch_size
-        shares = {m: self._ranks.share_of_batch(size, micro) for m, size in batch.sizes.items()}
+        self._towers.train()
+        shares = {m: self._ranks.share_of_batch(size, self._spec.micro_batch_size) for m, size in batch.sizes.items()}
         own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
-        rows = {m: self._ranks.all_gather_rows(own[m][0], share.counts).detach() for m, share in shares.items()}
-        tokens = {m: self._gathered_tokens(own[m][1], shares[m]) for m in shares if len(own[m]) > 1}
-        pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
-        clouds = Clouds(rows, pairs, dict(self.memory.rows), tokens)
-        terms = self.objective.terms(step, clouds)
-        logits = self._towers.logits
-        values, norms = self._evaluate(step, terms, clouds)
-        self.objective.observe(values)
-        losses = {name: float(value) for name, value in values.values.items()}
-        self._refuse_non_finite(step, losses, values)
+        clouds = self._gather(batch, own, shares)
 
-        lr = self._start_update(step)
+        terms, state = self.objective.terms(step, clouds, state)
+        values, norms = self._evaluate(step, terms, clouds)
+        state = self.objective.observe(state, values)
+        _refuse_non_finite(step, values)
+
+        lr = learning_rate(self._spec, step, self._steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.optimizer.zero_grad()
+        logits = self._towers.logits
         # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
-        counted = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
-        self._backward(zip(logits, counted, strict=True))
+        once = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
+        self._backward(zip(logits, once, strict=True))
         for m, share in shares.items():
-            gradients = [values.grads[m], *([values.token_grads[m]] if m in tokens else [])]
-            gradients = [gradient[share.rows] for gradient in gradients]
-            for number, part in share.parts:
-                whole = len(share.parts) == 1
-                outputs = own[m] if whole else self._forward(step, number, m, batch.inputs[m][part])
-                # A part's tokens may be padded to less than those of the whole batch.
-                cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
-                self._backward(zip(outputs, cut, strict=True))
+            self._backward_through_tower(step, m, batch.inputs[m], share, own[m], values)
         self._ranks.all_reduce_gradients(self._towers.parameters())
-        norm = self._finish_update()
+        norm = self._update()
         self.memory.add(clouds.rows)
         return {
             "lr": lr,
             "loss": float(values.total),
-            "terms": losses,
+            "terms": {name: float(value) for name, value in values.values.items()},
             "weights": values.weights,
             "grad_norm_ratio": _ratios(terms, norms),
             "grad_norm": norm if math.isfinite(norm) else None,  # fp16: this step was left out
             "logit_scale": float(logits.scale.detach()),
-            **self.objective.describe(),
+            **state.describe(),
             **self._conflict(step + 1, terms[1], values, clouds),
-        }
+        }, state
 
     def _embed(self, step: int, modality: str, inputs: Tensor, share: Share) -> tuple[Tensor, ...]:
         """``_forward`` of this rank's rows, with their graph where they went through the tower at once."""
@@ -135,10 +129,16 @@ class Stepper:
             outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
         return outputs[0] if len(outputs) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
 
-    def _gathered_tokens(self, own: Tensor, share: Share) -> Tensor:
-        """Every rank's tokens (N, L, d), padded to the longest of all."""
-        longest = max(self._ranks.all_gather(own.shape[1]))
-        return self._ranks.all_gather_rows(lengthened(own.detach(), longest), share.counts)
+    def _gather(self, batch: Batch, own: dict[str, tuple[Tensor, ...]], shares: dict[str, Share]) -> Clouds:
+        """The embeddings of the whole batch and, where a term sees them, its tokens, padded to the longest of all."""
+        rows = {m: self._ranks.all_gather_rows(own[m][0], share.counts).detach() for m, share in shares.items()}
+        tokens = {}
+        for m, (_, *found) in own.items():
+            for part in found:
+                longest = max(self._ranks.all_gather(part.shape[1]))
+                tokens[m] = self._ranks.all_gather_rows(lengthened(part.detach(), longest), shares[m].counts)
+        pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
+        return Clouds(rows, pairs, dict(self.memory.rows), tokens)
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
         """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
@@ -162,29 +162,25 @@ class Stepper:
             norms = evaluate_terms(terms, clouds, logits, separate=True).grad_norms
         return values, norms
 
-    def _refuse_non_finite(self, step: int, losses: dict[str, float], values: TermValues) -> None:
-        counted = {f"the term {name}": value for name, value in losses.items() if values.weights[name]}
-        for what, value in {**counted, "the loss": float(values.total)}.items():
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"step {step + 1}: {what} is {value}\n"
-                    "A lower train.lr, a longer warm-up, a wider bandwidth or a smaller weight usually helps."
-                )
-
-    def _start_update(self, step: int) -> float:
-        lr = learning_rate(self._spec, step, self._steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.optimizer.zero_grad()
-        return lr
-
     def _backward(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Send gradients through the graphs of those outputs that have one."""
         trained = [(output, gradient) for output, gradient in outputs if output.requires_grad]
         if trained:
             torch.autograd.backward([output for output, _ in trained], [self.scaler.scale(g) for _, g in trained])
 
-    def _finish_update(self) -> float:
+    def _backward_through_tower(
+        self, step: int, m: str, inputs: Tensor, share: Share, own: tuple[Tensor, ...], values: TermValues
+    ) -> None:
+        """Send this rank's rows of the gradient back, a part at a time, embedding again where graphs were not kept."""
+        gradients = [values.grads[m], *([values.token_grads[m]] if m in values.token_grads else [])]
+        gradients = [gradient[share.rows] for gradient in gradients]
+        for number, part in share.parts:
+            outputs = own if len(share.parts) == 1 else self._forward(step, number, m, inputs[part])
+            # A part's tokens may be padded to less than those of the whole batch.
+            cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
+            self._backward(zip(outputs, cut, strict=True))
+
+    def _update(self) -> float:
         """Clip and apply the gradients; return their norm."""
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._towers.parameters(), self._spec.grad_clip or math.inf)
@@ -208,6 +204,16 @@ class Stepper:
             values.weights[divergence.name],
         )
         return {"conflict": found}
+
+
+def _refuse_non_finite(step: int, values: TermValues) -> None:
+    counted = {f"the term {name}": float(value) for name, value in values.values.items() if values.weights[name]}
+    for what, value in {**counted, "the loss": float(values.total)}.items():
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"step {step + 1}: {what} is {value}\n"
+                "A lower train.lr, a longer warm-up, a wider bandwidth or a smaller weight usually helps."
+            )
 
 
 def _ratios(terms: list[Term], grad_norms: dict[str, Tensor]) -> dict[str, float | None]:

@@ -29,7 +29,8 @@ def test_every_stage_is_a_command_with_the_common_options() -> None:
 
 def test_every_stage_is_a_function_of_recipe_console_and_force() -> None:
     for stage in STAGES.values():
-        assert list(inspect.signature(stage.function).parameters) == ["recipe", "console", "force"]
+        expected = ["recipe", "console", "force", *(["ranks"] if stage.shared_by_ranks else [])]
+        assert list(inspect.signature(stage.function).parameters) == expected
 
 
 def test_stages_lock_and_make_what_the_table_says(features_recipe: Path, tmp_path: Path) -> None:

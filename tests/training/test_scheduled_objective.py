@@ -10,10 +10,12 @@ from samples import tensor_rows
 
 from cs_aligner_cli.objectives import Clouds, Logits, auto_bandwidth, evaluate_terms, median_bandwidth
 from cs_aligner_cli.recipe.objective import Objective
-from cs_aligner_cli.training.scheduled_objective import TrainingObjective
+from cs_aligner_cli.training.checkpoint import TrainingState
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
 
 IMAGE, TEXT = tensor_rows(0, 20, 6), tensor_rows(1, 20, 6) + 0.4
 PAIRS = Clouds.of_pairs(IMAGE, TEXT)
+NEW = ObjectiveState()
 LOGITS = Logits(torch.tensor(10.0), torch.tensor(0.0))
 
 
@@ -21,61 +23,65 @@ def objective(divergence: dict[str, object], steps: int = 100) -> TrainingObject
     return TrainingObjective(Objective.model_validate({"divergence": divergence}), steps)
 
 
-def sigmas(found: TrainingObjective, step: int, scale: float = 1.0) -> list[float]:
-    found.terms(step, Clouds.of_pairs(scale * IMAGE, scale * TEXT))
-    return found.describe()["bandwidth"]  # type: ignore[no-any-return]
+def in_force(found: TrainingObjective, step: int, state: ObjectiveState = NEW, scale: float = 1.0) -> ObjectiveState:
+    """The state that the terms of one step leave."""
+    return found.terms(step, Clouds.of_pairs(scale * IMAGE, scale * TEXT), state)[1]
 
 
 def test_fixed_and_mixed_bandwidths_stay() -> None:
-    assert sigmas(objective({"bandwidth": 0.6}), 7) == [0.6]
-    assert sigmas(objective({"bandwidth": [0.5, 1.0]}), 7) == [0.5, 1.0]
-    assert objective({"kind": "energy"}).describe() == {}
+    assert in_force(objective({"bandwidth": 0.6}), 7).describe() == {"bandwidth": [0.6]}
+    assert in_force(objective({"bandwidth": [0.5, 1.0]}), 7).bandwidth == (0.5, 1.0)
+    assert in_force(objective({"kind": "energy"}), 7).describe() == {}
 
 
 def test_an_annealed_bandwidth_falls_geometrically_and_then_stays() -> None:
     found = objective({"bandwidth": {"kind": "annealed", "start": 2.0, "end": 0.5, "until": 0.5}})
-    assert sigmas(found, 0) == [2.0]
-    assert sigmas(found, 25) == pytest.approx([1.0])
-    assert sigmas(found, 50) == sigmas(found, 99) == pytest.approx([0.5])
+    assert in_force(found, 0).bandwidth == (2.0,)
+    assert in_force(found, 25).bandwidth == pytest.approx([1.0])
+    assert in_force(found, 50).bandwidth == in_force(found, 99).bandwidth == pytest.approx([0.5])
 
 
 def test_a_median_bandwidth_is_estimated_now_and_then_and_smoothed() -> None:
     spec = {"kind": "median", "factor": 0.5, "every": 10, "momentum": 0.8}
     found = objective({"bandwidth": spec})
     median = median_bandwidth(IMAGE, TEXT)
-    assert sigmas(found, 0) == pytest.approx([0.5 * median])
-    assert sigmas(found, 9, scale=3.0) == pytest.approx([0.5 * median])
-    assert sigmas(found, 10, scale=3.0) == pytest.approx([0.8 * 0.5 * median + 0.2 * 1.5 * median])
+    first = in_force(found, 0)
+    assert first.bandwidth == pytest.approx([0.5 * median])
+    held = in_force(found, 9, first, scale=3.0)
+    assert held == first
+    second = in_force(found, 10, held, scale=3.0)
+    assert second.bandwidth == pytest.approx([0.8 * 0.5 * median + 0.2 * 1.5 * median])
+    assert held == first  # what a step was given is left as it was
     assert "0.5 x the median distance (not squared)" in str(found.convention)
     assert objective({"bandwidth": 0.5}).convention is None
-    again = objective({"bandwidth": spec})
-    again.state = json.loads(json.dumps(found.state))
-    assert sigmas(again, 11) == sigmas(found, 11)
+    read = TrainingState.model_validate(json.loads(json.dumps(TrainingState(objective=second).model_dump(mode="json"))))
+    assert in_force(objective({"bandwidth": spec}), 11, read.objective) == in_force(found, 11, second)
 
 
 def test_an_auto_bandwidth_waits_for_held_out_pairs() -> None:
     found = objective({"bandwidth": "auto"})
-    assert found.wants_start
-    assert found.start(IMAGE, TEXT) == auto_bandwidth(IMAGE, TEXT, 0.9)
-    assert not found.wants_start
-    assert sigmas(found, 50, scale=9.0) == [auto_bandwidth(IMAGE, TEXT, 0.9)]
+    assert found.wants_start(ObjectiveState())
+    state = found.start(IMAGE, TEXT)
+    assert state.sigma == auto_bandwidth(IMAGE, TEXT, 0.9)
+    assert not found.wants_start(state)
+    assert in_force(found, 50, state, scale=9.0).bandwidth == (state.sigma,)
 
 
 def test_a_scheduled_weight_warms_up() -> None:
     found = objective({"weight": {"kind": "scheduled", "start": 0.5, "end": 2.5, "begin": 0.2, "until": 0.6}})
-    weights = [found.terms(step, PAIRS)[1].weight for step in (0, 20, 40, 60, 99)]
+    weights = [found.terms(step, PAIRS, ObjectiveState())[0][1].weight for step in (0, 20, 40, 60, 99)]
     assert weights == pytest.approx([0.5, 0.5, 1.5, 2.5, 2.5])
 
 
 def test_a_relative_weight_is_measured_now_and_then() -> None:
     found = objective({"weight": {"kind": "relative", "ratio": 0.5, "every": 4}})
-    terms = found.terms(0, PAIRS)
+    terms, state = found.terms(0, PAIRS, ObjectiveState())
     assert terms[1].relative == 0.5
     values = evaluate_terms(terms, PAIRS, LOGITS)
-    found.observe(values)
-    held = found.terms(3, PAIRS)[1]
+    state = found.observe(state, values)
+    held = found.terms(3, PAIRS, state)[0][1]
     assert (held.relative, held.weight) == (None, values.weights["cs"])
-    assert found.terms(4, PAIRS)[1].relative == 0.5
+    assert found.terms(4, PAIRS, state)[0][1].relative == 0.5
     each = objective({"weight": {"kind": "relative", "ratio": 0.5}})
-    each.observe(evaluate_terms(each.terms(0, PAIRS), PAIRS, LOGITS))
-    assert each.terms(1, PAIRS)[1].relative == 0.5
+    terms, state = each.terms(0, PAIRS, NEW)
+    assert each.terms(1, PAIRS, each.observe(state, evaluate_terms(terms, PAIRS, LOGITS)))[0][1].relative == 0.5

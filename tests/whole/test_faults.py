@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,7 +33,7 @@ from cs_aligner_cli.files.disk import writing
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.stores.embeddings import ShardWriter
 from cs_aligner_cli.towers.weights import read_plans
-from cs_aligner_cli.training.step import Batch, Stepper
+from cs_aligner_cli.training.step import Stepper
 
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
@@ -116,11 +117,11 @@ def test_no_generator_but_the_seeded_ones_has_a_say_in_training(
         done(csalign, command, features_recipe, "-q", *plain)
     take = Stepper.step
 
-    def stir(self: Stepper, step: int, batch: Batch) -> dict[str, Any]:
+    def stir(self: Stepper, step: int, *arguments: Any) -> Any:
         random.seed(step)
         np.random.seed(step)  # noqa: NPY002 (the global generator is the point)
         torch.manual_seed(step)
-        return take(self, step, batch)
+        return take(self, step, *arguments)
 
     monkeypatch.setattr(Stepper, "step", stir)
     for command in ("prepare", "embed", "train"):
@@ -351,10 +352,12 @@ def test_weights_and_states_of_another_version_are_told_as_such(
     save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors", {"csalign_towers": json.dumps(plans)})
     with pytest.raises(InputError, match=r"w\.safetensors: is in form 9; this csalign \(.*\) reads form 1"):
         read_plans(tmp_path / "w.safetensors")
-    for path in partial.glob("last*.json"):
-        path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    message = refused("train", features_recipe, "-q", *TRAINING)
-    assert "last.json: is in form 9" in message
+    for form in (1, 9):  # of an earlier csalign and of a later one
+        for path in partial.glob("last*.json"):
+            path.write_text(re.sub(r'"format": \d', f'"format": {form}', path.read_text()))
+        message = refused("train", features_recipe, "-q", *TRAINING)
+        assert f"last.json: is in form {form}; this csalign" in message
+        assert "train again" in message
 
 
 def test_a_state_is_saved_after_some_minutes_even_within_an_epoch(

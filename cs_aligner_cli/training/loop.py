@@ -1,0 +1,196 @@
+"""The training loop, readable from top to bottom, over cached features and live encoders alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.prefetch import prefetched
+from cs_aligner_cli.common.signals import noticed_interrupts
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.distributed import Ranks
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.towers.adapter_init import start_adapters
+from cs_aligner_cli.towers.embedder import out_of_memory_explained
+from cs_aligner_cli.towers.export import export_towers
+from cs_aligner_cli.towers.towers import count_parameters
+from cs_aligner_cli.towers.weights import load_weights, save_weights
+from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
+from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState
+from cs_aligner_cli.training.setup import set_up
+from cs_aligner_cli.training.step import DivergedError, Stepper
+from cs_aligner_cli.training.trackers import TrackedRun, Trackers
+
+_LESS_MEMORY = (
+    "A smaller train.micro_batch_size or train.batch_size helps; with live towers also grad_checkpointing: true, "
+    "train.precision: bf16, and tune: lora in place of full."
+)
+_SHARED = "run_dir must be one folder that all machines share."
+
+
+class TrainingRun:
+    """One run: a variant of a recipe, trained in ``folder``, where its checkpoints, log and weights lie."""
+
+    def __init__(
+        self, recipe: Recipe, spec: Train, layout: Layout, folder: Path, console: Console, name: str, ranks: Ranks
+    ) -> None:
+        self.recipe, self.spec, self.name, self.console = recipe, spec, name, console
+        self.folder, self.ranks = folder, ranks
+        self.setup = set_up(recipe, spec, layout, ranks)
+        towers, self.steps = self.setup.towers, self.setup.steps
+        self.stepper = Stepper(spec, towers, self.steps, recipe.seed, self.setup.device, recipe.edges, ranks)
+        self.epoch_steps = self.setup.batches.pairs.steps_per_epoch
+        self.saved = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; return the summary for the stage's record."""
+        state = self._begin()
+        objective, best = state.objective, state.best
+        remaining = range(state.step, self.steps)
+        with (
+            noticed_interrupts() as interrupts,
+            TrainingLog(self.folder, state.log) if self.ranks.main else nullcontext() as log,
+            self._trackers(state) as trackers,
+            self.console.progress(f"training {self.name}", self.steps, done=state.step) as advance,
+        ):
+            loaded = prefetched(partial(self.setup.batches.load, inputs=self.setup.inputs), remaining)
+            for step, batch in zip(remaining, loaded, strict=True):
+                with self._explained(batch.sizes):
+                    metrics, objective = self.stepper.step(step, batch, objective)
+                done, stop = step + 1, self.ranks.any(interrupts.wanted)
+                epoch, into_epoch = divmod(done, self.epoch_steps)
+                if log:
+                    if self.stepper.logs(done):
+                        log.write({"step": done, "epoch": step // self.epoch_steps + 1, **metrics})
+                    if not into_epoch:
+                        best = self._validate(done, epoch, best, log)
+                    if not into_epoch or stop or self._is_due(done):
+                        self._save(done, log, objective, best, trackers)
+                if not into_epoch:
+                    self.ranks.barrier()
+                if stop:
+                    raise KeyboardInterrupt
+                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(best.mean, 0):.3f}")
+        if self.ranks.main:
+            save_weights(self.folder / "last.safetensors", self.setup.towers)
+            load_weights(self.folder / "best.safetensors", self.setup.towers, best.checksum)
+            export_towers(self.folder, self.setup.towers, self.setup.encoders, self._card(best))
+        batches = self.setup.batches
+        return {
+            "steps": self.steps,
+            "epochs": self.spec.epochs,
+            "batch_size": batches.pairs.batch_size,
+            "train_images": batches.pairs.images,
+            "val_images": len(self.setup.validation.rows),
+            "unpaired_items": {modality: pool.items for modality, pool in batches.pools.items()},
+            "trainable_parameters": sum(p.numel() for p in self.setup.towers.parameters() if p.requires_grad),
+            "best_step": best.step,
+            "val_R@1": best.val,
+            **objective.describe(),
+        }
+
+    def _begin(self) -> TrainingState:
+        """The state to go on from; the weights, the optimizer and the memory of every rank are as it wants them."""
+        stepper, towers = self.stepper, self.setup.towers
+        state = load_state(self.folder, towers, stepper.optimizer, stepper.memory, self.console.warn)
+        if state is None:
+            state = TrainingState()
+            if self.spec.start != "plain" and self.ranks.main:
+                start_adapters(self.spec.start, towers, self.setup.inputs, self.setup.split, self.setup.train_rows)
+            self._say_what_is_trained()
+        elif state.step:
+            self.console.say(f"{self.name}: going on from step {state.step} of {self.steps}")
+        if state.scaler:
+            stepper.scaler.load_state_dict(state.scaler)
+        steps = self.ranks.all_gather(state.step)
+        if len(set(steps)) > 1:
+            raise InputError(f"{self.folder}: the ranks found states of different steps there: {steps}", _SHARED)
+        if stepper.objective.wants_start(state.objective):
+            state = self._with_bandwidth(state)
+        self.ranks.broadcast_tensors(towers.own_state().values())
+        return state
+
+    def _with_bandwidth(self, state: TrainingState) -> TrainingState:
+        """The state with the bandwidth that the objective chooses on the held-out pairs, one caption each."""
+
+        def choose() -> float | None:
+            embedded = self.setup.validation.pairs(self.setup.towers, self.setup.inputs)
+            sigma = self.stepper.objective.start(*embedded).sigma
+            pairs = f"{len(self.setup.validation.rows)} held-out pairs"
+            self.console.say(f"{self.name}: bandwidth auto: sigma {sigma:.4g}, chosen on {pairs}")
+            return sigma
+
+        return state.model_copy(update={"objective": replace(state.objective, sigma=self.ranks.broadcast(choose))})
+
+    @contextmanager
+    def _explained(self, sizes: dict[str, int]) -> Iterator[None]:
+        """Name the run in what a step fails with."""
+        items = " and ".join(f"{size} {modality} items" for modality, size in sizes.items())
+        try:
+            with out_of_memory_explained(f"{self.name}: a step with {items}", _LESS_MEMORY):
+                yield
+        except DivergedError as error:
+            raise DivergedError(f"{self.name}: {error}") from None
+
+    def _is_due(self, done: int) -> bool:
+        """Whether a checkpoint within an epoch is due."""
+        by_number = self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0
+        return bool(by_number) or time.monotonic() - self.saved > 60 * self.spec.checkpoint_minutes
+
+    def _save(self, done: int, log: TrainingLog, objective: ObjectiveState, best: Best, trackers: Trackers) -> None:
+        stepper = self.stepper
+        state = TrainingState(
+            step=done, log=log.mark(), objective=objective, best=best, scaler=stepper.scaler.state_dict()
+        )
+        keep = self.spec.keep_checkpoints
+        save_state(self.folder, self.setup.towers, stepper.optimizer, stepper.memory, state, keep)
+        trackers.catch_up(state.log.bytes)
+        self.saved = time.monotonic()
+
+    def _validate(self, done: int, epoch: int, best: Best, log: TrainingLog) -> Best:
+        """R@1 on the validation images with all their captions; the mean of both directions picks the best weights."""
+        val = self.setup.validation.recall(self.setup.towers, self.setup.inputs)
+        log.write({"step": done, "epoch": epoch, "val_R@1": val})
+        mean = (val["i2t"] + val["t2i"]) / 2
+        if mean < best.mean:
+            return best
+        # Of equals the later one, which has trained longer.
+        checksum = save_weights(self.folder / "best.safetensors", self.setup.towers)
+        return Best(mean=mean, step=done, val=val, checksum=checksum)
+
+    def _trackers(self, state: TrainingState) -> Trackers:
+        run = TrackedRun(
+            self.recipe.folder, self.recipe.name, self.name, self.recipe.model_dump(mode="json"), state.step > 0
+        )
+        trackers = Trackers(self.spec.trackers if self.ranks.main else [], self.folder, FILE, run)
+        trackers.catch_up(state.log.bytes)  # what an interrupted run had saved and not yet sent
+        return trackers
+
+    def _card(self, best: Best) -> dict[str, Any]:
+        """What a reader of the exported weights wants to know of the run."""
+        return {
+            "run": self.recipe.name,
+            "variant": self.name,
+            "best": {"step": best.step, "val_R@1": best.val},
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+    def _say_what_is_trained(self) -> None:
+        """Name the trained parameters before the first step, a line for every part of the towers."""
+        for part, (tensors, trained, total) in count_parameters(self.setup.towers).items():
+            if trained:
+                share = f" of {total:,}" if total > trained else ""
+                self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
+        for modality, pool in self.setup.batches.pools.items():
+            self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")
+        if self.stepper.objective.convention:
+            self.console.say(f"{self.name}: {self.stepper.objective.convention}")
