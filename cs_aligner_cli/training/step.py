@@ -14,7 +14,7 @@ from cs_aligner_cli.common.token_sequences import lengthened
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
-from cs_aligner_cli.recipe.objective import AnyPairwise, InfoNce, L2Contrastive, LogitBias, LogitScale, SigLip
+from cs_aligner_cli.recipe.pairwise import AnyPairwise, InfoNce, L2Contrastive, LogitBias, LogitScale, SigLip
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
 from cs_aligner_cli.towers.towers import Towers
