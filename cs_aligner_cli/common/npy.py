@@ -88,9 +88,6 @@ class ArrayFile:
         self.read_into(result, rows.start)
         return result
 
-    def _close(self) -> None:
-        self._map = None
-
 
 # The files whose maps are open, the one that was used last at the end.
 _recent: WeakKeyDictionary[ArrayFile, None] = WeakKeyDictionary()
@@ -104,7 +101,7 @@ def _keep_open(file: ArrayFile) -> None:
         if len(_recent) > OPEN_MAPS:
             oldest = next(iter(_recent))
             del _recent[oldest]
-            oldest._close()
+            oldest._map = None
 
 
 def open_npy(path: Path) -> ArrayFile:

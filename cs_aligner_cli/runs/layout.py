@@ -3,121 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED, CACHED, FROZEN, MODALITIES, PAIRWISE_ONLY, TOKENS
 from cs_aligner_cli.files.artifact import Artifact
-from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
+from cs_aligner_cli.runs.input_layout import InputLayout
 
 
-class Layout:
-    """The artifacts of one recipe.
-
-    ``modalities`` are those of every store: image, text and the further ones that the recipe names. A data set of
-    unpaired items has a layout of its own, with its ``name`` and the modalities that are taken of it.
-    """
-
-    def __init__(self, recipe: Recipe, name: str = "", modalities: Sequence[str] | None = None) -> None:
-        self.recipe, self.folder = recipe, recipe.folder
-        self.modalities = tuple(modalities or recipe.encoders.modalities)
-        self._named = f" of {name}" if name else ""
-
-    @cached_property
-    def prepared(self) -> Artifact:
-        """The prepared data set: the two tables."""
-        data = self.recipe.data
-        return Artifact(
-            f"prepared data set{self._named}",
-            data.dir or self.folder / "data",
-            "csalign prepare",
-            {
-                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"}),
-                "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
-            },
-        )
-
-    def caption_lengths(self, limit: int) -> Artifact:
-        """How long the captions are in tokens of open_clip's tokenizer, for a text tower that reads ``limit``."""
-        folder = self.folder / "caption_lengths"
-        return Artifact("caption lengths", folder, "csalign prepare", {"limit": limit}, (self.prepared,))
-
-    def tower_check(self, modalities: Sequence[str]) -> Artifact:
-        """What was found of towers with weights from elsewhere: that they tell items apart, and what they cut."""
-        encoders = self.recipe.encoders
-        parts = {"encoders": {m: encoders.of(m).model_dump(mode="json") for m in modalities}}
-        return Artifact("tower check", self.folder / "tower_check", "csalign prepare", parts, (self.prepared,))
-
-    @property
-    def shards(self) -> Artifact | None:
-        """The prepared data set as WebDataset shards, where the recipe asks for them."""
-        repack = self.recipe.prepare.repack
-        if repack is None:
-            return None
-        parts = {"shard_mb": repack.shard_mb}
-        return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
-
-    @cached_property
-    def unpaired(self) -> dict[str, Layout]:
-        """The data sets that bring unpaired items, by name, with artifacts in this run's folder."""
-        unpaired = self.recipe.data.unpaired
-        found: dict[str, Layout] = {}
-        for source in unpaired.sources if unpaired else ():
-            stem = Path(source.manifest).stem
-            name = stem if stem not in found else f"{stem}-{len(found) + 1}"
-            data = {"manifest": source.manifest, "root": source.root, "dir": None, "unpaired": None}
-            changes = {
-                "data": self.recipe.data.model_copy(update=data),
-                "run_dir": self.folder / "unpaired" / name,
-                "embed": self.recipe.embed.model_copy(update={"dir": None}),
-                "train": None,
-            }
-            found[name] = Layout(self.recipe.model_copy(update=changes), name, source.modalities)
-        return found
-
-    @cached_property
-    def pairing(self) -> Artifact | None:
-        """Which items of the training split are pairs and which are unpaired; None where all unpaired are left out."""
-        unpaired, train = self.recipe.data.unpaired, self.recipe.train
-        if unpaired is None or train is None or not self.recipe.trains:
-            return None
-        return Artifact(
-            "pairing",
-            self.folder / "pairing",
-            "csalign prepare",
-            {
-                "data": {"unpaired": unpaired.model_dump(mode="json")},
-                "train": train.model_dump(mode="json", include={"split", "val_split", "val_fraction"}),
-                "encoders": {"further": [*self.recipe.encoders.further]},
-                "seed": self.recipe.seed,
-            },
-            (self.prepared, *(layout.prepared for layout in self.unpaired.values())),
-        )
-
-    @property
-    def unpaired_stores(self) -> dict[str, Artifact]:
-        """The frozen stores of unpaired items from elsewhere, by the name of their data set and its split."""
-        sources = self.recipe.data.unpaired.sources if self.recipe.data.unpaired else []
-        return {
-            f"{name}:{source.split}": layout.frozen(source.split)
-            for (name, layout), source in zip(self.unpaired.items(), sources, strict=True)
-        }
-
-    def frozen(self, split: str) -> Artifact:
-        """The embeddings of one split as the untouched encoders give them."""
-        folder = self.recipe.embed.dir or self.folder / "embeddings" / FROZEN
-        parts = self._encoding(split, {"precision", "dtype", "shard_rows"})
-        if self._named:
-            parts["modalities"] = self.modalities
-        return Artifact(
-            f"frozen store of split {split}{self._named}", folder / split, "csalign embed", parts, (self.prepared,)
-        )
+class _TrainingLayout(InputLayout):
+    """What is trained, and the stores that training reads and gives."""
 
     def tokens(self, split: str) -> Artifact:
         """The tokens of one split as the untouched encoders give them, for the towers that read stored tokens."""
@@ -127,18 +26,6 @@ class Layout:
         parts = self._encoding(split, {"precision", "token_dtype", "shard_rows"})
         parts["modalities"] = self.token_modalities
         return Artifact(f"token store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
-
-    def _encoding(self, split: str, options: set[str]) -> dict[str, Any]:
-        """What decides the encoders' output on a split, ``options`` being those of ``embed``."""
-        recipe = self.recipe
-        parts: dict[str, Any] = {
-            "encoders": recipe.encoders.model_dump(mode="json"),
-            "embed": recipe.embed.model_dump(mode="json", include=options),
-            "split": split,
-        }
-        if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
-            parts["seed"] = recipe.seed
-        return parts
 
     @cached_property
     def token_modalities(self) -> list[str]:
@@ -275,6 +162,10 @@ class Layout:
                 "Expected a weights file, or the folder of a run that has finished csalign train.",
             )
         return found
+
+
+class Layout(_TrainingLayout):
+    """All artifacts of one recipe, to the last: also what is measured."""
 
     def stores(self, split: str) -> dict[str, Artifact]:
         """Every store of a split that is measured: frozen, the control, aligned."""
