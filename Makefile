@@ -55,9 +55,10 @@ format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.test ## write docs/recipe.md from the schema, and docs/bad-inputs.md from the cases of the tests
+docs: $(VENV)/.test ## write docs/recipe.md from the schema, docs/bad-inputs.md and the table of docs/encoders.md from the tests
 	$(BIN)/python docs/recipe_reference.py
 	$(BIN)/python tests/bad_inputs.py
+	$(BIN)/python tests/foreign_files.py
 
 bench: bench-objectives ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/retrieval.py metrics

@@ -173,11 +173,14 @@ def retrieval_tables(result: Result) -> list[Table]:
         ]
         tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines))
     built = [
-        (store, modality, index["factory"], index["rows"], f"{index['megabytes']:.1f}", _percent(index["recall@10"]))
+        (
+            *(store, modality, index["factory"], index["rows"], f"{index['megabytes']:.1f}"),
+            *(_percent(index[f"{whose}recall@10"]) for whose in ("", "search_")),
+        )
         for store, modalities in result["indexes"].items()
         for modality, index in modalities.items()
     ]
-    columns = ["store", "of", "index", "rows", "MB", "recall@10 against exact"]
+    columns = ["store", "of", "index", "rows", "MB", "recall@10 by FAISS", "by csalign search"]
     named = [(key.replace("_", " "), _listed(value)) for key, value in result["protocol"].items()]
     return [*tables, table("saved indexes", columns, built), table("protocol", ["what", "how"], named)]
 

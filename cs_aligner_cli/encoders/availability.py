@@ -85,12 +85,13 @@ def require_encoder_of(recipe: Recipe, modality: str) -> str:
 
         require_timm(spec, key)
     else:
-        from cs_aligner_cli.encoders.hub import refuse_absent, refuse_without_tokenizer
+        from cs_aligner_cli.encoders.hub import refuse_absent, refuse_without_preprocessor, refuse_without_tokenizer
 
         pipeline = isinstance(spec, SentenceTransformersEncoder)
         refuse_absent(spec.model, key, "modules.json" if pipeline else "config.json")
-        if modality == "text" and not pipeline and spec.model.startswith("local-dir:"):
-            refuse_without_tokenizer(Path(spec.model.removeprefix("local-dir:")), key)
+        if not pipeline and spec.model.startswith("local-dir:"):
+            refuse = refuse_without_tokenizer if modality == "text" else refuse_without_preprocessor
+            refuse(Path(spec.model.removeprefix("local-dir:")), key)
     return f"{spec.kind} {spec.model}"
 
 

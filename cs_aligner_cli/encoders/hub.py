@@ -21,6 +21,7 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 _HUB_SECONDS = 5
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 _VOCABULARIES = ("tokenizer.json", "vocab*.*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes")
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # Tokenizers of bytes and characters, which need no vocabulary.
 _OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
@@ -66,6 +67,15 @@ def refuse_without_tokenizer(folder: Path, key: str) -> None:
         "Copy those that the model was trained with: tokenizer.json, or vocab.txt, or vocab.json with merges.txt, or "
         "a SentencePiece model, and tokenizer_config.json beside them.",
     )
+
+
+def refuse_without_preprocessor(folder: Path, key: str) -> None:
+    """Raise InputError if an image model's folder does not say how its pictures are preprocessed."""
+    if not any((folder / name).is_file() for name in _PREPROCESSORS):
+        raise InputError(
+            f"{key}: {folder} has no {_PREPROCESSORS[0]}",
+            "Copy the one that the model was trained with: it says how pictures are scaled and normalised.",
+        )
 
 
 def how_to_fetch(repository: str) -> str:

@@ -29,6 +29,7 @@ from cs_aligner_cli.encoders.hub import (
     LOCAL,
     how_to_fetch,
     refuse_absent,
+    refuse_without_preprocessor,
     refuse_without_tokenizer,
     source_of,
     weights_digest,
@@ -107,8 +108,8 @@ def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key:
     """
     refuse_absent(spec.model, key)
     source = source_of(spec.model)
-    if modality == "text" and spec.model.startswith(LOCAL):
-        refuse_without_tokenizer(Path(source), key)
+    if spec.model.startswith(LOCAL):
+        (refuse_without_tokenizer if modality == "text" else refuse_without_preprocessor)(Path(source), key)
     with loading(spec.model, key):
         model, missing = _load_model(spec, source, modality)
     _refuse_missing(model, missing, spec.pooling, key)

@@ -257,14 +257,47 @@ def _exact(index: Any, rows: Rows, k: int) -> tuple[Scores, Ints]:
 def _approximate(index: Any, rows: Rows, k: int) -> tuple[Scores, Ints]:
     queries = rows.all().numpy()
     scores, ids = index.search(queries, k)
-    short, ivf = (ids < 0).any(axis=1), _ivf(index)
-    if short.any() and ivf is not None:
-        # The lists that were probed hold fewer than k rows: look into all.
-        usual, ivf.nprobe = ivf.nprobe, ivf.nlist
-        scores[short], ids[short] = index.search(queries[short], k)
-        ivf.nprobe = usual
+    short = (ids < 0).any(axis=1)
+    if short.any():
+        with _widest(index):
+            scores[short], ids[short] = index.search(queries[short], k)
+        if (lacking := int((ids < 0).any(axis=1).sum())) > 0:
+            raise InputError(
+                f"index: FAISS finds fewer than {k} rows for {lacking} of {len(ids)} queries, at any effort",
+                "Its graph or lists are not whole, or of a kind that gives less: build it again, or take flat.",
+            )
     order = np.lexsort((ids, -scores), axis=-1)
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+def search_as_saved(index: Any, queries: RowsLike, k: int) -> Ints:
+    """The ids (Q, k) that FAISS' own ``index.search`` gives; -1 where the lists that it probes hold fewer than k rows.
+
+    ``search`` looks again, through all lists, for such queries; other programs that open the file do not.
+    """
+    rows = queries if isinstance(queries, Rows) else Rows(queries, "queries", normalize=False)
+    ids: Ints = index.search(rows.all().numpy(), k)[1]
+    return ids
+
+
+@contextmanager
+def _widest(index: Any) -> Iterator[None]:
+    """The index at its greatest effort: all lists of IVF, all rows of HNSW."""
+    usual = effort_of(index)
+    try:
+        set_effort(index, index.ntotal)  # of lists, no more than there are
+        yield
+    finally:
+        for effort in usual.values():
+            set_effort(index, effort)
+
+
+def effort_of(index: Any) -> dict[str, int]:
+    """An index's effort in FAISS' names: {"nprobe": lists probed}, {"efSearch": candidates followed}, or {}."""
+    ivf, inner = _ivf(index), _innermost(index)
+    if ivf is not None:
+        return {"nprobe": int(ivf.nprobe)}
+    return {"efSearch": int(inner.hnsw.efSearch)} if isinstance(inner, faiss.IndexHNSW) else {}
 
 
 def _stored_rows(index: Any) -> Tensor:

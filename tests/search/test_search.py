@@ -265,6 +265,7 @@ def test_options_of_the_evaluation(
     ]["text"]
     assert approximate["factory"] == "IVF8,Flat"
     assert 0.2 < approximate["recall@10"] <= 1 and approximate["estimated_recall"] is not None
+    assert approximate["nprobe"] == 2 and approximate["search_recall@10"] >= approximate["recall@10"]
     saved = faiss.read_index(str(tmp_path / "run" / "eval_retrieval" / "aligned" / "text" / "text.index"))
     assert saved.nprobe == 2 and saved.ntotal == 200
     judged = tmp_path / "judged.csv"
