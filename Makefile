@@ -84,7 +84,7 @@ bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain 
 	$(BIN)/python benchmarks/embed.py $(DATA)
 
 bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device: make bench-gpu DATA=FOLDER
-	for part in errors objective embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
+	for part in errors objective training embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
 
 bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
 	$(BIN)/python benchmarks/gap.py

@@ -1,10 +1,11 @@
 """csalign on one GPU: matrix rates, the objective with its error, time and memory, and embedding.
 
-    python benchmarks/gpu.py rates|errors|objective|tune|profile|embed|decode [--photos FOLDER] [--json FILE]
+    python benchmarks/gpu.py PART [--photos FOLDER] [--json FILE]
 
-objective: InfoNCE + CS with gradients in every precision beside open_clip's ClipLoss (InfoNCE alone) and the direct
-expression; share is of the card's measured rate in that precision, on the 12 N^2 d operations that value and gradient
-need. tune: the fused kernels in several tiles and with products by cuBLAS. profile: where one call's time goes.
+rates, errors: TFLOP/s, and relative errors against float64. objective: InfoNCE + CS with gradients in every precision
+beside open_clip's ClipLoss (InfoNCE alone) and the direct expression; share is of the card's measured rate in that
+precision, on the 12 N^2 d operations that value and gradient need. tune: the kernels in several tiles, and with
+products by cuBLAS. profile: where one call's time goes. training: one step of an adapter beside one with ClipLoss.
 embed: `csalign embed` of the photos, each a few times, beside a DataLoader loop with 16 workers and the bare forward.
 decode: what one photo costs before the encoder, and how that scales over threads and processes.
 """
@@ -14,22 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
-from PIL import Image
+from gpu_embed import decoding, embedding
+from gpu_training import training
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -41,24 +35,26 @@ SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
 PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
 Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TILES = {
-    "128x128x64 8w 3s": Tile(128, 128, 64, 8, 3),
-    "128x128x64 8w 4s": Tile(128, 128, 64, 8, 4),
-    "128x128x64 8w 3s 128r": Tile(128, 128, 64, 8, 3, registers=128),
-    "128x128x64 8w 2s 128r": Tile(128, 128, 64, 8, 2, registers=128),
-    "128x128x32 8w 4s 128r": Tile(128, 128, 32, 8, 4, registers=128),
-    "128x256x64 8w 3s": Tile(128, 256, 64, 8, 3),
-    "64x128x64 4w 4s": Tile(64, 128, 64, 4, 4),
     "64x128x64 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
-    "64x256x64 8w 3s 128r": Tile(64, 256, 64, 8, 3, registers=128),
-    "128x64x64 4w 4s": Tile(128, 64, 64, 4, 4),
+    "64x128x64 4w 4s 168r": Tile(64, 128, 64, 4, 4, registers=168),
+    "64x128x64 4w 3s": Tile(64, 128, 64, 4, 3),
+    "64x128x64 4w 3s 168r g16": Tile(64, 128, 64, 4, 3, 16, 168),
+    "64x128x32 4w 4s 168r": Tile(64, 128, 32, 4, 4, registers=168),
+    "128x64x64 4w 3s 168r": Tile(128, 64, 64, 4, 3, registers=168),
+    "64x64x64 4w 4s 128r": Tile(64, 64, 64, 4, 4, registers=128),
+    "128x128x64 8w 3s": Tile(128, 128, 64, 8, 3),
+    "128x128x64 8w 3s 168r": Tile(128, 128, 64, 8, 3, registers=168),
+}
+_EPILOGUES = {
+    "cuBLAS 64x64 4w": Tile(64, 64, 16, 4, 1),
+    "cuBLAS 32x128 4w": Tile(32, 128, 16, 4, 1),
+    "cuBLAS 16x256 4w": Tile(16, 256, 16, 4, 1),
 }
 VARIANTS: dict[str, Plan] = {
     **{f"inside {name}": replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
-    "cuBLAS 64x128 8w": replace(PLANS["bf16"], inside=False, tile=Tile(64, 128, 16, 8, 1)),
-    "cuBLAS 32x256 4w": replace(PLANS["bf16"], inside=False, tile=Tile(32, 256, 16, 4, 1)),
-    "cuBLAS 64x64 4w": replace(PLANS["bf16"], inside=False, tile=Tile(64, 64, 16, 4, 1)),
-    "inside, chunks of 64 MB": replace(PLANS["bf16"], chunk_bytes=64 * 2**20),
+    **{name: replace(PLANS["bf16"], inside=False, tile=tile) for name, tile in _EPILOGUES.items()},
     "inside, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
+    **{f"fp32 {name}": replace(PLANS["fp32"], tile=tile) for name, tile in _EPILOGUES.items()},
 }
 
 
@@ -188,13 +184,14 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
 
 
 def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """The bf16 objective in several forms."""
+    """The objective in several forms, in bf16 where a name says nothing else."""
     for name in names:
-        PLANS["bf16"] = VARIANTS[name]
+        products: Products = "fp32" if name.startswith("fp32") else "bf16"
+        PLANS[products] = VARIANTS[name]
         for d in dims:
             x, y = unit_rows(n, d)
             try:
-                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(partial(joint("bf16"), x, y), 3), 3)}
+                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(partial(joint(products), x, y), 3), 3)}
             except Exception as error:  # noqa: BLE001 - a form that does not compile is a result
                 yield {"what": name, "n": n, "d": d, "error": f"{type(error).__name__}: {error}"[:200]}
 
@@ -213,109 +210,6 @@ def profile(n: int, d: int, products: Products) -> None:
     print(found.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=70))
 
 
-def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
-    """`csalign embed` from files to store, twice, beside a DataLoader loop and the bare forward."""
-    import open_clip
-    from embed import Photos
-    from torch.utils.data import DataLoader
-
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "images").mkdir()
-        lines = ["image,caption,split"]
-        for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
-            for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
-                name = f"{number:04d}_{copy:02d}.jpg"
-                (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
-                lines.append(f"{name},photo {number} of {copy},test")
-        (folder / "table.csv").write_text("\n".join(lines) + "\n")
-        manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
-        (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
-        clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
-        recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
-        (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
-        count = len(lines) - 1
-        for stage in ("prepare", "embed", "embed"):
-            began = time.perf_counter()
-            ran = subprocess.run(
-                [sys.executable, "-m", "cs_aligner_cli", stage, "recipe.yaml", "--force", "--json"],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-            )
-            took = time.perf_counter() - began
-            yield {
-                "what": f"csalign {stage}",
-                "s": round(took, 2),
-                "per s": round(count / took),
-                "exit": ran.returncode,
-            }
-            print(ran.stderr[-600:] if ran.returncode else ran.stdout[-1500:])
-        shutil.rmtree(folder / "run")
-        began = time.perf_counter()
-        model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-        tower = model.visual.to(DEVICE).eval()
-        yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
-        set_ = Photos(sorted((folder / "images").iterdir()), preprocess)
-        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
-            for workers in (0, 16):
-                data = torch.utils.data.Subset(set_, range(512)) if not workers else set_
-                began = time.perf_counter()
-                loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
-                for batch in loader:
-                    tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
-                took = time.perf_counter() - began
-                yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
-            pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
-            took = milliseconds(lambda: tower(pixels)) / 1e3
-            yield {"what": "bare forward", "per s": round(512 / took)}
-
-
-def _decoded(paths: list[str]) -> int:
-    """Decode and resize photos as open_clip's ViT-B-32 takes them, without a tensor; their number."""
-    for path in paths:
-        with Image.open(path) as image:
-            image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
-    return len(paths)
-
-
-def decoding(photos: Path) -> Iterator[dict[str, Any]]:
-    """Milliseconds of every part of one photo's way, then photos per second over threads and processes."""
-    import open_clip
-    from torchvision.io import decode_jpeg, read_file
-
-    _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    files = [str(path) for path in sorted(photos.glob("*.jpg"))][:256]
-    images = [Image.open(file).convert("RGB") for file in files]
-    sides: dict[str, Callable[[], Any]] = {
-        "decode": lambda: [Image.open(file).convert("RGB") for file in files],
-        "preprocess": lambda: [preprocess(image) for image in images],
-        "decode and resize": lambda: _decoded(files),
-        "torchvision decode": lambda: [decode_jpeg(read_file(file)) for file in files],
-        "nvJPEG decode": lambda: decode_jpeg([read_file(file) for file in files], device=DEVICE),
-    }
-    for name, side in sides.items():
-        try:
-            side()
-            began = time.perf_counter()
-            side()
-            torch.cuda.synchronize()
-        except RuntimeError as error:  # a build of torchvision without nvJPEG
-            yield {"what": name, "error": str(error)[:200]}
-            continue
-        yield {"what": name, "ms a photo": round((time.perf_counter() - began) / len(files) * 1e3, 3)}
-    parts = [files[i::64] for i in range(64)] * 6
-    pools = {"threads": ThreadPoolExecutor, "processes": partial(ProcessPoolExecutor, mp_context=get_context("spawn"))}
-    for name, pool in pools.items():
-        for workers in (1, 4, 8, 16):
-            with pool(workers) as executor:
-                list(executor.map(_decoded, parts[:workers]))  # started
-                began = time.perf_counter()
-                chosen = parts if workers > 1 else parts[:96]
-                count = sum(executor.map(_decoded, chosen))
-                yield {"what": f"{workers} {name}", "per s": round(count / (time.perf_counter() - began))}
-
-
 def shown(row: dict[str, Any]) -> str:
     """One line of a table."""
     return "  ".join(
@@ -327,7 +221,8 @@ def shown(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure what is named; print each line when it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rates", "errors", "objective", "tune", "profile", "embed", "decode"])
+    parts_known = ["rates", "errors", "objective", "tune", "profile", "training", "embed", "decode"]
+    parser.add_argument("part", choices=parts_known)
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048, 8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 768, 1024])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="numbers or names of forms to tune")
@@ -341,12 +236,13 @@ def main() -> None:
     print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
     measured = rates() if given.part in ("rates", "objective", "tune") else {}
     print({name: round(rate, 1) for name, rate in measured.items()}, flush=True)
-    names = [list(VARIANTS)[int(v)] if v.isdigit() else v for v in given.variants]
+    variants = [list(VARIANTS)[int(v)] if v.isdigit() else v for v in given.variants]
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "rates": lambda: iter(()),
         "errors": errors,
         "objective": lambda: objective(measured, tuple(given.rows), tuple(given.dims)),
-        "tune": lambda: tune(names, given.rows[-1], tuple(given.dims)),
+        "tune": lambda: tune(variants, given.rows[-1], tuple(given.dims)),
+        "training": training,
         "embed": lambda: embedding(given.photos, given.copies),
         "decode": lambda: decoding(given.photos),
     }

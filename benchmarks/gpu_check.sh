@@ -20,17 +20,17 @@ step() { # seconds, name, command: its output to a log, the end of that to the s
 gpu="python3 benchmarks/gpu.py"
 echo "installed after $SECONDS s"; nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 # The forms that are tuned below compile beside the first parts.
-for first in 0 3 6 9 12; do
+for first in 0 3 6 9 12 15; do
     timeout 100 $gpu tune --rows 512 --dims 512 --variants $first $((first + 1)) $((first + 2)) >"$logs/compile$first" 2>&1 &
 done
 TAIL=14 step 50 errors $gpu errors --json "$out/errors.json"
-TAIL=25 step 60 tests python3 -m pytest tests/gpu -m gpu -q -p no:cacheprovider -p no:benchmark --tb=short
+TAIL=25 step 90 tests python3 -m pytest tests/gpu -m gpu -q -p no:cacheprovider -p no:benchmark --tb=short
 wait
 { echo "==== compile"; cat "$logs"/compile*; } >>"$out/all.txt"
-TAIL=32 step 60 tune $gpu tune --rows 32768 --dims 512 1024 --json "$out/tune.json"
+TAIL=32 step 70 tune $gpu tune --rows 32768 --dims 512 1024 --json "$out/tune.json"
 TAIL=30 step 25 profile $gpu profile --rows 32768 --dims 512
 TAIL=1 step 25 profile_small $gpu profile --rows 512 --dims 512
-TAIL=40 step 50 objective $gpu objective --rows 512 2048 8192 32768 --dims 512 1024 --json "$out/objective.json"
-TAIL=14 step 40 decode $gpu decode --photos "$photos" --json "$out/decode.json"
-TAIL=10 step 100 embed $gpu embed --photos "$photos" --copies 8 --json "$out/embed.json"
+TAIL=12 step 30 training $gpu training --json "$out/training.json"
+TAIL=40 step 40 objective $gpu objective --rows 512 2048 8192 32768 --dims 512 --json "$out/objective.json"
+TAIL=10 step 80 embed $gpu embed --photos "$photos" --copies 8 --json "$out/embed.json"
 echo "all after $SECONDS s"

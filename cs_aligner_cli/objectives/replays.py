@@ -13,6 +13,8 @@ Function = Callable[[Tensors], Tensors]
 # Runs a function once on tensors that stay, and returns what does the same again, and where its results will be.
 Recorder = Callable[[Function, Tensors], tuple[Callable[[], None], Tensors]]
 
+_REMEMBERED = 256
+
 
 def record_graph(function: Function, inputs: Tensors) -> tuple[Callable[[], None], Tensors]:
     """Record a CUDA graph of ``function(inputs)``: its replay, and the tensors that every replay fills."""
@@ -40,6 +42,8 @@ class Replays:
         """``function(inputs)``, in tensors of their own; equal names must mean equal functions."""
         form = (name, *((x.shape, x.dtype, x.device) if x is not None else None for x in inputs))
         if form not in self._seen:
+            if len(self._seen) == _REMEMBERED:  # a bandwidth that changes with every batch makes each a form
+                self._seen.clear()
             self._seen.add(form)
             return list(function(inputs))
         if form not in self._recorded:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import cpu_count
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.common.token_sequences import Ragged
 from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader
+from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader, decoders
 
 Values: TypeAlias = npt.NDArray[np.float32]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -78,8 +77,10 @@ class Embedder:
         self.first = None if texts is None else first_of_equal(texts)
         self.throughput = Throughput()
         self._images = loader if isinstance(loader, ImageLoader) else None
-        if self._images:
+        if self._images and device.type == "cpu":
             self._images.workers = 1  # until the first batches have shown how many it takes
+        if self._images:
+            self._images.pinned = device.type == "cuda"
 
     def all(self, rows: Ints) -> Values:
         """Embeddings (len(rows), d) of some rows, in their order; equal captions among them are computed once."""
@@ -183,7 +184,7 @@ class Embedder:
             ready = time.perf_counter()
             waited += ready - idle_since if number else 0.0  # the first batch could not be loaded ahead
             launched.append(self._run(inputs))
-            if self._images and number < 2:
+            if self._images and number < 2 and self.device.type == "cpu":
                 self._choose_workers(load_seconds, ready)
             while len(launched) > ahead:
                 yield fetched()
@@ -193,20 +194,17 @@ class Embedder:
 
     def _timed_load(self, rows: Ints) -> tuple[Tensor, float]:
         started = time.perf_counter()
-        inputs = self.load(rows)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):  # a thread of its own begins with the first GPU
-                inputs = inputs.pin_memory()
-        return inputs, time.perf_counter() - started
+                return self.load(rows).pin_memory(), time.perf_counter() - started
+        return self.load(rows), time.perf_counter() - started
 
     def _choose_workers(self, load_seconds: float, started: float) -> None:
-        """As many decoding threads as keep up with the encoder, a quarter more for safety."""
+        """As many decoding threads as keep up with an encoder on the same cores, a quarter more for safety."""
         assert self._images is not None
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         work = load_seconds * self._images.workers
         wanted = math.ceil(1.25 * work / max(time.perf_counter() - started, 1e-6))
-        self._images.workers = min(max(wanted, 1), cpu_count() or 1)
+        self._images.workers = min(max(wanted, 1), decoders())
 
     def _run(self, inputs: Tensor) -> Tensor:
         """One batch through the tower, in smaller pieces where memory does not hold it whole."""

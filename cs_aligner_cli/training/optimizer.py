@@ -32,6 +32,7 @@ def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
         [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()],
         lr=spec.lr,
         betas=(spec.betas[0], spec.betas[1]),
+        fused=all(p.is_cuda and p.is_floating_point() for p in trained) or None,  # one launch a step, not one a layer
     )
 
 

@@ -115,13 +115,31 @@ def test_the_same_bits_twice_and_no_word_to_the_host() -> None:
         found = evaluate_terms(terms, Clouds.of_pairs(x, y, groups), Logits(scale, scale), separate=False)
         return [found.total, *found.grads.values(), *found.logit_grads]
 
-    first = step()  # compiles, and sends the kernel's constants
+    launched = step()  # compiles, and sends the kernel's constants
+    first = step()  # records a graph
+    for one, other in zip(launched, first, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     torch.cuda.set_sync_debug_mode("error")
     try:
         second = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_replayed_step_takes_the_inputs_of_its_own() -> None:
+    """Rows, scale and weight may change from step to step; results of earlier steps stay."""
+    found, expected = [], []
+    for number in range(4):
+        x, y = (part.roll(number, 1).mul(1 + number / 10).requires_grad_() for part in rows(300, 64))
+        scale, weight = torch.tensor(10.0 + number, device="cuda"), 0.5 + number
+        found.append(torch.autograd.grad(joint_loss(x, y, scale, 0.7, weight), (x, y)))
+        wide = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+        exact = infonce(*wide, scale.double()) + weight * cs_divergence(*wide, 0.7)
+        expected.append(torch.autograd.grad(exact, wide))
+    for grads, exact_grads in zip(found, expected, strict=True):
+        for one, other in zip(grads, exact_grads, strict=True):
+            assert float((one - other).norm() / other.norm()) < 2e-6
 
 
 def test_memory_is_linear_in_the_rows() -> None:

@@ -147,7 +147,7 @@ def test_any_number_of_decoding_threads_gives_the_same_pixels(workers: int, phot
 def test_as_many_threads_are_chosen_as_keep_up_with_the_encoder(
     photos_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cs_aligner_cli.towers.embedder.cpu_count", lambda: 6)
+    monkeypatch.setattr("cs_aligner_cli.towers.embedder.decoders", lambda: 6)
     loader = ImageLoader(lambda image: torch.zeros(3), photos_root)
     embedder = Embedder(lambda x: x, lambda rows: torch.zeros(len(rows), 3), CPU, loader=loader)
     for load_seconds, run_seconds, wanted in ((0.1, 1.0, 1), (1.0, 1.0, 2), (3.0, 1.0, 4), (60.0, 1.0, 6)):

@@ -1,0 +1,136 @@
+"""Parts of benchmarks/gpu.py: embedding photos beside a DataLoader, and what a photo costs before the encoder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+DEVICE = "cuda"
+
+
+def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
+    """`csalign embed` from files to store, beside a DataLoader loop and the bare forward."""
+    import open_clip
+    from embed import Photos
+    from torch.utils.data import DataLoader
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "images").mkdir()
+        lines = ["image,caption,split"]
+        for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
+            for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
+                name = f"{number:04d}_{copy:02d}.jpg"
+                (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
+                lines.append(f"{name},photo {number} of {copy},test")
+        (folder / "table.csv").write_text("\n".join(lines) + "\n")
+        manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
+        (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
+        clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
+        recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
+        count = len(lines) - 1
+        for stage in ("prepare", "embed"):
+            began = time.perf_counter()
+            ran = subprocess.run(
+                [sys.executable, "-m", "cs_aligner_cli", stage, "recipe.yaml", "--force", "--json"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+            )
+            took = time.perf_counter() - began
+            yield {
+                "what": f"csalign {stage}",
+                "s": round(took, 2),
+                "per s": round(count / took),
+                "exit": ran.returncode,
+            }
+            print(ran.stderr[-600:] if ran.returncode else ran.stdout[-1500:])
+        shutil.rmtree(folder / "run")
+        began = time.perf_counter()
+        model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+        tower = model.visual.to(DEVICE).eval()
+        yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
+        set_ = Photos(sorted((folder / "images").iterdir()), preprocess)
+        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+            for workers in (0, 16):
+                data = torch.utils.data.Subset(set_, range(512)) if not workers else set_
+                began = time.perf_counter()
+                loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
+                for batch in loader:
+                    tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
+                took = time.perf_counter() - began
+                yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
+            pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
+            took = _seconds(lambda: tower(pixels))
+            yield {"what": "bare forward", "per s": round(512 / took)}
+
+
+def _decoded(paths: list[str]) -> int:
+    """Decode and resize photos as open_clip's ViT-B-32 takes them, without a tensor; their number."""
+    for path in paths:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    return len(paths)
+
+
+def decoding(photos: Path) -> Iterator[dict[str, Any]]:
+    """Milliseconds of every part of one photo's way, then photos per second over threads and processes."""
+    import open_clip
+    from torchvision.io import decode_jpeg, read_file
+
+    _, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+    files = [str(path) for path in sorted(photos.glob("*.jpg"))][:256]
+    images = [Image.open(file).convert("RGB") for file in files]
+    sides: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [Image.open(file).convert("RGB") for file in files],
+        "preprocess": lambda: [preprocess(image) for image in images],
+        "decode and resize": lambda: _decoded(files),
+        "torchvision decode": lambda: [decode_jpeg(read_file(file)) for file in files],
+        "nvJPEG decode": lambda: decode_jpeg([read_file(file) for file in files], device=DEVICE),
+    }
+    for name, side in sides.items():
+        try:
+            side()
+            began = time.perf_counter()
+            side()
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # a build of torchvision without nvJPEG
+            yield {"what": name, "error": str(error)[:200]}
+            continue
+        yield {"what": name, "ms a photo": round((time.perf_counter() - began) / len(files) * 1e3, 3)}
+    parts = [files[i::64] for i in range(64)] * 6
+    pools = {"threads": ThreadPoolExecutor, "processes": partial(ProcessPoolExecutor, mp_context=get_context("spawn"))}
+    for name, pool in pools.items():
+        for workers in (1, 4, 8, 16):
+            with pool(workers) as executor:
+                list(executor.map(_decoded, parts[:workers]))  # started
+                began = time.perf_counter()
+                chosen = parts if workers > 1 else parts[:96]
+                count = sum(executor.map(_decoded, chosen))
+                yield {"what": f"{workers} {name}", "per s": round(count / (time.perf_counter() - began))}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The time of a call, over ten."""
+    call()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(10):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / 10
