@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
+.PHONY: help demo results test test-all test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
 	bench-embed bench-gap bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
@@ -79,6 +79,10 @@ bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: 
 bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 5 seeds, an hour: make bench-regimes DATA=FOLDER
 	$(BIN)/python benchmarks/regimes.py unpaired --root $(DATA)
 	$(BIN)/python benchmarks/regimes.py captions --root $(DATA)
+
+results: $(VENV)/.test ## the tables of README and docs from runs on Flickr8k, two hours on two cores: make results DATA=FOLDER
+	for name in flickr8k temperatures photos; do $(BIN)/python benchmarks/results.py run $$name --root $(DATA) || exit; done
+	$(BIN)/python benchmarks/results.py tables
 
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)

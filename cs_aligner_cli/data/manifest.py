@@ -18,6 +18,7 @@ from cs_aligner_cli.data.manifest_layouts import (
     ConversationsManifest,
     FolderManifest,
     KarpathyManifest,
+    MixbenchManifest,
     WebDatasetManifest,
 )
 from cs_aligner_cli.recipe import shelf
@@ -217,6 +218,7 @@ Manifest: TypeAlias = (
     | CocoManifest
     | FolderManifest
     | ConversationsManifest
+    | MixbenchManifest
     | WebDatasetManifest
     | ClipRetrievalManifest
 )
@@ -230,6 +232,7 @@ MANIFESTS: dict[str, type[Manifest]] = {
     "coco": CocoManifest,
     "folder": FolderManifest,
     "conversations": ConversationsManifest,
+    "mixbench": MixbenchManifest,
     "webdataset": WebDatasetManifest,
     "clip_retrieval": ClipRetrievalManifest,
 }

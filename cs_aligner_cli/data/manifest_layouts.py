@@ -27,6 +27,15 @@ class KarpathyManifest(OnDisk):
     absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
 
 
+class MixbenchManifest(OnDisk):
+    """MixBench's layout: queries.jsonl and mixed_corpus.jsonl, whose items have an image, a text or both."""
+
+    kind: Literal["mixbench"] = Field("mixbench", description="MixBench's queries and mixed corpus.")
+    split: str = Field("test", min_length=1, description="The split that queries and corpus become.")
+    image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
+    absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)
+
+
 class CocoSplit(Strict):
     """One split of a data set in COCO's own layout."""
 

@@ -39,8 +39,10 @@ from cs_aligner_cli.data.manifest_layouts import (
     ConversationsManifest,
     FolderManifest,
     KarpathyManifest,
+    MixbenchManifest,
     WebDatasetManifest,
 )
+from cs_aligner_cli.data.mixbench import corpus_files, read_mixbench
 from cs_aligner_cli.data.scene_captions import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
@@ -181,6 +183,7 @@ SOURCES: dict[str, SourceReader] = {
     "coco": read_coco,
     "folder": read_folder,
     "conversations": read_conversations,
+    "mixbench": read_mixbench,
     "webdataset": read_webdataset,
     "clip_retrieval": read_clip_retrieval,
 }
@@ -216,6 +219,8 @@ def annotation_files(manifest: Manifest) -> list[Path]:
         return [manifest.root / split.captions for split in manifest.splits.values()]
     if isinstance(manifest, TableManifest):
         return [path for _, path in table_files(manifest)]
+    if isinstance(manifest, MixbenchManifest):
+        return corpus_files(manifest.root)[:2]
     assert isinstance(manifest, KarpathyManifest | ConversationsManifest)
     return [manifest.root / manifest.annotations]
 

@@ -50,6 +50,11 @@ class Mixed(Strict):
         0.5, gt=0, lt=1, description="Share of the images that stand in the corpus as image, the others as a caption."
     )
     draws: int = Field(5, ge=1, le=1000, description="Corpora drawn; results are means over them.")
+    corpus: FilePath | None = Field(
+        None,
+        description="A folder in MixBench's layout (queries.jsonl, mixed_corpus.jsonl, qrels/qrels.tsv), in place of"
+        " drawn corpora; a manifest of kind mixbench prepares the same folder.",
+    )
 
 
 class EvalRetrieval(Strict):

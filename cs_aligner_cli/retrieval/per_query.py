@@ -40,14 +40,15 @@ def write_records(folder: Path, scores: Mapping[str, QueryScores], ids: Ids, clu
         pd.DataFrame(items).to_parquet(folder / f"{direction}_items.parquet", index=False)
 
 
-def write_mixed(folder: Path, scores: MixedScores, ids: Ids) -> None:
+def write_mixed(folder: Path, scores: MixedScores, ids: Ids, owners: Any) -> None:
     """Write ``mixed_queries.parquet``: query (its image's id or its caption's), image, draw, and every metric as
-    "GROUP METRIC"; empty where the query does not count in the group."""
+    "GROUP METRIC"; empty where the query does not count in the group. The column image is the owner's name, ``owners``
+    (n,) being those that ``scores.owner`` counts."""
     image, text = (ids[modality].to_numpy(object) for modality in ("image", "text"))
     of_text = scores.queries.text >= 0
     frame = {
         "query": np.where(of_text, text[scores.queries.text], image[scores.queries.image]),
-        "image": image[scores.owner],
+        "image": owners[scores.owner],
         "draw": scores.draw,
     }
     values = {" ".join(key): column for key, column in scores.values.items()}

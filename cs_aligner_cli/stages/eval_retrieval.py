@@ -14,6 +14,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.data.judgements import read_judgements
+from cs_aligner_cli.data.mixbench import corpus_files, read_mixed_corpus
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import Build, file_stamps, write_bytes, write_json
@@ -24,16 +25,19 @@ from cs_aligner_cli.retrieval.corrections import ONE_SPACE, bank_of, corrected
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, flattened, summarise
 from cs_aligner_cli.retrieval.mixed import (
     MIXED,
+    Items,
     MixedTask,
     caption_tasks,
     label_tasks,
     mixed_means,
     mixed_scores,
     nested,
+    task_of_pairs,
 )
 from cs_aligner_cli.retrieval.per_query import SIDES, write_mixed, write_records
 from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate, judged
 from cs_aligner_cli.retrieval.rows import Rows
+from cs_aligner_cli.retrieval.scan import TruePairs
 from cs_aligner_cli.retrieval.scores import pair_scores
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
@@ -51,8 +55,10 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     store is missing or stale, no store shares a space, a k is larger than a gallery, the index cannot be built, or the
     judgement table does not fit the split.
     """
-    artifact, relevance = Layout(recipe).retrieval, recipe.eval_retrieval.relevance
-    sources = file_stamps([relevance]) if relevance else ""
+    artifact, spec = Layout(recipe).retrieval, recipe.eval_retrieval
+    files = [spec.relevance] if spec.relevance else []
+    files += corpus_files(spec.mixed.corpus) if spec.mixed and spec.mixed.corpus else []
+    sources = file_stamps(files) if files else ""
     made = make(artifact, partial(_write, recipe, console), force=force, sources=sources)
     return {"status": made.status, "folder": str(artifact.path), **made.summary}
 
@@ -85,6 +91,8 @@ class _Job:
                 protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
         self.device = str(pick_device(self.spec.device))
+        # What a mixed query is resampled with: its image, or itself.
+        self.owners = self.ids["image"].to_numpy(object)
         self.mixed, self.mixed_protocol = self._mixed_tasks()
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -129,6 +137,12 @@ class _Job:
         spec, owner = self.spec.mixed, self.split.image_of_caption
         if spec is None:
             return [], "none"
+        if spec.corpus:
+            found = read_mixed_corpus(spec.corpus, self.split)
+            corpus, queries = Items(*found.corpus), Items(*found.queries)
+            task = task_of_pairs(corpus, queries, np.arange(len(found.query_ids)), TruePairs.of(*found.answers))
+            self.owners = np.array(found.query_ids, object)
+            return [task], f"queries, corpus and judgements of {spec.corpus}"
         texts = np.sort(np.concatenate([texts for _, texts in self.protocol.galleries]))
         how = f"{spec.draws} corpora, {spec.share:g} of the images as image, the others as a caption"
         if tasks := caption_tasks(owner, len(self.split.images), texts, spec.share, spec.draws):
@@ -140,7 +154,7 @@ class _Job:
     def _add_mixed(self, pair: tuple[Rows, Rows], folder: Path, results: Any, spans: Any) -> None:
         """Retrieval from corpora of both modalities, beside a store's other numbers."""
         scores = mixed_scores(*pair, self.mixed, tuple(self.spec.ks), self.device)
-        write_mixed(folder, scores, self.ids)
+        write_mixed(folder, scores, self.ids, self.owners)
         results[MIXED] = mixed_means(scores)
         if self.spec.bootstrap:
             found = intervals(mean_statistics(scores.values, scores.owner), self.spec.bootstrap, self.recipe.seed)
