@@ -77,6 +77,16 @@ class Bench:
         self.table("image,caption,split\na.png,fine,train\nbad.png,of a bad one,train\n")
         return self.manifest({"kind": "table", "table": "t.csv"}, **sections)
 
+    def model(self, files: dict[str, bytes | str], kind: str = "transformers", **sections: Any) -> list[str]:
+        """``prepare`` of one image and caption, whose text tower is a folder of these files."""
+        for name, content in files.items():
+            self.file(f"model/{name}", content)
+        self.table("image,caption,split\na.png,fine,train\n")
+        text = {"kind": kind, "model": "local-dir:model"}
+        image = {"kind": "open_clip", "random_init": True, "config": {}}
+        encoders = {"image": image, "text": text}
+        return self.manifest({"kind": "table", "table": "t.csv"}, encoders=encoders, **sections)
+
     def features(self, content: bytes, name: str = "image.npy", **sections: Any) -> list[str]:
         """``prepare`` of stored features of three images, of which the image file is this one."""
         self.file("data/images.csv", "image,split\na,train\nb,train\nc,train\n")
@@ -116,6 +126,20 @@ def huge() -> bytes:
     )
 
 
+def strip() -> bytes:
+    """A PNG of 60,000 x 1 pixels."""
+    with io.BytesIO() as file:
+        Image.new("L", (60_000, 1)).save(file, "PNG")
+        return file.getvalue()
+
+
+def floats() -> bytes:
+    """A TIFF of floats from -3 to 4."""
+    with io.BytesIO() as file:
+        Image.fromarray(np.linspace(-3, 4, 64, dtype=np.float32).reshape(8, 8)).save(file, "TIFF")
+        return file.getvalue()
+
+
 def npy(array: Any) -> bytes:
     """An array as the bytes of an npy file."""
     with io.BytesIO() as file:
@@ -137,6 +161,12 @@ def tar(*members: tuple[str, bytes], **changes: Any) -> bytes:
         return file.getvalue()
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 600000000\n"
+BERT: dict[str, bytes | str] = {
+    "config.json": '{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, '
+    '"intermediate_size": 8, "vocab_size": 5}',
+    "vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n",
+}
 FINE = (("a.png", picture()), ("a.txt", b"told"))
 ROWS = np.ones((3, 4), np.float32)
 LAUGHS = "name: x\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -306,6 +336,12 @@ CASES: dict[str, list[Case]] = {
         Case("a web page in place of an image", lambda at: at.image(b"<html>404</html>")),
         Case("an empty file", lambda at: at.image(b"")),
         Case("more pixels than any photo", lambda at: at.image(huge())),
+        Case("a line of one pixel", lambda at: at.image(strip())),
+        Case("floats that are no brightness", lambda at: at.image(floats())),
+        Case(
+            "a background that is no colour",
+            lambda at: at.recipe("name: x\nencoders: {image: {kind: timm, model: test_vit, background: whit}}\n"),
+        ),
         Case("fewer pixels than asked for", lambda at: at.image(picture(1, 4), prepare={"min_side": 8})),
         Case(
             "PostScript, which would be run", lambda at: at.image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
@@ -342,6 +378,21 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("a damaged image in a shard", lambda at: at.shard(tar(("a.png", b"no image"), ("a.txt", b"told")))),
         Case("a text in a shard that is no UTF-8", lambda at: at.shard(tar(("a.png", picture()), ("a.txt", b"\xff")))),
+    ],
+    "Model files": [
+        Case("no such folder", lambda at: at.model({})),
+        Case("a Git LFS pointer in place of weights", lambda at: at.model({**BERT, "model.safetensors": LFS})),
+        Case("a web page in place of weights", lambda at: at.model({**BERT, "pytorch_model.bin": "<html>404</html>"})),
+        Case("weights that are empty", lambda at: at.model({**BERT, "model.safetensors": b""})),
+        Case(
+            "no tokenizer",
+            lambda at: at.model({"config.json": BERT["config.json"], "model.safetensors": b"not looked at"}),
+        ),
+        Case("a pickle of Python objects", lambda at: at.model({**BERT, "pytorch_model.bin": pickle.dumps(Bench)})),
+        Case(
+            "an open_clip folder with a pointer",
+            lambda at: at.model({"open_clip_config.json": "{}", "open_clip_model.safetensors": LFS}, "open_clip"),
+        ),
     ],
     "Feature files": [
         Case("a pickle", lambda at: at.features(pickle.dumps([1]))),

@@ -110,6 +110,6 @@ def _of_floats(image: Image.Image) -> Image.Image:
     samples = np.asarray(image)
     low, high = float(samples.min()), float(samples.max())
     white = next((top for top in (1.0, 255.0, float(_FULL)) if high <= top * (1 + _OVERSHOOT)), None)
-    if white is None or not low >= -_OVERSHOOT * white:
+    if white is None or not low >= -_OVERSHOOT * high:
         raise NoPhotoError(f"floats from {low:g} to {high:g}, where 0 to 1, 0 to 255 or 0 to {_FULL} is expected")
     return Image.fromarray(np.rint(np.clip(samples * np.float32(255 / white), 0, 255)).astype(np.uint8))

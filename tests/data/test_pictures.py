@@ -191,6 +191,7 @@ def test_a_strip_at_the_limit_takes_little_memory() -> None:
     ("samples", "message"),
     [
         (np.array([[-1.0, 1.0], [0, 0]], np.float32), "floats from -1 to 1"),
+        (np.array([[-3.0, 4.0], [0, 0]], np.float32), "floats from -3 to 4"),
         (np.array([[0, 1e6], [0, 0]], np.float32), "floats from 0 to 1e+06"),
         (np.array([[0, np.nan], [0, 0]], np.float32), "floats from nan to nan"),
         (np.array([[0, 70000], [0, 0]], np.int32), "integers from 0 to 70000"),
