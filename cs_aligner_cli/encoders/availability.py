@@ -95,6 +95,21 @@ def require_encoder_of(recipe: Recipe, modality: str) -> str:
     return f"{spec.kind} {spec.model}"
 
 
+def refuse_unknown_model(recipe: Recipe, modality: str) -> None:
+    """Raise InputError for a model that open_clip or timm does not know by name; no hub is asked, nothing is read."""
+    spec = recipe.encoders.of(modality)
+    if not isinstance(spec, OpenClipEncoder | TimmEncoder) or spec.model is None or ":" in spec.model:
+        return
+    if isinstance(spec, TimmEncoder):
+        from cs_aligner_cli.encoders import timm
+
+        timm.refuse_unknown_architecture(spec.model, f"encoders.{modality}")
+    else:
+        from cs_aligner_cli.encoders import open_clip
+
+        open_clip.refuse_unknown_architecture(spec.model)
+
+
 def _stored(recipe: Recipe, modality: str) -> str:
     from cs_aligner_cli.data.manifest import EmbeddingsManifest, load_manifest
 

@@ -179,6 +179,12 @@ def _name(spec: OpenClipEncoder, scratch: Path) -> str:
     return f"local-dir:{scratch}"
 
 
+def refuse_unknown_architecture(name: str) -> None:
+    """Raise InputError, with the nearest name, for an architecture that open_clip does not know."""
+    if name not in open_clip.list_models():
+        raise InputError(f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}")
+
+
 def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
     """Raise InputError, before anything is built, for a model, weights or a file that are not there."""
     scheme, _, rest = name.partition(":")
@@ -194,8 +200,8 @@ def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
         refuse_placeholders(folder, _KEY)
     elif scheme == "hf-hub":
         _refuse_unreachable(rest.split("@")[0], spec)
-    elif spec.config is None and name not in open_clip.list_models():
-        raise InputError(f"encoders: open_clip knows no model {name!r}{did_you_mean(name, open_clip.list_models())}")
+    elif spec.config is None:
+        refuse_unknown_architecture(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if spec.pretrained in tags:
         weights = open_clip.get_pretrained_cfg(name, spec.pretrained)

@@ -67,6 +67,12 @@ def _load_checkpoint(model: Any, file: Path, key: str) -> None:
     load_state(model, state, file, key)
 
 
+def refuse_unknown_architecture(model: str, key: str) -> None:
+    """Raise InputError, with the nearest name, for an architecture that timm does not know."""
+    if model.partition(".")[0] not in timm.list_models():
+        raise InputError(f"{key}: timm knows no model {model!r}{did_you_mean(model, timm.list_models())}")
+
+
 def require_timm(spec: TimmEncoder, key: str) -> bool:
     """Whether timm is to fetch weights; raise InputError if the model or its weights cannot be had."""
     if spec.model.startswith(LOCAL):
@@ -74,8 +80,8 @@ def require_timm(spec: TimmEncoder, key: str) -> bool:
         return True
     if spec.model.startswith(HUB):
         refuse_absent(spec.model, key)
-    elif spec.model.partition(".")[0] not in timm.list_models():
-        raise InputError(f"{key}: timm knows no model {spec.model!r}{did_you_mean(spec.model, timm.list_models())}")
+    else:
+        refuse_unknown_architecture(spec.model, key)
     if spec.checkpoint is not None and not spec.checkpoint.is_file():
         raise InputError(f"{key}.checkpoint: {spec.checkpoint}: no such file")
     if spec.checkpoint is not None or spec.random_init:

@@ -64,6 +64,19 @@ class _TrainingLayout(InputLayout):
         return [s for s in (train.split, train.val_split) if s] if train and self.recipe.trains else []
 
     @property
+    def measured_on_training(self) -> str:
+        """What to say where a split that is measured is one that is trained on; "" elsewhere."""
+        measured = {"eval_retrieval.split": self.recipe.eval_retrieval.split, "gap_report.split": self.recipe.gap_split}
+        train = self.recipe.train.split if self.recipe.train is not None and self.recipe.trains else None
+        keys = [key for key, split in measured.items() if split == train]
+        if not keys:
+            return ""
+        return (
+            f"TRAINING DATA ARE MEASURED: {' and '.join(keys)}: {train}, which is trained on; the numbers show what"
+            " was learnt by heart, not what holds for new data"
+        )
+
+    @property
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
         cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled", self.modalities)
@@ -209,10 +222,10 @@ class Layout(_TrainingLayout):
         """The gap report."""
         parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside"})
         parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
-        needs = [*self.stores(self.recipe.gap_split).values()]
-        if self.fit_split:
-            needs += [self.stores(self.fit_split)[name] for name in self.baselines]
-            needs += [self.pairing] if self.pairing else []
+        needs = {store.name: store for store in self.stores(self.recipe.gap_split).values()}
+        if self.fit_split:  # it may be the split that is measured
+            fitted = [self.stores(self.fit_split)[name] for name in self.baselines]
+            needs |= {need.name: need for need in (*fitted, *([self.pairing] if self.pairing else []))}
         return Artifact(
             "gap report",
             self.folder / "gap_report",
@@ -222,7 +235,7 @@ class Layout(_TrainingLayout):
                 "name": self.recipe.name,
                 "seed": self.recipe.seed,
             },
-            tuple(needs),
+            tuple(needs.values()),
         )
 
     @cached_property

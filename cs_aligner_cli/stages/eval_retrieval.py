@@ -18,6 +18,7 @@ from cs_aligner_cli.data.mixbench import corpus_files, read_mixed_corpus
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import Build, file_stamps, write_bytes, write_json
+from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, mean_statistics, statistics
@@ -52,13 +53,16 @@ def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dic
     """Evaluate every store of ``eval_retrieval.split``; return the numbers per store and where they lie.
 
     A store whose image and text dimensions differ shares no space and is left out with a note. Raises InputError if a
-    store is missing or stale, no store shares a space, a k is larger than a gallery, the index cannot be built, or the
-    judgement table does not fit the split.
+    store is missing or stale, no store shares a space, the index cannot be built, or the judgement
+    table does not fit the split.
     """
-    artifact, spec = Layout(recipe).retrieval, recipe.eval_retrieval
+    layout = Layout(recipe)
+    artifact, spec = layout.retrieval, recipe.eval_retrieval
     files = [spec.relevance] if spec.relevance else []
     files += corpus_files(spec.mixed.corpus) if spec.mixed and spec.mixed.corpus else []
     sources = file_stamps(files) if files else ""
+    if layout.measured_on_training:
+        console.warn(layout.measured_on_training)
     made = make(artifact, partial(_write, recipe, console), force=force, sources=sources)
     return {"status": made.status, "folder": str(artifact.path), **made.summary}
 
@@ -68,6 +72,16 @@ def _write(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     write_json(build.folder / "results.json", summary)
     write_bytes(build.folder / "results.csv", csv_bytes(_long_table(summary)))
     return summary
+
+
+def _fitting_ks(spec: EvalRetrieval, protocol: Protocol) -> tuple[EvalRetrieval, str]:
+    """The settings with every k at most the size of the smallest gallery, and a note where that lowered one."""
+    smallest = min(min(len(images), len(texts)) for images, texts in protocol.galleries)
+    if max(spec.ks) <= smallest:
+        return spec, ""
+    ks = sorted({min(k, smallest) for k in spec.ks})
+    note = f"eval_retrieval.ks: {spec.ks} were lowered to {ks}: the smallest gallery holds {smallest} items"
+    return spec.model_copy(update={"ks": ks}), note
 
 
 class _Job:
@@ -90,6 +104,7 @@ class _Job:
             for direction, found in read_judgements(self.spec.relevance, self.ids).items():
                 protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
+        self.spec, self.lowered = _fitting_ks(self.spec, protocol)
         self.device = str(pick_device(self.spec.device))
         # What a mixed query is resampled with: its image, or itself.
         self.owners = self.ids["image"].to_numpy(object)
@@ -203,7 +218,10 @@ class _Job:
     def _remarks(self) -> list[str]:
         used = sum(len(texts) for _, texts in self.protocol.galleries)
         left = len(self.split.captions) - used
-        return [f"{left} captions are in no gallery (captions_per_image, or without image under folds)"] if left else []
+        remarks = [self.layout.measured_on_training, self.lowered]
+        if left:
+            remarks.append(f"{left} captions are in no gallery (captions_per_image, or without image under folds)")
+        return [remark for remark in remarks if remark]
 
     def _variants(self, name: str, arrays: dict[str, Rows]) -> list[tuple[str, Searched]]:
         """The plain cosine, then every correction asked for."""

@@ -25,7 +25,13 @@ from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES, source_files
 from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
-from cs_aligner_cli.encoders.availability import brings_weights, require_encoder_of, waits_for_hub, weight_files
+from cs_aligner_cli.encoders.availability import (
+    brings_weights,
+    refuse_unknown_model,
+    require_encoder_of,
+    waits_for_hub,
+    weight_files,
+)
 from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, file_stamps, write_json
 from cs_aligner_cli.files.locks import HOLDER, LOCK
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -53,10 +59,13 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
         raise InputError(
             f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
         )
+    for modality in layout.modalities:
+        refuse_unknown_model(recipe, modality)
     tables = _tables(layout, manifest, console, force)
     summary = tables.summary
-    for note in summary["notes"]:
-        console.warn(note)
+    for note in (*summary["notes"], layout.measured_on_training, _small_split(recipe, summary["splits"])):
+        if note:
+            console.warn(note)
     for what, found in summary["duplicates"].items():
         if found["contents_in_several_splits"]:
             console.warn(f"{found['contents_in_several_splits']} contents of {what} stand in several splits: a leak")
@@ -77,6 +86,18 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> dict[str, 
     }
     _refuse_too_many_bad(result, recipe.data.max_bad_fraction, layout.prepared.path / REPORT)
     return result
+
+
+def _small_split(recipe: Recipe, splits: dict[str, dict[str, int]]) -> str:
+    """What to say of a measured split that is smaller than the largest k."""
+    spec = recipe.eval_retrieval
+    counts = splits.get(spec.split)
+    if counts is None or not (smallest := min(counts.values()) // spec.folds) or smallest >= max(spec.ks):
+        return ""
+    return (
+        f"eval_retrieval.ks: {spec.ks}, but the galleries of split {spec.split} hold {smallest} items,"
+        " to which larger k will be lowered"
+    )
 
 
 def _part(made: Made | None, more: dict[str, Any] | None = None) -> dict[str, Any] | None:

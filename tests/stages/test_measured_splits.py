@@ -1,0 +1,51 @@
+"""What is measured: a split that is trained on, and one that is smaller than the largest k."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import features_recipe_content, make_features
+
+Csalign = Callable[..., Any]
+TINY = ("--set", "train.epochs=1", "--set", "gap_report.examples=0", "--set", "eval_retrieval.bootstrap=0")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, write_yaml: Callable[..., Path]) -> Path:
+    make_features(tmp_path / "features", {"train": 60, "dev": 8})
+    return write_yaml("r.yaml", **features_recipe_content(tmp_path / "features", tmp_path / "run"))
+
+
+def test_training_and_measuring_one_split_works_and_says_so(recipe: Path, csalign: Csalign) -> None:
+    one = ("--set", "eval_retrieval.split=train", *TINY)
+    called = csalign("run", recipe, *one)
+    assert called.exit_code == 0, called.stderr
+    assert "TRAINING DATA ARE MEASURED: eval_retrieval.split and gap_report.split: train" in called.stderr
+    results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
+    assert any(note.startswith("TRAINING DATA ARE MEASURED") for note in results["notes"])
+    assert "TRAINING DATA" in csalign("prepare", recipe, *one).stderr
+    assert "TRAINING DATA" not in csalign("prepare", recipe, *TINY).stderr
+
+
+def test_a_split_smaller_than_the_largest_k_lowers_it(recipe: Path, csalign: Csalign) -> None:
+    said = csalign("prepare", recipe).stderr
+    assert "eval_retrieval.ks: [1, 5, 10], but the galleries of split dev hold 8 items" in said
+    called = csalign("run", recipe, *TINY)
+    assert called.exit_code == 0, called.stderr
+    results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
+    assert (
+        "eval_retrieval.ks: [1, 5, 10] were lowered to [1, 5, 8]: the smallest gallery holds 8 items"
+        in results["notes"]
+    )
+
+
+def test_an_unknown_model_is_refused_before_anything_is_read(photos_recipe: Path, refused: Callable[..., str]) -> None:
+    photos_recipe.write_text(photos_recipe.read_text().replace("captions.csv", "gone.csv"))
+    unknown = "encoders={image: {kind: open_clip, model: ViT-B-33, random_init: true}}"
+    assert "open_clip knows no model 'ViT-B-33'; did you mean ViT-B-32" in refused(
+        "prepare", photos_recipe, "--set", unknown
+    )
