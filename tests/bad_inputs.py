@@ -403,7 +403,7 @@ CASES: dict[str, list[Case]] = {
         Case("infinity", lambda at: at.features(with_row(2, np.inf))),
         Case("one dimension", lambda at: at.features(npy(ROWS[0]))),
         Case("integers", lambda at: at.features(npy(ROWS.astype(np.int64)))),
-        Case("another format", lambda at: at.features(b"", "image.h5")),
+        Case("another format", lambda at: at.features(b"", "image.mat")),
         Case("safetensors with an absurd header", lambda at: at.features(struct.pack("<Q", 2**63), "x.safetensors")),
         Case("clip-retrieval parts of unlike number", parts),
         Case("packing features as images", lambda at: at.features(npy(ROWS), prepare={"repack": {}})),

@@ -18,6 +18,8 @@ from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.images import digest
 
 SUFFIXES = (".npy", ".safetensors")
+# Formats that hold features by id, or ids beside them; see keyed_features.
+KEYED = (".npz", ".pt", ".pth", ".parquet", ".h5", ".hdf5")
 _BLOCK_ROWS, _BLOCK_VALUES = 8192, 2**24
 _AXES = {2: "(rows, dimensions)", 3: "(rows, tokens, dimensions)"}
 # numpy has no bfloat16: its bits are the upper half of a float32's.
@@ -35,7 +37,9 @@ class FeatureFile:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.suffix not in SUFFIXES:
-            raise InputError(f"{path}: unknown feature format {path.suffix!r}; expected {' or '.join(SUFFIXES)}")
+            raise InputError(
+                f"{path}: unknown feature format {path.suffix!r}; expected one of: {', '.join((*SUFFIXES, *KEYED))}"
+            )
         self.path = path
         self._bfloat16 = False
         self._array = open_npy(path) if path.suffix == ".npy" else self._open_tensor(tensor)
@@ -117,6 +121,11 @@ def checked_rows(file: FeatureFile, with_digests: bool, advance: Callable[..., N
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise InputError(f"{file.path}: row {row + finite.argmin()} (counted from 0) holds NaN or infinity")
+        if (zero := ~block.any(axis=1)).any():
+            raise InputError(
+                f"{file.path}: row {row + zero.argmax()} (counted from 0) is all zeros, and so has no direction",
+                "Leave the item out of its table, or put right what made its features.",
+            )
         if with_digests:
             digests += [digest(values.tobytes()) for values in block]
         row += len(block)

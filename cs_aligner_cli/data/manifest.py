@@ -149,18 +149,32 @@ class TokenFeatures(Strict):
     mask: Path = Field(strict=False, description="(rows, L) npy of bool, or of 0 and 1: 1 where a token stands.")
 
 
+_FEATURES = (
+    "Array (rows, d) of npy or safetensors, row by row as the table; or features by id, or with ids beside them: npz,"
+    " pt, safetensors, parquet, h5. Relative to root."
+)
+
+
 class _Features(Strict):
     table: Path = Field(strict=False, description="Table with one row per item, relative to root.")
     split_column: str | None = Field(
         "split", description="Column with the split's name; null: all rows are split 'all'."
     )
-    features: Path = Field(strict=False, description="(rows, d) array, npy or safetensors, relative to root.")
-    tensor: str | None = Field(None, description="Name of the tensor in a safetensors file; null: its only one.")
+    tensor: str | None = Field(
+        None, description="Name of the tensor, array or column in the file of features; null: its only one."
+    )
+    ids: Path | None = Field(
+        None,
+        strict=False,
+        description="The ids of the features' rows in order, txt or json; null: in the file.",
+    )
     tokens: TokenFeatures | None = Field(None, description="Token features of the same items; null: there are none.")
 
 
 class ImageFeatures(_Features):
-    """The images' table and the features that row-align with it."""
+    """The images' table and their features."""
+
+    features: Path = Field(strict=False, description=_FEATURES)
 
     id_column: str = Field("image", description="Column that names the image.")
     label_column: str | None = Field(
@@ -169,7 +183,10 @@ class ImageFeatures(_Features):
 
 
 class CaptionFeatures(_Features):
-    """The captions' table and the features that row-align with it."""
+    """The captions' table and their features; null: a live encoder reads the captions."""
+
+    features: Path | None = Field(None, strict=False, description=f"{_FEATURES} Null: none.")
+    id_column: str | None = Field(None, description="Column by which features by id are found.")
 
     image_column: str | None = Field(
         "image", description="Column that names the caption's image, empty for an unpaired caption; null: all are."
@@ -178,7 +195,10 @@ class CaptionFeatures(_Features):
 
 
 class FurtherFeatures(_Features):
-    """A further modality's table and the features that row-align with it."""
+    """A further modality's table and its features."""
+
+    features: Path = Field(strict=False, description=_FEATURES)
+    id_column: str | None = Field(None, description="Column by which features by id are found.")
 
     image_column: str | None = Field(
         "image",

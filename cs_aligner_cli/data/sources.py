@@ -1,4 +1,4 @@
-"""The table of readers, one for every source kind, and those of drawn data, tables and stored features."""
+"""The table of readers, one for every source kind, and those of drawn data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.annotation_readers import (
     read_coco,
     read_conversations,
@@ -18,7 +17,7 @@ from cs_aligner_cli.data.annotation_readers import (
 )
 from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
 from cs_aligner_cli.data.collector import Source
-from cs_aligner_cli.data.features import FeatureFile, checked_rows
+from cs_aligner_cli.data.embeddings_source import read_embeddings
 from cs_aligner_cli.data.folder import folder_files, read_folder
 from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.data.latent import draw_views
@@ -46,10 +45,7 @@ from cs_aligner_cli.data.mixbench import corpus_files, read_mixbench
 from cs_aligner_cli.data.scene_captions import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
 from cs_aligner_cli.data.shards import read_webdataset, shard_files
-from cs_aligner_cli.data.table_source import ALL, read_table, table_files
-from cs_aligner_cli.data.tables import read_frame, text_column
-from cs_aligner_cli.data.token_features import TokenFile
-from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.data.table_source import read_table, table_files
 
 _AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
@@ -97,82 +93,6 @@ def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Sou
     return Source(images, captions, description, further=further)
 
 
-def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console) -> Source:
-    """Read the tables and check that the feature files row-align with them and are finite."""
-    assert manifest.root is not None
-    root = manifest.root
-    if manifest.split_fractions:
-        manifest = _without_splits(manifest)
-    images, captions = _image_table(root, manifest.images), _caption_table(root, manifest.captions)
-    further = {name: _owned(root, part) for name, part in manifest.modalities.items()}
-    parts = [
-        ("image", images, manifest.images),
-        ("text", captions, manifest.captions),
-        *((name, further[name], part) for name, part in manifest.modalities.items()),
-    ]
-    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
-    total = sum(len(frame) * (2 if part and part.tokens else 1) for _, frame, part in parts)
-    with console.progress("checking features", total) as advance:
-        for modality, frame, part in parts:
-            frame["feature_row"] = np.arange(len(frame))
-            if part is None:
-                continue
-            file = _aligned_features(root, part, len(frame))
-            features = {"paths": [str(file.path)], "tensor": part.tensor, "stamp": file_stamps([file.path])}
-            description[f"{modality}_features"] = features
-            digests = checked_rows(file, modality == "image", advance)
-            if modality == "image":
-                frame["digest"] = digests
-            if part.tokens:
-                description[f"{modality}_tokens"] = _checked_tokens(root, part, len(frame), advance)
-    return Source(images, captions, description, further=further)
-
-
-def _without_splits(manifest: EmbeddingsManifest) -> EmbeddingsManifest:
-    """The manifest as if its tables had no column of splits, which are drawn."""
-    changes = {"split_column": None}
-    images, captions = (part and part.model_copy(update=changes) for part in (manifest.images, manifest.captions))
-    further = {name: part.model_copy(update=changes) for name, part in manifest.modalities.items()}
-    return manifest.model_copy(update={"images": images, "captions": captions, "modalities": further})
-
-
-def _image_table(root: Path, part: ImageFeatures | None) -> pd.DataFrame:
-    columns = ["image_id", "split", "locator", "width", "height", "digest", "label"]
-    if part is None:
-        return pd.DataFrame(columns=columns)
-    path = root / part.table
-    table = read_frame(path, [c for c in (part.id_column, part.split_column, part.label_column) if c])
-    images = pd.DataFrame(
-        {
-            "image_id": text_column(table, part.id_column, path, required=True),
-            "split": _splits(table, part.split_column, path),
-            "label": text_column(table, part.label_column, path) if part.label_column else "",
-        }
-    )
-    twice = images.loc[images["image_id"].duplicated(), "image_id"]
-    if len(twice):
-        raise InputError(f"{path}: image {twice.iloc[0]!r} is listed twice; names must be unique")
-    return images.assign(locator="", width=0, height=0)
-
-
-def _caption_table(root: Path, part: CaptionFeatures | None) -> pd.DataFrame:
-    if part is None:
-        return pd.DataFrame(columns=["image_id", "split", "text"])
-    table = read_frame(root / part.table, [part.caption_column])
-    return _owned(root, part).assign(text=text_column(table, part.caption_column, root / part.table))
-
-
-def _owned(root: Path, part: CaptionFeatures | FurtherFeatures) -> pd.DataFrame:
-    """The items of a modality: which image's they are, and their split."""
-    path = root / part.table
-    table = read_frame(path, [c for c in (part.image_column, part.split_column) if c])
-    columns = {
-        "image_id": _ids(text_column(table, part.image_column, path)) if part.image_column else None,
-        "split": _splits(table, part.split_column, path),
-    }
-    return pd.DataFrame(columns, index=table.index)
-
-
 SourceReader: TypeAlias = Callable[[Any, Path, Console], Source]
 SOURCES: dict[str, SourceReader] = {
     "scenes": read_scenes,
@@ -196,7 +116,7 @@ def source_files(manifest: Manifest, console: Console) -> list[str]:
     assert manifest.root is not None
     if isinstance(manifest, EmbeddingsManifest):
         parts = [part for part in (manifest.images, manifest.captions, *manifest.modalities.values()) if part]
-        files = [name for part in parts for name in (part.table, part.features)]
+        files = [name for part in parts for name in (part.table, part.features, part.ids) if name is not None]
         files += [name for part in parts if part.tokens for name in (part.tokens.features, part.tokens.mask)]
         return [str(manifest.root / name) for name in files]
     if isinstance(manifest, ClipRetrievalManifest):
@@ -223,35 +143,3 @@ def annotation_files(manifest: Manifest) -> list[Path]:
         return corpus_files(manifest.root)[:2]
     assert isinstance(manifest, KarpathyManifest | ConversationsManifest)
     return [manifest.root / manifest.annotations]
-
-
-def _splits(table: pd.DataFrame, column: str | None, path: Path) -> pd.Series[str] | str:
-    return text_column(table, column, path, required=True) if column else ALL
-
-
-def _ids(text: pd.Series[str]) -> pd.Series[Any]:
-    """Names of images, None for the empty ones."""
-    return text.where(text != "")
-
-
-def _aligned_features(root: Path, part: _AnyFeatures, rows: int) -> FeatureFile:
-    file = FeatureFile(root / part.features, part.tensor)
-    if file.shape[0] != rows:
-        raise InputError(f"{file.path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
-    return file
-
-
-def _checked_tokens(root: Path, part: _AnyFeatures, rows: int, advance: Callable[..., None]) -> dict[str, Any]:
-    """See that token features row-align with their table and are finite; return where they are."""
-    assert part.tokens is not None
-    path, mask = root / part.tokens.features, root / part.tokens.mask
-    file = TokenFile(path, part.tokens.tensor, mask)
-    if file.shape[0] != rows:
-        raise InputError(f"{path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
-    file.check(advance)
-    return {
-        "path": str(path),
-        "tensor": part.tokens.tensor,
-        "mask": str(mask),
-        "stamp": file_stamps([path, mask]),
-    }

@@ -82,6 +82,17 @@ def read_frame(path: Path, columns: Sequence[str], dialect: Dialect | None = Non
     return pd.DataFrame({name: cells[name] for name in wanted})
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of a table's columns; none where it cannot be read."""
+    try:
+        read_frame(path, ["\0"])  # the name of no column
+    except MissingColumnError as error:
+        return error.names
+    except InputError:
+        pass
+    return []
+
+
 class MissingColumnError(InputError):
     """A table without a column that is wanted."""
 

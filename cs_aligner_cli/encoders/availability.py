@@ -118,7 +118,7 @@ def _stored(recipe: Recipe, modality: str) -> str:
         return "features that csalign draws"
     part = {"image": manifest.images, "text": manifest.captions, **manifest.modalities}.get(modality)
     assert manifest.root is not None
-    if part is None:
+    if part is None or part.features is None:
         raise InputError(f"encoders.{modality}: the manifest {manifest.name} brings no features of it")
     path = manifest.root / part.features
     if not path.is_file():

@@ -45,7 +45,8 @@ def load_features(spec: FeaturesEncoder, data: PreparedData, modality: str) -> E
             f"but the data are of kind {data.source['kind']}",
             "Name an encoder that reads the items themselves, for example kind: open_clip.",
         )
-    paths = [data.root / path for path in where["paths"]]
+    folder = data.folder if where.get("inside") else data.root
+    paths = [folder / path for path in where["paths"]]
     _refuse_changed(where["stamp"], *paths)
     file = FeatureParts(paths, where["tensor"])
 

@@ -655,10 +655,10 @@ def test_damaged_safetensors(
 def test_features_that_are_missing_or_of_another_format(
     features_root: Path, refused: Refused, embeddings_recipe: Callable[..., Path]
 ) -> None:
-    (features_root / "f.h5").write_bytes(b"")
+    (features_root / "f.mat").write_bytes(b"")
     assert refused("prepare", embeddings_recipe(captions={"features": "gone.npy"})).endswith("gone.npy: no such file")
-    message = refused("prepare", embeddings_recipe(captions={"features": "f.h5"}))
-    assert message.endswith("unknown feature format '.h5'; expected .npy or .safetensors")
+    message = refused("prepare", embeddings_recipe(captions={"features": "f.mat"}))
+    assert "unknown feature format '.mat'; expected one of: .npy, .safetensors, .npz, .pt," in message
 
 
 def test_an_image_that_is_listed_twice(

@@ -1,0 +1,185 @@
+"""Features by id: each item's own, whatever the order of the file; repeated rows; what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import save_file
+from trials import Outcome, Trial
+
+NAMES = ["b.jpg", "a.jpg", "d.jpg", "c.jpg"]
+ROWS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+# In the file another order, and one item that no table names.
+IDS = ["a.jpg", "x.jpg", "d.jpg", "c.jpg", "b.jpg"]
+OF_IDS = np.stack([ROWS[NAMES.index(name)] if name in NAMES else np.ones(3, np.float32) for name in IDS])
+
+
+def write(path: Path, form: str) -> dict[str, Any]:
+    by_id = dict(zip(IDS, OF_IDS, strict=True))
+    name = f"f.{form.split()[0]}"
+    path = path / name
+    if form == "npz by id":
+        np.savez(path, **by_id)
+    elif form == "npz ids beside":
+        np.savez(path, ids=np.array(IDS), features=OF_IDS)
+    elif form == "pt by id":
+        torch.save(
+            {key: torch.from_numpy(row).bfloat16().float() * 0 + torch.from_numpy(row) for key, row in by_id.items()},
+            path,
+        )
+    elif form == "pt ids beside":
+        torch.save({"ids": IDS, "features": torch.from_numpy(OF_IDS)}, path)
+    elif form == "pt rows":
+        torch.save(torch.from_numpy(ROWS), path)
+    elif form == "safetensors by id":
+        save_file(by_id, path)
+    elif form == "parquet by id":
+        pq.write_table(pa.table({"image_id": IDS, "clip": OF_IDS.tolist()}), path)
+    elif form == "npy ids txt":
+        np.save(path, OF_IDS)
+        (path.parent / "ids.txt").write_text("\n".join(IDS) + "\n")
+        return {"features": name, "ids": "ids.txt"}
+    elif form == "npy ids json":
+        np.save(path, OF_IDS)
+        (path.parent / "ids.json").write_text(json.dumps(IDS))
+        return {"features": name, "ids": "ids.json"}
+    elif form == "h5 by id":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            for key, row in by_id.items():
+                file[key] = row
+    return {"features": name}
+
+
+FORMS = ["npz by id", "npz ids beside", "pt by id", "pt ids beside", "pt rows", "safetensors by id", "parquet by id"]
+FORMS += ["npy ids txt", "npy ids json", "h5 by id"]
+
+
+def prepared(trial: Trial, images: dict[str, Any], captions: dict[str, Any] | None = None) -> Outcome:
+    """prepare over images of these features, and a caption for each."""
+    trial.put("i.csv", "image,split\n" + "".join(f"{name},test\n" for name in NAMES))
+    trial.put(
+        "c.csv", "id,image,caption,split\n" + "".join(f"{i},{name},of {name},test\n" for i, name in enumerate(NAMES))
+    )
+    np.save(trial.root / "t.npy", ROWS)
+    parts = {
+        "images": {"table": "i.csv", **images},
+        "captions": {"table": "c.csv", **(captions or {"features": "t.npy"})},
+    }
+    return trial(kind="embeddings", **parts)
+
+
+def features(found: Outcome, modality: str = "image") -> npt.NDArray[np.float32]:
+    """What an encoder of stored features reads for the rows of a modality."""
+    from cs_aligner_cli.encoders.features import load_features
+    from cs_aligner_cli.recipe.encoders import FeaturesEncoder
+
+    split = found.data.split("test", "x")
+    encoder = load_features(FeaturesEncoder(), found.data, modality)
+    return np.asarray(encoder.load(split.table(modality)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_each_item_its_own(trial: Trial, form: str) -> None:
+    found = prepared(trial, write(trial.root, form))
+    assert found.code == 0, found.said
+    np.testing.assert_array_equal(features(found), ROWS)
+
+
+@pytest.mark.parametrize("spell", [lambda n: n.removesuffix(".jpg"), lambda n: f"train/{n}"])
+def test_names_without_folder_or_suffix(trial: Trial, spell: Callable[[str], str]) -> None:
+    np.savez(trial.root / "f.npz", ids=np.array([spell(name) for name in IDS]), features=OF_IDS)
+    np.testing.assert_array_equal(features(prepared(trial, {"features": "f.npz"})), ROWS)
+
+
+def test_captions_by_id(trial: Trial) -> None:
+    order = [2, 0, 3, 1]
+    np.savez(trial.root / "c.npz", **{str(i): ROWS[i] * 2 for i in order})
+    images = write(trial.root, "npz by id")
+    refused = prepared(trial, images, {"features": "c.npz"})
+    assert refused.code == 2 and "Name the column with id_column." in refused.said
+    found = prepared(trial, images, {"features": "c.npz", "id_column": "id"})
+    np.testing.assert_array_equal(features(found, "text"), ROWS * 2)
+
+
+def test_rows_repeated_for_each_caption_as_in_vse(trial: Trial) -> None:
+    np.save(trial.root / "f.npy", np.repeat(ROWS, 5, axis=0))
+    np.testing.assert_array_equal(features(prepared(trial, {"features": "f.npy"})), ROWS)
+    unlike = np.repeat(ROWS, 5, axis=0)
+    unlike[7] += 1
+    np.save(trial.root / "f.npy", unlike)
+    found = prepared(trial, {"features": "f.npy"})
+    assert found.code == 2 and "holds 20 rows, but" in found.said
+
+    np.savez(trial.root / "g.npz", ids=np.repeat(IDS, 2), features=np.repeat(OF_IDS, 2, axis=0))
+    np.testing.assert_array_equal(features(prepared(trial, {"features": "g.npz"})), ROWS)
+    np.savez(trial.root / "g.npz", ids=np.repeat(IDS, 2), features=np.arange(30.0).reshape(10, 3) + 1)
+    found = prepared(trial, {"features": "g.npz"})
+    assert found.code == 2 and "is there twice, with unlike features" in found.said
+
+
+def test_ids_without_features_are_refused(trial: Trial) -> None:
+    np.savez(trial.root / "f.npz", **dict(zip(IDS[2:], OF_IDS[2:], strict=True)))
+    found = prepared(trial, {"features": "f.npz"})
+    assert found.code == 2
+    assert "has no features of 1 of the 4 items in" in found.said and "the first 'a.jpg'" in found.said
+
+
+def test_zero_rows_are_refused_before_training(trial: Trial) -> None:
+    rows = ROWS.copy()
+    rows[2] = 0
+    np.save(trial.root / "f.npy", rows)
+    found = prepared(trial, {"features": "f.npy"})
+    assert found.code == 2 and "row 2 (counted from 0) is all zeros, and so has no direction" in found.said
+
+
+def test_files_that_were_swapped_are_suspected(trial: Trial) -> None:
+    trial.put("i.csv", "image,split\na,test\nb,test\n")
+    trial.put("c.csv", "image,caption,split\n" + "a,x,test\n" * 3)
+    np.save(trial.root / "two.npy", ROWS[:2])
+    np.save(trial.root / "three.npy", ROWS[:3])
+    images, captions = {"table": "i.csv", "features": "three.npy"}, {"table": "c.csv", "features": "two.npy"}
+    found = trial(kind="embeddings", images=images, captions=captions)
+    assert found.code == 2 and "The table of modality text has as many rows: are the two swapped?" in found.said
+    images, captions = {"table": "c.csv", "features": "three.npy"}, {"table": "i.csv", "features": "two.npy"}
+    found = trial(kind="embeddings", images=images, captions=captions)
+    assert found.code == 2 and "the images' table, has it: are the two swapped?" in found.said
+
+
+class Planted:
+    """An object whose unpickling leaves a trace."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("planted",)
+
+
+@pytest.mark.parametrize(("name", "save"), [("f.pt", torch.save), ("f.npz", lambda x, p: np.savez(p, a=np.array([x])))])
+def test_nothing_is_unpickled(
+    trial: Trial, name: str, save: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Planted(), trial.root / name)
+    found = prepared(trial, {"features": name})
+    assert found.code == 2 and f"{name}: " in found.said
+    assert not (tmp_path / "planted").exists()
+
+
+def test_captions_that_a_live_encoder_reads_need_no_features(trial: Trial) -> None:
+    np.save(trial.root / "f.npy", ROWS)
+    trial.put("i.csv", "image,split\n" + "".join(f"{name},test\n" for name in NAMES))
+    pd.DataFrame({"image": NAMES, "caption": NAMES, "split": "test"}).to_csv(trial.root / "c.csv", index=False)
+    parts = {"images": {"table": "i.csv", "features": "f.npy"}, "captions": {"table": "c.csv"}}
+    live = {"encoders": {"image": {"kind": "features"}, "text": {"kind": "transformers", "model": "none"}}}
+    found = trial(kind="embeddings", sections=live, **parts)
+    assert found.code == 0 and found.splits == {"test": (4, 4)}
