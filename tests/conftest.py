@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from trials import Trial
 from typer.testing import CliRunner
 
 # Threads that wait for each other make tiny problems slow, and on a busy machine fifty times slower.
@@ -90,6 +91,12 @@ def write_yaml(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / file
 
     return write
+
+
+@pytest.fixture
+def trial(tmp_path: Path, csalign: Csalign, write_yaml: Callable[..., Path]) -> Trial:
+    """``trial.put("a.jpg", ...)``, then ``trial(kind="folder")``: the outcome of prepare."""
+    return Trial(tmp_path, csalign, write_yaml)
 
 
 def make_features(root: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:

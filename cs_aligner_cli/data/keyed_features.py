@@ -53,6 +53,8 @@ def read_keyed(path: Path, tensor: str | None) -> Keyed:
         raise InputError(f"{path}: no such file")
     try:
         found = _READERS[path.suffix.lower()](path, tensor)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         form = path.suffix.lower().removeprefix(".")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -666,7 +666,9 @@ def test_an_image_that_is_listed_twice(
 ) -> None:
     table = features_root / "images.csv"
     table.write_text(table.read_text().replace("0007.jpg", "0006.jpg"))
-    assert "images.csv: image '0006.jpg' is listed twice" in refused("prepare", embeddings_recipe())
+    assert "images.csv: the id '0006.jpg' is there twice, with unlike features" in refused(
+        "prepare", embeddings_recipe()
+    )
 
 
 def test_a_list_of_captions_cannot_align_with_feature_rows(
