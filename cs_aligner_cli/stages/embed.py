@@ -25,7 +25,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.making import make
-from cs_aligner_cli.stores.embeddings import ShardWriter, Store, write_keys
+from cs_aligner_cli.stores.embeddings import ShardWriter, Store, StoredArray, write_keys
 from cs_aligner_cli.stores.tokens import TokenArray, TokenStore, TokenWriter
 from cs_aligner_cli.towers.embedder import Embedder, Values, pick_precision, under
 from cs_aligner_cli.towers.towers import Inputs, TowerPlan, tower_embedder
@@ -145,7 +145,7 @@ class _Job:
     def _fill_tokens(self, writer: TokenWriter, embedder: Embedder, label: str) -> dict[str, Any]:
         """Compute the missing shards, each rank its share; return what is told of the modality."""
         started = time.perf_counter()
-        missing = self.ranks.broadcast(lambda: self._missing(writer))
+        missing = self.ranks.broadcast(writer.reopen)
         mine = [(number, writer.rows_of(number)) for number in self.ranks.mine(missing)]
         with self.console.progress(label, sum(len(part) for _, part in mine)) as advance:
             for number, tokens in embedder.token_shards(mine, advance):
@@ -221,62 +221,16 @@ class _Job:
                 writer = ShardWriter(build.folder / modality, rows, spec.shard_rows, spec.dtype)
                 embedder = embedder_of(modality)
                 started = time.perf_counter()
-                self._fill(writer, embedder, f"{artifact.name}: {modality}")
+                _fill(writer, embedder, self.ranks, self.console, f"{artifact.name}: {modality}")
                 speeds = self.ranks.all_gather(embedder.throughput.record())
                 seconds = round(time.perf_counter() - started, 3)
-                about = {"rows": rows, "dim": writer.written().shape[1], "seconds": seconds}
+                about = {"rows": rows, "dim": StoredArray(writer.folder).shape[1], "seconds": seconds}
                 summary[modality] = {**about, **_together(speeds)}
             if self.ranks.main:
                 write_keys(build.folder, {m: split.table(m) for m in self.modalities}, identity)
             return summary
 
         return self._made(artifact, write, sources)
-
-    def _fill(self, writer: ShardWriter, embedder: Embedder, label: str) -> None:
-        """Compute the missing shards, each rank its share; each is written while the next one is computed."""
-        missing = [(number, writer.rows_of(number)) for number in self.ranks.broadcast(lambda: self._missing(writer))]
-        mine = self.ranks.mine(missing)
-        shards = dict(mine)
-        total = writer.rows if self.ranks.size == 1 else sum(len(part) for _, part in mine)
-        kept = writer.rows - sum(len(part) for _, part in missing) if self.ranks.size == 1 else 0
-        given_up = Event()
-
-        def write(number: int, values: Values, copies: Ints) -> None:
-            if len(copies):
-                # The ranks go through the shards in order, so whoever has the earliest open one waits for nobody.
-                while not writer.holds(range(number)):
-                    if given_up.wait(_POLL_SECONDS):
-                        return
-                assert embedder.first is not None
-                owners = embedder.first[shards[number][copies]]
-                inside = owners >= shards[number][0]
-                values[copies[inside]] = values[owners[inside] - shards[number][0]]
-                if not inside.all():  # shards are written in order, so that the earlier ones are there
-                    values[copies[~inside]] = writer.written().take(owners[~inside])
-            writer.write(number, values)
-
-        with (
-            self.console.progress(label, total, done=kept) as advance,
-            ThreadPoolExecutor(1, "write") as background,
-        ):
-            pending: Future[None] | None = None
-            try:
-                for number, values, copies in embedder.shards(mine, advance):
-                    if pending:
-                        pending.result()
-                    pending = background.submit(write, number, values, copies)
-                if pending:
-                    pending.result()
-            except BaseException:
-                given_up.set()
-                raise
-
-    def _missing(self, writer: ShardWriter) -> list[int]:
-        """The shards to compute; what is left of damaged ones is removed."""
-        numbers = [number for number, _ in writer.missing()]
-        for number in numbers:
-            writer.discard(number)
-        return numbers
 
     def _frozen_embedder(
         self, encoder: Encoder, split: Split, precision: str, tokens: TokenReader | None = None
@@ -299,6 +253,47 @@ class _Job:
             table["text"].tolist() if encoder.reads_captions else None,
             load,
         )
+
+
+def _fill(writer: ShardWriter, embedder: Embedder, ranks: Ranks, console: Console, label: str) -> None:
+    """Compute the missing shards, each rank its share; each is written while the next one is computed."""
+    missing = [(number, writer.rows_of(number)) for number in ranks.broadcast(writer.reopen)]
+    mine = ranks.mine(missing)
+    shards = dict(mine)
+    total = writer.rows if ranks.size == 1 else sum(len(part) for _, part in mine)
+    kept = writer.rows - sum(len(part) for _, part in missing) if ranks.size == 1 else 0
+    given_up = Event()
+
+    def write(number: int, values: Values, copies: Ints) -> None:
+        if len(copies):
+            assert embedder.first is not None
+            owners = embedder.first[shards[number][copies]]
+            inside = owners >= shards[number][0]
+            values[copies[inside]] = values[owners[inside] - shards[number][0]]
+            earlier = owners[~inside]
+            # The ranks go through the shards in order, so whoever has the earliest open one waits for nobody.
+            while not writer.holds(earlier):
+                if given_up.wait(_POLL_SECONDS):
+                    return
+            if len(earlier):
+                values[copies[~inside]] = writer.take(earlier)
+        writer.write(number, values)
+
+    with (
+        console.progress(label, total, done=kept) as advance,
+        ThreadPoolExecutor(1, "write") as background,
+    ):
+        pending: Future[None] | None = None
+        try:
+            for number, values, copies in embedder.shards(mine, advance):
+                if pending:
+                    pending.result()
+                pending = background.submit(write, number, values, copies)
+            if pending:
+                pending.result()
+        except BaseException:
+            given_up.set()
+            raise
 
 
 def _together(speeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.npy import Concatenation, open_npy
+from cs_aligner_cli.common.npy import ArrayFile, Concatenation, open_npy
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json, written_aside
 from cs_aligner_cli.files.checksums import digest, is_whole, mark
@@ -32,18 +32,22 @@ class StoredArray:
 
     def take(self, rows: Ints) -> npt.NDArray[np.float32]:
         """Some rows in the given order, as float32 (len(rows), d); IndexError if one is out of range."""
-        result = np.empty((len(rows), self.shape[1]), np.float32)
-        for piece in self._order.pieces(rows):
-            shard = self._shards[piece.part]
-            if isinstance(piece.rows, slice):
-                shard.read_into(result[piece.places], piece.rows.start)
-            else:
-                result[piece.places] = shard.take(piece.rows)
-        return result
+        return _read(self._shards, self._order, rows)
 
     def all(self) -> npt.NDArray[np.float32]:
         """All rows in order, as float32."""
         return self.take(np.arange(len(self)))
+
+
+def _read(shards: list[ArrayFile], order: Concatenation, rows: Ints) -> npt.NDArray[np.float32]:
+    result = np.empty((len(rows), shards[0].shape[1]), np.float32)
+    for piece in order.pieces(rows):
+        shard = shards[piece.part]
+        if isinstance(piece.rows, slice):
+            shard.read_into(result[piece.places], piece.rows.start)
+        else:
+            result[piece.places] = shard.take(piece.rows)
+    return result
 
 
 class Store:
@@ -100,13 +104,23 @@ class ShardWriter:
         start = number * self.shard_rows
         return np.arange(start, min(start + self.shard_rows, self.rows))
 
-    def holds(self, numbers: range) -> bool:
-        """Whether all these shards are there; written ones appear whole."""
-        return all(self._path(number).is_file() for number in numbers)
+    def reopen(self) -> list[int]:
+        """The numbers of the missing shards, after what is left of damaged ones is removed."""
+        numbers = [number for number, _ in self.missing()]
+        for number in numbers:
+            self._path(number).unlink(missing_ok=True)
+        return numbers
 
-    def discard(self, number: int) -> None:
-        """Remove a shard that is not to be kept."""
-        self._path(number).unlink(missing_ok=True)
+    def holds(self, rows: Ints) -> bool:
+        """Whether the shards of some rows are there; written ones appear whole."""
+        return all(self._path(number).is_file() for number in np.unique(rows // self.shard_rows))
+
+    def take(self, rows: Ints) -> npt.NDArray[np.float32]:
+        """Some rows (at least one) whose shards are there, in the given order, as float32; no other shard is read."""
+        numbers, place = np.unique(rows // self.shard_rows, return_inverse=True)
+        shards = [open_npy(self._path(number)) for number in numbers]
+        order = Concatenation([self.shard_rows] * len(shards))
+        return _read(shards, order, place * self.shard_rows + rows % self.shard_rows)
 
     def write(self, number: int, values: npt.NDArray[np.float32]) -> None:
         """Write one shard, whole or not at all; raise InputError if a value is not finite as stored."""
@@ -120,10 +134,6 @@ class ShardWriter:
                 "embed.dtype: float32 and embed.precision: fp32 hold larger values.",
             )
         save_shard(self._path(number), stored)
-
-    def written(self) -> StoredArray:
-        """The shards that are there: up to the first missing one its rows are those of the array."""
-        return StoredArray(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.npy"

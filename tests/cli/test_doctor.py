@@ -89,7 +89,7 @@ def test_the_default_recipe_is_looked_at(
         ("embed.device=mps", "embed.device", "not available on this machine", "auto or cpu"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_told_with_its_remedy(
+def test_what_is_missing_is_reported_with_its_remedy(
     csalign: Csalign, features_recipe: Path, nowhere: Path, setting: str, name: str, message: str, remedy: str
 ) -> None:
     called = csalign("doctor", features_recipe, "--json", "--set", setting)

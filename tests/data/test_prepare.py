@@ -71,7 +71,7 @@ def report(recipe: Path) -> Any:
 # ---- what each kind of source gives
 
 
-def test_scenes_are_drawn_and_told(csalign: Csalign, data_recipe: Callable[..., Path]) -> None:
+def test_scenes_are_drawn_and_reported(csalign: Csalign, data_recipe: Callable[..., Path]) -> None:
     recipe = data_recipe(kind="scenes", images={"train": 6, "val": 2, "test": 3}, captions_per_image=4, size=48)
     summary, data = prepared(csalign, recipe)
     assert summary["splits"] == {
@@ -228,7 +228,7 @@ def test_every_form_of_features_is_read(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_feature_rows_come_in_the_order_asked_for(kind: str, tmp_path: Path) -> None:
+def test_feature_rows_come_in_the_order_wanted(kind: str, tmp_path: Path) -> None:
     array = np.arange(2000, dtype=np.float32).reshape(500, 4)
     keys = features(kind, array, tmp_path)
     file = FeatureFile(tmp_path / keys["features"], keys.get("tensor"))
@@ -253,7 +253,7 @@ def test_features_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # ---- what is counted, dropped and reported
 
 
-def test_duplicates_are_counted_and_leaks_across_splits_told(
+def test_duplicates_are_counted_and_leaks_across_splits_reported(
     photos_root: Path, csalign: Csalign, photos_recipe: Path
 ) -> None:
     images = photos_root / "images"
@@ -415,7 +415,7 @@ def test_captions_of_unlisted_images_are_skipped_and_counted(
     assert list(data.captions["feature_row"]) == [i for i in range(1000) if not 15 <= i < 20]
 
 
-def test_counts_unlike_the_manifests_are_told(csalign: Csalign, features_recipe: Path) -> None:
+def test_counts_unlike_the_manifests_are_reported(csalign: Csalign, features_recipe: Path) -> None:
     summary = csalign("prepare", features_recipe, "--json").json
     assert summary["unlike_manifest"] == [
         "train: the manifest expects 6000 images and 30000 captions, found 120 and 600",

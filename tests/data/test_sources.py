@@ -657,7 +657,7 @@ def near_folder(data: Path) -> list[bytes]:
     return pictures
 
 
-def test_near_duplicates_across_splits_are_told(data: Path, make_recipe: MakeRecipe, csalign: Csalign) -> None:
+def test_near_duplicates_across_splits_are_reported(data: Path, make_recipe: MakeRecipe, csalign: Csalign) -> None:
     near_folder(data)
     recipe = make_recipe(kind="folder", split_folders=True)
     called = csalign("prepare", recipe, "--json", "--set", "prepare.near_distance=6")

@@ -305,7 +305,7 @@ def test_models_without_a_plain_text_tower() -> None:
         {"model": "ViT-B-16-SigLIP", "random_init": True},  # its tokenizer is on the hub
     ],
 )
-def test_a_hub_out_of_reach_is_told_at_once_with_the_way_out(
+def test_a_hub_out_of_reach_is_reported_at_once_with_the_way_out(
     content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

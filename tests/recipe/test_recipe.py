@@ -280,7 +280,7 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("train: {objective: {pairwise: {logit_scale: {init: 200}}}}", "r.yaml:2: train.objective.pairwise.logit_scale: init (200) must not exceed max (100)"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_key_line_value_and_what_is_expected(text: str, message: str) -> None:
+def test_what_is_wrong_is_reported_with_key_line_value_and_what_is_expected(text: str, message: str) -> None:
     assert refusal(f"name: x\n{text}") == message
 
 
@@ -391,7 +391,7 @@ def test_the_last_set_of_a_key_wins_and_the_order_counts() -> None:
         ("train.objective.pairwise.logit_scale.init=200", "--set: train.objective.pairwise.logit_scale: init (200) must not exceed max (100)"),
     ],
 )  # fmt: skip
-def test_a_wrong_set_is_told_as_such(override: str, message: str) -> None:
+def test_a_wrong_set_is_reported_as_such(override: str, message: str) -> None:
     assert refusal("name: x\neval_retrieval: {ks: [1, 5]}", override) == message
 
 
@@ -526,7 +526,7 @@ def test_validate_finds_what_is_wrong_with_the_manifest(
         ("table: x.csv", "m.yaml:3: table: unknown key"),
     ],
 )  # fmt: skip
-def test_problems_of_a_manifest_are_told_like_those_of_a_recipe(text: str, message: str, refused: Refused) -> None:
+def test_problems_of_a_manifest_are_reported_like_those_of_a_recipe(text: str, message: str, refused: Refused) -> None:
     Path("m.yaml").write_text(f"name: x\nkind: scenes\n{text}")
     report = refused("recipe", "validate", "scenes", "--set", "data.manifest=m.yaml")
     assert message in report

@@ -153,7 +153,7 @@ def test_other_runs_stand_beside_this_one(
     assert json.loads((report["folder"] / "report.json").read_text()) == found
 
 
-def test_what_cannot_be_compared_is_told(csalign: Callable[..., Any], features_recipe: Path) -> None:
+def test_what_cannot_be_compared_is_reported(csalign: Callable[..., Any], features_recipe: Path) -> None:
     """Towers of other dimensions have no centring; without training nothing says what to fit a baseline on."""
     every = "--set=gap_report.baselines.frozen=[centred,cca]"
     called = csalign(

@@ -166,7 +166,7 @@ def test_sigterm_to_torchrun_saves_the_step_and_says_so_once(
 
 
 @pytest.mark.slow
-def test_wrong_input_is_told_once_by_all_ranks(features_recipe: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_reported_once_by_all_ranks(features_recipe: Path, tmp_path: Path) -> None:
     """Before the ranks have joined (a recipe's key) and after (no prepared data)."""
     for setting, message in (("train.epoch=3", "unknown key"), ("train.epochs=3", "no prepared data set in")):
         command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "cs_aligner_cli", "train", str(features_recipe)]

@@ -161,7 +161,7 @@ def test_towers_without_a_shared_space_are_no_empty_success(features_recipe: Pat
         assert "Train adapters into a shared space first" in message
 
 
-def test_a_leak_between_splits_is_told_even_when_quiet(features_recipe: Path, features_root: Path) -> None:
+def test_a_leak_between_splits_is_reported_even_when_quiet(features_recipe: Path, features_root: Path) -> None:
     quiet = ["prepare", str(features_recipe), "-q"]
     assert "leak" not in CliRunner().invoke(app, quiet).stderr
     image = np.load(features_root / "image_mobilenet_v2.npy")

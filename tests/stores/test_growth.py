@@ -15,7 +15,7 @@ from hypothesis import given
 
 from cs_aligner_cli.common import npy
 from cs_aligner_cli.common.npy import Concatenation, open_npy
-from cs_aligner_cli.stores.embeddings import StoredArray
+from cs_aligner_cli.stores.embeddings import ShardWriter, StoredArray
 
 pytest.importorskip("resource", reason="limits of open files are set with it")
 
@@ -26,7 +26,7 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 import numpy as np
 from cs_aligner_cli.data.features import FeatureParts
-from cs_aligner_cli.stores.embeddings import StoredArray
+from cs_aligner_cli.stores.embeddings import ShardWriter, StoredArray
 from cs_aligner_cli.stores.tokens import TokenArray
 folder, shards = Path(sys.argv[1]), 3000
 stored, tokens = StoredArray(folder), TokenArray(folder)
@@ -118,3 +118,17 @@ def test_all_rows_need_the_memory_of_the_result_alone(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert contiguous < 1.1 * array.nbytes
     assert shuffled < 1.2 * array.nbytes
+
+
+def test_a_writer_reads_rows_back_from_the_shards_that_are_there(tmp_path: Path) -> None:
+    array = np.arange(22, dtype=np.float32).reshape(11, 2)
+    writer = ShardWriter(tmp_path, 11, 3, "float32")
+    for number in (1, 3):
+        writer.write(number, array[writer.rows_of(number)])
+    rows = np.array([10, 3, 5, 9, 3])
+    assert writer.holds(rows)
+    np.testing.assert_array_equal(writer.take(rows), array[rows])
+    assert not writer.holds(np.array([3, 8]))
+    (tmp_path / "shard-00001.npy").write_bytes(b"damaged")
+    assert writer.reopen() == [0, 1, 2]
+    assert not writer.holds(np.array([3]))

@@ -144,7 +144,9 @@ def test_layer_decay_acts_in_training(photos_recipe: Path, tmp_path: Path) -> No
     assert moved["parts.text.token_embedding.weight"] > 1e-4
 
 
-def test_what_is_trained_is_told_before_the_first_step(csalign: Csalign, photos_recipe: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_reported_before_the_first_step(
+    csalign: Csalign, photos_recipe: Path, tmp_path: Path
+) -> None:
     settings = [
         part for s in (*LORA["text"], "train.image.adapter={kind: linear}", "train.epochs=1") for part in ("--set", s)
     ]
@@ -168,7 +170,7 @@ def test_lora_that_matches_nothing_is_refused_with_its_key(
     assert "train.text.lora.targets: no linear map of TextTransformer is named 'q_proj'" in said
 
 
-def test_a_step_that_memory_does_not_hold_is_told_with_the_remedy(
+def test_a_step_that_memory_does_not_hold_is_reported_with_the_remedy(
     csalign: Csalign, refused: Refused, photos_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for command in ("prepare", "embed"):

@@ -80,7 +80,7 @@ def test_shards_and_copies_make_up_all_rows_whatever_repeats(texts: list[str], b
 
 @given(texts_of, st.data())
 @settings(max_examples=40, deadline=None)
-def test_any_rows_come_in_the_order_asked_for(texts: list[str], data: st.DataObject) -> None:
+def test_any_rows_come_in_the_order_wanted(texts: list[str], data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=30)))
     words = Words(texts)
     np.testing.assert_array_equal(words.embedder(3).all(rows), expected([texts[row] for row in rows]))
@@ -107,7 +107,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits() -> None:
     assert max(len(batch) for batch in words.batches) == 4
 
 
-def test_an_item_that_memory_does_not_hold_is_told_with_the_remedy() -> None:
+def test_an_item_that_memory_does_not_hold_is_reported_with_the_remedy() -> None:
     with pytest.raises(InputError) as caught:
         Words(["abc"], most=0).embedder().all(np.array([0]))
     assert str(caught.value).startswith("cpu memory does not hold a single item (3,) with this model")

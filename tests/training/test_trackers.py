@@ -173,7 +173,7 @@ def test_a_killed_run_is_tracked_to_the_end(features_recipe: Path, csalign: Call
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_an_absent_package_is_told_before_anything_is_trained(
+def test_an_absent_package_is_reported_before_anything_is_trained(
     name: str, refused: Callable[..., str], features_recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)

@@ -153,7 +153,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an unfinished file, closed late
-def test_every_library_that_writes_is_told_where_the_disk_takes_no_more(kind: str, tmp_path: Path) -> None:
+def test_every_library_that_writes_is_reported_where_the_disk_takes_no_more(kind: str, tmp_path: Path) -> None:
     """A real limit, on the size of files: each library has its own words for it."""
     path = tmp_path / f"file.{kind.split()[0]}"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -184,7 +184,7 @@ def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not can_mount(), reason="no tmpfs can be mounted here")
-def test_a_read_only_run_folder_is_told_with_exit_2(features_recipe: Path, tmp_path: Path) -> None:
+def test_a_read_only_run_folder_is_reported_with_exit_2(features_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     command = f"mount -t tmpfs -o ro tmpfs {tmp_path / 'run'} && exec {sys.executable} -m cs_aligner_cli prepare"
     unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{command} {features_recipe}"]
@@ -323,7 +323,7 @@ def test_a_seal_tells_any_change() -> None:
 
 
 @pytest.mark.parametrize(("form", "age"), [(1, "an older"), (3, "a newer")])
-def test_an_output_of_another_version_is_told_as_such(
+def test_an_output_of_another_version_is_reported_as_such(
     csalign: Csalign, refused: Refused, features_recipe: Path, tmp_path: Path, form: int, age: str
 ) -> None:
     for command in ("prepare", "embed"):
@@ -340,7 +340,7 @@ def test_an_output_of_another_version_is_told_as_such(
     done(csalign, "train", features_recipe, "-q", "--set", "train.epochs=1")
 
 
-def test_weights_and_states_of_another_version_are_told_as_such(
+def test_weights_and_states_of_another_version_are_reported_as_such(
     csalign: Csalign, refused: Refused, features_recipe: Path, tmp_path: Path, signalled: Callable[..., Any]
 ) -> None:
     for command in ("prepare", "embed"):
