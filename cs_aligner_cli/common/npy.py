@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +21,10 @@ import numpy.typing as npt
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 
-# Maps that a process keeps. None of them holds a file open, but systems bound their number, too (Linux: 65,530).
-OPEN_MAPS = 8192
+# Python's maps keep a file descriptor each, so that a process holds few of them beside the usual limit of 1,024 files;
+# torch's keep none, but count as memory that might be written, so that they are for small files. Systems bound the
+# number of all maps, too (Linux: 65,530).
+_LARGE_MAPS, _SMALL_MAPS, _SMALL_BYTES = 64, 4096, 4 * 2**20
 # What holds the header of all but odd files.
 _HEAD_BYTES = 4096
 
@@ -29,7 +32,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class ArrayFile:
-    """An array in a file from some offset on. The file is open only while it is read, and not while it is mapped.
+    """An array in a file from some offset on. The file is open while it is read, and while a large one is mapped.
 
     Safe to use from several threads: a map that is let go of stays valid for whoever holds it.
     """
@@ -46,21 +49,30 @@ class ArrayFile:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the whole array would take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def _small(self) -> bool:
+        return self.nbytes <= _SMALL_BYTES
+
     def mapped(self) -> Array:
         """The array, mapped and read-only."""
         found = self._map
         if found is None:
-            import torch  # takes a second, and what reads ranges alone goes without
-
-            # Python's own maps keep a file descriptor each.
-            size = self._offset + math.prod(self.shape) * self.dtype.itemsize
-            whole = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
+            whole = (_small_map if self._small else _map)(self.path, self._offset + self.nbytes)
             order: Literal["F", "C"] = "F" if self._fortran else "C"
-            found = np.ndarray(self.shape, self.dtype, whole.data, self._offset, order=order)
+            found = np.ndarray(self.shape, self.dtype, whole, self._offset, order=order)
             found.flags.writeable = False
             self._map = found
-        _keep_open(self)
+        (_SMALL if self._small else _LARGE).keep(self)
         return found
+
+    def unmap(self) -> None:
+        """Let go of the map; the next ``mapped`` makes another."""
+        self._map = None
 
     def read_into(self, result: Array, start: int = 0) -> None:
         """Fill ``result`` (n, ...) with the rows from ``start`` on, cast to its type."""
@@ -89,19 +101,37 @@ class ArrayFile:
         return result
 
 
-# The files whose maps are open, the one that was used last at the end.
-_recent: WeakKeyDictionary[ArrayFile, None] = WeakKeyDictionary()
-_lock = Lock()
+class _Recent:
+    """The files whose maps are held, at most ``limit`` of them: which was used longest ago is let go of first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._files: WeakKeyDictionary[ArrayFile, None] = WeakKeyDictionary()  # the one used last at the end
+        self._lock = Lock()
+
+    def keep(self, file: ArrayFile) -> None:
+        """Hold the map of a file that is used now."""
+        with self._lock:
+            self._files.pop(file, None)
+            self._files[file] = None
+            if len(self._files) > self._limit:
+                oldest = next(iter(self._files))
+                del self._files[oldest]
+                oldest.unmap()
 
 
-def _keep_open(file: ArrayFile) -> None:
-    with _lock:
-        _recent.pop(file, None)
-        _recent[file] = None
-        if len(_recent) > OPEN_MAPS:
-            oldest = next(iter(_recent))
-            del _recent[oldest]
-            oldest._map = None
+_LARGE, _SMALL = _Recent(_LARGE_MAPS), _Recent(_SMALL_MAPS)
+
+
+def _map(path: Path, size: int) -> memoryview | mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+
+
+def _small_map(path: Path, size: int) -> memoryview | mmap.mmap:
+    import torch  # takes a second, and what reads ranges alone goes without
+
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data
 
 
 def open_npy(path: Path) -> ArrayFile:
@@ -115,12 +145,12 @@ def open_npy(path: Path) -> ArrayFile:
         width = 2 if head[6:7] == b"\x01" else 4
         offset = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
         shape, fortran, dtype = _header(head[:offset])
-        missing = offset + math.prod(shape) * dtype.itemsize - size
-        if missing > 0:
+        array = ArrayFile(path, shape, dtype, offset, fortran)
+        if (missing := offset + array.nbytes - size) > 0:
             raise ValueError(f"it is {missing} bytes short")
     except (ValueError, OSError, EOFError, OverflowError, TokenError) as error:
         raise InputError(f"{path}: cannot be read as an npy array: {error}") from None
-    return ArrayFile(path, shape, dtype, offset, fortran)
+    return array
 
 
 @lru_cache  # shards have equal headers, and Python literals are slow to read

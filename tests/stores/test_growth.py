@@ -35,7 +35,12 @@ truth = np.arange(2 * shards, dtype=np.float32)
 for rows in (np.arange(2 * shards), np.random.default_rng(0).permutation(2 * shards)):
     for found in (stored.take(rows), parts.read(rows), tokens.take(rows)[:, 0]):
         np.testing.assert_array_equal(found, truth[rows, None])
-print(len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0)
+small = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+from cs_aligner_cli.common import npy
+npy._SMALL_BYTES = 0  # as if each shard were large
+rows = np.random.default_rng(1).permutation(2 * shards)
+np.testing.assert_array_equal(StoredArray(folder).take(rows), truth[rows, None])
+print(small)
 """
 
 
@@ -72,10 +77,13 @@ def test_the_pieces_of_any_rows_are_those_of_one_array(lengths: list[int], data:
         np.testing.assert_array_equal(found, rows)
 
 
+@pytest.mark.parametrize("small_bytes", [0, npy._SMALL_BYTES])
 def test_threads_read_at_once_while_maps_are_closed_behind_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_bytes: int
 ) -> None:
-    monkeypatch.setattr(npy, "OPEN_MAPS", 16)
+    monkeypatch.setattr(npy, "_SMALL_BYTES", small_bytes)
+    for name in ("_SMALL", "_LARGE"):
+        monkeypatch.setattr(npy, name, npy._Recent(16))
     array = np.random.default_rng(0).standard_normal((128, 3)).astype(np.float32)
     write_shards(tmp_path, array, 1)
     stored = StoredArray(tmp_path)
