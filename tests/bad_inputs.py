@@ -421,7 +421,7 @@ CASES: dict[str, list[Case]] = {
             lambda at: prepared(at, "embed", "--set", "encoders.further={audio: {kind: features}}"),
         ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
-        Case("comparing runs that are not there", lambda at: ["eval-retrieval", "--compare", "one", "other"]),
+        Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
         Case("a search for nothing", lambda at: ["search", "scenes"]),
         Case("a run below a file", below_a_file),
     ],

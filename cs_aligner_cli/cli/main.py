@@ -12,11 +12,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cs_aligner_cli import __version__
+from cs_aligner_cli.cli import experiments
 from cs_aligner_cli.cli.options import SETTINGS, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.cli.recipes import recipes
 from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
-from cs_aligner_cli.common.errors import InputError, TooManyBadItems
+from cs_aligner_cli.common.errors import TooManyBadItems
 from cs_aligner_cli.stages.table import STAGES
 
 _HELP = "Align vision and language, from data to report, driven by one YAML recipe."
@@ -121,42 +122,8 @@ def _embed(
     _stage("embed", recipe, overrides, as_json, force, quiet, debug)
 
 
-def _eval_retrieval(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--compare",
-            metavar="RUN_A RUN_B",
-            help="Instead: test whether two finished runs differ; each a run's folder, or RUN:STORE.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    if compare is None:
-        _stage("eval_retrieval", recipe, overrides, as_json, force, quiet, debug)
-
-    def call(console: Console) -> None:
-        from cs_aligner_cli.cli.tables import compare_tables
-        from cs_aligner_cli.stages.compare_runs import compare_runs
-
-        if recipe is not None or overrides:
-            raise InputError("--compare reads two finished runs: it takes neither a recipe nor --set")
-        result = compare_runs(*compare)
-        console.result({"command": "compare", **result}, compare_tables(result))
-        for line in result["verdict"]:
-            console.say(line)
-
-    finish(call, debug, as_json, quiet)
-
-
 # The commands of stages with options of their own; those of the others are made from the table.
-_OWN: dict[str, Callable[..., None]] = {"embed": _embed, "eval_retrieval": _eval_retrieval}
+_OWN: dict[str, Callable[..., None]] = {"embed": _embed}
 for _name, _entry in STAGES.items():
     app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_name)))
 
@@ -232,6 +199,10 @@ def run(
         console.say(f"report: {results['gap_report']['report']}")
 
     finish(call, debug, as_json, quiet)
+
+
+app.command()(experiments.sweep)
+app.command()(experiments.compare)
 
 
 @app.command()

@@ -185,27 +185,6 @@ def retrieval_tables(result: Result) -> list[Table]:
     return [*tables, table("saved indexes", columns, built), table("protocol", ["what", "how"], named)]
 
 
-def compare_tables(result: Result) -> list[Table]:
-    """Both runs, their difference and its test, metric by metric."""
-    from cs_aligner_cli.stages.compare_runs import judge
-
-    rows = [
-        (
-            _WAYS.get(direction, direction),
-            metric.replace("_", " "),
-            _cell(metric, test["a"]),
-            _cell(metric, test["b"]),
-            _with_interval(metric, test["difference"], test["interval"]),
-            f"{test['p']:.4f}",
-            judge(metric, test),
-        )
-        for direction, metrics in result["comparison"].items()
-        for metric, test in metrics.items()
-    ]
-    title = f"a = {result['a']}, b = {result['b']}; fractions in %, [95% interval of the difference]"
-    return [table(title, ["direction", "metric", "a", "b", "b - a", "p", "verdict"], rows)]
-
-
 def search_tables(result: Result) -> list[Table]:
     """The nearest items of each query."""
     return [

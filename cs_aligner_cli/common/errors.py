@@ -38,6 +38,16 @@ class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
         self.result = result
 
 
+class SomeRunsFailed(CsalignError):  # noqa: N818 (the others are done)
+    """A sweep is at its end, but some of its runs failed (exit code 3); ``result`` is the sweep's."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class AlreadyReportedError(CsalignError):
     """Another process of the same command has reported why it ends; this one ends with the same code, silently."""
 

@@ -17,17 +17,18 @@ LOCK = ".lock"
 # Apart from the lock: on Windows nobody but its holder can read a locked file.
 HOLDER = ".lock-holder"
 # What a process that is killed had just started (git, say) may hold its lock a moment longer than itself.
-_LINGERING_SECONDS = 1.0
+LINGERING_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raise InputError if another one holds it or if it cannot be written."""
+def lock(folder: Path, patience: float = LINGERING_SECONDS) -> Iterator[None]:
+    """Hold a folder for this process; raise InputError if another one still holds it after ``patience`` seconds, or if
+    it cannot be written."""
     held = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held.acquire(_LINGERING_SECONDS, poll_interval=_POLL_SECONDS)
+        held.acquire(patience, poll_interval=_POLL_SECONDS)
     except Timeout:
         raise InputError(
             f"{folder}: another csalign process ({_holder(folder)}) is working there",

@@ -81,11 +81,11 @@ M = TypeVar("M", bound=Strict)
 Overrides: TypeAlias = Mapping[KeyPath, str]
 
 
-def validate(model: type[M], file: YamlFile, overrides: Overrides | None = None) -> M:
+def validate(model: type[M], file: YamlFile, overrides: Overrides | None = None, given_by: str = "--set") -> M:
     """Return ``file`` as a ``model``; raise one InputError that lists every problem otherwise.
 
     ``overrides`` are the --set that ``file.data`` already holds: where the schema wants text but YAML read a
-    number (``--set name=2024``), the raw text is what the user meant.
+    number (``--set name=2024``), the raw text is what the user meant; "" is no text. ``given_by`` names their origin.
     """
     overrides = overrides or {}
     try:
@@ -95,32 +95,32 @@ def validate(model: type[M], file: YamlFile, overrides: Overrides | None = None)
     meant_as_text = {
         path: overrides[path]
         for error in errors
-        if error["type"] in _TEXT_WANTED and (path := _locate(model, error["loc"]).path) in overrides
+        if error["type"] in _TEXT_WANTED and overrides.get(path := _locate(model, error["loc"]).path)
     }
     if meant_as_text:
         for path, raw in meant_as_text.items():
             set_value(file.data, path, CommandLineText(raw))
-        return validate(model, file, overrides)
-    problems = list(dict.fromkeys(_problems(model, file, errors, overrides)))
+        return validate(model, file, overrides, given_by)
+    problems = list(dict.fromkeys(_problems(model, file, errors, overrides, given_by)))
     if len(problems) == 1:
         raise InputError(problems[0])
     raise InputError(f"{file.path} has {len(problems)} problems:\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def set_value(data: dict[str, Any], path: KeyPath, value: Any) -> None:
+def set_value(data: dict[str, Any], path: KeyPath, value: Any, given_by: str = "--set") -> None:
     """Set the value at a key path, making absent sections; InputError if a value is in the way of one."""
     for depth, key in enumerate(path[:-1], 1):
         if data.get(str(key)) is None:
             data[str(key)] = {}
         if not isinstance(data[str(key)], dict):
             above = f"{_dotted(path[:depth])} is {shown(data[str(key)])}"
-            raise InputError(f"--set {_dotted(path)}: {above} here, and has no keys of its own")
+            raise InputError(f"{given_by} {_dotted(path)}: {above} here, and has no keys of its own")
         data = data[str(key)]
     data[str(path[-1])] = value
 
 
 def _problems(
-    model: type[BaseModel], file: YamlFile, errors: Sequence[ErrorDetails], overrides: Overrides
+    model: type[BaseModel], file: YamlFile, errors: Sequence[ErrorDetails], overrides: Overrides, given_by: str
 ) -> Iterator[str]:
     """One message per problem. Where ``kind`` is misspelt, the section's other keys cannot be judged."""
     spots = [_locate(model, error["loc"]) for error in errors]
@@ -130,17 +130,17 @@ def _problems(
             continue
         path, text = _message(model, error, spot)
         key = f"{_dotted(path)}: " if path else ""  # checks of the whole file name the keys that they are about
-        yield f"{_place(file, path, error['input'], overrides)}: {key}{text}"
+        yield f"{_place(file, path, error['input'], overrides, given_by)}: {key}{text}"
 
 
 def _misspelt_kind(key: str) -> bool:
     return bool(get_close_matches(key, ["kind"], cutoff=0.6))
 
 
-def _place(file: YamlFile, path: KeyPath, given: Any, overrides: Overrides) -> str:
-    """Where the value was given: by --set (at it, above it, or inside a section that is wrong), or a line."""
+def _place(file: YamlFile, path: KeyPath, given: Any, overrides: Overrides, given_by: str) -> str:
+    """Where the value was given: by an override (at it, above it, or inside a section that is wrong), or a line."""
     by_set = any(path[: len(p)] == p or (p[: len(path)] == path and isinstance(given, dict)) for p in overrides)
-    return "--set" if by_set else file.where(path)
+    return given_by if by_set else file.where(path)
 
 
 def _dotted(path: KeyPath) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +21,14 @@ from cs_aligner_cli.recipe.messages import (
     CommandLineText,
     FilePath,
     Strict,
+    key_paths,
     resolve_path,
     set_value,
     validate,
 )
 from cs_aligner_cli.recipe.prepare import Prepare
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, dump_yaml, parse_value, read_yaml
+from cs_aligner_cli.recipe.sweep import Sweep
 from cs_aligner_cli.recipe.train import Device, Precision, Train, UnpairedPerPair
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
@@ -140,6 +143,7 @@ class Recipe(Strict):
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
     distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
+    sweep: Sweep | None = Field(None, description="Many runs of this recipe (csalign sweep); null: one run.")
 
     @model_validator(mode="after")
     def _modalities_are_named(self) -> Recipe:
@@ -199,6 +203,17 @@ class Recipe(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sweep_varies_known_keys(self) -> Recipe:
+        known = key_paths(Recipe)
+        for key, place in self.sweep.varied_keys.items() if self.sweep else ():
+            if key.split(".")[0] == "sweep" or key in ("seed", "name", "run_dir"):
+                raise ValueError(f"{place}: the sweep itself sets {key}; seeds stand in sweep.seeds")
+            # Keys below a free mapping (train.further.audio.tune) are judged when the configuration is resolved.
+            if key not in known and ".further." not in key:
+                raise ValueError(f"{place}: unknown key{did_you_mean(key, known)}")
+        return self
+
     @property
     def edges(self) -> list[tuple[str, str]]:
         """The pairs of modalities that the pairwise term ranks."""
@@ -251,11 +266,17 @@ class Recipe(Strict):
         return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
 
 
-def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | None = None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    settings_of: str = "",
+) -> Recipe:
     """Read, override and validate a recipe.
 
     ``name_or_path`` is a file or a recipe of the shelf; None means $CSALIGN_RECIPE, then ./recipe.yaml. Each
-    override is ``a.b.c=value``. Raises InputError with all problems in one report.
+    override is ``a.b.c=value``; ``settings`` then set key paths to values as a recipe file holds them, and
+    ``settings_of`` says in messages where they come from. Raises InputError with all problems in one report.
     """
     file = read_yaml(find_recipe(name_or_path))
     changes: dict[KeyPath, str] = {}
@@ -263,7 +284,12 @@ def load_recipe(name_or_path: str | None = None, overrides: Sequence[str] = ()) 
         path, raw = _override(text)
         set_value(file.data, path, _from_command_line(parse_value(raw, f"--set {text}")))
         changes[path] = raw
-    return validate(Recipe, file, changes)
+    if not settings:
+        return validate(Recipe, file, changes)
+    own = {tuple(key.split(".")): value for key, value in settings.items()}
+    for path, value in own.items():
+        set_value(file.data, path, copy.deepcopy(value), settings_of)
+    return validate(Recipe, file, dict.fromkeys(own, ""), settings_of)
 
 
 def named_recipe(name_or_path: str | None = None) -> str | None:

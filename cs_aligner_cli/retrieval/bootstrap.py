@@ -1,4 +1,4 @@
-"""How sure the numbers are: bootstrap intervals over images, and paired tests of two evaluations.
+"""How sure the numbers of one evaluation are: bootstrap intervals over images.
 
 An image and its captions are drawn together, since their queries are not independent. Every metric is a function of
 sums over what is drawn (a mean of a sum and a count, a median of a histogram, a skewness of four moments); so a draw
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
 
@@ -22,7 +21,6 @@ from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
 Key = tuple[str, str]
 _LEVEL = 0.95
 _BLOCK_ENTRIES = 2**23
-LOWER_IS_BETTER = ("median_rank", "mean_rank", "hubness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,43 +131,6 @@ def _interval(values: Floats) -> list[float]:
     return [float(q) for q in np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
 
 
-def compare(
-    a: Mapping[Key, Statistic], b: Mapping[Key, Statistic], draws: int = 2000, seed: int = 0
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compare two evaluations of the same queries, metric by metric.
-
-    Returns by direction and metric: "a", "b", "difference" (b - a), its 95% "interval" (paired bootstrap: both are
-    drawn with the same images) and "p" (randomisation test: under the null it does not matter which of the two an
-    image's queries were answered by, so they are exchanged at random; two-sided, with the observed one counted, see
-    Smucker, Allan and Carterette, CIKM 2007). Raises InputError if the metrics or the clusters differ.
-    """
-    if list(a) != list(b):
-        odd = sorted({"/".join(key) for key in {*a} ^ {*b}})
-        raise InputError(f"the two evaluations have other metrics: {', '.join(odd)}", "Evaluate both with equal ks.")
-    count = _clusters(a)
-    if _clusters(b) != count:
-        raise InputError("the two evaluations have other images")
-    whole = np.ones((1, count))
-    first, second = _values(a, [whole]), _values(b, [whole])
-    drawn_a, drawn_b = (_values(side, _resamples(count, draws, seed)) for side in (a, b))
-    exchanged_a, exchanged_b = _exchanged(a, b, count, draws, seed)
-    result: dict[str, dict[str, dict[str, Any]]] = {}
-    for direction, metric in a:
-        key = direction, metric
-        difference = float(second[key][0] - first[key][0])
-        chance = np.abs(exchanged_b[key] - exchanged_a[key])
-        # Sums in another order may differ in the last bits from the observed difference, and are equal to it.
-        extreme = int((chance >= abs(difference) * (1 - 1e-9) - 1e-12).sum())
-        result.setdefault(direction, {})[metric] = {
-            "a": float(first[key][0]),
-            "b": float(second[key][0]),
-            "difference": difference,
-            "interval": _interval(drawn_b[key] - drawn_a[key]),
-            "p": (1 + extreme) / (1 + draws),
-        }
-    return result
-
-
 def _clusters(found: Mapping[Key, Statistic]) -> int:
     return int(next(iter(found.values())).sums.shape[0])
 
@@ -180,23 +141,6 @@ def _resamples(count: int, draws: int, seed: int) -> Iterator[Floats]:
     for part in _blocks(count, draws):
         drawn = rng.integers(count, size=(part, count)) + count * np.arange(part)[:, None]
         yield np.bincount(drawn.ravel(), minlength=part * count).reshape(part, count).astype(float)
-
-
-def _exchanged(
-    a: Mapping[Key, Statistic], b: Mapping[Key, Statistic], count: int, draws: int, seed: int
-) -> tuple[dict[Key, Floats], dict[Key, Floats]]:
-    """The values of both sides after exchanging a random half of the clusters between them, draw by draw."""
-    rng = np.random.default_rng(seed + 1)
-    sides: tuple[dict[Key, list[Floats]], dict[Key, list[Floats]]] = ({key: [] for key in a}, {key: [] for key in a})
-    for part in _blocks(count, draws):
-        kept = rng.integers(2, size=(part, count)).astype(float)
-        for key in a:
-            mixed = kept @ (a[key].sums - b[key].sums)
-            total = {side: np.ones((1, count)) @ found[key].sums for side, found in (("a", a), ("b", b))}
-            sides[0][key].append(a[key].finish(total["b"] + mixed))
-            sides[1][key].append(b[key].finish(total["a"] - mixed))
-    first, second = ({key: np.concatenate(found) for key, found in side.items()} for side in sides)
-    return first, second
 
 
 def _blocks(count: int, draws: int) -> Iterator[int]:

@@ -55,8 +55,8 @@ def git_state() -> str:
         return ""
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """The record of a run so far; raise InputError if it is damaged."""
+def read_run_record(path: Path) -> dict[str, Any]:
+    """The record of a run so far; raise InputError if it is absent or damaged."""
     hint = "Remove it: every stage notes itself there when it is run again."
     record: Any = read_json(path, hint)
     older = isinstance(record, dict) and SEAL not in record and "stages" in record
@@ -65,7 +65,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def record_stage(layout: Layout, command: str, result: dict[str, Any]) -> None:
     """Write the resolved recipe and note a stage's result in run.json."""
-    record = _recorded(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
+    record = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
     recipe = layout.recipe
     record |= {
         "name": recipe.name,

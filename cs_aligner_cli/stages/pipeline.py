@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
-from cs_aligner_cli.files.locks import lock
+from cs_aligner_cli.files.locks import LINGERING_SECONDS, lock
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.stages.table import STAGES
 
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
 
 
 def run_stage(
-    name: str, recipe: Recipe, console: Console, force: bool = False, ranks: Ranks | None = None
+    name: str,
+    recipe: Recipe,
+    console: Console,
+    force: bool = False,
+    ranks: Ranks | None = None,
+    patience: float = LINGERING_SECONDS,
 ) -> dict[str, Any]:
     """Run one stage with its output folders locked, and note it in the run's record.
 
-    Of several ranks, rank 0 locks and records, and does the stages alone that cannot be shared. Without ``ranks``,
-    those that torchrun started come together for this stage.
+    A folder that another process holds is waited for, ``patience`` seconds long. Of several ranks, rank 0 locks and
+    records, and does the stages alone that cannot be shared. Without ``ranks``, those that torchrun started come
+    together for this stage.
     """
     # Imported here, since a stage brings torch along and --help must not wait for that.
     from cs_aligner_cli.runs.distributed import together
@@ -32,7 +39,7 @@ def run_stage(
     function = stage.function
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
         for folder in stage.folders(recipe) if ranks.main else ():
-            stack.enter_context(lock(folder))
+            stack.enter_context(lock(folder, patience))
         ranks.barrier()
         try:
             if stage.shared_by_ranks:
@@ -47,25 +54,34 @@ def run_stage(
     return result
 
 
-def run_all(recipe: Recipe, console: Console, force: bool = False) -> dict[str, dict[str, Any]]:
+def run_all(
+    recipe: Recipe,
+    console: Console,
+    force: bool = False,
+    left_out: Collection[str] = (),
+    patience: float = LINGERING_SECONDS,
+) -> dict[str, dict[str, Any]]:
     """Run every stage that the recipe asks for, in the order of the table; return the results by stage.
 
-    Embedding comes twice: the frozen stores that training reads, then the aligned stores that it makes possible.
+    Stages ``left_out`` are not run. Embedding comes twice: the frozen stores that training reads, then the aligned
+    stores that it makes possible.
     """
     from cs_aligner_cli.runs.distributed import together
 
     with together(recipe.distributed) as ranks:
-        return _run_all(recipe, console, force, ranks)
+        return _run_all(recipe, console, force, ranks, left_out, patience)
 
 
-def _run_all(recipe: Recipe, console: Console, force: bool, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe)]
+def _run_all(
+    recipe: Recipe, console: Console, force: bool, ranks: Ranks, left_out: Collection[str], patience: float
+) -> dict[str, dict[str, Any]]:
+    order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe) and stage.name not in left_out]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
     results: dict[str, dict[str, Any]] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do
-        result = run_stage(stage, recipe, console, force and not again, ranks)
+        result = run_stage(stage, recipe, console, force and not again, ranks, patience)
         console.say(f"[{position + 1}/{len(order)}] {stage}: {_summary_line(result)}")
         if again and results[stage]["status"] == "done":
             result = {**result, "status": "done"}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
-from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.retrieval.bootstrap import _resamples, _values, compare, intervals, statistics
+from cs_aligner_cli.retrieval.bootstrap import _resamples, _values, intervals, statistics
 from cs_aligner_cli.retrieval.metrics import QueryScores
 
 
@@ -66,45 +65,3 @@ def test_the_interval_covers_the_true_recall() -> None:
             covered[direction] += low <= truth[direction] <= high
     assert 930 <= covered["i2t"] <= 970, covered
     assert 930 <= covered["t2i"] <= 970, covered
-
-
-def test_the_paired_test_errs_in_five_percent_under_the_null() -> None:
-    """Two systems of equal quality that agree on difficulty: 2,000 comparisons, rejections 5 +- 1.5%."""
-    rng = np.random.default_rng(1)
-    ranks = {"i2t": np.array([1, 2]), "t2i": np.array([1, 2])}
-    rejected = {"R@1": 0, "mean_rank": 0}
-    for trial in range(2000):
-        difficulty = rng.normal(size=120)
-        sides = []
-        for _ in range(2):
-            hit = rng.random((120, 5)) < 1 / (1 + np.exp(-1.5 * difficulty[:, None]))
-            sides.append(both(np.where(hit[:, 0], 1, 2), np.where(hit.ravel(), 1, 2), 120, 5, ranks))
-        found = compare(*sides, draws=200, seed=trial)["t2i"]
-        for metric in rejected:
-            rejected[metric] += found[metric]["p"] < 0.05
-    assert all(70 <= count <= 130 for count in rejected.values()), rejected
-
-
-def test_a_real_difference_is_found_and_equal_runs_differ_in_nothing() -> None:
-    rng = np.random.default_rng(2)
-    i2t, t2i = simulated(rng, 500)
-    better = np.where(rng.random(2500) < 0.15, 1, t2i)
-    ranks = {"i2t": np.array([1, 2]), "t2i": np.array([1, 2])}
-    a, b = both(i2t, t2i, 500, 5, ranks), both(i2t, better, 500, 5, ranks)
-    found = compare(a, b, draws=500)
-    assert found["t2i"]["R@1"]["p"] < 0.01
-    assert found["t2i"]["R@1"]["difference"] == pytest.approx((better == 1).mean() - (t2i == 1).mean())
-    assert (
-        0 < found["t2i"]["R@1"]["interval"][0] < found["t2i"]["R@1"]["difference"] < found["t2i"]["R@1"]["interval"][1]
-    )
-    same = compare(a, a, draws=100)
-    assert all(test["p"] == 1 and test["difference"] == 0 for side in same.values() for test in side.values())
-
-
-def test_evaluations_of_other_images_are_not_compared() -> None:
-    a, b = both([1, 2], [1] * 6, 2, 3), both([1, 2, 1], [1] * 9, 3, 3)
-    with pytest.raises(InputError, match="the two evaluations have other images"):
-        compare(a, b)
-    short = {key: value for key, value in a.items() if key[1] != "mean_rank"}
-    with pytest.raises(InputError, match="other metrics: i2t/mean_rank, t2i/mean_rank"):
-        compare(a, short)

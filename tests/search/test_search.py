@@ -1,4 +1,4 @@
-"""search, zero-shot, eval-retrieval's options and --compare from the command line, on real files."""
+"""search, zero-shot, eval-retrieval's options and compare from the command line, on real files."""
 
 # ruff: noqa: E501 (a message is easier to read on one line)
 from __future__ import annotations
@@ -163,49 +163,45 @@ def test_results_state_the_protocol_and_every_number_has_an_interval(features_ru
     assert list(table.columns) == ["store", "direction", "metric", "value", "low", "high"]
 
 
-def test_two_runs_are_compared_in_words(
+def test_two_stores_are_compared_on_the_same_queries(
     features_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    found = csalign("eval-retrieval", "--compare", run, f"{run}:pairwise_only", "--json").json
-    assert found["a"] == "run:aligned" and found["b"] == "run:pairwise_only"
+    further = [f"eval_retrieval.aligned.{path}" for path in ("i2t.R@5", "t2i.mAP", "both.RSum", "mixed.R@5")]
+    called = csalign(
+        "compare", f"{run}:pairwise_only", run, "--json", *(x for path in further for x in ("--metric", path))
+    )
+    control, aligned = called.json["rows"]
+    assert [control["name"], aligned["name"]] == ["run:pairwise_only", "run:aligned"]
     numbers = json.loads((run / "eval_retrieval" / "results.json").read_text())["eval_retrieval"]
-    for direction, metric in (("i2t", "R@5"), ("t2i", "mAP"), ("both", "RSum"), ("t2i", "median_rank")):
-        test = found["comparison"][direction][metric]
-        assert test["a"] == pytest.approx(numbers["aligned"][direction][metric])
-        assert test["b"] == pytest.approx(numbers["pairwise_only"][direction][metric])
-        assert 0 < test["p"] <= 1
-    for way, metric in (("mixed", "R@1"), ("mixed/image", "R@5"), ("mixed/image_queries", "R@1")):
-        test = found["comparison"][way][metric]
-        values = {
-            store: {(w, m): v for w, m, v in flattened(numbers[store])}[way, metric]
-            for store in ("aligned", "pairwise_only")
-        }
-        assert (test["a"], test["b"]) == pytest.approx((values["aligned"], values["pairwise_only"]))
-        assert test["interval"][0] <= test["difference"] <= test["interval"][1]
-    same = csalign("eval-retrieval", "--compare", run, run)
-    assert "No difference between run:aligned and run:aligned is shown in any of 29 metrics." in same.stderr
-    assert "no difference shown" in same.stdout
-    assert "no store 'alinged'; did you mean aligned?" in refused("eval-retrieval", "--compare", run, f"{run}:alinged")
-    assert "no retrieval results in" in refused("eval-retrieval", "--compare", run, tmp_path / "nowhere")
-    assert "neither a recipe nor --set" in refused("eval-retrieval", features_run, "--compare", run, run)
+    scale = {column["key"]: column["scale"] for column in called.json["columns"]}
+    for path in further:
+        direction, metric = path.split(".")[2:]
+        for row, store in ((control, "pairwise_only"), (aligned, "aligned")):
+            assert row["cells"][path]["mean"] == pytest.approx(scale[path] * numbers[store][direction][metric])
+    test = aligned["cells"]["eval_retrieval.aligned.t2i.mAP"]["difference"]
+    assert test["interval"][0] <= test["mean"] <= test["interval"][1] and 0 < test["p"] <= test["p_holm"] <= 1
+    assert "with one training seed each" in called.json["conclusions"][0]
+    assert "no store 'alinged'; did you mean aligned?" in refused("compare", run, f"{run}:alinged")
+    assert "no such folder" in refused("compare", run, tmp_path / "nowhere")
+    assert "two runs have the seed 0" in refused("compare", run, run)
+    assert "no run has the metric 'x'" in refused("compare", run, "--metric", "x")
     other = tmp_path / "other"
     shutil.copytree(run, other)
     record = json.loads((other / "eval_retrieval" / "stage.json").read_text())
     record["summary"]["protocol"]["galleries"] = 5
     del record[SEAL]
     (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
-    assert "follow other protocols: galleries is 1" in refused("eval-retrieval", "--compare", run, other)
-    path = other / "eval_retrieval" / "aligned" / "i2t_queries.parquet"
+    control_of_other = f"{other}:pairwise_only"
+    assert "follow other protocols: galleries is 1" in refused("compare", run, control_of_other)
+    path = other / "eval_retrieval" / "pairwise_only" / "i2t_queries.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
     record["summary"]["protocol"]["galleries"] = 1
     (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
-    assert f"{path}: is damaged" in refused("eval-retrieval", "--compare", run, other)
-    record["files"]["aligned/i2t_queries.parquet"] = [path.stat().st_size, digest(path)]
+    assert f"{path}: is damaged" in refused("compare", run, control_of_other)
+    record["files"]["pairwise_only/i2t_queries.parquet"] = [path.stat().st_size, digest(path)]
     (other / "eval_retrieval" / "stage.json").write_text(json.dumps(sealed(record)))
-    assert "i2t: the two runs have other queries (40 and 39, for example '0120.jpg')" in refused(
-        "eval-retrieval", "--compare", run, other
-    )
+    assert "i2t has 39 queries, the first run compared has 40" in refused("compare", run, control_of_other)
 
 
 def test_a_mixed_corpus_is_measured_in_every_run_that_has_two_captions_of_an_image(

@@ -1,0 +1,152 @@
+"""The commands on many runs: sweep and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cs_aligner_cli.cli.options import AsJson, Debug, Overrides, Quiet, RecipeArgument, finish
+from cs_aligner_cli.common.console import Console, table
+from cs_aligner_cli.common.errors import SomeRunsFailed
+from cs_aligner_cli.common.tables import Table
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.experiments.comparison import Comparison, Difference
+
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="KEY=A,B", help="Values of a key, all combinations of which are run; repeatable."),
+]
+
+
+def sweep(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    grid: Grid = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N", help="How many seeds, or a list of them as in [0,1,7].")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes on this machine.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what they may cost; run none.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no further run after one that failed.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed before.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe's sweep: every configuration with every seed, each once."""
+
+    def call(console: Console) -> None:
+        from cs_aligner_cli.experiments.plan import Source
+        from cs_aligner_cli.stages.compare import compare as compare_runs
+        from cs_aligner_cli.stages.sweep import Options
+        from cs_aligner_cli.stages.sweep import sweep as run_sweep
+
+        source = Source(recipe, tuple(overrides or ()))
+        options = Options(tuple(grid or ()), seeds, jobs, dry_run, fail_fast, retry_failed)
+        failed: SomeRunsFailed | None = None
+        try:
+            result = run_sweep(source, options, console).model_dump(mode="json")
+        except SomeRunsFailed as error:
+            failed, result = error, error.result
+        data, tables = {"command": "sweep", **result}, sweep_tables(result)
+        if result["done_before"] + result["done_now"] > 0 and not dry_run:
+            found = compare_runs([result["folder"]], out=[Path(result["folder"]) / "comparison.html"])
+            data["comparison"] = found.model_dump(mode="json")
+            tables = [*comparison_tables(found), *tables]
+            for line in found.conclusions:
+                console.say(line)
+            console.say(f"page: {Path(result['folder']) / 'comparison.html'}")
+        console.result(data, tables)
+        if failed is not None:
+            raise failed
+
+    finish(call, debug, as_json, quiet)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Finished runs (folder, or RUN:STORE), or a sweep's folder.")
+    ],
+    control: Annotated[
+        str | None,
+        typer.Option(help="The configuration that the others are tested against [default: the first, or the sweep's]."),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="The metric that is tested, by its path [default: the mean R@1 of both ways].")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="A further metric, by its path; may be repeated.")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", "-o", help="Also write .md, .csv, .tex, .json or .html; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare finished runs: means, intervals, and tests against a control."""
+
+    def call(console: Console) -> None:
+        from cs_aligner_cli.stages.compare import compare as compare_runs
+
+        found = compare_runs(runs, control, objective, metric or (), out or ())
+        console.result({"command": "compare", **found.model_dump(mode="json")}, comparison_tables(found))
+        for line in found.conclusions:
+            console.say(line)
+        for path in out or ():
+            console.say(f"written: {path}")
+
+    finish(call, debug, as_json, quiet)
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """Configurations times metrics, then every test of the objective against the control."""
+    from cs_aligner_cli.experiments.text_tables import CLEAR, cell_text
+
+    columns = ["configuration", *(column.title + column.arrow for column in found.columns)]
+    rows = [
+        (
+            f"{row.name} (control)" if row.is_control else row.name,
+            *(cell_text(row.cells.get(column.key), column) for column in found.columns),
+        )
+        for row in found.rows
+    ]
+    tables = [table("mean \N{PLUS-MINUS SIGN} standard deviation over seeds", columns, rows)]
+    if found.control is None:
+        return tables
+    objective = found.column(found.objective)
+    tests = [
+        (row.name, *_test(cell.difference, objective.digits))
+        for row in found.rows
+        if (cell := row.cells.get(found.objective)) is not None and cell.difference is not None
+    ]
+    title = f"{objective.title} less that of {found.control} ({CLEAR} above: p < .05 after Holm's correction)"
+    return [*tables, table(title, ["configuration", "difference", "95% interval", "p", "p (Holm)"], tests)]
+
+
+def _test(test: Difference, digits: int) -> tuple[str, ...]:
+    span = f"{test.interval[0]:+.{digits}f} to {test.interval[1]:+.{digits}f}" if test.interval else ""
+    return f"{test.mean:+.{digits}f}", span, *("" if p is None else f"{p:.3f}" for p in (test.p, test.p_holm))
+
+
+def sweep_tables(result: Mapping[str, Any]) -> list[Table]:
+    """How many runs there are, done and failed; with --dry-run each of them."""
+    counts = [
+        ("configurations", str(result["configurations"])),
+        ("runs", str(result["runs"])),
+        ("done before", str(result["done_before"])),
+        ("done now", str(result["done_now"])),
+        ("failed", str(len(result["failed"]))),
+        ("seconds", f"{result['seconds']:.0f}"),
+    ]
+    if result["status"] == "planned":
+        cost = result["estimated_seconds"]
+        known = "unknown until one run is done" if cost is None else f"about {cost:.0f} s in one process"
+        counts = [*counts[:3], ("the other runs' cost", known)]
+    planned = [(run["configuration"], str(run["seed"]), run["id"], run["state"]) for run in result["planned"]]
+    runs = [table("runs", ["configuration", "seed", "id", "state"], planned)] if planned else []
+    return [*runs, table(f"sweep in {result['folder']}", ["what", "how many"], counts)]

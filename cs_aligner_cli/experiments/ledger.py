@@ -1,0 +1,112 @@
+"""The state of a sweep, which is its folder alone: what is done, what failed, and what some process is working on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.experiments.plan import PlannedRun
+from cs_aligner_cli.files.artifact import read_json, write_json
+from cs_aligner_cli.files.checksums import sealed, unsealed
+
+# The folder of the states, by which a sweep's folder is known.
+STATES = "states"
+# The sweep's recipe, as it was resolved.
+SWEEP = "sweep.yaml"
+
+
+class RunState(BaseModel):
+    """What became of one run of a sweep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    configuration_id: str
+    configuration: str
+    settings: dict[str, Any]
+    seed: int
+    status: Literal["done", "failed"]
+    seconds: float
+    finished: str
+    error: str = ""
+
+
+class Ledger:
+    """The folder of a sweep.
+
+    ``runs/ID``: a run's own folder; ``states/ID.json``: that it is done, or failed and why; ``claims/ID.lock``: held
+    by the process that works on it, on this machine or another, and free again when that process dies;
+    ``logs/ID.log``: the talk of a run that failed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def state(self, run: PlannedRun) -> RunState | None:
+        """What became of a run, None if it has not ended; raise InputError if the file that says so is damaged."""
+        path = self._state_path(run)
+        if not path.is_file():
+            return None
+        hint = "Remove it: the run is then looked at again, and what it finished is not done twice."
+        try:
+            return RunState.model_validate(unsealed(read_json(path, hint), path, hint))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: is no state of a run of this csalign", hint) from None
+
+    def end(self, run: PlannedRun, seconds: float, error: str = "") -> RunState:
+        """Note that a run is done or, with an ``error``, that it failed."""
+        state = RunState(
+            id=run.id,
+            configuration_id=run.configuration_id,
+            configuration=run.configuration.name,
+            settings=run.configuration.settings,
+            seed=run.seed,
+            status="failed" if error else "done",
+            seconds=round(seconds, 2),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            error=error,
+        )
+        path = self._state_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, sealed(state.model_dump(mode="json")))
+        if not error:
+            self.log(run).unlink(missing_ok=True)
+        return state
+
+    def forget(self, run: PlannedRun) -> None:
+        """Let a run that failed be tried again."""
+        self._state_path(run).unlink(missing_ok=True)
+
+    def log(self, run: PlannedRun) -> Path:
+        """Where the talk of a run goes; kept where it failed."""
+        return self.folder / "logs" / f"{run.id}.log"
+
+    @contextmanager
+    def claimed(self, run: PlannedRun) -> Iterator[bool]:
+        """Whether this process may work on a run now: nobody else does."""
+        claims = self.folder / "claims"
+        try:
+            claims.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(claims / f"{run.id}.lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise InputError(f"{claims}: cannot be written: {error.strerror}", "Name another run_dir.") from None
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _state_path(self, run: PlannedRun) -> Path:
+        return self.folder / STATES / f"{run.id}.json"

@@ -1,0 +1,166 @@
+"""What one finished run measured, read from its folder: numbers by path, and what each test image scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.modalities import ALIGNED
+from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.experiments.ledger import STATES, SWEEP
+from cs_aligner_cli.experiments.plan import configurations, experiment_id
+from cs_aligner_cli.files.artifact import RECORD, read_json, read_record
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS
+from cs_aligner_cli.retrieval.per_query import Records, read_mixed, read_records
+from cs_aligner_cli.runs.run_record import read_run_record
+
+# The direction that stands for the mean of both.
+MEAN = "mean"
+_RETRIEVAL = "eval_retrieval"
+# What may differ between the protocols of two evaluations that are compared.
+_FREE = ("search", "intervals")
+HEADLINE = "headline_gap.json"
+_HINT = "Name a run's folder, or one of ./runs, with a store where it has several: RUN or RUN:STORE."
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """One store of a finished run. ``configuration`` names what the run is a replicate of."""
+
+    folder: Path
+    store: str
+    configuration: str
+    configuration_id: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run's own record."""
+        return read_run_record(self.folder / "run.json")
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Path (as eval_retrieval.aligned.i2t.R@1) to every number that the run's stages returned.
+
+        Where both directions have a metric, ``mean`` is that of both.
+        """
+        found: dict[str, float] = {}
+        for stage, result in self.record["stages"].items():
+            found |= _numbers(result.get(stage, {}), stage)
+            rest = {key: value for key, value in result.items() if key != stage}
+            found |= {path: value for path, value in _numbers(rest, stage).items() if path not in found}
+        if (self.folder / HEADLINE).is_file():
+            found = {**_numbers(read_json(self.folder / HEADLINE), "gap_report"), **found}
+        for path in [path for path in found if path.startswith(f"{_RETRIEVAL}.") and ".i2t." in path]:
+            before, metric = path.split(".i2t.", 1)
+            other = found.get(f"{before}.t2i.{metric}")
+            if other is not None:
+                found[f"{before}.{MEAN}.{metric}"] = (found[path] + other) / 2
+        return found
+
+    def number(self, path: str) -> float | None:
+        """One number; the store in a path is that of this run's comparison, where it names ``aligned``."""
+        return self.numbers.get(path.replace(f".{ALIGNED}.", f".{self.store}.") if self.store != ALIGNED else path)
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """By what rules its retrieval was measured, less what does not change the numbers."""
+        summary = read_record(self.folder / _RETRIEVAL / RECORD)["summary"]
+        return {key: value for key, value in summary["protocol"].items() if key not in _FREE}
+
+    @cached_property
+    def records(self) -> Records:
+        """What every query scored."""
+        return read_records(self.folder / _RETRIEVAL / self.store)
+
+    def query_scores(self, direction: str, metric: str) -> tuple[pd.Series[str], Floats] | None:
+        """(Q,) the image that each query of a direction belongs to, and what it scored; None where there are none.
+
+        A query that does not count for a metric of mixed-modality retrieval is left out.
+        """
+        if direction in DIRECTIONS:
+            queries, column = self.records[direction][0], metric
+        else:
+            mixed, column = read_mixed(self.folder / _RETRIEVAL / self.store), f"{direction} {metric}"
+            if mixed is None:
+                return None
+            queries = mixed
+        if column not in queries.columns:
+            return None
+        values = queries[column].to_numpy(np.float64)
+        there = np.isfinite(values)
+        return queries["image"].astype(str)[there], values[there]
+
+    @property
+    def data_set(self) -> str:
+        """The data set that it was measured on."""
+        prepared = self.record["stages"].get("prepare", {})
+        return str(prepared.get("data_set") or self.record["recipe"]["data"]["manifest"])
+
+    @property
+    def split(self) -> str:
+        """The split that it was measured on."""
+        return str(self.record["recipe"]["eval_retrieval"]["split"])
+
+
+def _numbers(value: Any, path: str) -> dict[str, float]:
+    if isinstance(value, Mapping):
+        return {p: n for key, inner in value.items() for p, n in _numbers(inner, f"{path}.{key}").items()}
+    return {path: float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def find_run(given: str) -> list[MeasuredRun]:
+    """The run meant by RUN or RUN:STORE (default: the aligned store); a sweep's folder gives all its finished runs.
+
+    Raises InputError if there is no run, it has no retrieval results, or no such store.
+    """
+    name, _, store = given.rpartition(":") if ":" in given and not Path(given).exists() else (given, "", "")
+    folder = next((f for f in (Path(name), Path("runs") / name) if f.is_dir()), None)
+    if folder is None:
+        raise InputError(f"{given}: no such folder", _HINT)
+    if (folder / STATES).is_dir():
+        return _runs_of_sweep(folder, store or ALIGNED)
+    if not (folder / _RETRIEVAL / RECORD).is_file():
+        raise InputError(f"{given}: no retrieval results in {name}/{_RETRIEVAL}", _HINT)
+    stores = list(read_record(folder / _RETRIEVAL / RECORD)["summary"].get(_RETRIEVAL, {}))
+    chosen = store or (ALIGNED if ALIGNED in stores else stores[0] if len(stores) == 1 else "")
+    if chosen not in stores:
+        problem = (
+            f"no store {store!r}{did_you_mean(store, stores)}" if store else f"several stores: {', '.join(stores)}"
+        )
+        raise InputError(f"{given}: {problem}", _HINT)
+    recipe = read_run_record(folder / "run.json")["recipe"]
+    label = f"{folder.name}:{chosen}"
+    identity = f"{experiment_id(recipe, seeded=False)}:{chosen}"
+    return [MeasuredRun(folder, chosen, label, identity, int(recipe["seed"]), {})]
+
+
+def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:
+    """The finished runs of a sweep, its configurations in the order of its recipe."""
+    planned = load_recipe(str(folder / SWEEP)).sweep
+    names = [configuration.name for configuration in configurations(planned)] if planned else []
+    states = [read_json(path) for path in sorted((folder / STATES).glob("*.json"))]
+    done = [state for state in states if state.get("status") == "done"]
+    if not done:
+        raise InputError(f"{folder}: no run of this sweep is finished yet", "Go on with it: csalign sweep RECIPE")
+    order = {name: place for place, name in enumerate(names)}
+    return [
+        MeasuredRun(
+            folder / "runs" / state["id"],
+            store,
+            state["configuration"],
+            f"{state['configuration_id']}:{store}",
+            state["seed"],
+            state["settings"],
+        )
+        for state in sorted(done, key=lambda s: (order.get(s["configuration"], len(order)), s["finished"], s["seed"]))
+    ]

@@ -1,0 +1,243 @@
+"""What a sweep runs: its configurations, each with every seed, as resolved recipes with an id of their own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.files.artifact import fingerprint
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.recipe.strict_yaml import parse_value, shown
+from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
+from cs_aligner_cli.runs.layout import Layout
+
+# What a run is called and where it lies says nothing about its results.
+_NOT_THE_EXPERIMENT = ("name", "run_dir", "sweep", "distributed", "data.dir", "embed.dir", "embed.device")
+# The name of the recipe as it stands, beside what an ablation takes away from it.
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration: its name, and the settings that make it of the recipe."""
+
+    name: str
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep. ``id``: fingerprint of the resolved recipe; ``configuration_id``: the same without seed."""
+
+    configuration: Configuration
+    seed: int
+    recipe: Recipe
+
+    @cached_property
+    def id(self) -> str:
+        """What tells this run from all others; equal experiments have equal ids."""
+        return experiment_id(self.recipe.model_dump(mode="json"))
+
+    @cached_property
+    def configuration_id(self) -> str:
+        """The run's id without its seed."""
+        return experiment_id(self.recipe.model_dump(mode="json"), seeded=False)
+
+    @property
+    def label(self) -> str:
+        """The run in a line of talk."""
+        return f"{self.configuration.name}, seed {self.seed}"
+
+
+def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
+    """The fingerprint of what decides a run's results; ``recipe`` is a resolved one, as run.json holds it.
+
+    Not ``seeded``: what runs that differ in their seed alone have in common.
+    """
+    left_out = {*_NOT_THE_EXPERIMENT, *([] if seeded else ["seed"])}
+    kept = {key: value for key, value in recipe.items() if key not in left_out}
+    for section in ("data", "embed"):
+        kept[section] = {key: value for key, value in kept[section].items() if f"{section}.{key}" not in left_out}
+    return fingerprint(kept)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a sweep's recipe comes from: a file or name, and what --set changed."""
+
+    recipe: str | None
+    overrides: tuple[str, ...] = ()
+
+    def resolve(self, base: Recipe, configuration: Configuration, seed: int) -> PlannedRun:
+        """The run of one configuration and seed, with its folders inside the sweep's; InputError if it is not valid."""
+        settings = {**configuration.settings, "seed": seed, "sweep": None}
+        recipe = load_recipe(self.recipe, self.overrides, settings, f"sweep ({configuration.name})")
+        run = PlannedRun(configuration, seed, recipe)
+        layout, folder = Layout(recipe), base.folder
+        prepared = fingerprint(layout.prepared.recipe)
+        frozen = fingerprint([prepared, layout.frozen("any").recipe])
+        # A recipe that names shared folders of its own keeps them.
+        data = {} if recipe.data.dir else {"dir": folder / "data" / prepared[:8]}
+        embed = {} if recipe.embed.dir else {"dir": folder / "frozen" / frozen[:8]}
+        changes = {
+            "name": f"{base.name}-{run.id[:8]}",
+            "run_dir": folder / "runs" / run.id,
+            "data": recipe.data.model_copy(update=data),
+            "embed": recipe.embed.model_copy(update=embed),
+        }
+        return PlannedRun(configuration, seed, recipe.model_copy(update=changes))
+
+
+def load_sweep(source: Source, grid: Sequence[str] = (), seeds: str | None = None) -> Recipe:
+    """The recipe with its sweep section, to which the command line's ``--grid key=a,b`` and ``--seeds`` are added.
+
+    Raises InputError where neither names any configuration.
+    """
+    given = load_recipe(source.recipe, source.overrides).sweep
+    own: dict[str, Any] = given.model_dump(mode="python", exclude_unset=True) if given else {}
+    if grid:
+        own["grid"] = {**own.get("grid", {}), **dict(map(_grid_axis, grid))}
+    if seeds is not None:
+        own["seeds"] = parse_value(seeds, "--seeds")
+    if not own:
+        raise InputError(
+            "this recipe has no sweep section, and no --grid is given",
+            "For example: csalign sweep RECIPE --grid train.objective.divergence.weight=0,0.3,1 --seeds 3",
+        )
+    return load_recipe(source.recipe, source.overrides, {"sweep": own}, "--grid, --seeds")
+
+
+def _grid_axis(text: str) -> tuple[str, list[Any]]:
+    key, separator, values = text.partition("=")
+    if not separator or not key.strip() or not values.strip():
+        raise InputError(f"--grid {text}: expected key.path=value,value, for example --grid train.lr=1e-3,1e-4")
+    parsed = parse_value(f"[{values}]", f"--grid {text}")
+    return key.strip(), list(parsed)
+
+
+def configurations(sweep: Sweep) -> list[Configuration]:
+    """All configurations that are known before anything runs; those of a search come as it goes.
+
+    Raises InputError where two configurations have one name or equal settings, or the control is not among them.
+    """
+    found: list[Configuration] = []
+    if sweep.ablation:
+        found += _ablations(sweep.ablation)
+    found += [Configuration(name, settings) for name, settings in sweep.settings.items()]
+    if sweep.grid:
+        keys = _short_names(list(sweep.grid))
+        for values in itertools.product(*sweep.grid.values()):
+            chosen = dict(zip(sweep.grid, values, strict=True))
+            found.append(Configuration(_named(chosen, keys), chosen))
+    for section, spaces in (("random", sweep.random), ("search", sweep.search)):
+        if spaces is not None and not spaces.keys:
+            raise InputError(f"sweep.{section}.keys: expected at least one key path and its values")
+    if sweep.random:
+        rng = random.Random(sweep.random.draw_seed)
+        keys = _short_names(list(sweep.random.keys))
+        for _ in range(sweep.random.count):
+            chosen = {key: drawn(key, space, rng) for key, space in sweep.random.keys.items()}
+            found.append(Configuration(_named(chosen, keys), chosen))
+    _refuse_twins(found)
+    if not found and sweep.search is None:
+        raise InputError("sweep: names no configurations", "Expected grid, settings, random, search or ablation.")
+    if sweep.control is not None and sweep.control not in {c.name for c in found}:
+        raise InputError(
+            f"sweep.control: no configuration is named {sweep.control!r}"
+            + did_you_mean(sweep.control, [c.name for c in found])
+        )
+    return found
+
+
+def plan(source: Source, base: Recipe, known: Sequence[Configuration]) -> list[PlannedRun]:
+    """Every run of these configurations, seed by seed, so that a sweep that is stopped early has whole replicates.
+
+    Raises InputError where a configuration is not valid, or two come to the same experiment.
+    """
+    assert base.sweep is not None
+    runs = [source.resolve(base, configuration, seed) for seed in base.sweep.seeds for configuration in known]
+    owners: dict[str, PlannedRun] = {}
+    for run in runs:
+        twin = owners.setdefault(run.id, run)
+        if twin is not run:
+            raise InputError(
+                f"sweep: {run.configuration.name} and {twin.configuration.name} are the same experiment",
+                "Two configurations must differ in a key that is in force: remove one of them.",
+            )
+    return runs
+
+
+def drawn(key: str, space: Space, rng: random.Random) -> Any:
+    """One value of a space of sweep.random."""
+    if space.choices is not None:
+        return rng.choice(space.choices)
+    if space.low is None:
+        raise InputError(f"sweep: {key}: expected low and high, or choices")
+    low, high = space.range
+    if space.whole and not space.log:
+        return rng.randint(math.ceil(low), math.floor(high))
+    value = math.exp(rng.uniform(math.log(low), math.log(high))) if space.log else rng.uniform(low, high)
+    # Four digits are all that a reader of the table wants, and what the run is named by.
+    return round(value) if space.whole else float(f"{value:.4g}")
+
+
+def named(chosen: Settings) -> str:
+    """The name of a configuration by its settings, with each key as short as is clear."""
+    return _named(chosen, _short_names(list(chosen)))
+
+
+def _ablations(components: Sequence[str]) -> list[Configuration]:
+    removed: list[tuple[str, str, Any]] = []
+    for component in components:
+        key, separator, raw = component.partition("=")
+        key = key.strip()
+        removed.append((key, key, parse_value(raw, f"sweep.ablation: {component}") if separator else None))
+    names = _short_names([key for key, _, _ in removed])
+    each = [Configuration(f"without {names[key]}", {key: value}) for _, key, value in removed]
+    together = {key: value for _, key, value in removed}
+    return [Configuration(FULL), *each, *([Configuration("without all", together)] if len(each) > 1 else [])]
+
+
+def _named(chosen: Settings, keys: Mapping[str, str]) -> str:
+    return ", ".join(f"{keys[key]}={_text(value)}" for key, value in chosen.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict) and "kind" in value:
+        return str(value["kind"])
+    return "null" if value is None else str(value)
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key path by as many of its last parts as tell it from the others; ``kind`` and ``weight`` keep one above."""
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            short = ".".join(parts[-count:])
+            if parts[-count] == "kind":
+                continue
+            if sum(other == key or other.endswith(f".{short}") for other in keys) == 1:
+                break
+        names[key] = short
+    return names
+
+
+def _refuse_twins(found: Sequence[Configuration]) -> None:
+    names: dict[str, Configuration] = {}
+    for configuration in found:
+        twin = names.setdefault(configuration.name, configuration)
+        if twin is not configuration:
+            what = "are equal" if twin.settings == configuration.settings else "have one name"
+            raise InputError(
+                f"sweep: two configurations {what}: {shown(configuration.name)}",
+                "Remove one, or name both under sweep.settings.",
+            )

@@ -1,0 +1,106 @@
+"""What a comparison says, in sentences that follow from its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cs_aligner_cli.experiments.columns import Column
+from cs_aligner_cli.experiments.comparison import Comparison, Difference, Row
+
+_MOST_NAMED = 6
+
+
+def conclusions(found: Comparison) -> list[str]:
+    """The design, the tests of the objective, the gap's, what this many seeds could have shown, and the front."""
+    objective = found.column(found.objective)
+    sentences = [_design(found)]
+    others = [row for row in found.rows if not row.is_control]
+    if found.control is not None and others:
+        sentences += _against_control(others, objective, found.control)
+        if found.detectable is not None:
+            sentences.append(
+                f"A true difference of {objective.written(found.detectable)} in {objective.title} would be found in "
+                "four of five such experiments, before the correction; smaller ones can be there unseen."
+            )
+        gap = next((column for column in found.columns if column.role == "gap"), None)
+        if gap is not None and gap.key != found.objective:
+            sentences += _gap(others, gap, found.control)
+    front = [row.name for row in found.rows if row.on_front]
+    if front and len(found.rows) > 1:
+        sentences.append(
+            f"By the means, nothing has both a smaller gap and a higher {objective.title} than {_listed(front)}."
+        )
+    return sentences
+
+
+def _design(found: Comparison) -> str:
+    seeds = sorted({len(row.seeds) for row in found.rows})
+    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    over = f"{found.images:,} images of split {found.split} of {found.data_set}"
+    if seeds == [1]:
+        return (
+            f"{_count(len(found.rows), 'configuration')} with one training seed each, on {over}: intervals and tests "
+            "cover the choice of test images, not that of the seed."
+        )
+    plural = "" if each == "1" else "s"
+    return (
+        f"{_count(len(found.rows), 'configuration')}, {each} seed{plural} each, on {over}. Intervals and tests of "
+        "retrieval cover seeds and test images; those of the gap cover seeds."
+    )
+
+
+def _against_control(rows: Sequence[Row], column: Column, control: str) -> list[str]:
+    tests = {row.name: row.cells[column.key].difference for row in rows if column.key in row.cells}
+    known = {name: test for name, test in tests.items() if test is not None and test.p_holm is not None}
+    if not known:
+        return [f"{column.title}: one value per configuration says nothing of chance, so nothing is tested."]
+    sign = column.sign
+    better = {n: t for n, t in known.items() if t.clear and t.mean * sign > 0}
+    worse = {n: t for n, t in known.items() if t.clear and t.mean * sign < 0}
+    corrected = f", p corrected for {len(known)} comparisons (Holm)" if len(known) > 1 else ""
+    sentences = []
+    for group, word in ((better, "better"), (worse, "worse")):
+        if group:
+            listed = _listed([f"{name} ({_difference(test, column)})" for name, test in group.items()])
+            sentences.append(f"{column.title}: {word} than {control}{corrected}: {listed}.")
+    open_ = [name for name in known if name not in better and name not in worse]
+    if open_:
+        rest = f"{_listed(open_)}" if len(open_) <= _MOST_NAMED else f"the other {len(open_)} configurations"
+        least = min(known[name].p_holm or 1.0 for name in open_)
+        sentences.append(
+            f"{column.title}: no difference to {control} is shown for {rest} (smallest p {least:.2g}{corrected})."
+        )
+    return sentences
+
+
+def _gap(rows: Sequence[Row], gap: Column, control: str) -> list[str]:
+    tests = {row.name: row.cells[gap.key].difference for row in rows if gap.key in row.cells}
+    known = {name: test for name, test in tests.items() if test is not None and test.p_holm is not None}
+    if not known:
+        return []
+    smaller = [n for n, t in known.items() if t.clear and t.mean < 0]
+    larger = [n for n, t in known.items() if t.clear and t.mean > 0]
+    parts = []
+    if smaller:
+        parts.append(f"smaller than that of {control} for {_listed(smaller)}")
+    if larger:
+        parts.append(f"larger for {_listed(larger)}")
+    if not parts:
+        return [f"{gap.title.capitalize()}: no difference to {control} is shown for any configuration."]
+    return [f"{gap.title.capitalize()}: {'; '.join(parts)}."]
+
+
+def _difference(test: Difference, column: Column) -> str:
+    span = f" [{test.interval[0]:+.{column.digits}f}, {test.interval[1]:+.{column.digits}f}]" if test.interval else ""
+    return f"{test.mean:+.{column.digits}f}{span}, p {test.p_holm:.2g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = list(names[:_MOST_NAMED])
+    if len(names) > _MOST_NAMED:
+        shown.append(f"{len(names) - _MOST_NAMED} more")
+    return shown[0] if len(shown) == 1 else f"{'; '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,129 @@
+"""The recipe's section on sweeps: many runs of one recipe, as configurations times seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from cs_aligner_cli.recipe.messages import Strict
+
+Settings = dict[str, Any]
+_MOST_SEEDS = 1000
+
+
+Choices = Annotated[list[Any], Field(min_length=1)]
+
+
+class Space(Strict):
+    """The values that one key may take: a range of numbers, or choices."""
+
+    low: float | None = Field(None, description="Smallest number.")
+    high: float | None = Field(None, description="Largest number.")
+    log: bool = Field(False, description="Draw the logarithm evenly; low must be above 0.")
+    whole: bool = Field(False, description="Whole numbers only.")
+    choices: Choices | None = Field(None, description="In place of a range: the values that are chosen from.")
+
+    @model_validator(mode="after")
+    def _is_a_range_or_a_choice(self) -> Space:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.whole:
+                raise ValueError("expected either choices, or low and high; got both")
+        elif (self.low is None) != (self.high is None):
+            raise ValueError("expected low and high, or choices")
+        elif self.low is None or self.high is None:
+            return self
+        elif self.high < self.low:
+            raise ValueError(f"expected low <= high, got {self.low:g} and {self.high:g}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"log: true needs low above 0, got {self.low:g}")
+        return self
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest number of a range."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
+
+
+class Drawn(Strict):
+    """Configurations whose values are drawn: at random, or by an optimiser that learns from the runs before."""
+
+    count: int = Field(20, ge=1, le=100_000, description="How many configurations are drawn.")
+    keys: dict[str, Space] = Field({}, description="Key path to the values that it may take; at least one.")
+    draw_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the draws; no run's own seed.")
+
+
+class Search(Drawn):
+    """Optuna's search for the best value of sweep.objective (pip install cs-aligner-cli[search])."""
+
+    sampler: Literal["tpe", "random"] = Field("tpe", description="tpe: tree-structured Parzen estimator; or random.")
+    prune: bool = Field(
+        True, description="Stop a run whose validation R@1 is below the median of the others at the same step."
+    )
+
+
+def _counted(value: Any) -> Any:
+    """The seeds that a number stands for: 0, 1, and so on."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= _MOST_SEEDS:
+            raise ValueError(f"expected 1 to {_MOST_SEEDS} seeds, or a list of them")
+        return list(range(value))
+    return value
+
+
+Seeds = Annotated[
+    Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=_MOST_SEEDS)],
+    BeforeValidator(_counted, json_schema_input_type=int | list[int]),
+]
+
+
+class Objective(Strict):
+    """The metric by which configurations are ranked and searched."""
+
+    metric: str = Field(
+        "eval_retrieval.aligned.mean.R@1",
+        min_length=1,
+        description="Path in a run's JSON, as eval_retrieval.STORE.DIRECTION.METRIC (DIRECTION: i2t, t2i, or mean for "
+        "the mean of both) or gap_report.STORE.METRIC.",
+    )
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="Which way is better.")
+
+
+class Sweep(Strict):
+    """Many runs of one recipe: the union of the configurations below, each with every seed."""
+
+    grid: dict[str, Choices] = Field({}, description="Key path to its values; all combinations are run.")
+    settings: dict[str, Settings] = Field(
+        {}, description="Configurations by name, each a map of key path to value; {} is the recipe as it stands."
+    )
+    random: Drawn | None = Field(None, description="Configurations drawn at random.")
+    search: Search | None = Field(None, description="Configurations proposed one after another by Optuna.")
+    ablation: list[str] = Field(
+        [],
+        description="Components that are taken away from the recipe, each in turn and all together: a key path, which "
+        "is set to null, or path=value for what stands for its absence.",
+    )
+    seeds: Seeds = Field([0, 1, 2], description="Replicates of every configuration: how many (0, 1, ...), or which.")
+    control: str | None = Field(
+        None, description="Name of the configuration that the others are tested against; null: none."
+    )
+    objective: Objective = Field(Objective(), description="The metric by which configurations are ranked.")
+    report: bool = Field(
+        False, description="Write every run's gap report too; without it a sweep measures the headline gap metrics."
+    )
+
+    @model_validator(mode="after")
+    def _has_distinct_seeds(self) -> Sweep:
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError(f"seeds: {next(s for s in self.seeds if self.seeds.count(s) > 1)} is named twice")
+        return self
+
+    @property
+    def varied_keys(self) -> dict[str, str]:
+        """Every key path that configurations set, and the place in the recipe where they do."""
+        found = {key: f"sweep.grid.{key}" for key in self.grid}
+        found |= {key: f"sweep.settings.{name}.{key}" for name, own in self.settings.items() for key in own}
+        found |= {key: f"sweep.random.keys.{key}" for key in (self.random.keys if self.random else ())}
+        found |= {key: f"sweep.search.keys.{key}" for key in (self.search.keys if self.search else ())}
+        return found | {c.partition("=")[0].strip(): f"sweep.ablation: {c}" for c in self.ablation}

@@ -1,0 +1,124 @@
+"""Estimates over seeds and images: closed forms, coverage and error rates in simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cs_aligner_cli.experiments.statistics import (
+    crossed_estimate,
+    friedman_nemenyi,
+    holm,
+    main_effects,
+    pareto_front,
+    per_image,
+    seeds_estimate,
+)
+
+
+def drawn(rng: np.random.Generator, seeds: int, images: int, of_seed: float, of_image: float, rest: float = 1.0):
+    return (
+        of_seed * rng.standard_normal((seeds, 1))
+        + of_image * rng.standard_normal(images)
+        + rest * rng.standard_normal((seeds, images))
+    )
+
+
+def test_one_seed_is_the_standard_error_of_the_images():
+    values = np.random.default_rng(0).standard_normal((1, 50))
+    found = crossed_estimate(values)
+    assert found.standard_error == pytest.approx(stats.sem(values[0]))
+    assert (found.df, found.covers) == (49, "images")
+
+
+def test_equal_images_leave_the_t_interval_over_seeds():
+    by_seed = np.array([0.1, 0.3, 0.2])
+    found = crossed_estimate(np.repeat(by_seed[:, None], 40, axis=1))
+    expected = seeds_estimate(by_seed)
+    assert found.interval == pytest.approx(expected.interval)
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed)), abs=2e-3)
+
+
+def test_equal_seeds_leave_the_t_interval_over_images():
+    row = np.random.default_rng(1).standard_normal(60)
+    found = crossed_estimate(np.tile(row, (4, 1)))
+    assert found.interval == pytest.approx(stats.norm.interval(0.95, row.mean(), stats.sem(row)), abs=1e-6)
+
+
+def test_a_constant_has_no_error_and_no_difference():
+    found = crossed_estimate(np.full((3, 10), 0.25))
+    assert (found.mean, found.standard_error, found.p) == (0.25, 0.0, 0.0)
+    assert crossed_estimate(np.zeros((3, 10))).p == 1.0
+
+
+def test_one_number_says_nothing_of_its_error():
+    assert math.isnan(seeds_estimate([0.4]).interval[0])
+    assert math.isnan(seeds_estimate([0.4]).p)
+
+
+@given(st.integers(1, 5), st.integers(2, 30), st.integers(0, 2**32 - 1))
+def test_per_image_values_have_each_seeds_ratio_as_their_mean(seeds: int, images: int, seed: int):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, images).astype(float)
+    sums = rng.random((seeds, images)) * counts
+    values = per_image(sums, counts)
+    assert values.mean(axis=1) == pytest.approx(sums.sum(axis=1) / counts.sum())
+
+
+@pytest.mark.parametrize(("seeds", "of_seed"), [(2, 0.05), (3, 0.02), (3, 0.3), (5, 0.0), (5, 0.05)])
+def test_the_interval_covers(seeds: int, of_seed: float):
+    rng, trials = np.random.default_rng(7), 300
+    intervals = [crossed_estimate(drawn(rng, seeds, 60, of_seed, 0.5)).interval for _ in range(trials)]
+    covered = sum(low <= 0 <= high for low, high in intervals) / trials
+    assert 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials) <= covered <= 0.99
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_holm_over_paired_tests_keeps_the_family_error(seeds: int):
+    """Six configurations that are all worth what the control is, as differences to it: they share its noise."""
+    rng = np.random.default_rng(8)
+    wrong, trials = 0, 200
+    of_seed = 0.05 if seeds > 1 else 0.0  # one seed's test says that it covers the images alone
+    for _ in range(trials):
+        control = drawn(rng, seeds, 60, of_seed, 1.0)
+        p = [crossed_estimate(drawn(rng, seeds, 60, of_seed, 0.3) - control * 0.3).p for _ in range(6)]
+        wrong += min(holm(p)) < 0.05
+    assert wrong / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_holm_is_the_textbook_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, math.nan, 0.8])[0] == 1.0
+    assert math.isnan(holm([0.9, math.nan])[1])
+
+
+def test_the_front_keeps_what_nothing_beats_and_twins_of_it():
+    assert pareto_front([0.3, 0.1, 0.1, 0.2], [24, 22, 22, 21]) == [True, True, True, False]
+
+
+def test_main_effects_of_an_additive_grid_sum_to_one():
+    settings = [{"a": str(a), "b": str(b)} for a in range(3) for b in range(3)]
+    values = [2.0 * int(s["a"]) + int(s["b"]) for s in settings]
+    found = main_effects(settings, values)
+    assert list(found) == ["a", "b"]
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["a"] == pytest.approx(0.8)
+
+
+def test_ranks_of_one_order_everywhere_are_significant():
+    values = np.array([[3, 2, 1.0]] * 8)
+    found = friedman_nemenyi(values)
+    assert found.mean_ranks == [1, 2, 3]
+    assert found.p == pytest.approx(stats.friedmanchisquare(*values.T).pvalue)
+    # Demsar 2006, table 5: q of 3 classifiers is 2.343.
+    assert found.critical_difference == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 8)), rel=1e-3)
+
+
+def test_ranks_want_three_data_sets():
+    with pytest.raises(ValueError, match="at least 3"):
+        friedman_nemenyi(np.ones((2, 4)))
