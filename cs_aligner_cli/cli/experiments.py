@@ -37,7 +37,7 @@ def sweep(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe's sweep: every configuration with every seed, each once."""
+    """Run every configuration of a sweep with every seed."""
 
     def call(console: Console) -> None:
         from cs_aligner_cli.experiments.plan import Source
@@ -88,7 +88,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare finished runs: means, intervals, and tests against a control."""
+    """Compare finished runs, with intervals and tests."""
 
     def call(console: Console) -> None:
         from cs_aligner_cli.stages.compare import compare as compare_runs
