@@ -215,7 +215,7 @@ def zero_shot_tables(result: Result) -> list[Table]:
 
 
 def gap_tables(result: Result) -> list[Table]:
-    """The headline metrics of every store with their 95% intervals, and their null floors for the last one."""
+    """The headline metrics of every store with their 95% intervals, and what the last would read without a gap."""
     from cs_aligner_cli.report.headline import metric_keys
 
     stores, intervals = result["gap_report"], result["intervals"]
@@ -224,10 +224,15 @@ def gap_tables(result: Result) -> list[Table]:
         (name, *(_spanned(values.get(key), intervals[name].get(key)) for key in keys))
         for name, values in stores.items()
     ]
-    last, floor = list(result["null_floor"].items())[-1]
-    rows.append((f"null floor of {last}", *(_number(floor.get(key)) for key in keys)))
+    last, tests = list(result["tests"].items())[-1]
+    rows.append((f"{last} without a gap", *(_without_gap(result["null_floor"][last], tests, key) for key in keys)))
     title = f"modality gap on split {result['split']}: {result['pairs']} pairs, [95% intervals]; all else in the report"
     return [table(title, ["store", *(key.replace("_", " ").replace("@", " at ") for key in keys)], rows)]
+
+
+def _without_gap(levels: dict[str, float], tests: dict[str, float], key: str) -> str:
+    """What a metric of the two clouds reads without a gap, and the p value of there being none."""
+    return f"{levels[key]:.3f}, p {tests[key]:.3f}" if key in tests else ""
 
 
 def _spanned(value: float | None, interval: list[float] | None) -> str:
@@ -251,10 +256,12 @@ def run_tables(results: dict[str, Result]) -> list[Table]:
         found, gap = {**retrieval.get(store, {}), "mixed": mixed.get(store, {})}, gaps.get(store, {})
         ways = (*_DIRECTIONS, "mixed") if mixed else _DIRECTIONS
         recalls = [_percent(found.get(d, {}).get(f"R@{k}")) for d in ways for k in (1, 10)]
-        rows.append((store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "paired_cosine"))))
+        rows.append(
+            (store, *recalls, *(_number(gap.get(m)) for m in ("centroid_gap", "margin", "margin_standardised")))
+        )
     columns = ["store", "i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10"]
     columns += ["mixed R@1", "mixed R@10"] if mixed else []
-    columns += ["centroid gap", "paired cosine"]
+    columns += ["centroid gap", "margin", "margin, standardised"]
     return [table(f"split {results['eval_retrieval']['split']} (R@k in percent)", columns, rows)]
 
 

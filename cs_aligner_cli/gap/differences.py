@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from cs_aligner_cli.gap.results import Measurement, interval, p_value
 
-from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.gap.results import interval
+LEVEL = 0.05
 
 
-def differences(
-    values: Mapping[str, Mapping[str, float]], draws: Mapping[str, Mapping[str, Floats]], subject: str
-) -> list[dict[str, Any]]:
-    """The subject's value less that of every other store, per metric: a paired bootstrap.
+def differences(measured: Mapping[str, Measurement], subject: str, headline: Sequence[str]) -> list[dict[str, Any]]:
+    """The subject's value less that of every other store, per metric, tested on the pairs that both hold.
 
-    ``values`` and ``draws`` (D,) by store and metric, the draws being those of the same resampled pairs in every
-    store. Returns rows of "store", "metric", "difference", "interval" [low, high] of 95%, and "clear": whether the
-    interval leaves out 0. Metrics that one of the two lacks are left out.
+    ``measured`` by store. Returns rows of "store", "metric", "difference", "interval" [low,
+    high] of 95%, "p" (Student's t, two-sided), "headline" and "clear". The metrics of ``headline`` are one family for
+    each other store: "p_holm" is corrected for their number (Holm, Scandinavian Journal of Statistics 1979), and they
+    are clear where it is below 0.05. All others are exploratory: their p is not corrected, and none of them is ever
+    called clear. Metrics that one of the two lacks are left out.
     """
-    rows = []
-    for other in values:
-        for metric in values[subject] if other != subject else ():
-            if metric not in draws[subject] or metric not in draws[other]:
+    rows: list[dict[str, Any]] = []
+    mine = measured[subject]
+    for other, theirs in measured.items():
+        of_other: list[dict[str, Any]] = []
+        for metric in mine.values if other != subject else ():
+            if metric not in mine.spreads or metric not in theirs.spreads:
                 continue
-            low, high = interval(draws[subject][metric] - draws[other][metric])
-            rows.append(
-                {
-                    "store": other,
-                    "metric": metric,
-                    "difference": values[subject][metric] - values[other][metric],
-                    "interval": [low, high],
-                    "clear": bool(np.isfinite([low, high]).all() and (low > 0 or high < 0)),
-                }
-            )
+            difference = mine.values[metric] - theirs.values[metric]
+            spread = mine.spreads[metric].less(theirs.spreads[metric])
+            row = {"store": other, "metric": metric, "difference": difference, "interval": interval(difference, spread)}
+            p = p_value(difference, spread)
+            of_other.append({**row, "p": p, "headline": metric in headline, "p_holm": None, "clear": False})
+        family = [row for row in of_other if row["headline"]]
+        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"], row["clear"] = corrected, corrected < LEVEL
+        rows += of_other
     return rows
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of a family, each corrected for the number of those that are not smaller (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min((len(p_values) - place) * p_values[i], 1.0))
+        corrected[i] = highest
+    return corrected

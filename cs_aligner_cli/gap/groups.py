@@ -1,9 +1,9 @@
-"""Sums between random groups of pairs, from which values, bootstrap intervals and null floors all follow.
+"""Sums between random groups of pairs, from which values, their errors and sign-flip tests all follow.
 
-A metric of two clouds is made of mean kernel values: within the images, within the texts, and across. Here a kernel
-is summed once, block by block, into a (G, G) matrix over at most 200 random groups of pairs; a bootstrap draw of
-groups, or a split of one cloud into halves, is then a pair of vectors around that matrix and costs nothing. Up to 200
-pairs every pair is its own group.
+A metric of two clouds is made of mean kernel values: within the images, within the texts, across strangers, and over
+the pairs themselves. Here a kernel is summed once, block by block, into (G, G) matrices over at most 200 random groups
+of pairs; leaving groups out (``left_out``) or swapping the members of their pairs (``flipped``) is then a pair of
+vectors around these matrices and costs nothing. Up to 200 pairs every pair is its own group.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from torch import Tensor
 from cs_aligner_cli.common.types import Floats
 
 GROUPS = 200
+# The keys of -||a - b|| and of ((a - mx) . (b - my))^2 among kernels, beside the bandwidths of Gaussians.
+DISTANCE, CENTRED_SQUARE = 0.0, -1.0
 # Blocks of this many rows stay in the processor's cache, which is several times faster than the whole matrix.
 BLOCK = 512
 
 
 class Means(NamedTuple):
-    """Mean kernel values of two samples of m and n rows, one entry per draw: image and text over i != j, cross over
-    all. Those of a kernel that is relative are in units of exp(log_unit). ``own`` is k(a, a)."""
+    """Mean kernel values of n pairs, one entry per sample: image, text and cross over i != j, pair over i = j across.
+
+    Those of a kernel that is relative are in units of exp(log_unit). ``own`` is k(a, a).
+    """
 
     image: Floats
     text: Floats
     cross: Floats
-    m: Floats
+    pair: Floats
     n: Floats
     own: float = 1.0
     log_unit: float = 0.0
@@ -62,23 +66,29 @@ class Groups:
         members[self.order] = np.repeat(np.arange(len(self.starts)), self.sizes.astype(np.int64))
         return members
 
-    def counts(self, draws: int, seed: int) -> Floats:
-        """(1 + draws, G) how often a bootstrap draw holds each group; the first draw is the sample itself."""
-        groups = len(self.starts)
-        drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
-        return np.concatenate([np.ones((1, groups)), drawn])
-
 
 def random_groups(n: int, seed: int) -> Groups:
     """At most 200 groups of n rows, equal in size up to one row; up to 200 rows each is a group, in order."""
     if n <= GROUPS:
         return Groups(np.arange(n), np.arange(n))
-    return Groups(np.random.default_rng(seed).permutation(n), np.arange(GROUPS) * n // GROUPS)
+    count = n // -(-n // GROUPS)  # fewer groups rather than some of twice the size of others
+    return Groups(np.random.default_rng(seed).permutation(n), np.arange(count) * n // count)
+
+
+def without(sums: Floats) -> Floats:
+    """(1 + G + G (G - 1) / 2,) totals of sums (G,) or (G, G): of all groups, without each, and without each two."""
+    first, second = np.triu_indices(len(sums), 1)
+    if sums.ndim == 1:
+        total = sums.sum()
+        return np.concatenate([[total], total - sums, total - sums[first] - sums[second]])
+    total, lines = sums.sum(), sums.sum(axis=0) + sums.sum(axis=1) - np.diag(sums)
+    between = sums[first, second] + sums[second, first]
+    return np.concatenate([[total], total - lines, total - lines[first] - lines[second] + between])
 
 
 @dataclass(frozen=True, eq=False)
 class KernelSums:
-    """A kernel's sums (G, G) between groups: image and text without i = j, cross with; sizes (G,) of the groups.
+    """A kernel's sums (G, G) between groups over i != j: image, text, cross; (G,) pair over i = j across; sizes (G,).
 
     In units of exp(log_unit); ``own`` is k(a, a), in no units.
     """
@@ -86,33 +96,29 @@ class KernelSums:
     image: Floats
     text: Floats
     cross: Floats
+    pair: Floats
     sizes: Floats
     own: float = 1.0
     log_unit: float = 0.0
 
-    def resampled(self, counts: Floats) -> Means:
-        """The means under ``counts`` (D, G).
+    def left_out(self) -> Means:
+        """The means of all pairs, without each group, and without each two groups, in the order of ``without``."""
+        n = without(self.sizes)
+        with np.errstate(invalid="ignore", divide="ignore"):  # of fewer than two pairs: NaN
+            image, text, cross = (without(sums) / (n * (n - 1)) for sums in (self.image, self.text, self.cross))
+            return Means(image, text, cross, without(self.pair) / n, n, self.own, self.log_unit)
 
-        A draw holds some groups twice, and would see their rows as clones of each other: so blocks of a group with
-        itself keep the share that they have in the sample, in every draw.
-        """
-        every = np.outer(self.sizes, self.sizes)
-        others = every - np.diag(self.sizes)
-        n = np.full(len(counts), self.sizes.sum())
-        image, text = (_resampled(sums, others, counts) for sums in (self.image, self.text))
-        return Means(image, text, _resampled(self.cross, every, counts), n, n, self.own, self.log_unit)
-
-    def halves(self, first: Floats, second: Floats) -> tuple[Means, Means]:
-        """The means between two halves of the images, and of the texts; 0/1 masks (D, G) of disjoint halves."""
-        m, n = first @ self.sizes, second @ self.sizes
-        means = []
-        for sums in (self.image, self.text):
-            a, b = (
-                _form(part, sums, part) / np.maximum(size * (size - 1), 1) for part, size in ((first, m), (second, n))
-            )
-            across = _form(first, sums, second) / (m * n)
-            means.append(Means(a, b, across, m, n, self.own, self.log_unit))
-        return means[0], means[1]
+    def flipped(self, signs: Floats) -> Means:
+        """The means once the members of all pairs of the groups at -1 have changed places; signs (D, G) of +-1."""
+        # With u = (1 + s) / 2 and 1 - u in the place of rows that stay and that go, every sum is one quadratic form.
+        quadratic = _form(signs, self.image + self.text - 2 * self.cross, signs)
+        linear = 2 * (self.image.sum(axis=1) - self.text.sum(axis=1) + self.cross.sum(axis=1) - self.cross.sum(axis=0))
+        within, across = self.image.sum() + self.text.sum(), 2 * self.cross.sum()
+        n = np.full(len(signs), self.sizes.sum())
+        every = 4 * n * (n - 1)
+        same, changed = (within + across + quadratic) / every, signs @ linear / every
+        cross = (within + across - quadratic) / every
+        return Means(same + changed, same - changed, cross, self.pair.sum() / n, n, self.own, self.log_unit)
 
 
 def _form(left: Floats, matrix: Floats, right: Floats) -> Floats:
@@ -121,25 +127,9 @@ def _form(left: Floats, matrix: Floats, right: Floats) -> Floats:
     return value
 
 
-def _resampled(sums: Floats, pairs: Floats, counts: Floats) -> Floats:
-    own_sums, own_pairs = np.diag(sums), np.diag(pairs)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one group only has nothing between groups: NaN
-        apart = (_form(counts, sums, counts) - counts**2 @ own_sums) / (
-            _form(counts, pairs, counts) - counts**2 @ own_pairs
-        )
-    share = float(own_pairs.sum() / pairs.sum())
-    inside = (counts @ own_sums) / (counts @ own_pairs) if share else np.zeros(len(counts))
-    return (1 - share) * apart + share * inside
-
-
-def linear_sums(x: Floats, y: Floats, groups: Groups) -> KernelSums:
-    """The sums of the inner product, for unit rows x, y (n, d)."""
-    return linear_sums_of(groups.sums(x), groups.sums(y), groups.sizes)
-
-
-def linear_sums_of(a: Floats, b: Floats, sizes: Floats) -> KernelSums:
-    """The same from the groups' sums a, b (G, d) of unit rows alone: for any number of rows."""
-    return KernelSums(a @ a.T - np.diag(sizes), b @ b.T - np.diag(sizes), a @ b.T, sizes)
+def linear_sums(a: Floats, b: Floats, pair: Floats, sizes: Floats) -> KernelSums:
+    """The sums of the inner product from the groups' sums of unit rows a, b (G, d) and of paired cosines (G,)."""
+    return KernelSums(a @ a.T - np.diag(sizes), b @ b.T - np.diag(sizes), a @ b.T - np.diag(pair), pair, sizes)
 
 
 def kernel_sums(
@@ -149,39 +139,59 @@ def kernel_sums(
     bandwidths: Sequence[float],
     tell: Callable[[str], None] = lambda what: None,
 ) -> dict[float, KernelSums]:
-    """The sums of the Gaussian kernel at every bandwidth, and under 0.0 those of -||a - b||, over unit rows (n, d).
+    """The sums of the Gaussian kernel at every bandwidth, and of two more, over unit rows (n, d).
+
+    Under ``DISTANCE`` stands -||a - b||; under ``CENTRED_SQUARE``, across alone, the square of the inner product of an
+    image with a text, both modalities' means taken away.
 
     Float64, without an n x n matrix. A Gaussian's sums are relative to its value at the smallest distance between two
     rows, found on the way: only bandwidths far below any useful one (0.03) can make the cross sums underflow.
     """
-    x, y = x[torch.from_numpy(groups.order)], y[torch.from_numpy(groups.order)]
+    order = torch.from_numpy(groups.order)
+    x, y = x[order], y[order]
     count = len(groups.starts)
-    sums = np.zeros((len(bandwidths) + 1, 3, count, count))
+    sums = np.zeros((len(bandwidths) + 2, 3, count, count))
     widths = np.array([2 * s * s for s in bandwidths])
-    nearest = 4.0
+    paired = (x - y).square().sum(dim=1)
+    nearest = float(paired.min())
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    offset = x @ mean_y - mean_x @ mean_y, y @ mean_x
     for block in _blocks(x, y, groups):
         closer = min(nearest, float(block.squared.min()))
         if closer < nearest:
-            sums[:-1] *= np.exp((closer - nearest) / widths)[:, None, None, None]
+            sums[:-2] *= np.exp((closer - nearest) / widths)[:, None, None, None]
             nearest = closer
         for target, width in zip(sums, widths, strict=False):
             block.add(((nearest - block.squared) / width).exp_(), target)
-        lengths = block.squared.sqrt()
-        block.add(lengths.masked_fill_(lengths == math.inf, 0.0).neg_(), sums[-1])
+        counted = block.squared != math.inf
+        block.add(block.squared.sqrt().neg_().where(counted, 0.0), sums[-2])
+        if block.part == 2:
+            start = int(groups.starts[block.rows.start])
+            off = offset[0][start : start + len(counted), None] + offset[1]
+            block.add((1 - block.squared / 2 - off).square_().where(counted, 0.0), sums[-1])
         tell(f"kernel sums, {int(groups.sizes[: block.rows.stop].sum()):,} of {len(x):,} rows")
     # Within a cloud only one of each two (i, j), (j, i) was met.
     sums[:, :2] += sums[:, :2].swapaxes(2, 3).copy()
     sizes = groups.sizes
-    found = {
-        s: KernelSums(*_parts(sums[number]), sizes, 1.0, -nearest / width)
-        for number, (s, width) in enumerate(zip(bandwidths, widths, strict=True))
-    }
-    return {**found, 0.0: KernelSums(*_parts(sums[-1]), sizes, 0.0)}
+    found = {}
+    for number, (s, width) in enumerate(zip(bandwidths, widths, strict=True)):
+        of_pairs = _summed(((nearest - paired) / width).exp_(), groups)
+        found[s] = KernelSums(*_parts(sums[number]), of_pairs, sizes, 1.0, -nearest / width)
+    found[DISTANCE] = KernelSums(*_parts(sums[-2]), _summed(-paired.sqrt(), groups), sizes, 0.0)
+    centred = (1 - paired / 2 - offset[0] - offset[1]).square()
+    found[CENTRED_SQUARE] = KernelSums(*_parts(sums[-1]), _summed(centred, groups), sizes)
+    return found
 
 
 def _parts(sums: Floats) -> tuple[Floats, Floats, Floats]:
     image, text, cross = sums
     return image, text, cross
+
+
+def _summed(values: Tensor, groups: Groups) -> Floats:
+    """(G,) sums of values (n,) that are in the groups' order already."""
+    summed: Floats = np.add.reduceat(values.numpy(), groups.starts)
+    return summed
 
 
 class _Block(NamedTuple):
@@ -201,7 +211,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(x: Tensor, y: Tensor, groups: Groups) -> Iterator[_Block]:
-    """All pairs of rows; within a cloud those with i < j alone."""
+    """All two rows of different pairs; within a cloud those with i < j alone."""
     starts, ends = groups.starts, np.append(groups.starts[1:], len(x))
     first = 0
     while first < len(ends):
@@ -214,7 +224,9 @@ def _blocks(x: Tensor, y: Tensor, groups: Groups) -> Iterator[_Block]:
             met = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
             squared[:, : stop - start].masked_fill_(met, math.inf)
             yield _Block(part, rows, slice(first, None), inner, starts[first:] - start, squared)
-        yield _Block(2, rows, slice(None), inner, starts, _squared(x[start:stop], y))
+        across = _squared(x[start:stop], y)
+        across[:, start:stop].fill_diagonal_(math.inf)
+        yield _Block(2, rows, slice(None), inner, starts, across)
         first = last
 
 

@@ -1,4 +1,10 @@
-"""Metrics of two clouds from mean kernel values: the centroid gap, D_CS, MMD, energy distance, uniformity."""
+"""Metrics of two clouds of pairs from mean kernel values: centroid gap, D_CS, MMD, energy, pairs against strangers.
+
+Rows are pairs, so the two clouds are not independent samples: an unbiased estimate leaves the pairs (i, i) out of the
+cross term as well as out of the others (Gretton et al., JMLR 2012, lemma 6 of section 3.1: the one-sample U statistic
+of h_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)). With them, a U estimate is too low where pairs are
+alike. V estimates keep every pair.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +13,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.gap.groups import Means
-
-DISTANCE = 0.0  # the key of -||a - b|| among the kernels, beside the bandwidths of Gaussians
+from cs_aligner_cli.gap.groups import DISTANCE, Means
 
 
 def centroid_metrics(linear: Means) -> dict[str, Floats]:
-    """||mx - my||, plug-in and without what is only sampling noise, from mean cosines."""
-    within = linear.image + linear.text
-    plug_in = _kept(linear.image, linear.m, 1.0) + _kept(linear.text, linear.n, 1.0)
+    """||mx - my||, plug-in, and its square without what is only sampling noise, from mean cosines."""
     return {
-        "centroid_gap": np.sqrt(np.maximum(plug_in - 2 * linear.cross, 0)),
-        "centroid_gap_debiased": np.sqrt(np.maximum(within - 2 * linear.cross, 0)),
+        "centroid_gap": np.sqrt(np.maximum(_mmd(linear, diagonals=True), 0)),
+        "squared_gap_debiased": _mmd(linear, diagonals=False),
     }
 
 
@@ -34,38 +36,76 @@ def divergence_metrics(kernels: Mapping[float, Means], bandwidths: Sequence[floa
     return found
 
 
+def margin_metrics(linear: Means, centred_square: Means) -> dict[str, Floats]:
+    """How far pairs stand out from strangers, and what is left of the distance between strangers, means taken away.
+
+    From mean cosines, and the mean square of strangers' inner products once each modality's mean is taken away: the
+    variance that they are standardised by. A shift of either cloud, or a factor, changes neither metric.
+    """
+    margin = linear.pair - linear.cross
+    deviation = np.sqrt(np.maximum(centred_square.cross, 0))
+    within = 2 - linear.image - linear.text
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "margin_standardised": np.where(deviation > 1e-9, margin / deviation, 0.0),
+            "residual_ratio": np.where(within > 1e-12, 1 - 2 * margin / within, 1.0),
+        }
+
+
 def uniformity_metrics(potential: Means) -> dict[str, Floats]:
     """log mean exp(-2 ||a - b||^2) over i != j: images, texts, and both pooled; ``potential`` at bandwidth 0.5."""
-    m, n = potential.m, potential.n
-    image, text, cross = m * (m - 1) * potential.image, n * (n - 1) * potential.text, 2 * m * n * potential.cross
-    pooled = (image + text + cross) / ((m + n) * (m + n - 1))
+    n = potential.n
+    # Pooled are 2n rows; the two of a pair are different ones.
+    across = 2 * (n * (n - 1) * potential.cross + n * potential.pair)
+    pooled = (n * (n - 1) * (potential.image + potential.text) + across) / (2 * n * (2 * n - 1))
     names = ("uniformity_image", "uniformity_text", "uniformity_pooled")
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         values = [np.log(mean) + potential.log_unit for mean in (potential.image, potential.text, pooled)]
     return dict(zip(names, values, strict=True))
 
 
-def _kept(mean: Floats, rows: Floats, own: float) -> Floats:
-    """The mean with the pairs (i, i), from that without them."""
-    return ((rows - 1) * mean + own) / rows
+def no_gap_levels(whole: Mapping[str, float]) -> dict[str, float]:
+    """What V estimates read on average without a gap: V less U, the bias that U is free of; U's own level is 0.
+
+    For the centroid gap that is sqrt(mean squared residual / (N - 1)) exactly, residuals being those of pairs once each
+    modality's mean is taken away.
+    """
+    levels = {}
+    for key, value in whole.items():
+        name, at, bandwidth = key.partition("@")
+        if key == "centroid_gap":
+            levels[key] = float(np.sqrt(max(value**2 - whole["squared_gap_debiased"], 0.0)))
+        elif name.endswith("_v"):
+            levels[key] = value - whole[f"{name[:-1]}u{at}{bandwidth}"]
+        else:
+            levels[key] = 0.0
+    return levels
+
+
+def _kept(mean: Floats, n: Floats, own: Floats | float) -> Floats:
+    """The mean over all (i, j), from that over i != j and that over (i, i)."""
+    kept: Floats = ((n - 1) * mean + own) / n
+    return kept
 
 
 def _cs(kernel: Means, diagonals: bool) -> Floats:
+    image, text, cross = kernel.image, kernel.text, kernel.cross
     with np.errstate(divide="ignore", invalid="ignore"):
-        image, text, cross = (np.log(mean) for mean in (kernel.image, kernel.text, kernel.cross))
+        logs = [np.log(mean) for mean in (image, text)]
         if diagonals:
             # The means are in units that may be far below 1, the kernel of a row with itself.
-            own = -kernel.log_unit
-            image = np.logaddexp(np.log1p(-1 / kernel.m) + image, own - np.log(kernel.m))
-            text = np.logaddexp(np.log1p(-1 / kernel.n) + text, own - np.log(kernel.n))
-        divergence: Floats = image + text - 2 * cross
+            own = -kernel.log_unit - np.log(kernel.n)
+            logs = [np.logaddexp(np.log1p(-1 / kernel.n) + log, own) for log in logs]
+            cross = _kept(cross, kernel.n, kernel.pair)
+        divergence: Floats = logs[0] + logs[1] - 2 * np.log(cross)
     return divergence
 
 
 def _mmd(kernel: Means, diagonals: bool) -> Floats:
     unit = np.exp(kernel.log_unit)
-    image, text = unit * kernel.image, unit * kernel.text
+    image, text, cross = unit * kernel.image, unit * kernel.text, unit * kernel.cross
     if diagonals:
-        image, text = _kept(image, kernel.m, kernel.own), _kept(text, kernel.n, kernel.own)
-    squared: Floats = image + text - 2 * unit * kernel.cross
+        image, text = (_kept(mean, kernel.n, kernel.own) for mean in (image, text))
+        cross = _kept(cross, kernel.n, unit * kernel.pair)
+    squared: Floats = image + text - 2 * cross
     return squared

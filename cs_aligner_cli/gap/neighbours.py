@@ -2,65 +2,129 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.gap.groups import BLOCK, Groups
+from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.gap.groups import BLOCK
+from cs_aligner_cli.gap.results import Spread
 from cs_aligner_cli.retrieval.bootstrap import skewness_of_sums
 
 NEIGHBOURS = 10
+# Random halves, and how many of the nearest rows are kept so that 10 of them are in a half.
+_SPLITS, _KEPT = 40, 50
 
 
 class Near(NamedTuple):
-    """What neighbourhoods say of n pairs: (n,) shares ``mutual`` and ``purity``, and (n,) occurrences of each row in
-    the lists of the other modality's rows: ``of_image`` of images in those of texts, ``of_text`` of texts."""
+    """Who is near whom among n pairs, the nearest first: (n, r) ``image`` and ``text`` within a modality, (2n, r)
+    ``pooled`` in both together; and (n,) in how many lists of the other modality's rows each stands: ``of_image`` of
+    images in those of texts, ``of_text`` of texts. ``k`` of the r count, the others are there for subsamples."""
 
-    mutual: Floats
-    purity: Floats
+    image: Ints
+    text: Ints
+    pooled: Ints
     of_image: Floats
     of_text: Floats
+    k: int
 
 
-def neighbour_metrics(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> Near:
-    """Who is near whom among unit rows x, y (n, d); k is at most n - 1.
-
-    - ``mutual``: |kNN(x_i) & kNN(y_i)| / k, neighbours being sought among the images for x_i and among the texts
-      for y_i (Huh et al., The Platonic Representation Hypothesis, ICML 2024).
-    - ``purity``: the share of the k nearest rows of both modalities together that are of a row's own, averaged over
-      both rows of the pair.
-    - ``of_image``, ``of_text``: the k-occurrence, in how many of the n lists of k nearest rows an item stands.
-    """
+def nearest_rows(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> Near:
+    """The nearest rows of each among unit rows x, y (n, d); k is at most n - 1."""
     n = len(x)
     k = min(k, n - 1)
-    shared, purity = torch.zeros(2, n, dtype=torch.float64)
-    occurrence = {name: torch.zeros(n, dtype=torch.int64) for name in ("x", "y")}
+    lists: dict[str, list[Tensor]] = {"image": [], "text": [], "pooled": [], "pooled texts": []}
+    occurrence = {name: torch.zeros(n, dtype=torch.int64) for name in ("image", "text")}
     for start in range(0, n, BLOCK):
         rows = torch.arange(start, min(start + BLOCK, n))
-        inside = {name: _without_self(z[rows] @ z.T, rows) for name, z in (("x", x), ("y", y))}
-        near = {name: cosines.topk(k, dim=1).indices for name, cosines in inside.items()}
-        shared[rows] = (near["x"][:, :, None] == near["y"][:, None, :]).any(dim=2).double().mean(dim=1)
-        for name, z, other, other_name in (("x", x, y, "y"), ("y", y, x, "x")):
-            across = z[rows] @ other.T
-            pooled = torch.cat([inside[name], across], dim=1).topk(k, dim=1).indices
-            purity[rows] += (pooled < n).double().mean(dim=1) / 2
-            occurrence[other_name] += across.topk(k, dim=1).indices.flatten().bincount(minlength=n)
-    return Near(shared.numpy(), purity.numpy(), *(found.double().numpy() for found in occurrence.values()))
+        inside = {name: _without_self(z[rows] @ z.T, rows) for name, z in (("image", x), ("text", y))}
+        across = {"image": x[rows] @ y.T, "text": y[rows] @ x.T}
+        for name, cosines in inside.items():
+            lists[name].append(cosines.topk(min(_KEPT, n - 1), dim=1).indices)
+        images, texts = (inside["image"], across["image"]), (across["text"], inside["text"])
+        for name, sides in (("pooled", images), ("pooled texts", texts)):
+            lists[name].append(torch.cat(sides, dim=1).topk(min(_KEPT, 2 * n - 1), dim=1).indices)
+        for name, other in (("image", "text"), ("text", "image")):
+            occurrence[other] += across[name].topk(k, dim=1).indices.flatten().bincount(minlength=n)
+    image, text = (torch.cat(lists[name]).numpy() for name in ("image", "text"))
+    pooled = torch.cat([*lists["pooled"], *lists["pooled texts"]]).numpy()
+    return Near(image, text, pooled, occurrence["image"].double().numpy(), occurrence["text"].double().numpy(), k)
 
 
-def occurrence_metrics(near: Near, groups: Groups, counts: Floats) -> dict[str, Floats]:
-    """``hubness_image``, ``hubness_text``: the skewness of the k-occurrence (Radovanovic et al., JMLR 2010), (1 + D,).
+def neighbour_metrics(near: Near) -> dict[str, float]:
+    """What the lists of neighbours say:
 
-    0 where every item stands in equally many lists, far above where few of them, hubs, stand in very many. Draws are
-    over items, as in retrieval: the lists stay as they are.
+    - ``mutual_knn``: |kNN(x_i) & kNN(y_i)| / k, neighbours being sought among the images for x_i and among the texts
+      for y_i (Huh et al., The Platonic Representation Hypothesis, ICML 2024).
+    - ``neighbour_purity``: the share of the k nearest rows of both modalities together that are of a row's own.
+    - ``hubness_image``, ``hubness_text``: the skewness of the k-occurrence (Radovanovic et al., JMLR 2010): 0 where
+      every item stands in equally many lists, far above where few of them, hubs, stand in very many.
     """
-    found = {}
+    found = _shares(near, np.ones(len(near.image), bool))
     for name, n in (("hubness_image", near.of_image), ("hubness_text", near.of_text)):
-        moments = np.stack([np.ones_like(n), n, n**2, n**3], axis=1)
-        found[name] = skewness_of_sums(counts @ groups.sums(moments))
+        found[name] = float(skewness_of_sums(np.array([[n.size, n.sum(), (n**2).sum(), (n**3).sum()]]))[0])
+    return found
+
+
+def neighbour_spreads(near: Near, seed: int) -> dict[str, Spread]:
+    """The variation of ``mutual_knn`` and ``neighbour_purity``, from random halves of the pairs.
+
+    A metric of neighbours is no smooth function of the sample: a bootstrap's clones crowd out neighbours, a jackknife
+    gives up to three times the variance, and the pairs' own variance leaves out what they do to each other. The two
+    halves of a split are independent samples; half their squared difference estimates the variance of half a sample
+    without bias (subsampling: Politis & Romano, Annals of Statistics 1994), and half of that is the whole's, but for
+    the share itself, which may differ between n / 2 and n rows: the variance goes along with share (1 - share).
+    """
+    whole, n = _shares(near, np.ones(len(near.image), bool)), len(near.image)
+    if n < 8:
+        return {}
+    rng = np.random.default_rng(seed)
+    halves: dict[str, list[tuple[float, float]]] = {key: [] for key in whole}
+    for _ in range(_SPLITS):
+        order = rng.permutation(n)
+        first, second = np.zeros((2, n), bool)
+        first[order[: n // 2]], second[order[n // 2 : 2 * (n // 2)]] = True, True
+        sides = _shares(near, first), _shares(near, second)
+        for key, values in halves.items():
+            values.append((sides[0][key], sides[1][key]))
+    spreads = {}
+    for key, values in halves.items():
+        half = np.array(values)
+        at_half = half.mean()
+        scale = whole[key] * (1 - whole[key]) / (at_half * (1 - at_half)) if 0 < at_half < 1 else 1.0
+        apart = (half[:, 0] - half[:, 1]) / 2 * math.sqrt(scale)
+        spreads[key] = Spread(apart / math.sqrt(_SPLITS), None, n)
+    return spreads
+
+
+def _shares(near: Near, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> dict[str, float]:
+    """``mutual_knn`` and ``neighbour_purity`` of the pairs that are kept (n,) alone."""
+    n, rows = len(kept), np.flatnonzero(kept)
+    k = min(near.k, len(rows) - 1)
+    image, text = (_first(lists[rows], kept, k) for lists in (near.image, near.text))
+    # The two lists of a pair together, sorted: whoever stands in both stands twice in a row.
+    both = np.sort(np.concatenate([image, text], axis=1), axis=1)
+    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] < n)).sum()
+    own_rows = np.concatenate([rows, n + rows])
+    pooled = _first(near.pooled[own_rows], np.concatenate([kept, kept]), k)
+    there = pooled < 2 * n
+    own = there & ((pooled < n) == (own_rows < n)[:, None])
+    return {
+        "mutual_knn": float(shared / (k * len(rows))),
+        "neighbour_purity": float(own.sum() / max(there.sum(), 1)),
+    }
+
+
+def _first(lists: Ints, kept: np.ndarray[tuple[int], np.dtype[np.bool_]], k: int) -> Ints:
+    """(rows, k) the first k of each list that are kept; where a list is too short, the number of rows stands in."""
+    there = kept[lists]
+    place = np.cumsum(there, axis=1) - 1
+    found = np.full((len(lists), k), len(kept), np.int64)
+    row, column = np.nonzero(there & (place < k))
+    found[row, place[row, column]] = lists[row, column]
     return found
 
 

@@ -1,82 +1,103 @@
-"""The null floor: what the gap metrics read on two halves of one modality, where there is no gap at all."""
+"""Is there a gap at all? Tests by sign flips: without a gap, the two members of any pair may change places.
+
+Every metric between the clouds is taken again with the members of random pairs swapped. Kernels are summed once: a
+swap is a vector of signs around the sums between groups (for MMD the wild bootstrap of a quadratic form in h; for the
+centroid gap, flips of the pairs' differences). Where the groups hold several pairs, those of one group are swapped
+together, which keeps the test as valid and makes it somewhat coarser.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.gap.groups import KernelSums, kernel_sums, linear_sums, random_groups
+from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.gap.groups import KernelSums
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
-from cs_aligner_cli.gap.paired_rows import DEFAULT_BANDWIDTHS, RowsLike, check_bandwidths, paired_rows
+from cs_aligner_cli.gap.transport import frechet_covariance
 
-DRAWS = 8
+FLIPS = 999
+# Flips of metrics that have to be taken anew for each.
+FEW_FLIPS, _FEWEST_FLIPS = 99, 4
+# Directions along which rows are flipped: a quarter of those that the distance itself is taken along.
+_DIRECTIONS = 32
+_LEVEL = 0.95
 
 
-def null_floor(
-    image: RowsLike,
-    text: RowsLike,
-    bandwidths: Sequence[float] = DEFAULT_BANDWIDTHS,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> dict[str, float]:
-    """Return what the distances between two clouds read without any gap, for image (N, d) and text (N, d).
-
-    Each modality is split at random into two halves of about N // 2 rows, ``draws`` times; the metrics are taken
-    between the halves and averaged over draws and over both modalities. The floor therefore belongs to samples of
-    N // 2 rows and lies somewhat above what N rows without a gap would read.
-
-    Keys are those of ``measure_gap`` that compare two clouds by kernel means: ``centroid_gap``,
-    ``centroid_gap_debiased``, ``cs_divergence_*``, ``mmd_*``, ``energy_*``.
-
-    Raises InputError as ``measure_gap`` does, and unless draws >= 1.
-    """
-    check_bandwidths(bandwidths)
+def sign_flips(count: int, draws: int, seed: int) -> Floats:
+    """(draws, count) random signs, +1 or -1."""
     if draws < 1:
-        raise InputError(f"draws: expected at least 1 split, got {draws}")
-    x, y = paired_rows(image, text)
-    groups = random_groups(len(x), seed)
-    linear, kernels = linear_sums(x.numpy(), y.numpy(), groups), kernel_sums(x, y, groups, bandwidths)
-    return {**centroid_floor(linear, seed, draws), **divergence_floor(kernels, bandwidths, seed, draws)}
+        raise InputError(f"draws: expected at least 1 flip, got {draws}")
+    return np.random.default_rng(seed).integers(0, 2, (draws, count)).astype(np.float64) * 2 - 1
 
 
-def centroid_floor(linear: KernelSums, seed: int, draws: int = DRAWS) -> dict[str, float]:
-    """The floor of the centroid gaps."""
-    first, second = split_halves(len(linear.sizes), draws, seed)
-    return _averaged([centroid_metrics(means) for means in linear.halves(first, second)])
+def flip_p(value: float, flipped: Floats) -> float:
+    """The share of flips (D,), the data themselves among them, that read no less than the data do."""
+    slack = 1e-12 + 1e-9 * abs(value)  # sums in another order are no difference
+    return float(1 + (flipped >= value - slack).sum()) / (1 + len(flipped))
 
 
-def divergence_floor(
-    kernels: Mapping[float, KernelSums], bandwidths: Sequence[float], seed: int, draws: int = DRAWS
-) -> dict[str, float]:
-    """The floor of D_CS, MMD and the energy distance."""
-    halves = split_halves(len(next(iter(kernels.values())).sizes), draws, seed)
-    sides = [{s: kernel.halves(*halves)[side] for s, kernel in kernels.items()} for side in (0, 1)]
-    return _averaged([divergence_metrics(side, bandwidths) for side in sides])
+def centroid_flips(linear: KernelSums, seed: int, draws: int = FLIPS) -> dict[str, Floats]:
+    """The centroid gaps (D,) of every flip."""
+    return centroid_metrics(linear.flipped(sign_flips(len(linear.sizes), draws, seed)))
 
 
-def rows_floor(x: Tensor, y: Tensor, metric: Callable[[Tensor, Tensor], float], seed: int, draws: int = 2) -> float:
-    """The floor of any metric of two samples of rows."""
-    first, second = split_halves(len(x), draws, seed)
-    halves = [(torch.from_numpy(a == 1), torch.from_numpy(b == 1)) for a, b in zip(first, second, strict=True)]
-    return float(np.mean([metric(z[a], z[b]) for z in (x, y) for a, b in halves]))
+def divergence_flips(
+    kernels: Mapping[float, KernelSums], bandwidths: Sequence[float], seed: int, draws: int = FLIPS
+) -> dict[str, Floats]:
+    """D_CS, MMD and the energy distance (D,) of every flip."""
+    signs = sign_flips(len(next(iter(kernels.values())).sizes), draws, seed)
+    return divergence_metrics({s: kernel.flipped(signs) for s, kernel in kernels.items()}, bandwidths)
 
 
-def split_halves(n: int, draws: int, seed: int) -> tuple[Floats, Floats]:
-    """Return two 0/1 masks (draws, n) whose rows mark disjoint random halves of n // 2 each."""
-    rng = np.random.default_rng(seed)
-    first, second = np.zeros((2, draws, n))
-    half = n // 2
-    for draw in range(draws):
-        order = rng.permutation(n)
-        first[draw, order[:half]] = 1
-        second[draw, order[half : 2 * half]] = 1
-    return first, second
+def purity_flips(nearest: Ints, seed: int, draws: int = FLIPS) -> Floats:
+    """The modality purity (D,) of every flip; nearest (2n, k): the rows nearest to each, images before texts.
+
+    Who is near whom does not change with the swaps, only which modality a row belongs to.
+    """
+    rows, k = nearest.shape
+    graph = sparse.csr_array(
+        (np.ones(nearest.size), nearest.ravel(), np.arange(0, nearest.size + 1, k)), shape=(rows, rows)
+    )
+    signs = sign_flips(rows // 2, draws, seed)
+    of_rows = np.concatenate([signs, -signs], axis=1).T
+    purity: Floats = 0.5 + ((graph @ of_rows) * of_rows).sum(axis=0) / (2 * nearest.size)
+    return purity
 
 
-def _averaged(sides: Sequence[Mapping[str, Floats]]) -> dict[str, float]:
-    return {key: float(np.mean([side[key] for side in sides])) for key in sides[0]}
+def sliced_flips(along: Tensor, seed: int, draws: int = FEW_FLIPS) -> Floats:
+    """The sliced 2-Wasserstein distance of the data and of every flip, (1 + D,); along (2n, L): rows along directions.
+
+    Images come first in ``along``, of which the first 32 directions are taken.
+
+    The rows are sorted once: a swap only changes which of them are taken for images.
+    """
+    n = len(along) // 2
+    values, order = along[:, :_DIRECTIONS].T.sort(dim=1)
+    found = np.empty(1 + draws)
+    for draw, signs in enumerate(np.concatenate([np.ones((1, n)), sign_flips(n, draws, seed)])):
+        kept = torch.from_numpy(signs > 0)
+        image = torch.cat([kept, ~kept])[order]
+        apart = values[image].view(-1, n) - values[~image].view(-1, n)
+        found[draw] = float(apart.square().mean()) ** 0.5
+    return found
+
+
+def frechet_level(x: Tensor, y: Tensor, seed: int) -> float:
+    """The mean of Frechet's covariance part over a few flips of the centred rows: too dear for a test."""
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    values = []
+    for signs in sign_flips(len(x), _FEWEST_FLIPS, seed):
+        kept = torch.from_numpy(signs > 0)[:, None]
+        values.append(frechet_covariance(torch.where(kept, x, y), torch.where(kept, y, x)))
+    return float(np.mean(values))
+
+
+def band(flipped: Floats) -> float:
+    """What 95% of the flips stay below."""
+    return float(np.quantile(flipped, _LEVEL))

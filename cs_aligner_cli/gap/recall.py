@@ -1,37 +1,40 @@
-"""How sure R@1 is: bootstrap draws over images, an image and its captions being drawn together."""
+"""How sure R@K is: its variation over images, an image and its captions being one thing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import numpy.typing as npt
 
 from cs_aligner_cli.common.arrays import ArrayLike
-from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.groups import random_groups
+from cs_aligner_cli.gap.results import Smooth, Spread
 from cs_aligner_cli.retrieval import true_ranks
 
 
-def recall_draws(
-    image: ArrayLike, text: ArrayLike, image_of_text: npt.NDArray[np.int64], draws: int, seed: int
-) -> dict[str, Floats]:
-    """R@1 of "i2t", "t2i" and their "mean", each (1 + draws,), fractions; the first is the sample's own.
+def recall_spreads(
+    image: ArrayLike, text: ArrayLike, image_of_text: Ints, ks: Sequence[int], seed: int
+) -> dict[str, dict[str, tuple[float, Spread]]]:
+    """R@k of "i2t", "t2i" and their "mean", as fractions with their variation: direction to ``R@k`` to both.
 
-    Arguments and errors as in ``evaluate_retrieval``. Stores of the same rows get the same draws, so that differences
-    between them can be tested.
+    Arguments and errors as in ``evaluate_retrieval``. The variation is that of the queries (of an image with all its
+    captions together), the gallery being what it is. Stores of the same rows can be compared.
     """
     ranks = true_ranks(image, text, image_of_text)
     queries = {"i2t": np.unique(image_of_text[image_of_text >= 0]), "t2i": np.flatnonzero(image_of_text >= 0)}
-    images = {"i2t": queries["i2t"], "t2i": image_of_text[queries["t2i"]]}
-    groups = random_groups(len(image), seed)
-    counts = groups.counts(draws, seed)
-    found: dict[str, Floats] = {}
-    for direction, owners in images.items():
-        hit = (ranks[direction].ranks == 1).astype(np.float64)
-        hits, queries_of = (
-            groups.sums(np.bincount(owners, weights, minlength=len(image)).astype(np.float64))
-            for weights in (hit, np.ones_like(hit))
-        )
-        with np.errstate(invalid="ignore"):  # a draw without a query says nothing
-            found[direction] = (counts @ hits) / (counts @ queries_of)
-    found["mean"] = (found["i2t"] + found["t2i"]) / 2
+    owners = {"i2t": queries["i2t"], "t2i": image_of_text[queries["t2i"]]}
+    groups, units = random_groups(len(image), seed), len(queries["i2t"])
+    found: dict[str, dict[str, tuple[float, Spread]]] = {"i2t": {}, "t2i": {}, "mean": {}}
+    for k in ks:
+        sides = [_share(ranks[d].ranks <= k, owners[d], len(image)) for d in owners]
+        sides.append(Smooth((sides[0].value + sides[1].value) / 2, (sides[0].influence + sides[1].influence) / 2))
+        for direction, side in zip(found, sides, strict=True):
+            found[direction][f"R@{k}"] = side.value, side.spread(groups)._replace(units=units)
     return found
+
+
+def _share(hits: np.ndarray[tuple[int], np.dtype[np.bool_]], owners: Ints, images: int) -> Smooth:
+    share = float(hits.mean())
+    influence: Floats = np.bincount(owners, hits - share, minlength=images) / len(hits)
+    return Smooth(share, influence)

@@ -1,62 +1,139 @@
-"""What was measured on one store, and the two ways to an interval: resampled sums, and influence functions."""
+"""What was measured on one store: values, each with what every group of pairs contributes to it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.groups import Groups
 
-DRAWS = 500
 _LEVEL = 0.95
+
+
+class Spread(NamedTuple):
+    """A metric's sampling variation, in parts that can be taken from those of another store of the same pairs.
+
+    The variance is the sum of squares of ``first`` (G,), less that of ``second`` (P,), if any. A jackknife counts the
+    part of the variance that comes from interactions of two groups twice; ``second`` is that part (Efron & Stein, The
+    jackknife estimate of variance, Annals of Statistics 1981, section 4). Where two clouds do not differ, it is all
+    there is. ``units``: how many independent things were drawn.
+    """
+
+    first: Floats
+    second: npt.NDArray[np.float32] | None = None
+    units: int = 0
+
+    def less(self, other: Spread) -> Spread:
+        """The variation of the difference to the same metric in another store of the same pairs."""
+        return self.plus(other.times(-1.0))
+
+    def plus(self, other: Spread) -> Spread:
+        """The variation of the sum with the same metric in another store of the same pairs."""
+        second = None if self.second is None or other.second is None else self.second + other.second
+        return Spread(self.first + other.first, second, min(self.units, other.units))
+
+    def times(self, factor: float) -> Spread:
+        """The variation of a multiple."""
+        second = None if self.second is None else factor * self.second
+        return Spread(factor * self.first, second, self.units)
+
+    @property
+    def variance(self) -> float:
+        """The variance; that of a metric without variation is 0."""
+        jackknife = float(self.first @ self.first)
+        if self.second is None:
+            return jackknife
+        # Half of the jackknife's variance is right where terms of two groups are all there is; noise may ask for less.
+        return max(jackknife - float(np.square(self.second, dtype=np.float64).sum()), jackknife / 4)
+
+    @property
+    def error(self) -> float:
+        """The standard error."""
+        return math.sqrt(self.variance)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the variance (Satterthwaite 1946), from how much the squares differ among groups."""
+        squares = self.first**2
+        noise = len(squares) * float(squares.var())
+        most = max(len(squares) - 1, 1)
+        return float(np.clip(2 * self.variance**2 / noise, 1, most)) if noise else most
+
+
+def jackknife(left_out: Floats, groups: int) -> Spread:
+    """The variation of a metric from its values (1 + G + G (G - 1) / 2,) in the order of ``groups.without``."""
+    whole, one, two = left_out[0], left_out[1 : 1 + groups], left_out[1 + groups :]
+    first = math.sqrt((groups - 1) / groups) * (one.mean() - one)
+    a, b = np.triu_indices(groups, 1)
+    # Efron & Stein's Q: free of all terms of a single group.
+    mixed = groups * whole - (groups - 1) * (one[a] + one[b]) + (groups - 2) * two
+    if not np.isfinite(mixed).all():  # with a handful of pairs, two may be too many to leave out
+        mixed = np.zeros_like(mixed)
+    return Spread(np.nan_to_num(first), ((mixed - mixed.mean()) / groups).astype(np.float32), groups)
 
 
 class Smooth(NamedTuple):
     """A metric of the whole sample, and (n,) its derivative with respect to the weight of each pair.
 
-    Metrics made of singular values or sorted rows cannot be resampled: a draw holds pairs twice, and clones move them
-    by more than they vary. Their first-order expansion can (the infinitesimal jackknife: Jaeckel 1972; Efron 1982,
-    chapter 6), and it shares its draws with the metrics that are resampled.
+    Metrics made of singular values or sorted rows: leaving groups out would cost a decomposition each. Their
+    first-order expansion costs nothing (the infinitesimal jackknife: Jaeckel 1972; Efron 1982, chapter 6).
     """
 
     value: float
     influence: Floats
 
-    def drawn(self, groups: Groups, counts: Floats) -> Floats:
-        """(1 + D,) values under ``counts`` (1 + D, G), to first order."""
+    def spread(self, groups: Groups) -> Spread:
+        """The metric's variation, pairs being independent."""
         change = groups.sums(self.influence - self.influence.mean())
-        values: Floats = self.value + (counts - 1) @ change
-        return values
+        return Spread(change * math.sqrt(len(change) / (len(change) - 1)), None, len(change))
+
+
+class Measurement(NamedTuple):
+    """A store's values, and their variation over test pairs, by metric."""
+
+    values: Mapping[str, float]
+    spreads: Mapping[str, Spread]
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What was measured on one store; all but ``sweep`` by the keys of ``measure_gap``.
 
-    ``values``; ``intervals`` [low, high] of 95%; ``null`` floors; ``samples``, the pairs each was taken on; ``draws``,
-    the bootstrap's values (D,), which are comparable between stores of the same pairs; ``sweep``, D_CS and MMD at many
-    bandwidths, one dict each; ``spectra``, modality to the centred rows' singular values (shares of their sum).
+    ``values``; ``intervals`` [low, high] of 95%; ``null`` what a metric reads without a gap (without pairs, of metrics
+    of pairs); ``tests`` the p values of "there is no gap", ``bands``
+    what 95% of its flips stay below; ``samples``, the pairs each was taken on; ``spreads``,
+    comparable between stores of the same pairs; ``sweep``, D_CS and MMD at many bandwidths, one dict each;
+    ``spectra``, modality to the centred rows' singular values (shares of their sum).
     """
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, list[float]] = field(default_factory=dict)
     null: dict[str, float] = field(default_factory=dict)
+    tests: dict[str, float] = field(default_factory=dict)
+    bands: dict[str, float] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
-    draws: dict[str, Floats] = field(default_factory=dict)
+    spreads: dict[str, Spread] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     spectra: dict[str, Floats] = field(default_factory=dict)
 
-    def add(self, drawn: Mapping[str, Floats], pairs: int) -> None:
-        """Add metrics by their values (1 + D,), of which the first is the sample's own."""
-        for key, values in drawn.items():
-            self.add_plain({key: float(values[0])}, pairs)
-            self.draws[key] = values[1:]
-            self.intervals[key] = interval(values[1:])
+    def add(self, values: Mapping[str, float], spreads: Mapping[str, Spread], pairs: int, share: bool = False) -> None:
+        """Add metrics with an interval; those that are a ``share`` of something keep it within 0 and 1."""
+        self.add_plain(values, pairs)
+        for key, spread in spreads.items():
+            self.spreads[key] = spread
+            self.intervals[key] = score_interval(values[key], spread) if share else interval(values[key], spread)
+
+    def add_left_out(self, drawn: Mapping[str, Floats], groups: int, pairs: int) -> None:
+        """Add metrics by their values in the order of ``groups.without``."""
+        spreads = {key: jackknife(values, groups) for key, values in drawn.items()}
+        self.add({key: float(values[0]) for key, values in drawn.items()}, spreads, pairs)
 
     def add_plain(self, values: Mapping[str, float], pairs: int) -> None:
         """Add metrics that have no interval."""
@@ -70,11 +147,44 @@ class Measured:
         self.values.update(ordered)
 
 
-def interval(drawn: Floats) -> list[float]:
-    """The 95% percentile interval of drawn values; draws that say nothing (NaN) are left out."""
-    if np.isnan(drawn).all():
-        return [float("nan"), float("nan")]
-    return [float(q) for q in np.nanquantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
+def quantile(freedom: float) -> float:
+    """How many standard errors a 95% interval reaches either way (Student's t)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + _LEVEL) / 2))
+
+
+def p_value(difference: float, spread: Spread) -> float:
+    """Two-sided p of a difference against none (Student's t); 1.0 for none at all."""
+    if not spread.error:
+        return 1.0 if difference == 0 else 0.0
+    return p_of(difference / spread.error, spread.freedom)
+
+
+def p_of(t: float, freedom: float) -> float:
+    """Two-sided p of Student's t."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(t)))
+
+
+def interval(value: float, spread: Spread) -> list[float]:
+    """The 95% interval of a value, symmetric around it."""
+    reach = quantile(spread.freedom) * spread.error
+    return [value - reach, value + reach]
+
+
+def score_interval(share: float, spread: Spread) -> list[float]:
+    """The 95% interval of a share in [0, 1]: Wilson's (1927), on as many trials as the variance is worth.
+
+    It keeps its width where the share nears 0 or 1, where the variance vanishes; there ``units`` count as trials.
+    """
+    spreading, variance = share * (1 - share), spread.variance
+    trials = spreading / variance if spreading > 0 and variance > 0 else float(max(spread.units, 1))
+    z = quantile(spread.freedom)
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = z / (1 + z * z / trials) * math.sqrt(spreading / trials + z * z / (4 * trials * trials))
+    return [max(centre - reach, 0.0), min(centre + reach, 1.0)]
 
 
 def refuse_constant(found: Measured) -> None:

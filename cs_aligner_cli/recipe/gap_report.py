@@ -59,6 +59,11 @@ class GapReport(Strict):
     beside: list[FilePath] = Field(
         [], description="Folders of other finished runs whose stores of the same split are put beside these."
     )
+    seeds: list[FilePath] = Field(
+        [],
+        description="Folders of other finished runs of this recipe that differ in their seed alone; the verdict then "
+        "covers seeds of training.",
+    )
     examples: int = Field(4, ge=0, le=50, description="Pairs and queries shown of each kind; 0: none.")
     projection: Literal["pca", "tsne", "umap"] = Field(
         "pca",

@@ -156,8 +156,9 @@ class Recipe(Strict):
                 raise ValueError(f"gap_report.modalities: {name!r} is no modality here{did_you_mean(name, known)}")
         if len({*measured}) < 2:
             raise ValueError("gap_report.modalities: expected two different ones, as in [audio, text]")
-        if self.gap_report.beside and measured != ["image", "text"]:
-            raise ValueError("gap_report.beside goes with gap_report.modalities: [image, text]")
+        for key, folders in (("beside", self.gap_report.beside), ("seeds", self.gap_report.seeds)):
+            if folders and measured != ["image", "text"]:
+                raise ValueError(f"gap_report.{key} goes with gap_report.modalities: [image, text]")
         return self
 
     @model_validator(mode="after")

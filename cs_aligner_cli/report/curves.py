@@ -18,12 +18,14 @@ Row: TypeAlias = Mapping[str, Any]
 
 # Below this a divergence of unit rows is rounding, and would stretch the logarithmic axis over empty decades.
 _SMALLEST_DIVERGENCE = 1e-6
-_CONFLICT_STYLES = (("black", "-"), (SERIES[0], "--"), (SERIES[1], "-."), (SERIES[2], ":"))
+_CONFLICT_STYLES = ((SERIES[0], "--"), (SERIES[1], "-."), ("black", "-"), (SERIES[2], ":"))
 _DASHES = ("-", "--", "-.", ":")
 
 
 def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
-    """Draw D_CS against kernel bandwidth: V solid with its 95% interval, U dashed, V's null floor grey; MMD U dotted.
+    """Draw D_CS against kernel bandwidth: V solid with its 95% interval, U dashed; grey what V reads without a gap.
+
+    The grey area holds 95% of its sign flips. MMD U is dotted.
 
     ``sweeps`` maps a store to the rows of ``Measured.sweep``. Values at or below 0, which U can take, have no place on
     a logarithmic axis and interrupt the line. Raises InputError without any store.
@@ -36,7 +38,7 @@ def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
         for ax, curve in zip(axes, curves.values(), strict=True):
             widths = curve["bandwidth"]
             ax.set(xscale="log", yscale="log", ylim=(bottom, top))
-            ax.fill_between(widths, bottom, curve["null"], color="#C4C4C4", lw=0, label="null floor of V")
+            ax.fill_between(widths, bottom, curve["null"], color="#C4C4C4", lw=0, label="V without a gap")
             ax.fill_between(widths, curve["low"], curve["high"], color="black", alpha=0.25, lw=0)
             ax.plot(widths, curve["v"], color="black", lw=1.8, marker="o", ms=4, label="CS, V")
             ax.plot(widths, curve["u"], color=SERIES[1], lw=1.8, ls="--", marker="s", ms=4, label="CS, U")
@@ -59,7 +61,7 @@ def _curves(rows: Sequence[Row]) -> dict[str, Floats]:
         "u": [row["cs_divergence_u"] for row in rows],
         "low": [row["cs_divergence_v_interval"][0] for row in rows],
         "high": [row["cs_divergence_v_interval"][1] for row in rows],
-        "null": [row["cs_divergence_v_null"] for row in rows],
+        "null": [row["cs_divergence_v_band"] for row in rows],
         "mmd": [row["mmd_u"] for row in rows],
     }
     curves = {name: np.array(values, np.float64) for name, values in columns.items()}
@@ -71,31 +73,32 @@ def _curves(rows: Sequence[Row]) -> dict[str, Floats]:
 
 
 def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
-    """Draw the share of alignment's pull on pairs that the rest of the loss takes back, against temperature.
+    """Draw how fast each part of the loss moves the centroid gap, against temperature: below 0 it closes.
 
-    ``sweeps`` maps a store's name to rows of ``objectives.conflict_sweep``: one line for InfoNCE alone, and one for
-    every weight of D_CS at the bandwidth nearest to 0.7071. Raises InputError without any store.
+    ``sweeps`` maps a store's name to rows of ``objectives.conflict_sweep``: InfoNCE's pull on pairs, its push from
+    negatives, both, and D_CS at the bandwidth nearest to 0.7071 and the smallest weight. The axis is linear around 0
+    and logarithmic beyond. Raises InputError without any store.
     """
     if not sweeps:
         raise InputError("conflict_curves: expected at least one store's sweep")
     with panels(list(sweeps), share_axes=True) as (figure, axes):
         for ax, rows in zip(axes, sweeps.values(), strict=True):
             width = min((row["bandwidth"] for row in rows), key=lambda s: abs(s - 0.7071))
-            kept = [row for row in rows if row["bandwidth"] == width]
-            weights = sorted({row["weight"] for row in kept})
-            alone = [row for row in kept if row["weight"] == weights[0]]
-            lines = {"InfoNCE alone": ([row["temperature"] for row in alone], [row["cancelled"] for row in alone])}
-            for weight in weights:
-                beside = [row for row in kept if row["weight"] == weight]
-                label = f"with CS, weight {weight:g}"
-                lines[label] = ([row["temperature"] for row in beside], [row["cancelled_with"] for row in beside])
+            weight = min(row["weight"] for row in rows)
+            kept = [row for row in rows if row["bandwidth"] == width and row["weight"] == weight]
+            lines = {
+                "pull on pairs": [row["gap_rate_pull"] for row in kept],
+                "push from negatives": [row["gap_rate_push"] for row in kept],
+                "InfoNCE: both": [row["gap_rate_pull"] + row["gap_rate_push"] for row in kept],
+                f"CS, weight {weight:g}": [row["gap_rate_divergence"] for row in kept],
+            }
+            temperatures = [row["temperature"] for row in kept]
             ax.axhline(0, color=GRID, lw=0.8, zorder=0)
-            ax.axhline(1, color=GRID, lw=0.8, zorder=0)
-            for (label, (temperatures, shares)), (colour, style) in zip(lines.items(), _CONFLICT_STYLES, strict=False):
-                ax.plot(temperatures, shares, color=colour, ls=style, lw=1.8, marker="o", ms=4, label=label)
-            ax.set(xscale="log", xlabel="temperature", ylabel="share of the pull taken back")
-            ax.set_ylim(-1.05, 1.1)
-            ticks = sorted({row["temperature"] for row in kept})
+            for (label, rates), (colour, style) in zip(lines.items(), _CONFLICT_STYLES, strict=True):
+                ax.plot(temperatures, rates, color=colour, ls=style, lw=1.8, marker="o", ms=4, label=label)
+            ax.set(xscale="log", xlabel="temperature", ylabel="change of the gap (below 0: it closes)")
+            ax.set_yscale("symlog", linthresh=0.1)
+            ticks = sorted(temperatures)
             labelled: list[float] = []
             for tick in ticks:  # a label that would run into the one before it is left out
                 labelled += [tick] if not labelled or tick >= 1.5 * labelled[-1] else []

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cs_aligner_cli.gap.glossary import describe
 
 _DIRECTIONS = {"i2t": "R@1 image to text", "t2i": "R@1 text to image"}
-_METRICS = ("centroid_gap", "paired_cosine", "cs_divergence", "neighbour_purity", "mutual_knn")
+RECALLS = ("R@1", "R@10")
+_GAP, _SQUARED_GAP = "centroid_gap", "squared_gap_debiased"
+_METRICS = ("margin", "margin_standardised", "residual_ratio", "cs_divergence")
 _TITLES = {
-    "centroid_gap": "Centroid gap",
-    "paired_cosine": "Paired cosine",
-    "neighbour_purity": "Modality purity",
-    "mutual_knn": "Mutual kNN",
+    _GAP: "Centroid gap",
+    _SQUARED_GAP: "Squared gap, debiased",
+    "margin": "Margin",
+    "margin_standardised": "Margin, standardised",
+    "residual_ratio": "Residual, in strangers'",
 }
+_UP = ("margin", "margin_standardised")
 
 
 class Cell(NamedTuple):
@@ -24,6 +28,7 @@ class Cell(NamedTuple):
     interval: str = ""
     sort: float | None = None
     clear: bool = False
+    note: str = ""
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,48 +39,65 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     directions = [d for d in _DIRECTIONS if any(d in found for found in retrieval.values())]
     keys = metric_keys(report)
     columns = [{"title": _DIRECTIONS[d], "better": "up"} for d in directions]
-    columns += [{"title": _title(key), "better": _better(key)} for key in keys]
+    mixed = report.get("mixed", {})
+    columns += [{"title": "R@10 in a mixed corpus", "better": "up"}] if mixed else []
+    columns += [{"title": _title(key), "better": "up" if key in _UP else "down"} for key in keys]
     rows = []
     for name, values in stores.items():
         cells = [
-            _percent(retrieval.get(name, {}).get(d, {}).get("R@1"), recalls.get(name, {}).get(d)) for d in directions
+            _percent(retrieval.get(name, {}).get(d, {}).get("R@1"), recalls.get(name, {}).get(d, {}).get("R@1"))
+            for d in directions
         ]
+        cells += [_percent(mixed.get(name, {}).get("R@10"), None)] if mixed else []
         spans = report.get("intervals", {}).get(name, {})
-        cells += [_number(values.get(key), spans.get(key)) for key in keys]
+        cells += [_number(values.get(key), spans.get(key), _no_gap(report, name, key)) for key in keys]
         rows.append({"store": name, "kind": kinds.get(name, "store"), "cells": cells})
     return {"columns": columns, "rows": rows}
 
 
 def changes(report: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the differences between the report's subject and every other store, laid out as ``headline``."""
-    found = {(row["store"], row["metric"]): row for row in report.get("differences", ())}
+    return _laid_out(report, report.get("differences", ()))
+
+
+def seed_changes(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same over seeds of training, and "runs"; {} where one run was measured."""
+    seeds = report.get("seeds", {})
+    laid_out = _laid_out(report, seeds.get("differences", ()))
+    return {**laid_out, "runs": seeds["runs"]} if laid_out else {}
+
+
+def _laid_out(report: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = {(row["store"], row["metric"]): row for row in tests}
     if not found:
         return {}
-    keys = ["R@1", *metric_keys(report)]
+    keys = [key for key in tested_metrics(report) if any(metric == key for _, metric in found)]
     rows = [
         {"store": name, "kind": report["kinds"][name], "cells": [_change(key, found.get((name, key))) for key in keys]}
-        for name, values in report["stores"].items()
-        if values and name != report["subject"]
+        for name in report["stores"]
+        if any((name, key) in found for key in keys)
     ]
-    titles = ["R@1, mean of both ways", *(_title(key) for key in keys[1:])]
+    titles = [f"{key}, mean of both ways" if key in RECALLS else _title(key) for key in keys]
     return {"subject": report["subject"], "columns": [{"title": title} for title in titles], "rows": rows}
 
 
 def metric_keys(report: Mapping[str, Any]) -> list[str]:
-    """The metrics of the headline that the stores have; of D_CS, U (else V) at the middle bandwidth."""
+    """The metrics of the headline that the stores have; of D_CS, U at the middle bandwidth."""
+    return [key for key in (_GAP, *_tested(report)) if any(key in values for values in report["stores"].values())]
+
+
+def tested_metrics(report: Mapping[str, Any]) -> list[str]:
+    """The family whose differences between stores are tested together: R@K, the squared gap, and the headline's."""
+    return [*RECALLS, _SQUARED_GAP, *_tested(report)]
+
+
+def _tested(report: Mapping[str, Any]) -> list[str]:
     there = {key for values in report["stores"].values() for key in values}
-    keys: list[str] = []
-    for name in _METRICS:
-        if name != "cs_divergence":
-            keys += [name] if name in there else []
-            continue
-        for estimator in "uv":
-            with_bandwidth = [key for key in there if key.startswith(f"{name}_{estimator}@")]
-            if with_bandwidth:
-                ordered = sorted(with_bandwidth, key=lambda key: float(key.partition("@")[2]))
-                keys.append(ordered[len(ordered) // 2])
-                break
-    return keys
+    divergences = sorted(
+        (key for key in there if key.startswith("cs_divergence_u@")), key=lambda key: float(key.partition("@")[2])
+    )
+    middle = divergences[len(divergences) // 2 : len(divergences) // 2 + 1]
+    return [key for name in _METRICS for key in (middle if name == "cs_divergence" else [name])]
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -83,13 +105,22 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def p_in_words(p: float) -> str:
+    """``p = 0.031``, or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _no_gap(report: Mapping[str, Any], store: str, key: str) -> str:
+    """What the metric reads without a gap, and whether there is one."""
+    level, p = (report.get(part, {}).get(store, {}).get(key) for part in ("null", "tests"))
+    if p is None:
+        return ""
+    return f"no gap: {level:.3f}, {p_in_words(p)}" if level else f"no gap: 0, {p_in_words(p)}"
+
+
 def _title(key: str) -> str:
     name, _, bandwidth = key.partition("@")
     return _TITLES.get(key) or f"{describe(name).label}, at {bandwidth}"
-
-
-def _better(key: str) -> str:
-    return "up" if key in ("paired_cosine", "mutual_knn") else "down"
 
 
 def _percent(value: float | None, span: list[float] | None) -> Cell:
@@ -98,18 +129,19 @@ def _percent(value: float | None, span: list[float] | None) -> Cell:
     return Cell(f"{100 * value:.1f}%", f"{100 * span[0]:.1f} to {100 * span[1]:.1f}" if span else "", value)
 
 
-def _number(value: float | None, span: list[float] | None) -> Cell:
+def _number(value: float | None, span: list[float] | None, note: str) -> Cell:
     if value is None:
         return Cell("\N{EN DASH}")
     low, high = span or (0.0, 0.0)
     shown = [f"{v:.3f}".replace("-", "\N{MINUS SIGN}") for v in (value, low, high)]
-    return Cell(shown[0], f"{shown[1]} to {shown[2]}" if span else "", value)
+    return Cell(shown[0], f"{shown[1]} to {shown[2]}" if span else "", value, note=note)
 
 
 def _change(key: str, row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell("\N{EN DASH}")
-    scale, digits, unit = (100, 1, " points") if key == "R@1" else (1, 3, "")
+    scale, digits, unit = (100, 1, " points") if key in RECALLS else (1, 4 if key == _SQUARED_GAP else 3, "")
     low, high = (signed(scale * bound, digits) for bound in row["interval"])
     value = row["difference"]
-    return Cell(f"{signed(scale * value, digits)}{unit}", f"{low} to {high}", value, row["clear"])
+    note = p_in_words(row["p_holm"]) if row.get("p_holm") is not None else ""
+    return Cell(f"{signed(scale * value, digits)}{unit}", f"{low} to {high}", value, row["clear"], note)

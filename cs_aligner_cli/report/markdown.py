@@ -21,8 +21,8 @@ def render_summary(report: Mapping[str, Any]) -> str:
     differences = changes(report)
     if differences:
         parts.append(
-            f"{_plain(differences['subject'])} less each other store, with 95% intervals of a paired bootstrap "
-            "(bold: the interval leaves out 0):"
+            f"{_plain(differences['subject'])} less each other store, on the same pairs, with 95% intervals and p "
+            "values corrected for the number of columns (Holm; bold: below 0.05):"
         )
         parts.append(_table([column["title"] for column in differences["columns"]], differences["rows"]))
     parts.append("\n".join(f"- {_plain(note)}" for note in report.get("note", ())))
@@ -37,7 +37,8 @@ def _table(titles: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(cell: Cell) -> str:
     shown = f"**{cell.shown}**" if cell.clear else cell.shown
-    return f"{shown} ({cell.interval})" if cell.interval else shown
+    rest = "; ".join(part for part in (cell.interval, cell.note) if part)
+    return f"{shown} ({rest})" if rest else shown
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cs_aligner_cli.gap.glossary import GROUPS, describe, in_report_order
 from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.examples import data_uri
-from cs_aligner_cli.report.headline import changes, headline
+from cs_aligner_cli.report.headline import changes, headline, p_in_words, seed_changes
 from cs_aligner_cli.report.verdict import verdict
 
 _TEMPLATE, _SCRIPT = "page.html.j2", "page.js"
@@ -57,10 +57,10 @@ _CAPTIONS = {
     "divergence_curve": _Caption(
         "The divergence at every bandwidth",
         "A narrow kernel compares fine structure; a wide one sees only the centroids, where the divergence "
-        "becomes the squared gap over the squared bandwidth. The black band is V's 95% interval. Where V lies in the "
-        "grey area it cannot be told from no gap at all. That area is measured on halves of one modality, so on half "
-        "as many rows, and lies somewhat high, most of all on the left. U has hardly any such bias; where its line is "
-        "missing it is zero or less, and no divergence was found. MMD takes the same three kernel means without "
+        "becomes the squared gap over the squared bandwidth. The black band is V's 95% interval. The grey area is "
+        "what V reads without a gap: 95% of the values that it takes once members of random pairs have changed places "
+        "(sign flips). Where V lies in it, no gap can be told. U has no such bias; where its line is missing it is "
+        "zero or less, and no divergence was found. MMD takes the same three kernel means without "
         "logarithms, and so fades where kernels are narrow.",
     ),
     "spectra": _Caption(
@@ -77,16 +77,17 @@ _CAPTIONS = {
     ),
     "conflict": _Caption(
         "Why InfoNCE leaves a gap, and what CS gives back",
-        "InfoNCE pulls every pair together (alignment) and pushes all images away from all texts (uniformity across "
-        "modalities). The black line is the share of the pull that this push takes back: at 1 nothing of it is left, "
-        "and the pairs stay where they are, near or far. The other lines add the CS divergence (bandwidth 0.7071) "
-        "to the push: lower means that more of the pull is left, below 0 that CS even adds to it. Low temperatures "
-        "are where InfoNCE ranks pairs well without moving the clouds. Values below -1 lie outside the picture.",
+        "InfoNCE pulls every pair together, which closes the gap (below 0), and pushes every image from the texts of "
+        "others, which opens it again (above 0). The black line is what is left of the two. Once pairs are ranked at a "
+        "low temperature, both fade, near or far, and the gap stays; the CS divergence (bandwidth 0.7071) still closes "
+        "it. The axis is linear between -0.1 and 0.1. conflict.csv has all temperatures, bandwidths and weights, the "
+        "share of a pair in its own softmax (saturation), and the same for the distance of pairs.",
     ),
     "gap_against_recall": _Caption(
         "What closing the gap cost",
         "One mark per store: further left is a smaller gap, further up a better R@1; the bars are 95% intervals. "
-        "Squares need no training. An alignment that helps moves left without falling, and is worth its training "
+        "Squares need no training. In the grey area no gap can be told of the store it is named after (95% of its sign "
+        "flips read less). An alignment that helps moves left without falling, and is worth its training "
         "where no square lies up and to the left of it.",
     ),
 }
@@ -99,7 +100,8 @@ def render_page(
 
     ``report`` holds plain JSON values, as docs/gap-report.md describes them: "name", "split", "pairs" and "stores"
     (store to metrics, {} where its rows share no space) are required; "note", "kinds", "subject", "intervals", "null",
-    "samples", "retrieval", "recall_intervals", "differences" and "provenance" are not. A retrieval direction ("i2t",
+    "tests", "bands", "samples", "retrieval", "recall_intervals", "mixed", "differences", "seeds" and "provenance" are
+    not. A retrieval direction ("i2t",
     "t2i") needs "R@1". ``figures`` maps a name to its Picture; those of ``gap.figures``, ``gap.curves`` and
     ``gap.tradeoff`` have an explanation, others are shown under their name. ``shown`` holds pairs and queries to look
     at, as the stage makes them. Everything is escaped. Raises InputError on an unknown metric.
@@ -108,7 +110,7 @@ def render_page(
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=format_number, percent=_percent, rank=_rank, breakable=_breakable)
+    environment.filters.update(number=format_number, percent=_percent, rank=_rank, breakable=_breakable, p=p_in_words)
     template = environment.from_string(_resource(_TEMPLATE))
     script = _resource(_SCRIPT)
     provenance = dict(report.get("provenance", {}))
@@ -122,6 +124,7 @@ def render_page(
         subject=report.get("subject"),
         table=headline(report),
         changes=changes(report),
+        seeds=seed_changes(report),
         metric_groups=_metric_groups(report),
         retrieval=_retrieval_table(report.get("retrieval", {})),
         figures=[_figure(name, picture.png) for name, picture in figures.items()],
@@ -147,7 +150,7 @@ def _with_photos(value: Any) -> Any:
 
 
 def report_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics in long form for a CSV file: dicts of store, metric, value, low, high, null, pairs.
+    """Return the metrics in long form for a CSV file: dicts of store, metric, value, low, high, null, p, pairs.
 
     ``report`` as in ``render_page``; stores in its order, metrics in that of METRICS. None: no interval, no floor.
     """
@@ -159,6 +162,7 @@ def report_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "low": (_of(report, "intervals", store, key) or [None, None])[0],
             "high": (_of(report, "intervals", store, key) or [None, None])[1],
             "null": _of(report, "null", store, key),
+            "p": _of(report, "tests", store, key),
             "pairs": _of(report, "samples", store, key),
         }
         for store, values in report["stores"].items()
@@ -197,7 +201,7 @@ def _rank(value: float | None) -> str:
 
 
 def _metric_groups(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The metrics by group: one row per key with its text and (value, interval, null) per store.
+    """The metrics by group: one row per key with its text and (value, interval, null, p) per store.
 
     The meaning stands once per family, and the sample where it is smaller than the report's.
     """
@@ -207,7 +211,7 @@ def _metric_groups(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in in_report_order({key for values in stores.values() for key in values}):
         metric, family = describe(key), key.partition("@")[0]
         cells = [
-            (values.get(key), _of(report, "intervals", n, key), _of(report, "null", n, key))
+            (values.get(key), *(_of(report, part, n, key) for part in ("intervals", "null", "tests")))
             for n, values in stores.items()
         ]
         pairs = next((p for name in stores if (p := _of(report, "samples", name, key))), report["pairs"])

@@ -20,14 +20,17 @@ def gap_against_recall(points: Mapping[str, Mapping[str, Any]]) -> Picture:
     """Draw each store at its centroid gap and mean R@1 in percent, with 95% intervals: what did closing the gap cost?
 
     ``points`` maps a store's name to {"gap": ..., "r1_i2t": ..., "r1_t2i": ...}, recalls as fractions in [0, 1];
-    "gap_interval" and "r1_interval" (of the mean of both directions) are [low, high], and "kind" is "store" (which is
-    what it is without), "baseline" or "run". Raises InputError without any point.
+    "gap_interval" and "r1_interval" (of the mean of both directions) are [low, high], "gap_band" is what 95% of sign
+    flips of the gap stay below, and "kind" is "store" (which is what it is without), "baseline" or "run". The last
+    store's band is drawn. Raises InputError without any point.
     """
     if not points:
         raise InputError("gap_against_recall: expected at least one store with a gap and with recalls")
     marks: dict[str, tuple[float, Sequence[float]]] = {}
     with panels([""]) as (figure, (ax,)):
         figure.set_size_inches(7.4, 4.8)
+        for name, point in _last_with_band(points):
+            ax.axvspan(0, point["gap_band"], color=GRID, lw=0, zorder=0, label=f"no gap can be told of {name}")
         for name, point in points.items():
             recall = 50 * (point["r1_i2t"] + point["r1_t2i"])
             style = _KINDS[point.get("kind", "store")]
@@ -48,6 +51,10 @@ def gap_against_recall(points: Mapping[str, Mapping[str, Any]]) -> Picture:
         legend(figure, [ax])
         label_marks(figure, ax, marks)
         return rendered(figure)
+
+
+def _last_with_band(points: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(n, p) for n, p in points.items() if p.get("kind", "store") == "store" and "gap_band" in p][-1:]
 
 
 def _limits(ax: Any, marks: Mapping[str, tuple[float, Sequence[float]]]) -> None:

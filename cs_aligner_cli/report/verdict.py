@@ -1,21 +1,58 @@
-"""The gap report in plain sentences, computed from its numbers alone."""
+"""The gap report in plain sentences, computed from its numbers and tests alone.
+
+The subject (the last store of this run) is compared with its control first, where there is one, else with the first
+store. A metric *fell* or *rose* where ``differences`` calls its difference clear (Holm's correction within the
+headline's metrics); otherwise no difference is shown. With g the squared centroid gap (debiased), m the standardised
+margin, r R@1 (mean of both ways), and the spread of a cloud, 1 less the mean cosine of strangers within a modality:
+
+A change of m by less than 5% counts as none: bringing shifted rows back to unit length does as much.
+
+1. ``collapse``: the spread is below a tenth of the reference's; m or r fell and neither rose.
+2. ``scale``: g fell, but by less than half in units of the spread: both clouds shrank, and the gap with them.
+3. ``alignment``: g fell, m rose, r did not fall. No shift of a cloud and no common factor can do that.
+4. ``shift``: g fell, m is as before, r did not fall: a shift of one cloud can do that much (and even raise r, where the
+   gap itself stood in the way of ranking).
+5. ``trade``: g fell; of m and r one rose and the other fell. ``cost``: g fell, m or r fell and neither rose.
+6. ``pairs``: g did not fall, m or r rose and neither fell. ``apart``: g did not fall, m or r fell and neither rose.
+7. Else ``wider`` where g rose, and ``same`` where it did not.
+
+That no gap can be told is said only where the sign-flip test of the centroid gap has p >= 0.05. Paired cosine takes no
+part: it rises whenever strangers' cosine does. A report over several seeds decides by its tests over seeds, others say
+that they cover the choice of test pairs only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Shares of the gap and points of R@1 below these print as zero, and so are called unchanged.
-_UNCHANGED_SHARE = 0.005
-_UNCHANGED_POINTS = 0.05
+from cs_aligner_cli.report.headline import p_in_words, signed
+
+CONTROL = "pairwise_only"
+_LEVEL = 0.05
 _NO_GAP = 1e-9
+_COLLAPSED, _SHRUNK, _UNCHANGED = 0.1, 0.5, 0.05
 _ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
+_GAP, _MARGIN, _RECALL = "squared_gap_debiased", "margin_standardised", "R@1"
+_SENTENCES = {
+    "collapse": "The rows collapsed: everything lies close together, and pairs stand out from strangers less.",
+    "scale": "Both clouds shrank, and the gap with them: by the clouds' own spread, most of it is still there.",
+    "alignment": "The clouds came together, and pairs stand out from strangers more than before: no shift does that.",
+    "shift": "With each modality's mean taken away, pairs stand out no more than before: a shift of one cloud can do "
+    "that much.",
+    "cost": "The clouds came together, and pairs stand out from strangers less than before.",
+    "trade": "The clouds came together; pairs do better by one measure and worse by another.",
+    "pairs": "Pairs stand out from strangers more than before; the clouds did not come together.",
+    "apart": "Pairs stand out from strangers less than before, and the clouds did not come together.",
+    "wider": "The clouds moved apart, and pairs stand out no more for it.",
+    "same": "No difference is shown: neither of the clouds nor of the pairs.",
+}
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
-    """Return a paragraph on the last store of this run against the first, then one against each between them.
+    """Return a paragraph on the subject and its control, with the best free alternative, then one on each other store.
 
-    Last comes what needs no training. Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
+    Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
     """
     measured = [name for name, values in report["stores"].items() if "centroid_gap" in values]
     if not measured:
@@ -24,31 +61,41 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     own = [name for name in measured if kinds.get(name, "store") == "store"]
     sentences = []
     if len(own) == 1:
-        sentences = [_alone(report, own[0])]
+        sentences = [" ".join([_alone(report, own[0]), *_free(report, own[0])])]
     elif own:
-        sentences = [_compared(report, reference, own[-1]) for reference in own[:-1]]
-    for kind, of_what in (("run", "Of the other runs' stores"), ("baseline", "Of what needs no training")):
-        sentences += _best_of(report, of_what, [name for name in measured if kinds.get(name) == kind])
-    return sentences
+        subject = own[-1]
+        # The control differs in the divergence alone, a frozen store in all of training.
+        others = sorted(own[:-1], key=lambda name: name != CONTROL)
+        first = [_compared(report, others[0], subject), _left(report, subject), *_free(report, subject)]
+        sentences = [
+            " ".join([*first, _coverage(report)]),
+            *(_compared(report, other, subject) for other in others[1:]),
+        ]
+    runs = [name for name in measured if kinds.get(name) == "run"]
+    return sentences + _best_run(report, runs)
 
 
-def _best_of(report: Mapping[str, Any], of_what: str, stores: list[str]) -> list[str]:
-    """A sentence on the store that retrieves best, and one on that with the smallest gap, where it is another."""
-    ranked = {name: recall for name in stores if (recall := mean_r1(report, name)) is not None}
-    if not ranked:
-        return []
-    best = max(ranked, key=lambda name: ranked[name])
-    closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
-    sentence = f"{of_what}, {best} retrieves best: {_state(report, best)}."
-    if closest != best:
-        sentence += f" {closest} has the smallest gap: {_state(report, closest)}."
-    return [sentence]
-
-
-def _state(report: Mapping[str, Any], store: str) -> str:
-    values = report["stores"][store]
-    cosine = f", paired cosine {values['paired_cosine']:.2f}" if "paired_cosine" in values else ""
-    return f"R@1 {mean_r1(report, store):.1f}%, gap {values['centroid_gap']:.2f}{cosine}"
+def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    """Which of the rules above applies to the subject against a reference store, one of their names."""
+    gap, margin, recall = (_direction(report, reference, metric) for metric in (_GAP, _MARGIN, _RECALL))
+    row = _row(report, reference, _MARGIN)
+    if row is not None and abs(row["difference"]) < _UNCHANGED * abs(report["stores"][reference].get(_MARGIN, 0.0)):
+        margin = 0
+    up, down = 1 in (margin, recall), -1 in (margin, recall)
+    stores = report["stores"]
+    spread = _spread(stores[subject]) / max(_spread(stores[reference]), _NO_GAP)
+    if spread < _COLLAPSED and down and not up:
+        return "collapse"
+    if gap < 0:
+        before, after = (max(stores[name].get(_GAP, 0.0), _NO_GAP) for name in (reference, subject))
+        if spread < _SHRUNK and after / spread > _SHRUNK * before:
+            return "scale"
+        if down:
+            return "trade" if up else "cost"
+        return "alignment" if margin > 0 else "shift"
+    if up != down:
+        return "pairs" if up else "apart"
+    return "wider" if gap > 0 else "same"
 
 
 def mean_r1(report: Mapping[str, Any], store: str) -> float | None:
@@ -59,69 +106,143 @@ def mean_r1(report: Mapping[str, Any], store: str) -> float | None:
     return 50 * float(directions["i2t"]["R@1"] + directions["t2i"]["R@1"])
 
 
+def _spread(values: Mapping[str, float]) -> float:
+    return 1 - (values.get("conformity_image", 0.0) + values.get("conformity_text", 0.0)) / 2
+
+
+def _row(report: Mapping[str, Any], reference: str, metric: str) -> Mapping[str, Any] | None:
+    """The test of the subject against a reference: over seeds, where they were measured."""
+    rows = [*report.get("seeds", {}).get("differences", ()), *report.get("differences", ())]
+    return next((row for row in rows if row["store"] == reference and row["metric"] == metric), None)
+
+
+def _direction(report: Mapping[str, Any], reference: str, metric: str) -> int:
+    """1 where the subject's metric rose, -1 where it fell, 0 where no difference is shown."""
+    row = _row(report, reference, metric)
+    return 0 if row is None or not row["clear"] else (1 if row["difference"] > 0 else -1)
+
+
+def _compared(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    stores = report["stores"]
+    before, after = (stores[name]["centroid_gap"] for name in (reference, subject))
+    numbers = f"({before:.3f}{_ARROW}{after:.3f}{_p(report, reference, _GAP)})"
+    direction = _direction(report, reference, _GAP)
+    if direction < 0:
+        closed = f"{1 - after / before:.0%} of " if before > _NO_GAP else ""
+        parts = [f"{subject} closed {closed}the centroid gap of {_named(reference)} {numbers}"]
+    elif direction > 0:
+        parts = [f"{subject} widened the centroid gap of {_named(reference)} {numbers}"]
+    else:
+        parts = [f"between {subject} and {_named(reference)} no difference in the centroid gap is shown {numbers}"]
+    parts += _recall_change(report, reference, subject)
+    if _MARGIN in stores[subject] and _MARGIN in stores[reference]:
+        margins = f"{stores[reference][_MARGIN]:.2f}{_ARROW}{stores[subject][_MARGIN]:.2f}"
+        words = {1: "rose", -1: "fell", 0: "shows no difference"}[_direction(report, reference, _MARGIN)]
+        parts.append(
+            f"the standardised margin of pairs over strangers {words} ({margins}{_p(report, reference, _MARGIN)})"
+        )
+    sentence = "; ".join(parts)
+    return (
+        f"{sentence[0].upper() if sentence[0] == 'b' and direction == 0 else sentence[0]}{sentence[1:]}. "
+        + _SENTENCES[outcome(report, reference, subject)]
+    )
+
+
+def _named(store: str) -> str:
+    return f"its control {store}" if store == CONTROL else store
+
+
+def _p(report: Mapping[str, Any], reference: str, metric: str) -> str:
+    row = _row(report, reference, metric)
+    return "" if row is None else f", {p_in_words(row['p_holm'] if row.get('p_holm') is not None else row['p'])}"
+
+
+def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> list[str]:
+    before, after = mean_r1(report, reference), mean_r1(report, subject)
+    row = _row(report, reference, _RECALL)
+    if before is None or after is None:
+        return []
+    numbers = f"{before:.1f}%{_ARROW}{after:.1f}%"
+    if row is None:
+        return [f"R@1 went {numbers}"]
+    low, high = (signed(100 * bound, 1) for bound in row["interval"])
+    points = f"{abs(100 * row['difference']):.1f} points of R@1"
+    direction = _direction(report, reference, _RECALL)
+    words = {1: f"it won {points}", -1: f"it cost {points}", 0: "no difference in R@1 is shown"}[direction]
+    return [f"{words} ({numbers}; {low} to {high} points)"]
+
+
+def _left(report: Mapping[str, Any], store: str) -> str:
+    """Whether a gap is left, by the sign-flip test."""
+    gap, level, p = (report.get(part, {}).get(store, {}).get("centroid_gap") for part in ("stores", "null", "tests"))
+    if gap is None or level is None or p is None:
+        return ""
+    reads = f"{gap:.3f} where {level:.3f} is read without any, {p_in_words(p)}"
+    return f"No gap can be told any more ({reads})." if p >= _LEVEL else f"A gap is left ({reads})."
+
+
 def _alone(report: Mapping[str, Any], store: str) -> str:
     values, recall = report["stores"][store], mean_r1(report, store)
-    parts = [f"{store} has a centroid gap of {values['centroid_gap']:.2f}"]
-    if "paired_cosine" in values:
-        parts.append(f"a paired cosine of {values['paired_cosine']:.2f}")
+    parts = [f"{store} has a centroid gap of {values['centroid_gap']:.3f}"]
+    if _MARGIN in values:
+        parts.append(f"a standardised margin of pairs over strangers of {values[_MARGIN]:.2f}")
     if recall is not None:
         parts.append(f"an R@1 of {recall:.1f}%")
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     alone = sum(bool(values) for values in report["stores"].values()) == 1
-    ending = " There is no other store to compare it with." if alone else ""
-    return f"{listed}.{_floor(report, store)}{ending}"
+    ending = "There is no other store to compare it with." if alone else ""
+    return " ".join(part for part in (f"{listed}.", _left(report, store), ending) if part)
 
 
-def _compared(report: Mapping[str, Any], reference: str, store: str) -> str:
-    before, after = (report["stores"][name] for name in (reference, store))
-    sentence = _gap_change(before["centroid_gap"], after["centroid_gap"], reference, store)
-    sentence += _recall_change(mean_r1(report, reference), mean_r1(report, store), _is_chance(report, reference))
-    cosines = before.get("paired_cosine"), after.get("paired_cosine")
-    if None not in cosines:
-        sentence += f"; paired cosine went {cosines[0]:.2f}{_ARROW}{cosines[1]:.2f}"
-    sentence += f".{_floor(report, store)}"
-    if None not in cosines and _closed_without_pairs(before, after):
-        sentence += " But the paired cosine did not rise: the clouds moved together, the pairs did not come closer."
-    return sentence
+def _free(report: Mapping[str, Any], subject: str) -> list[str]:
+    """The best of what can be had for free: nothing trained at all, and nothing added to the control's training."""
+    baselines = [name for name, kind in report.get("kinds", {}).items() if kind == "baseline"]
+    baselines = [
+        name for name in baselines if mean_r1(report, name) is not None and "centroid_gap" in report["stores"][name]
+    ]
+    of_control = [name for name in baselines if name.startswith(f"{CONTROL}+")]
+    sentences = []
+    for title, names in (
+        ("Of what needs no training, {} retrieves best", [n for n in baselines if n.startswith("frozen+")]),
+        ("The control needs no divergence either, with {}", of_control),
+    ):
+        if names:
+            best = max(names, key=lambda name: mean_r1(report, name) or 0.0)
+            sentences.append(f"{title.format(best)}: {_state(report, best)}{_rivals(report, subject, best)}.")
+    return sentences
 
 
-def _gap_change(before: float, after: float, reference: str, store: str) -> str:
-    numbers = f"({before:.2f}{_ARROW}{after:.2f})"
-    if before < _NO_GAP:
-        return f"{reference} had no centroid gap, {store} has one of {after:.2f}"
-    closed = 1 - after / before
-    if abs(closed) < _UNCHANGED_SHARE:
-        return f"{store} left the centroid gap of {reference} as it was {numbers}"
-    if closed > 0:
-        return f"{store} closed {closed:.0%} of the centroid gap of {reference} {numbers}"
-    return f"{store} widened the centroid gap of {reference} by {-closed:.0%} {numbers}"
-
-
-def _recall_change(before: float | None, after: float | None, chance: bool) -> str:
-    if before is None or after is None:
+def _rivals(report: Mapping[str, Any], subject: str, other: str) -> str:
+    """How a free alternative compares with the subject, by the tests."""
+    gap, recall = _direction(report, other, _GAP), _direction(report, other, _RECALL)
+    if not any(_row(report, other, metric) for metric in (_GAP, _RECALL)):
         return ""
-    won = after - before
-    numbers = f"({before:.1f}%{_ARROW}{after:.1f}%{', within chance' if chance else ''})"
-    if abs(won) < _UNCHANGED_POINTS:
-        return f" with R@1 unchanged {numbers}"
-    if won < 0:
-        return f" at a cost of {-won:.1f} points of R@1 {numbers}"
-    return f" and won {won:.1f} points of R@1 {numbers}"
+    better = [what for what, direction in (("a smaller gap", gap), ("a higher R@1", -recall)) if direction > 0]
+    worse = [what for what, direction in (("a larger gap", -gap), ("a lower R@1", recall)) if direction > 0]
+    if not better and not worse:
+        return f", no difference to {subject} in either is shown"
+    return f", {' and '.join(better + worse)} than {subject}"
 
 
-def _is_chance(report: Mapping[str, Any], reference: str) -> bool:
-    """Whether the difference of R@1 to a store was tested and found to be no more than chance."""
-    rows = report.get("differences", ())
-    return any(row["store"] == reference and row["metric"] == "R@1" and not row["clear"] for row in rows)
+def _state(report: Mapping[str, Any], store: str) -> str:
+    return f"R@1 {mean_r1(report, store):.1f}%, gap {report['stores'][store]['centroid_gap']:.3f}"
 
 
-def _floor(report: Mapping[str, Any], store: str) -> str:
-    floor = report.get("null", {}).get(store, {}).get("centroid_gap")
-    if floor is None or report["stores"][store]["centroid_gap"] > floor:
-        return ""
-    return f" What is left lies within the null floor of {floor:.2f}: no gap can be told at this sample size."
+def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
+    """A sentence on the other runs' store that retrieves best, and one on that with the smallest gap, if another."""
+    ranked = {name: recall for name in stores if (recall := mean_r1(report, name)) is not None}
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda name: ranked[name])
+    closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
+    sentence = f"Of the other runs' stores, {best} retrieves best: {_state(report, best)}."
+    if closest != best:
+        sentence += f" {closest} has the smallest gap: {_state(report, closest)}."
+    return [sentence]
 
 
-def _closed_without_pairs(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    closed = after["centroid_gap"] < (1 - _UNCHANGED_SHARE) * before["centroid_gap"]
-    return closed and after["paired_cosine"] <= before["paired_cosine"]
+def _coverage(report: Mapping[str, Any]) -> str:
+    runs = report.get("seeds", {}).get("runs", ())
+    if runs:
+        return f"This covers the seed of training, over {len(runs)} runs, and the choice of test pairs."
+    return "This covers the choice of test pairs, not the seed of training: one run was measured."

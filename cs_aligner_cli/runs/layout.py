@@ -13,6 +13,7 @@ from cs_aligner_cli.common.modalities import ALIGNED, CACHED, FROZEN, MODALITIES
 from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.input_layout import InputLayout
+from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
 
 
 class _TrainingLayout(InputLayout):
@@ -220,8 +221,12 @@ class Layout(_TrainingLayout):
     @cached_property
     def gap(self) -> Artifact:
         """The gap report."""
-        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside"})
+        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside", "seeds"})
         parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
+        if self.seeds:
+            parts["seeds"] = {
+                run: {name: store.fingerprint() for name, store in stores.items()} for run, stores in self.seeds.items()
+            }
         needs = {store.name: store for store in self.stores(self.recipe.gap_split).values()}
         if self.fit_split:  # it may be the split that is measured
             fitted = [self.stores(self.fit_split)[name] for name in self.baselines]
@@ -249,7 +254,7 @@ class Layout(_TrainingLayout):
         own = self.frozen(split).fingerprint()
         found: dict[str, Artifact] = {}
         for folder in self.recipe.gap_report.beside:
-            stores = _finished_stores(folder, split)
+            stores = finished_stores(folder, split)
             if not stores:
                 raise InputError(
                     f"gap_report.beside: {folder} holds no finished store of split {split!r} in embeddings/",
@@ -261,6 +266,14 @@ class Layout(_TrainingLayout):
                 if name != FROZEN or store.fingerprint() != own:
                     found[f"{folder.name}:{name}"] = store
         return found
+
+    @cached_property
+    def seeds(self) -> dict[str, dict[str, Artifact]]:
+        """The finished stores of runs of this recipe with other seeds, by the run's folder, then by store.
+
+        Raises InputError as ``runs_of_other_seeds``.
+        """
+        return runs_of_other_seeds(self.recipe)
 
     @property
     def run_record(self) -> Path:
@@ -276,12 +289,3 @@ def _token_towers(weights: Path) -> list[str]:
     except (SafetensorError, OSError, ValueError):
         return []  # whoever reads the weights themselves says what is wrong with them
     return [m for m in MODALITIES if (plan := plans.get(m, {})).get("reads") == "tokens" and plan.get("tune") in CACHED]
-
-
-def _finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
-    """The whole stores of a split in another run's folder: frozen, the control, aligned."""
-    stores = {
-        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
-        for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
-    }
-    return {name: store for name, store in stores.items() if store.record() is not None}

@@ -8,42 +8,40 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
 from cs_aligner_cli.data.thumbnails import Photos
-from cs_aligner_cli.files.artifact import Build, write_bytes, write_json
+from cs_aligner_cli.files.artifact import Build, write_bytes
 from cs_aligner_cli.gap import measure
 from cs_aligner_cli.gap.differences import differences
-from cs_aligner_cli.gap.metrics import SWEEP
+from cs_aligner_cli.gap.metrics import SWEEP, measure_headline
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
-from cs_aligner_cli.gap.recall import recall_draws
-from cs_aligner_cli.gap.results import DRAWS, interval, refuse_constant
+from cs_aligner_cli.gap.recall import recall_spreads
+from cs_aligner_cli.gap.results import Measured, Measurement, refuse_constant, score_interval
+from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.objectives import conflict_sweep
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.report.examples import examples
 from cs_aligner_cli.report.figures import MAX_POINTS, cosine_histograms, point_map, projection, spectra
-from cs_aligner_cli.report.markdown import render_summary
-from cs_aligner_cli.report.page import render_page, report_rows
+from cs_aligner_cli.report.files import REPORT, report_files
+from cs_aligner_cli.report.headline import RECALLS, tested_metrics
 from cs_aligner_cli.report.projections import neighbour_projection, require_projection
 from cs_aligner_cli.report.tradeoff import gap_against_recall
 from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import git_state, versions
-from cs_aligner_cli.stages.gap_stores import Compared, Features, Taken, compared
+from cs_aligner_cli.stages.gap_stores import Compared, Features, Take, Taken, compared, of_seeds
 from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
 from cs_aligner_cli.training.metrics_log import read_training_log
 
 PairedFeatures: TypeAlias = tuple[Features, Features]
-REPORT = "report.html"
 _KS = (1, 5, 10)
 # The pairs that the conflict is taken on: the size of a large training batch.
 _CONFLICT_PAIRS = 1000
@@ -67,7 +65,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[st
 
 def _build(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     layout = Layout(recipe)
-    for other in layout.beside.values():
+    for other in (*layout.beside.values(), *(store for run in layout.seeds.values() for store in run.values())):
         other.verify(other.record() or {})
     data = PreparedData(layout.prepared.path)
     split = data.split(recipe.gap_split, "gap_report.split").seen_as(recipe.gap_report.modalities)
@@ -77,7 +75,8 @@ def _build(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
         raise nothing_to_compare(split.name)
     background = Store(layout.frozen(split.name).path).background
     shown = job.shown(Photos(data.root, recipe.gap_report.photos, background))
-    _write(build, job.report, job.figures(), shown, job.spectra)
+    for name, content in report_files(job.report, job.figures(), shown, job.spectra).items():
+        write_bytes(build.folder / name, content)
     return job.summary()
 
 
@@ -91,7 +90,7 @@ class _Job:
     report: dict[str, Any] = field(default_factory=dict)
     pairs: dict[str, PairedFeatures] = field(default_factory=dict)
     spectra: dict[str, Any] = field(default_factory=dict)
-    draws: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, Measurement] = field(default_factory=dict)
     looked_at: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,12 +104,12 @@ class _Job:
         self.drawn = {m: rows[drawn] for m, rows in self.rows.items()}
         self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
         self.report = {
-            "format": 2,
+            "format": 3,
             "name": self.recipe.name,
             "split": self.split.name,
             "pairs": len(kept),
             "note": self._sample_notes(len(images)),
-            **{part: {} for part in ("kinds", "stores", "intervals", "null", "samples", "sweep")},
+            **{part: {} for part in ("kinds", "stores", "intervals", "null", "tests", "bands", "samples", "sweep")},
             **{part: {} for part in ("retrieval", "recall_intervals", "mixed", "conflict")},
             "differences": [],
             "provenance": {
@@ -132,8 +131,8 @@ class _Job:
         notes += [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
         if pairs > spec.exact_pairs:
             notes.append(
-                f"The CS divergence is approximated by Nystroem's method on all {pairs} pairs; other metrics of all "
-                f"pairs of rows, and null floors, come from {spec.exact_pairs} evenly spaced ones."
+                f"Centroids and pairs are measured on all {pairs} pairs, kernels (CS, MMD, energy) on "
+                f"{spec.exact_pairs} evenly spaced ones, as their intervals know."
             )
         if len(self.gallery["image"]) < len(self.split.images):
             notes.append(
@@ -157,14 +156,42 @@ class _Job:
                 advance(1, store.name)
         own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
         if own:
-            values = {
-                name: {**self.report["stores"][name], "R@1": float(self.draws[name]["R@1"][0])} for name in self.pairs
-            }
-            draws = {name: {**drawn, "R@1": drawn["R@1"][1:]} for name, drawn in self.draws.items()}
             self.report["subject"] = own[-1]
-            self.report["differences"] = differences(values, draws, own[-1])
+            self.report["differences"] = differences(self.measured, own[-1], tested_metrics(self.report))
+            if self.layout.seeds:
+                self._measure_seeds(own, console)
 
-    def _measure_one(self, store: Compared, take: Callable[[str, Ints], Features], tell: Callable[[str], None]) -> None:
+    def _measure_seeds(self, own: list[str], console: Console) -> None:
+        """Measure the headline of this run's stores in every run that differs in its seed."""
+        runs, names = [{name: self.measured[name] for name in own}], [self.layout.folder.name]
+        with console.progress("measuring other seeds", len(self.layout.seeds)) as advance:
+            for run, takes in of_seeds(self.layout, self.split):
+                runs.append({name: self._headline(run, name, take) for name, take in takes.items() if name in own})
+                names.append(run)
+                advance(1, run)
+        rows = seed_differences(runs, own[-1], tested_metrics(self.report))
+        stores = {name: [dict(run[name].values) for run in runs if name in run] for name in own}
+        self.report["seeds"] = {"runs": names, "stores": stores, "differences": rows}
+
+    def _headline(self, run: str, store: str, take: Take) -> Measurement:
+        spec, seed = self.recipe.gap_report, self.recipe.seed
+        try:
+            image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
+            found = measure_headline(image, text, spec.bandwidths, seed, spec.exact_pairs)
+        except InputError as error:
+            raise InputError(f"gap_report.seeds: {store} store of {run}: {error}") from None
+        return self._with_recalls(found, take("image", self.gallery["image"]), take("text", self.gallery["text"]))[0]
+
+    def _with_recalls(self, found: Measured, image: Features, text: Features) -> tuple[Measurement, dict[str, Any]]:
+        """What was measured with R@1 and R@10 beside it, mean of both ways; and the recalls' intervals."""
+        ks = [k for k in _KS if k <= min(len(image), len(text))]
+        recalls = recall_spreads(image, text, self.owner, ks, self.recipe.seed)
+        spans = {way: {k: score_interval(*both) for k, both in side.items()} for way, side in recalls.items()}
+        mean = {k: both for k, both in recalls["mean"].items() if k in RECALLS}
+        values = {**found.values, **{k: value for k, (value, _) in mean.items()}}
+        return Measurement(values, {**found.spreads, **{k: spread for k, (_, spread) in mean.items()}}), spans
+
+    def _measure_one(self, store: Compared, take: Take, tell: Callable[[str], None]) -> None:
         name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
         image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
         labels = self.labels.tolist()
@@ -174,7 +201,7 @@ class _Job:
         except InputError as error:
             raise InputError(f"{name} store of split {self.split.name}: {error}") from None
         self.pairs[name] = take("image", self.drawn["image"]), take("text", self.drawn["text"])
-        for part in ("intervals", "null", "samples", "sweep"):
+        for part in ("intervals", "null", "tests", "bands", "samples", "sweep"):
             self.report[part][name] = getattr(found, part)
         self.report["stores"][name] = found.values
         self.spectra[name] = found.spectra
@@ -184,9 +211,7 @@ class _Job:
         self.report["retrieval"][name] = evaluate_retrieval(*gallery, self.owner, ks=ks)
         if ks and np.bincount(self.owner[self.owner >= 0]).max() > 1:
             self.report["mixed"][name] = evaluate_mixed(*gallery, self.owner, ks)
-        recalls = recall_draws(*gallery, self.owner, DRAWS, seed)
-        self.report["recall_intervals"][name] = {key: interval(drawn[1:]) for key, drawn in recalls.items()}
-        self.draws[name] = {**found.draws, "R@1": recalls["mean"]}
+        self.measured[name], self.report["recall_intervals"][name] = self._with_recalls(found, *gallery)
         if store.kind == "store":
             tell("conflict")
             kept = evenly_spaced(len(self.rows["image"]), _CONFLICT_PAIRS)
@@ -256,7 +281,8 @@ class _Job:
                 "gap_interval": report["intervals"][name]["centroid_gap"],
                 "r1_i2t": found["i2t"]["R@1"],
                 "r1_t2i": found["t2i"]["R@1"],
-                "r1_interval": report["recall_intervals"][name]["mean"],
+                "gap_band": report["bands"][name]["centroid_gap"],
+                "r1_interval": report["recall_intervals"][name]["mean"]["R@1"],
             }
             for name, found in report["retrieval"].items()
         }
@@ -295,10 +321,12 @@ class _Job:
             "pairs": report["pairs"],
             "gap_report": {name: values for name, values in report["stores"].items() if values},
             "null_floor": report["null"],
+            "tests": report["tests"],
             "intervals": report["intervals"],
             "retrieval": report["retrieval"],
             "mixed": report["mixed"],
             "differences": report["differences"],
+            "seeds": report.get("seeds", {}),
             "notes": report["note"],
         }
 
@@ -315,29 +343,3 @@ def _gallery(split: Split, most: int) -> tuple[dict[str, Ints], Ints]:
 def _answered(query: dict[str, Any], ask: Callable[[int], Any], answer: Callable[[int], Any]) -> dict[str, Any]:
     results = [{"item": answer(r["row"]), "cosine": r["cosine"], "hit": r["hit"]} for r in query["results"]]
     return {"query": ask(query["query"]), "results": results}
-
-
-def _write(
-    build: Build, report: dict[str, Any], figures: dict[str, Picture], shown: dict[str, Any], found: dict[str, Any]
-) -> None:
-    folder = build.folder
-    write_bytes(folder / REPORT, render_page(report, figures, shown).encode())
-    write_bytes(folder / "report.md", render_summary(report).encode())
-    write_json(folder / "report.json", report)
-    tables = {
-        "report": report_rows(report),
-        "differences": report["differences"],
-        "sweep": [{"store": name, **row} for name, rows in report["sweep"].items() for row in rows],
-        "conflict": [{"store": name, **row} for name, rows in report["conflict"].items() for row in rows],
-        "spectra": [
-            {"store": name, "modality": modality, "dimension": i, "share": share}
-            for name, sides in found.items()
-            for modality, shares in sides.items()
-            for i, share in enumerate(shares, start=1)
-        ],
-    }
-    for name, rows in tables.items():
-        write_bytes(folder / f"{name}.csv", csv_bytes(pd.DataFrame(rows)))
-    for name, picture in figures.items():
-        write_bytes(folder / f"{name}.png", picture.png)
-        write_bytes(folder / f"{name}.svg", picture.svg)

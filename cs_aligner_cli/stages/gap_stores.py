@@ -62,11 +62,26 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
         yield from _baselines(layout, name, store, split, notes)
     for name, artifact in layout.beside.items():
         store = Store(artifact.path)
-        _refuse_other_items(name, store, split)
+        _refuse_other_items(f"gap_report.beside: {name}", store, split)
         if store.shares_space:
             yield Compared(name, "run", _take(layout, store, split))
         else:
             notes.append(f"{name}: {NO_SPACE}")
+
+
+def of_seeds(layout: Layout, split: Split) -> Iterator[tuple[str, dict[str, Take]]]:
+    """Yield the name of every run in gap_report.seeds, and what reads its stores of this split.
+
+    Raises InputError where a store holds other items than this run's, or its modalities share no space.
+    """
+    for run, stores in layout.seeds.items():
+        takes = {}
+        for name, artifact in stores.items():
+            store = Store(artifact.path)
+            _refuse_other_items(f"gap_report.seeds: {run}:{name}", store, split)
+            if _share_space(layout, store):
+                takes[name] = _take(layout, store, split)
+        yield run, takes
 
 
 def _arrays(layout: Layout, store: Store) -> dict[str, StoredArray]:
@@ -130,7 +145,7 @@ def _refuse_other_items(name: str, store: Store, split: Split) -> None:
         row = next((i for i in range(shorter) if theirs[i] != ours[i]), shorter)
         found, expected = (keys[row] if row < len(keys) else "nothing" for keys in (theirs, ours))
         raise InputError(
-            f"gap_report.beside: {name} holds other items than split {split.name!r} of this run: {column} of row {row} "
+            f"{name} holds other items than split {split.name!r} of this run: {column} of row {row} "
             f"is {found}, expected {expected}",
             "Only stores of the same data set and split can be put side by side.",
         )

@@ -10,12 +10,12 @@ from sklearn.metrics import adjusted_rand_score, v_measure_score
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure, measure_gap
 from cs_aligner_cli.gap.clusters import adjusted_rand, cluster_agreement, label_agreement, v_measure
+from cs_aligner_cli.gap.groups import random_groups
 from cs_aligner_cli.gap.neighbours import neighbour_chance
 from cs_aligner_cli.gap.paired_rows import PairedRows, paired_rows
-from cs_aligner_cli.gap.results import Smooth, refuse_constant
+from cs_aligner_cli.gap.results import refuse_constant
 from cs_aligner_cli.gap.shape import effective_rank, linear_cka, spectrum
-from cs_aligner_cli.gap.transport import frechet_between, frechet_covariance, sliced
-from cs_aligner_cli.objectives import nystroem_cs
+from cs_aligner_cli.gap.transport import frechet_covariance, sliced_distance
 
 
 def pairs(n, d=12, seed=0, gap=0.3):
@@ -28,15 +28,13 @@ def pairs(n, d=12, seed=0, gap=0.3):
 
 
 METRICS = {
-    "frechet": frechet_covariance,
-    "sliced": lambda x, y: sliced(x, y, seed=0),
     "cka": linear_cka,
     "rank": lambda x, y: effective_rank(spectrum(x)),
     "raw rank": lambda x, y: effective_rank(spectrum(y, centred=False)),
 }
 
 
-@pytest.mark.parametrize(("name", "d"), [*((name, 12) for name in METRICS), ("sliced", 150), ("cka", 150)])
+@pytest.mark.parametrize(("name", "d"), [*((name, 12) for name in METRICS), ("cka", 150)])
 def test_the_influence_of_a_pair_is_what_leaving_it_out_takes_away(name, d):
     """To first order; the second is of the size of d/n."""
     metric, (x, y) = METRICS[name], pairs(120, d)
@@ -52,25 +50,23 @@ def test_the_influence_of_a_pair_is_what_leaving_it_out_takes_away(name, d):
 def test_intervals_by_influence_are_as_wide_as_the_metric_varies(name):
     samples = [METRICS[name](*pairs(150, 8, seed)) for seed in range(40)]
     spread = np.std([sample.value for sample in samples], ddof=1)
-    stated = np.mean([np.sqrt(((s.influence - s.influence.mean()) ** 2).sum()) for s in samples])
-    assert stated == pytest.approx(spread, rel=0.35)
+    errors = [sample.spread(random_groups(150, 0)).error for sample in samples]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.35)
 
 
 def test_spectra_of_few_rows_per_dimension_get_no_interval():
-    spectral = {"frechet_covariance", "effective_rank_image", "effective_rank_raw_text"}
+    spectral = {"effective_rank_image", "effective_rank_raw_text"}
     assert spectral <= set(measure(*pairs(60, 12)).intervals)
     few = measure(*pairs(59, 12))
     assert not spectral & set(few.intervals)
     assert spectral <= set(few.values)
 
 
-def test_the_two_ways_to_frechet_agree_and_constant_clouds_have_no_shape():
-    x, y = pairs(50)
-    assert frechet_covariance(x, y).value == pytest.approx(frechet_between(x, y), rel=1e-10)
+def test_constant_clouds_have_no_shape():
     still = torch.ones(20, 5, dtype=torch.float64) / 5**0.5
     assert effective_rank(spectrum(still)) == (0.0, pytest.approx(np.zeros(20)))
     assert linear_cka(still, still).value == 0
-    assert sliced(still, still, 0).value == 0
+    assert sliced_distance(still, still, 0) == frechet_covariance(still, still) == 0
     found = measure(still, still)
     assert np.isfinite([bound for span in found.intervals.values() for bound in span]).all()
     with pytest.raises(InputError, match=r"^image: all 20 rows are equal: .*\nLook at the encoder"):
@@ -106,8 +102,7 @@ def test_clusters_follow_labels_where_there_is_no_gap_and_modalities_where_there
     assert far.values["label_v_measure"] < 0.8
     assert far.values["label_ari"] < 0.6
     assert far.null["label_ari"] == pytest.approx(0, abs=0.05)
-    low, high = far.intervals["label_ari"]
-    assert low <= far.values["label_ari"] <= high
+    assert "label_ari" not in far.intervals
     assert near.samples["label_ari"] == 90
 
 
@@ -119,8 +114,7 @@ def test_pairs_without_a_label_stay_out_of_it():
     found, null, count = label_agreement(x, y, labels, seed=0)
     alone, _, _ = label_agreement(x[kept], y[kept], labels[kept], seed=0)
     assert count == 60
-    assert found["label_ari"].value == alone["label_ari"].value
-    assert not found["label_ari"].influence[~kept].any()
+    assert found == alone
     assert set(null) == {"label_ari", "label_v_measure"}
     for few in (np.full(90, ""), np.full(90, "one"), np.array(["a", "b"] + [""] * 88)):
         assert label_agreement(x, y, few, seed=0)[0] == {}
@@ -132,9 +126,9 @@ def test_pairs_within_one_cluster_at_chance():
     x, y = pairs(400, gap=0)
     found, null = cluster_agreement(x, y, seed=0)
     shuffled = [cluster_agreement(x, y[np.random.default_rng(s).permutation(400)], seed=0)[0] for s in range(3)]
-    for name, metric in found.items():
-        assert null[name] == pytest.approx(np.mean([other[name].value for other in shuffled]), abs=0.04), name
-        assert metric.value > null[name] + 0.1
+    for name, value in found.items():
+        assert null[name] == pytest.approx(np.mean([other[name] for other in shuffled]), abs=0.04), name
+        assert value > null[name] + 0.1
 
 
 def test_hubness_at_chance_is_that_of_random_lists():
@@ -143,15 +137,6 @@ def test_hubness_at_chance_is_that_of_random_lists():
     centred = counts - counts.mean()
     skewness = (centred**3).mean() / (centred**2).mean() ** 1.5
     assert neighbour_chance(500)["hubness_text"] == pytest.approx(skewness, abs=0.25)
-
-
-def test_a_draw_of_a_smooth_metric_is_its_expansion():
-    from cs_aligner_cli.gap.groups import random_groups
-
-    groups = random_groups(5, 0)
-    counts = np.array([[1, 1, 1, 1, 1], [2, 0, 1, 1, 1.0]])
-    drawn = Smooth(3.0, np.array([1.0, 2.0, 3.0, 4.0, 5.0])).drawn(groups, counts)
-    assert drawn == pytest.approx([3.0, 3.0 - 2.0 + 1.0])
 
 
 class Recorded:
@@ -175,9 +160,6 @@ def test_rows_are_read_in_blocks_and_never_all_at_once():
     assert found.values == measure(image, text, bandwidths=(0.5, 1.0), exact_pairs=300).values
     assert any("20,000 of 20,000" in what for what in stated)
     x, y = paired_rows(image, text)
-    for s in (0.5, 1.0):
-        theirs = float(nystroem_cs(x, y, s, 1024))
-        assert found.values[f"cs_divergence_v@{s:.4g}"] == pytest.approx(theirs, rel=0.01)
     assert found.values["centroid_gap"] == pytest.approx(float((x.mean(0) - y.mean(0)).norm()), rel=1e-10)
     assert found.values["paired_cosine"] == pytest.approx(float((x * y).sum(1).mean()), rel=1e-10)
 

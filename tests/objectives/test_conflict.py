@@ -27,49 +27,87 @@ def tangential_gradient(loss: Callable[..., torch.Tensor], *rows: torch.Tensor) 
 
 
 @pytest.mark.parametrize("scale", [2.0, 20.0, 100.0])
-def test_the_split_and_its_gradients_equal_autograd(scale: float) -> None:
+def test_pull_and_push_are_gradients_over_the_pair_and_over_negatives_alone(scale: float) -> None:
     x, y = tensor_rows(0, 12, 5), tensor_rows(1, 12, 5)
+    negatives = ~torch.eye(12, dtype=torch.bool)
 
-    def alignment(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return -scale * (image * text).sum(1).mean()
-
-    def uniformity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def softmaxes(image: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
         logits = scale * image @ text.T
-        return (logits.logsumexp(0).mean() + logits.logsumexp(1).mean()) / 2
+        return [logits.softmax(1), logits.softmax(0)]
+
+    weights = [w.detach() for w in softmaxes(x, y)]
+
+    def pull_loss(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        left = 1 - sum(w.diagonal() for w in weights) / 2
+        return -scale * (left * (image * text).sum(1)).mean()
+
+    def push_loss(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        logits = scale * image @ text.T
+        return sum((w * logits)[negatives].sum() for w in weights) / (2 * 12)
 
     def divergence(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return cs_divergence(image, text, 0.6)
 
     found = conflict(x, y, scale, divergence, weight=3.0)
-    pull, push = tangential_gradient(alignment, x, y), tangential_gradient(uniformity, x, y)
-    pushed = push + 3 * tangential_gradient(divergence, x, y)
+    pull, push = tangential_gradient(pull_loss, x, y), tangential_gradient(push_loss, x, y)
+    of_divergence = 3 * tangential_gradient(divergence, x, y)
+    pushed = push + of_divergence
     flat = torch.nn.functional.cosine_similarity
     expected = {
-        "alignment": alignment(x, y),
-        "uniformity": uniformity(x, y),
         "infonce": infonce(x, y, scale),
         "mutual_information": math.log(12) - infonce(x, y, scale),
+        "saturation": torch.cat([w.diagonal() for w in weights]).mean(),
         "cosine": flat(pull.flatten(), push.flatten(), dim=0),
         "cancelled": -(pull * push).sum() / pull.square().sum(),
+        **rates(x, y, "pull", pull),
+        **rates(x, y, "push", push),
         "divergence": divergence(x, y),
         "cosine_with": flat(pull.flatten(), pushed.flatten(), dim=0),
         "cancelled_with": -(pull * pushed).sum() / pull.square().sum(),
+        **rates(x, y, "divergence", of_divergence),
     }
     assert list(found) == list(expected)
-    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-9)
-    assert found["alignment"] + found["uniformity"] == pytest.approx(found["infonce"])
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-8, abs=1e-10)
     assert conflict(3 * x, 0.1 * y, scale)["cancelled"] == pytest.approx(found["cancelled"])
-    assert list(conflict(x, y, scale)) == list(expected)[:6]
+    assert list(conflict(x, y, scale)) == list(expected)[:9]
 
 
-def test_perfect_pairs_at_a_low_temperature_keep_nothing_of_the_pull() -> None:
+def rates(x: torch.Tensor, y: torch.Tensor, term: str, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The change over a small step of the flow, by finite differences."""
+    step = 1e-6
+    moved_x, moved_y = x - step * len(x) * gradient[: len(x)], y - step * len(x) * gradient[len(x) :]
+
+    def gap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.mean(0) - b.mean(0)).norm()
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).square().sum(1).mean()
+
+    back_x, back_y = 2 * x - moved_x, 2 * y - moved_y
+    return {
+        f"{name}_rate_{term}": (of(moved_x, moved_y) - of(back_x, back_y)) / (2 * step)
+        for name, of in (("gap", gap), ("distance", distance))
+    }
+
+
+def test_saturated_pairs_feel_neither_pull_nor_push_with_or_without_a_gap() -> None:
+    """Ranked pairs read a conflict of 99.99% where the pair counts among its own negatives, gap or none."""
     x = random_rows(0, 50, 16)
     near = x + 0.05 * random_rows(1, 50, 16)
     low, high = conflict(x, near, 100.0), conflict(x, near, 1.0)
-    assert low["cancelled"] == pytest.approx(1, abs=1e-6)
-    assert low["cosine"] == pytest.approx(-1, abs=1e-6)
-    assert abs(high["cancelled"]) < 0.1
+    assert low["saturation"] == pytest.approx(1, abs=1e-6)
+    for rate in ("gap_rate_pull", "gap_rate_push", "distance_rate_pull", "distance_rate_push"):
+        assert abs(low[rate]) < 1e-3
+    assert high["saturation"] < 0.1
     assert low["mutual_information"] == pytest.approx(math.log(50), abs=1e-6)
+
+
+def test_the_push_opens_a_gap_that_the_pull_and_the_divergence_close() -> None:
+    push = 1.5 * np.eye(16)[0]
+    x, y = random_rows(0, 50, 16) + push, random_rows(1, 50, 16) - push
+    found = conflict(x, y, 10.0, partial(cs_divergence, bandwidth=0.7071))
+    assert found["gap_rate_pull"] < 0 < found["gap_rate_push"]
+    assert found["gap_rate_divergence"] < 0
 
 
 def test_the_sweep_is_conflict_at_every_setting() -> None:
@@ -136,6 +174,16 @@ def test_the_toy_shows_the_argument(csalign: Callable[..., Any], tmp_path: Path)
     conflicts = [line["conflict"] for line in map(json.loads, log) if "conflict" in line]
     assert len(conflicts) > 10
     assert conflicts[0]["cancelled"] > conflicts[0]["cancelled_with"]
+    # On the frozen pairs the push takes back most of what the pull does to the gap; ranked pairs feel neither, gap or
+    # not, and CS still closes it.
+    report = json.loads((tmp_path / "toy" / "gap_report" / "report.json").read_text())["conflict"]
+    setting = {"temperature": 0.01, "bandwidth": 0.7071, "weight": 1.0}
+    (frozen, ranked) = (
+        next(row for row in report[store] if setting.items() <= row.items()) for store in ("frozen", "pairwise_only")
+    )
+    assert 0.9 < -frozen["gap_rate_push"] / frozen["gap_rate_pull"] < 1
+    assert ranked["saturation"] > 0.99
+    assert abs(ranked["gap_rate_pull"] + ranked["gap_rate_push"]) < 0.05 < 1 < -ranked["gap_rate_divergence"]
     page = (tmp_path / "toy" / "gap_report" / "report.html").read_text()
     assert "Why InfoNCE leaves a gap" in page
     assert (

@@ -69,7 +69,7 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
         "aligned": "store",
     }
     assert found["kinds"] == kinds
-    for part in ("stores", "intervals", "null", "samples", "sweep", "retrieval", "recall_intervals"):
+    for part in ("stores", "intervals", "null", "tests", "bands", "samples", "sweep", "retrieval", "recall_intervals"):
         assert list(found[part]) == list(kinds), part
     assert list(found["conflict"]) == ["frozen", "pairwise_only", "aligned"]
     assert found["subject"] == "aligned"
@@ -81,7 +81,7 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
     for name in ("report", "differences", "sweep", "conflict", "spectra"):
         assert len(pd.read_csv(folder / f"{name}.csv")) > 10, name
     table = pd.read_csv(folder / "report.csv")
-    assert list(table) == ["store", "metric", "value", "low", "high", "null", "pairs"]
+    assert list(table) == ["store", "metric", "value", "low", "high", "null", "p", "pairs"]
     markdown = (folder / "report.md").read_text()
     assert "| pairwise\\_only+centred |" in markdown
     assert "Baselines are fitted on split train" in markdown

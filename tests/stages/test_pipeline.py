@@ -45,7 +45,7 @@ def test_run_json_holds_what_scripts_rely_on(features_recipe: Path) -> None:
     metrics = data["gap_report"]["aligned"]
     assert {
         "centroid_gap",
-        "centroid_gap_debiased",
+        "squared_gap_debiased",
         "rmg",
         "paired_cosine",
         "alignment",

@@ -1,0 +1,73 @@
+"""The stores of other finished runs: any that hold the same items, or those of one recipe with other seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import ALIGNED, FROZEN, PAIRWISE_ONLY
+from cs_aligner_cli.files.artifact import Artifact, read_json
+from cs_aligner_cli.files.checksums import unsealed
+from cs_aligner_cli.recipe.recipe import Recipe
+
+# What makes one configuration, and which of its keys say only where things lie or how fast they come.
+_SECTIONS = ("data", "prepare", "encoders", "train", "embed")
+_FREE = ("dir", "device", "compile", "shard_rows", "log_steps", "checkpoint_steps", "keep_checkpoints")
+
+
+def finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
+    """The whole stores of a split in another run's folder: frozen, the control, aligned."""
+    stores = {
+        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
+        for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
+    }
+    return {name: store for name, store in stores.items() if store.record() is not None}
+
+
+def runs_of_other_seeds(recipe: Recipe) -> dict[str, dict[str, Artifact]]:
+    """The stores of every run in ``gap_report.seeds``, by the name of its folder, then by store.
+
+    Raises InputError where a folder holds no store of the split, differs from this recipe in more than its seed, has a
+    seed that is there already, or the name of another.
+    """
+    seen = {recipe.seed: recipe.folder.name}
+    found: dict[str, dict[str, Artifact]] = {}
+    for folder in recipe.gap_report.seeds:
+        stores = finished_stores(folder, recipe.gap_split)
+        if not stores or not (folder / "run.json").is_file():
+            raise InputError(
+                f"gap_report.seeds: {folder} holds no finished run with stores of split {recipe.gap_split!r}",
+                "Name the folder of a finished run, as in runs/NAME.",
+            )
+        hint = "Run csalign run on its recipe again: it notes what the run is."
+        record = unsealed(read_json(folder / "run.json", hint), folder / "run.json", hint)
+        ours = recipe.model_dump(mode="json")
+        for section in _SECTIONS:
+            key = _first_difference(ours[section], record["recipe"].get(section), section)
+            if key:
+                raise InputError(
+                    f"gap_report.seeds: {folder} is no run of this recipe with another seed: {key} differs",
+                    "Runs of other recipes can stand beside this one: gap_report.beside.",
+                )
+        seed = record["seed"]
+        if seed in seen:
+            raise InputError(
+                f"gap_report.seeds: {folder} has seed {seed}, as {seen[seed]} has",
+                "Every run counts as one seed: name each once, and not this run itself.",
+            )
+        if folder.name in seen.values():
+            raise InputError(f"gap_report.seeds: two folders are named {folder.name}", "Rename one of them.")
+        seen[seed] = folder.name
+        found[folder.name] = stores
+    return found
+
+
+def _first_difference(ours: Any, theirs: Any, key: str) -> str:
+    """The first key below ``key`` that differs, those apart that say only where or how fast; "" for none."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in (*ours, *(name for name in theirs if name not in ours)):
+            if name not in _FREE and (found := _first_difference(ours.get(name), theirs.get(name), f"{key}.{name}")):
+                return found
+        return ""
+    return key if ours != theirs else ""
