@@ -207,7 +207,11 @@ def _free(report: Mapping[str, Any], subject: str) -> list[str]:
         ("The control needs no divergence either, with {}", of_control),
     ):
         if names:
-            best = max(names, key=lambda name: mean_r1(report, name) or 0.0)
+            # Of those that print the same R@1, the one with the smallest gap.
+            best = max(
+                names,
+                key=lambda name: (round(mean_r1(report, name) or 0.0, 1), -report["stores"][name]["centroid_gap"]),
+            )
             sentences.append(f"{title.format(best)}: {_state(report, best)}{_rivals(report, subject, best)}.")
     return sentences
 
