@@ -359,9 +359,9 @@ def can_mount() -> bool:
 def _warm_up() -> None:
     """Import whatever a stage needs, so that forked trials need not."""
     import cs_aligner_cli.encoders.open_clip
-    import cs_aligner_cli.stages.embed
-    import cs_aligner_cli.stages.prepare
-    import cs_aligner_cli.stages.train  # noqa: F401
+    import cs_aligner_cli.stages.embed.job
+    import cs_aligner_cli.stages.prepare.job
+    import cs_aligner_cli.training.loop  # noqa: F401
 
 
 def campaign(kills: int, disks: int, flips: int, seed: int, names: list[str], console: Console) -> Found:

@@ -12,7 +12,6 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.objectives.table import DIVERGENCES
@@ -30,7 +29,8 @@ def measured(recipe: str, kind: str, seed: int, root: Path, folder: Path) -> lis
     name = f"{kind.split()[0]}-{seed}"
     settings += [f"seed={seed}", f"data.root={root}", f"run_dir={folder / name}"]
     settings += [f"data.dir={folder / 'data'}", f"embed.dir={folder / 'frozen'}"]
-    results: dict[str, Any] = run_all(load_recipe(recipe, settings), Console(quiet=True))
+    done = run_all(load_recipe(recipe, settings), Console(quiet=True))
+    results = {stage: result.data() for stage, result in done.items()}
     found = results["eval_retrieval"]["eval_retrieval"]["aligned"]
     gap = results["gap_report"]["gap_report"]["aligned"]
     return [

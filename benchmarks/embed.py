@@ -32,8 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.runs.layout import Layout
-from cs_aligner_cli.stages.embed import _Job
+from cs_aligner_cli.stages.embed.job import EmbedJob, fill
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import ShardWriter, StoredArray
 
@@ -80,13 +81,13 @@ def recipe_of(folder: Path, encoders: dict[str, Any]) -> Recipe:
 
 def ours(recipe: Recipe, modality: str, folder: Path) -> Callable[[], None]:
     """What `csalign embed` does for one modality, from files to store; the model is loaded already, as on all sides."""
-    job = _Job(recipe, Layout(recipe), Console(quiet=True), force=True)
+    job = EmbedJob(Layout(recipe), Console(quiet=True), ALONE)
     encoder, split = job.encoders[modality], job.data.split("test", "test")
 
     def call() -> None:
         shutil.rmtree(folder / modality, ignore_errors=True)
         writer = ShardWriter(folder / modality, len(split.table(modality)), recipe.embed.shard_rows, "float32")
-        job._fill(writer, job._frozen_embedder(encoder, split, "fp32"), "")
+        fill(writer, job._frozen_embedder(encoder, split, "fp32"), ALONE, job.console, "")
 
     return call
 

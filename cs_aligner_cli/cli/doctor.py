@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, TypeAlias
 
+from cs_aligner_cli.common.console import table
 from cs_aligner_cli.common.errors import CsalignError, InputError
+from cs_aligner_cli.common.results import Frozen
+from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 
 _DISTRIBUTION = "cs-aligner-cli"
@@ -18,14 +21,41 @@ _DISTRIBUTION = "cs-aligner-cli"
 _OURS = ("test", "dev")
 _LITTLE, _NOTHING = 10e9, 0.2e9  # bytes of free disk
 
+State: TypeAlias = Literal["ok", "warning", "failed"]
 
-class Check(NamedTuple):
+
+class Check(Frozen):
     """One thing that was looked at: "ok", "warning" (something optional) or "failed", and what to do then."""
 
     name: str
-    state: str
+    state: State
     found: str
     remedy: str = ""
+
+
+class DoctorResult(Frozen):
+    """All that was looked at."""
+
+    ok: bool
+    checks: list[Check]
+
+    @classmethod
+    def of(cls, checks: Sequence[Check]) -> DoctorResult:
+        """The checks, and whether none failed."""
+        return cls(ok=all(check.state != "failed" for check in checks), checks=list(checks))
+
+    def tables(self) -> list[Table]:
+        """What doctor looked at: first what failed, then what is optional, then what is well."""
+        order = ("failed", "warning", "ok")
+        rows = [
+            (check.name, check.state, f"{check.found}\n-> {check.remedy}" if check.remedy else check.found)
+            for check in sorted(self.checks, key=lambda check: order.index(check.state))
+        ]
+        return [table("doctor", ["check", "state", "found"], rows)]
+
+
+def _check(name: str, state: State, found: str, remedy: str = "") -> Check:
+    return Check(name=name, state=state, found=found, remedy=remedy)
 
 
 def examine(name_or_path: str | None, overrides: Sequence[str] = ()) -> list[Check]:
@@ -36,8 +66,8 @@ def examine(name_or_path: str | None, overrides: Sequence[str] = ()) -> list[Che
     try:
         recipe = load_recipe(name_or_path, overrides)
     except InputError as error:
-        return [*checks, Check("recipe", "failed", *_parted(error))]
-    checks.append(Check("recipe", "ok", f"{recipe.name}, valid"))
+        return [*checks, _check("recipe", "failed", *_parted(error))]
+    checks.append(_check("recipe", "ok", f"{recipe.name}, valid"))
     folders = {"run_dir": recipe.folder, "data.dir": recipe.data.dir, "embed.dir": recipe.embed.dir}
     for key, folder in folders.items():
         checks += _folder(key, folder) if folder else ()
@@ -57,11 +87,11 @@ def _python() -> Iterator[Check]:
     try:
         ours = distribution(_DISTRIBUTION)
     except PackageNotFoundError:
-        yield Check("csalign", "failed", f"not installed, on Python {running}", f"pip install {_DISTRIBUTION}")
+        yield _check("csalign", "failed", f"not installed, on Python {running}", f"pip install {_DISTRIBUTION}")
         return
     needs = [Requirement(text) for text in ours.requires or ()]
     needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    yield Check("csalign", "ok", f"{ours.version}, on Python {running}")
+    yield _check("csalign", "ok", f"{ours.version}, on Python {running}")
     good = []
     for need in needs:
         there = _version(need.name)
@@ -69,8 +99,8 @@ def _python() -> Iterator[Check]:
             good.append(f"{need.name} {there}")
         else:
             found = f"{there}, but {need.specifier} is needed" if there else "not installed"
-            yield Check(need.name, "failed", found, f"pip install '{need.name}{need.specifier}'")
-    yield Check("packages", "ok", ", ".join(good))
+            yield _check(need.name, "failed", found, f"pip install '{need.name}{need.specifier}'")
+    yield _check("packages", "ok", ", ".join(good))
 
 
 def _version(package: str) -> str | None:
@@ -99,10 +129,10 @@ def _extras() -> Iterator[Check]:
         ]
         found = {need.name: _version(need.name) for need in needs}
         if all(found.values()):
-            yield Check(f"extra {extra}", "ok", ", ".join(f"{name} {there}" for name, there in found.items()))
+            yield _check(f"extra {extra}", "ok", ", ".join(f"{name} {there}" for name, there in found.items()))
         else:
             absent = ", ".join(name for name, there in found.items() if there is None)
-            yield Check(
+            yield _check(
                 f"extra {extra}", "warning", f"{absent} not installed", f"pip install '{_DISTRIBUTION}[{extra}]'"
             )
 
@@ -113,17 +143,17 @@ def _devices() -> Iterator[Check]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(i)
-            yield Check(f"device cuda:{i}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB")
+            yield _check(f"device cuda:{i}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB")
     elif torch.backends.mps.is_available():
-        yield Check("device mps", "ok", "Apple's GPU; auto takes the CPU", "device: mps in the recipe uses it.")
-    yield Check("device cpu", "ok", f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+        yield _check("device mps", "ok", "Apple's GPU; auto takes the CPU", "device: mps in the recipe uses it.")
+    yield _check("device cpu", "ok", f"{torch.get_num_threads()} threads, torch {torch.__version__}")
 
 
 def _faiss() -> Iterator[Check]:
     try:
         import faiss
     except ImportError as error:
-        yield Check("faiss", "failed", f"cannot be imported: {error}", "pip install faiss-cpu")
+        yield _check("faiss", "failed", f"cannot be imported: {error}", "pip install faiss-cpu")
         return
     packages = [name for name in ("faiss-gpu", "faiss-cpu") if _version(name)]
     cards = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
@@ -131,9 +161,9 @@ def _faiss() -> Iterator[Check]:
     found = f"{faiss.__version__} ({' and '.join(packages) or 'of unknown origin'}), {where}"
     if len(packages) > 1:  # both put their files into one folder, and the later one wins
         remedy = "pip uninstall faiss-cpu faiss-gpu, then install one of them"
-        yield Check("faiss", "warning", f"{found}: one package hides the other", remedy)
+        yield _check("faiss", "warning", f"{found}: one package hides the other", remedy)
     else:
-        yield Check("faiss", "ok", found)
+        yield _check("faiss", "ok", found)
 
 
 def _folder(key: str, folder: Path) -> Iterator[Check]:
@@ -141,18 +171,20 @@ def _folder(key: str, folder: Path) -> Iterator[Check]:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     name = f"{key} {folder}"
     if not there.is_dir():
-        yield Check(name, "failed", f"{there} is a file", f"Name another folder: --set {key}=FOLDER")
+        yield _check(name, "failed", f"{there} is a file", f"Name another folder: --set {key}=FOLDER")
         return
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"csalign")
     except OSError as error:
-        yield Check(name, "failed", f"{there} cannot be written: {error.strerror}", f"Name another: --set {key}=FOLDER")
+        yield _check(
+            name, "failed", f"{there} cannot be written: {error.strerror}", f"Name another: --set {key}=FOLDER"
+        )
         return
     free = shutil.disk_usage(there).free
-    state = "failed" if free < _NOTHING else "warning" if free < _LITTLE else "ok"
+    state: State = "failed" if free < _NOTHING else "warning" if free < _LITTLE else "ok"
     remedy = "" if state == "ok" else f"Make room, or name a folder on another disk: --set {key}=FOLDER"
-    yield Check(name, state, f"can be written, {free / 1e9:.1f} GB free", remedy)
+    yield _check(name, state, f"can be written, {free / 1e9:.1f} GB free", remedy)
 
 
 def _of_recipe(recipe: Recipe) -> Iterator[Check]:
@@ -219,15 +251,9 @@ def _sinkhorn() -> str:
 
 def _tried(name: str, call: Callable[[], str]) -> Check:
     try:
-        return Check(name, "ok", call())
+        return _check(name, "ok", call())
     except CsalignError as error:
-        return Check(name, "failed", *_parted(error))
-
-
-def as_data(checks: Sequence[Check]) -> dict[str, Any]:
-    """What --json prints: {"command", "ok", "checks": [{"name", "state", "found", "remedy"}]}."""
-    ok = all(check.state != "failed" for check in checks)
-    return {"command": "doctor", "ok": ok, "checks": [check._asdict() for check in checks]}
+        return _check(name, "failed", *_parted(error))
 
 
 def refuse_failed(checks: Sequence[Check]) -> None:

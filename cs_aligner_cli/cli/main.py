@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,10 @@ from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
 from cs_aligner_cli.common.errors import TooManyBadItems
 from cs_aligner_cli.stages.table import STAGES
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.common.results import Frozen
+    from cs_aligner_cli.recipe.recipe import Recipe
 
 _HELP = "Align vision and language, from data to report, driven by one YAML recipe."
 _EPILOG = (
@@ -52,6 +56,11 @@ def _main(
     pass
 
 
+def answer(command: str, recipe: Recipe, result: Frozen) -> dict[str, Any]:
+    """What --json prints of a command on a recipe."""
+    return {"command": command, "name": recipe.name, "run_dir": str(recipe.folder), **result.data()}
+
+
 def _stage(
     stage: str,
     recipe: str | None,
@@ -62,7 +71,6 @@ def _stage(
     debug: bool,
 ) -> NoReturn:
     def call(console: Console) -> None:
-        from cs_aligner_cli.cli.tables import TABLES, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.pipeline import run_stage
 
@@ -70,17 +78,14 @@ def _stage(
         try:
             result = run_stage(stage, loaded, console, force)
         except TooManyBadItems as error:
-            console.result(stage_data(stage, loaded, error.result), TABLES[stage](error.result))
+            if error.result is not None:
+                console.result(answer("prepare", loaded, error.result), error.result.tables())
             raise
-        if result["status"] == "fresh":
+        if result.status == "fresh":
             console.say(f"{stage}: nothing to do, its inputs have not changed (--force redoes it)")
-        for name in result.get("waiting_for_training", ()):
-            console.say(f"no finished training run {name} yet: csalign train, then csalign embed makes its store")
-        for note in result.get("notes", ()):
-            console.say(note)
-        if stage == "gap_report":
-            console.say(f"report: {result['report']}")
-        console.result(stage_data(stage, loaded, result), TABLES[stage](result))
+        for remark in result.remarks():
+            console.say(remark)
+        console.result(answer(stage, loaded, result), result.tables())
 
     finish(call, debug, as_json, quiet)
 
@@ -158,7 +163,6 @@ def search(
     """Search the index for sentences, photos or known ids."""
 
     def call(console: Console) -> None:
-        from cs_aligner_cli.cli.tables import search_tables, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.search import SearchRequest
         from cs_aligner_cli.stages.search import search as search_stage
@@ -166,7 +170,7 @@ def search(
         loaded = load_recipe(recipe, overrides or ())
         request = SearchRequest(text or (), image or (), id_ or (), k, store, gallery, photos, html)
         result = search_stage(loaded, console, request)
-        console.result(stage_data("search", loaded, result), search_tables(result))
+        console.result(answer("search", loaded, result), result.tables())
         if html is not None:
             console.say(f"page: {html}")
 
@@ -185,18 +189,20 @@ def run(
     """Run all stages in order, skipping what is up to date."""
 
     def call(console: Console) -> None:
-        from cs_aligner_cli.cli.tables import prepare_tables, run_data, run_tables, stage_data
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.pipeline import run_all
+        from cs_aligner_cli.stages.run_result import run_result, run_tables
 
         loaded = load_recipe(recipe, overrides or ())
         try:
             results = run_all(loaded, console, force)
         except TooManyBadItems as error:
-            console.result(stage_data("prepare", loaded, error.result), prepare_tables(error.result))
+            if error.result is not None:
+                console.result(answer("prepare", loaded, error.result), error.result.tables())
             raise
-        console.result(run_data(loaded, results), run_tables(results))
-        console.say(f"report: {results['gap_report']['report']}")
+        result = run_result(loaded, results)
+        console.result(answer("run", loaded, result), run_tables(results))
+        console.say(f"report: {result.report}")
 
     finish(call, debug, as_json, quiet)
 
@@ -218,12 +224,12 @@ def doctor(
     """
 
     def call(console: Console) -> None:
-        from cs_aligner_cli.cli.doctor import as_data, examine, refuse_failed
-        from cs_aligner_cli.cli.tables import doctor_tables
+        from cs_aligner_cli.cli.doctor import DoctorResult, examine, refuse_failed
         from cs_aligner_cli.recipe.recipe import named_recipe
 
         checks = examine(named_recipe(recipe), overrides or ())
-        console.result(as_data(checks), doctor_tables(checks))
+        result = DoctorResult.of(checks)
+        console.result({"command": "doctor", **result.data()}, result.tables())
         refuse_failed(checks)
 
     finish(call, debug, as_json)

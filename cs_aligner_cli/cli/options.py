@@ -11,7 +11,14 @@ import typer
 
 from cs_aligner_cli.common.console import Console, guarded
 from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.stages.table import STAGES
 
+# What has a published schema: what each command prints with --json, what it prints where it fails, and files of a run.
+RESULTS = (
+    *(stage.command for stage in STAGES.values()),
+    *("search", "run", "compare", "doctor", "error"),
+    *("run.json", "stage.json", "metrics.jsonl"),
+)
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cs_aligner_cli.cli.options import SETTINGS, AsJson, Debug, Name, Overrides, Quiet, RecipeArgument, finish
+from cs_aligner_cli.cli.options import RESULTS, SETTINGS, AsJson, Debug, Name, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.common.console import Console, print_json
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe import shelf
@@ -95,13 +95,30 @@ def validate(
 
 
 @recipes.command()
-def schema(debug: Debug = False) -> None:
-    """Print the JSON Schema of recipes, for editors."""
+def schema(
+    results: Annotated[
+        str | None,
+        typer.Option(
+            "--results",
+            metavar="COMMAND",
+            help="In place of recipes: what a command prints with --json, or a file that it writes.",
+            autocompletion=lambda incomplete: [name for name in RESULTS if name.startswith(incomplete)],
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors, or of results."""
 
     def call(console: Console) -> None:
         from cs_aligner_cli.recipe.recipe import recipe_schema
 
-        print_json(recipe_schema())
+        if results is None:
+            print_json(recipe_schema())
+            return
+        from cs_aligner_cli.cli.schemas import result_schema
+
+        print_json(result_schema(results))
 
     finish(call, debug)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.common.results import StageResult
 
 # A list of names longer than this (open_clip's models, a wide table's columns) is cut.
 _MAX_LISTED = 20
@@ -29,11 +32,12 @@ class InputError(CsalignError, ValueError):
 
 
 class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
-    """The work is done, but more items were bad than the recipe allows (exit code 3); ``result`` is the stage's."""
+    """The work is done, but more items were bad than the recipe allows (exit code 3); ``result`` is the stage's, if
+    it came that far."""
 
     exit_code = 3
 
-    def __init__(self, message: str, result: dict[str, Any]) -> None:
+    def __init__(self, message: str, result: StageResult | None) -> None:
         super().__init__(message)
         self.result = result
 

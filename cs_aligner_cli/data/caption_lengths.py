@@ -10,27 +10,8 @@ from typing import Any
 import numpy as np
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.recipe.encoders import EncoderSpec, OpenClipEncoder
 
-_DEFAULT_CONTEXT = 77
 _BLOCK = 4096
-
-
-def context_length(spec: EncoderSpec) -> int | None:
-    """Tokens that an open_clip tower with open_clip's own tokenizer reads, the two marks included; None for others."""
-    if not isinstance(spec, OpenClipEncoder):
-        return None
-    if spec.config is not None:
-        return spec.config.text_cfg.context_length
-    import open_clip
-
-    if spec.model not in open_clip.list_models():
-        return None
-    text = open_clip.get_model_config(spec.model).get("text_cfg", {})
-    # Tokenizers of the hub have their own ways, and need its files.
-    return (
-        None if "hf_tokenizer_name" in text or "hf_model_name" in text else text.get("context_length", _DEFAULT_CONTEXT)
-    )
 
 
 def caption_lengths(

@@ -15,37 +15,24 @@ from cs_aligner_cli.data.annotation_readers import (
     read_conversations,
     read_karpathy,
 )
-from cs_aligner_cli.data.clip_retrieval import embedding_parts, read_clip_retrieval
+from cs_aligner_cli.data.clip_retrieval import read_clip_retrieval
 from cs_aligner_cli.data.collector import Source
 from cs_aligner_cli.data.embeddings_source import read_embeddings
-from cs_aligner_cli.data.folder import folder_files, read_folder
+from cs_aligner_cli.data.folder import read_folder
 from cs_aligner_cli.data.images import digest
 from cs_aligner_cli.data.latent import draw_views
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
-    DrawnManifest,
-    EmbeddingsManifest,
     FurtherFeatures,
     ImageFeatures,
     LatentManifest,
-    Manifest,
     ScenesManifest,
-    TableManifest,
 )
-from cs_aligner_cli.data.manifest_layouts import (
-    ClipRetrievalManifest,
-    CocoManifest,
-    ConversationsManifest,
-    FolderManifest,
-    KarpathyManifest,
-    MixbenchManifest,
-    WebDatasetManifest,
-)
-from cs_aligner_cli.data.mixbench import corpus_files, read_mixbench
+from cs_aligner_cli.data.mixbench import read_mixbench
 from cs_aligner_cli.data.scene_captions import captions as scene_captions
 from cs_aligner_cli.data.scenes import draw, make_scenes
-from cs_aligner_cli.data.shards import read_webdataset, shard_files
-from cs_aligner_cli.data.table_source import read_table, table_files
+from cs_aligner_cli.data.shards import read_webdataset
+from cs_aligner_cli.data.table_source import read_table
 
 _AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
@@ -107,39 +94,3 @@ SOURCES: dict[str, SourceReader] = {
     "webdataset": read_webdataset,
     "clip_retrieval": read_clip_retrieval,
 }
-
-
-def source_files(manifest: Manifest, console: Console) -> list[str]:
-    """The files, there or not, whose change makes a prepared data set stale."""
-    if isinstance(manifest, DrawnManifest):
-        return []
-    assert manifest.root is not None
-    if isinstance(manifest, EmbeddingsManifest):
-        parts = [part for part in (manifest.images, manifest.captions, *manifest.modalities.values()) if part]
-        files = [name for part in parts for name in (part.table, part.features, part.ids) if name is not None]
-        files += [name for part in parts if part.tokens for name in (part.tokens.features, part.tokens.mask)]
-        return [str(manifest.root / name) for name in files]
-    if isinstance(manifest, ClipRetrievalManifest):
-        return [str(path) for paths in embedding_parts(manifest) for path in paths]
-    if isinstance(manifest, WebDatasetManifest):
-        return [str(path) for _, path in shard_files(manifest)]
-    if isinstance(manifest, FolderManifest):
-        return folder_files(manifest)
-    root = str(manifest.root)
-    listed = SOURCES[manifest.kind](manifest, Path(), console).images["locator"]
-    loose = (f"{root}/{locator}" for locator in listed if "::" not in locator)
-    return [*map(str, annotation_files(manifest)), *loose]
-
-
-def annotation_files(manifest: Manifest) -> list[Path]:
-    """The tables and JSON files that list the images of a manifest."""
-    assert not isinstance(manifest, DrawnManifest)
-    assert manifest.root is not None
-    if isinstance(manifest, CocoManifest):
-        return [manifest.root / split.captions for split in manifest.splits.values()]
-    if isinstance(manifest, TableManifest):
-        return [path for _, path in table_files(manifest)]
-    if isinstance(manifest, MixbenchManifest):
-        return corpus_files(manifest.root)[:2]
-    assert isinstance(manifest, KarpathyManifest | ConversationsManifest)
-    return [manifest.root / manifest.annotations]

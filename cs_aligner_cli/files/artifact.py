@@ -18,6 +18,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
 from cs_aligner_cli.files.disk import writing
+from cs_aligner_cli.files.records import Inputs, StageRecord
 
 RECORD = "stage.json"
 _MARK = "building.json"
@@ -217,20 +218,20 @@ class Artifact:
         marks = set(self.work.rglob(MARKS))
         made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f.name != _MARK and f not in marks]
         _refuse_changed(f for f in made if mark(f) in marks)
-        record = {
-            "name": self.name,
-            "csalign": __version__,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(time.monotonic() - started, 2),
-            "inputs": wanted,
-            "summary": build.summary,
-            "files": {
-                f.relative_to(self.work).as_posix(): [f.stat().st_size, checksum]
+        record = StageRecord(
+            name=self.name,
+            csalign=__version__,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            seconds=round(time.monotonic() - started, 2),
+            inputs=Inputs.model_validate(wanted),
+            summary=build.summary,
+            files={
+                f.relative_to(self.work).as_posix(): (f.stat().st_size, checksum)
                 for f, checksum in zip(made, digests(made), strict=True)
             },
-        }
+        )
         _sync_all(made)
-        write_json(self.work / RECORD, sealed(record))
+        write_json(self.work / RECORD, sealed(record.data()))
         (self.work / _MARK).unlink()
         self._settle()
 

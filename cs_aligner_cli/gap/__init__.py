@@ -1,7 +1,26 @@
 """The modality gap: metrics of paired rows, their intervals, tests of no gap, no-training baselines."""
 
-from cs_aligner_cli.gap.glossary import METRICS
-from cs_aligner_cli.gap.metrics import measure, measure_gap
-from cs_aligner_cli.gap.results import Measured
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.gap.glossary import METRICS
+    from cs_aligner_cli.gap.metrics import measure, measure_gap
+    from cs_aligner_cli.gap.results import Measured
 
 __all__ = ["METRICS", "Measured", "measure", "measure_gap"]
+# Imported when they are first used: what a metric is called needs no torch.
+_WHERE = {
+    "METRICS": "glossary",
+    "Measured": "results",
+    "measure": "metrics",
+    "measure_gap": "metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,4 @@
+"""The gap report as a page, pictures and files."""
+
+# The page.
+REPORT = "report.html"

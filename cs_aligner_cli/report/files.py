@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from cs_aligner_cli.common.safe_csv import csv_bytes
+from cs_aligner_cli.report import REPORT
 from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.markdown import render_summary
 from cs_aligner_cli.report.page import render_page, report_rows
-
-REPORT = "report.html"
 
 
 def report_files(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,15 +91,6 @@ def summarise(directions: Mapping[str, QueryScores]) -> Metrics:
     recalls = [value for numbers in result.values() for name, value in numbers.items() if name.startswith("R@")]
     result["both"] = {"RSum": 100 * float(sum(recalls))}
     return result
-
-
-def flattened(directions: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """(direction, metric, value) of an evaluation; a part of a direction is named "mixed/image"."""
-    rows: list[tuple[str, str, Any]] = []
-    for direction, metrics in directions.items():
-        for name, value in metrics.items():
-            rows += flattened({f"{direction}/{name}": value}) if isinstance(value, dict) else [(direction, name, value)]
-    return rows
 
 
 def skewness(occurrence: Ints) -> float:

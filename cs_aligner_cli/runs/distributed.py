@@ -7,29 +7,21 @@ own graph. The parameters' gradients, summed over the ranks, are then exactly th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import pairwise
-from typing import Any, Final, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
-from cs_aligner_cli.common.torchrun_env import local_rank, world_size
+from cs_aligner_cli.common.torchrun_env import world_size
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.recipe.distributed import Distributed
 
+if TYPE_CHECKING:  # one process that has nothing to do needs no torch
+    from torch import Tensor, nn
+
 T = TypeVar("T")
-# Gradients travel in blocks of so many values: one small message per parameter would wait for the network.
-_BUCKET = 1 << 23
-# How long a rank waits for work that another does alone: validation, writing, computing a whole evaluation.
-_PATIENCE = timedelta(days=30)
 
 
 class RankLostError(CsalignError):
@@ -119,75 +111,6 @@ class Ranks:
         """Replace every gradient by its sum over the ranks, which all have gradients of the same parameters."""
 
 
-class _Group(Ranks):
-    """Several processes, joined by torch.distributed."""
-
-    def __init__(self, spec: Distributed) -> None:
-        with _among_ranks():
-            self._store, self.rank, self.size = next(rendezvous("env://"))
-            timeout = timedelta(minutes=spec.timeout_minutes)
-            dist.init_process_group(
-                _backend(spec), store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
-            )
-            patient = dist.new_group(timeout=_PATIENCE, backend="gloo")
-        assert isinstance(patient, dist.ProcessGroup)  # and no stranger to its own group
-        self._patient = patient
-
-    def barrier(self) -> None:
-        with _among_ranks():
-            dist.barrier(self._patient)
-
-    def broadcast(self, function: Callable[[], T]) -> T:
-        found: list[Any] = self.all_gather(function() if self.main else None)
-        return found[0]  # type: ignore[no-any-return]
-
-    def all_gather(self, value: T) -> list[T]:
-        text = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with _among_ranks():
-            dist.all_gather(lengths, torch.tensor([len(text)]), self._patient)
-            counts = [int(length) for length in lengths]
-            texts = _all_gather(text, counts, self._patient)
-        found: list[T] = [json.loads(bytes(part.numpy())) for part in texts]
-        found[self.rank] = value  # as it was, not as JSON gives it back
-        return found
-
-    def any(self, flag: bool) -> bool:
-        up = torch.tensor([float(flag)])
-        with _among_ranks():
-            dist.all_reduce(up, dist.ReduceOp.MAX)
-        return bool(up)
-
-    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        with _among_ranks():
-            return torch.cat(_all_gather(rows.detach(), counts))
-
-    @torch.no_grad()
-    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
-        with _among_ranks():
-            for tensor in tensors:
-                whole = tensor.contiguous()
-                dist.broadcast(whole, 0)
-                tensor.copy_(whole)
-
-    @torch.no_grad()
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        with _among_ranks():
-            for bucket in _buckets(gradients):
-                flat = torch.cat([gradient.flatten() for gradient in bucket])
-                dist.all_reduce(flat)
-                for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-                    gradient.copy_(part.view_as(gradient))
-
-    def already_reported(self) -> bool:
-        """Whether another rank has already said why the command ends; if not, this one is now to say it."""
-        try:
-            return int(self._store.add("csalign/reported", 1)) > 1
-        except RuntimeError:  # the launcher, which keeps the store, has gone
-            return not self.main
-
-
 # The case of one process.
 ALONE: Final = Ranks()
 
@@ -201,7 +124,9 @@ def together(spec: Distributed) -> Iterator[Ranks]:
     if world_size() == 1:
         yield ALONE
         return
-    group = _Group(spec)
+    from cs_aligner_cli.runs.process_group import ProcessGroup
+
+    group = ProcessGroup(spec)
     try:
         yield group
     except BaseException as error:
@@ -210,7 +135,7 @@ def together(spec: Distributed) -> Iterator[Ranks]:
         error.add_note(f"(rank {group.rank} of {group.size})")
         raise
     else:
-        dist.destroy_process_group()
+        group.leave()
 
 
 @contextmanager
@@ -228,56 +153,7 @@ def building(artifact: Artifact, ranks: Ranks, sources: str = "") -> Iterator[Bu
     ranks.barrier()
 
 
-@contextmanager
-def _among_ranks() -> Iterator[None]:
-    """Raise a failure to reach the other ranks as one; torch.distributed's errors are RuntimeErrors."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise RankLostError(
-            f"another rank of this job ended, or did not answer within distributed.timeout_minutes ({reason})\n"
-            "What it had finished is kept: the same command goes on from there, also with another number of ranks."
-        ) from error
-
-
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, CsalignError):
         return error.exit_code
     return RankLostError.exit_code if isinstance(error, KeyboardInterrupt) else CsalignError.exit_code
-
-
-def _backend(spec: Distributed) -> str:
-    """Which backend carries the tensors of which device; this rank's GPU becomes its current one."""
-    if spec.backend == "gloo" or (spec.backend == "auto" and not torch.cuda.is_available()):
-        return "gloo"
-    gpus = torch.cuda.device_count()
-    if local_rank() >= gpus:
-        raise InputError(
-            f"distributed: local rank {local_rank()} has no GPU of its own: this machine has {gpus}",
-            "Start as many processes as there are GPUs (torchrun --nproc-per-node), or set distributed.backend: gloo.",
-        )
-    torch.cuda.set_device(local_rank())
-    return "cpu:gloo,cuda:nccl"
-
-
-def _all_gather(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> list[Tensor]:
-    """Every rank's rows; padded on the way, since the backends want equal shapes."""
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group)
-    return [part[:count] for part, count in zip(parts, counts, strict=True)]
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one dtype in blocks of about ``_BUCKET`` values."""
-    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
-        bucket: list[Tensor] = []
-        for gradient in (g for g in gradients if g.dtype == dtype):
-            bucket.append(gradient)
-            if sum(g.numel() for g in bucket) >= _BUCKET:
-                yield bucket
-                bucket = []
-        if bucket:
-            yield bucket

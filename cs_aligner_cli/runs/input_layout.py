@@ -22,6 +22,7 @@ class InputLayout:
     def __init__(self, recipe: Recipe, name: str = "", modalities: Sequence[str] | None = None) -> None:
         self.recipe, self.folder = recipe, recipe.folder
         self.modalities = tuple(modalities or recipe.encoders.modalities)
+        self.data_name = name
         self._named = f" of {name}" if name else ""
 
     @cached_property

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from cs_aligner_cli import __version__
+from cs_aligner_cli.common.results import Frozen, StageResult
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import SEAL, sealed, unsealed
 from cs_aligner_cli.runs.layout import Layout
@@ -55,6 +59,20 @@ def git_state() -> str:
         return ""
 
 
+class RunRecord(Frozen):
+    """What a run is: its resolved recipe, with what it was made, and what each of its stages did."""
+
+    name: str
+    seed: int
+    versions: dict[str, str] = Field(description="of csalign, Python and the packages that numbers depend on")
+    git: str = Field(description="the commit of the folder that csalign ran in, if it is a repository")
+    platform: str
+    data_fingerprint: str | None
+    recipe: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = Field(description="by stage, what it returned")
+    seal: str = Field("", description="the checksum of this record")
+
+
 def read_run_record(path: Path) -> dict[str, Any]:
     """The record of a run so far; raise InputError if it is absent or damaged."""
     hint = "Remove it: every stage notes itself there when it is run again."
@@ -63,20 +81,26 @@ def read_run_record(path: Path) -> dict[str, Any]:
     return record if older else unsealed(record, path, hint)
 
 
-def record_stage(layout: Layout, command: str, result: dict[str, Any]) -> None:
-    """Write the resolved recipe and note a stage's result in run.json."""
-    record = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
-    recipe = layout.recipe
-    record |= {
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "versions": versions(),
-        "git": git_state(),
-        "platform": platform.platform(),
-        "data_fingerprint": layout.prepared.fingerprint(),
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    if result["status"] == "done" or command not in record["stages"]:
-        record["stages"][command] = result
-    write_json(layout.run_record, sealed(record))
-    write_bytes(layout.folder / "recipe.yaml", recipe.to_yaml().encode())
+def record_stage(layout: Layout, stage: str, result: StageResult) -> None:
+    """Note in run.json what a stage did, and with what; write the resolved recipe beside it.
+
+    Where nothing was done and the recipe is as recorded, the record only gets the time of now: it is the one file that
+    every command leaves newer than what it read, as make wants to see.
+    """
+    former = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
+    recipe, stages = layout.recipe.model_dump(mode="json"), former["stages"]
+    if result.status == "fresh" and stage in stages and former["recipe"] == recipe:
+        os.utime(layout.run_record)
+        return
+    record = RunRecord(
+        name=layout.recipe.name,
+        seed=layout.recipe.seed,
+        versions=versions(),
+        git=git_state(),
+        platform=platform.platform(),
+        data_fingerprint=layout.prepared.fingerprint(),
+        recipe=recipe,
+        stages={**stages, stage: result.data()} if result.status == "done" or stage not in stages else stages,
+    )
+    write_json(layout.run_record, sealed(record.data()))
+    write_bytes(layout.folder / "recipe.yaml", layout.recipe.to_yaml().encode())

@@ -4,29 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.results import Status
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.runs.distributed import ALONE, Ranks, building
+
+# What a stage records of an output, to be read again by its result's model.
+Summary: TypeAlias = dict[str, Any]
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Made:
     """An output that is in place: whether it was made now ("done") or before ("fresh"), and its record."""
 
-    status: str
+    artifact: Artifact
+    status: Status
     record: dict[str, Any]
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """What whoever wrote the output returned."""
-        summary: dict[str, Any] = self.record["summary"]
+        summary: Summary = self.record["summary"]
         return summary
+
+    def result(self, model: type[_Model], **more: Any) -> _Model:
+        """The summary as a result; raise InputError if another version of csalign wrote one that does not fit."""
+        try:
+            return model.model_validate({"status": self.status, **more, **self.summary})
+        except ValidationError as error:
+            if self.status == "done":
+                raise  # whoever wrote it just now is wrong
+            first = error.errors()[0]
+            raise InputError(
+                f"the {self.artifact.name} in {self.artifact.path} was written by another csalign "
+                f"({self.record.get('csalign')}): {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                f"Make it again: {self.artifact.command} --force",
+            ) from None
 
 
 def make(
     artifact: Artifact,
-    write: Callable[[Build], dict[str, Any]],
+    write: Callable[[Build], Summary],
     *,
     force: bool = False,
     sources: str = "",
@@ -46,15 +69,15 @@ def make(
 
     record = ranks.broadcast(fresh)
     if record is not None:
-        return Made("fresh", record)
+        return Made(artifact, "fresh", record)
     ranks.broadcast(artifact.require_needs)
     with building(artifact, ranks, sources) as build:
         build.summary = write(build)
     record = ranks.broadcast(artifact.record)
     assert record is not None, f"{artifact.path} was put in place just now"
-    return Made("done", record)
+    return Made(artifact, "done", record)
 
 
-def joined(*parts: Made | None) -> str:
+def joined(*parts: Made | None) -> Status:
     """The status of a stage with several outputs: done if any of them was made now."""
     return "done" if any(part is not None and part.status == "done" for part in parts) else "fresh"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
+from cs_aligner_cli.common.results import StageResult
 from cs_aligner_cli.files.locks import LINGERING_SECONDS, lock
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.stages.table import STAGES
-
-if TYPE_CHECKING:
-    from cs_aligner_cli.runs.distributed import Ranks
+from cs_aligner_cli.runs.distributed import Ranks, together
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.run_record import record_stage
+from cs_aligner_cli.stages.table import STAGES, Stage
 
 
 def run_stage(
@@ -23,18 +23,13 @@ def run_stage(
     force: bool = False,
     ranks: Ranks | None = None,
     patience: float = LINGERING_SECONDS,
-) -> dict[str, Any]:
+) -> StageResult:
     """Run one stage with its output folders locked, and note it in the run's record.
 
     A folder that another process holds is waited for, ``patience`` seconds long. Of several ranks, rank 0 locks and
     records, and does the stages alone that cannot be shared. Without ``ranks``, those that torchrun started come
     together for this stage.
     """
-    # Imported here, since a stage brings torch along and --help must not wait for that.
-    from cs_aligner_cli.runs.distributed import together
-    from cs_aligner_cli.runs.layout import Layout
-    from cs_aligner_cli.runs.run_record import record_stage
-
     stage = STAGES[name]
     function = stage.function
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
@@ -45,13 +40,20 @@ def run_stage(
             if stage.shared_by_ranks:
                 result = function(recipe, console, force, ranks)
             else:
-                result = ranks.broadcast(lambda: function(recipe, console, force))
+                result = _of_main(stage, function(recipe, console, force) if ranks.main else None, ranks)
         except TooManyBadItems as error:
-            record_stage(Layout(recipe), name, error.result)
+            if error.result is not None:
+                record_stage(Layout(recipe), name, error.result)
             raise
         if ranks.main:
             record_stage(Layout(recipe), name, result)
     return result
+
+
+def _of_main(stage: Stage, result: StageResult | None, ranks: Ranks) -> StageResult:
+    """The result that rank 0 has, for all ranks."""
+    data = ranks.broadcast(lambda: result.data() if result else {})
+    return result if result is not None else stage.result.model_validate(data)
 
 
 def run_all(
@@ -60,34 +62,29 @@ def run_all(
     force: bool = False,
     left_out: Collection[str] = (),
     patience: float = LINGERING_SECONDS,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, StageResult]:
     """Run every stage that the recipe asks for, in the order of the table; return the results by stage.
 
     Stages ``left_out`` are not run. Embedding comes twice: the frozen stores that training reads, then the aligned
     stores that it makes possible.
     """
-    from cs_aligner_cli.runs.distributed import together
-
     with together(recipe.distributed) as ranks:
         return _run_all(recipe, console, force, ranks, left_out, patience)
 
 
 def _run_all(
     recipe: Recipe, console: Console, force: bool, ranks: Ranks, left_out: Collection[str], patience: float
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, StageResult]:
     order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe) and stage.name not in left_out]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, StageResult] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do
         result = run_stage(stage, recipe, console, force and not again, ranks, patience)
-        console.say(f"[{position + 1}/{len(order)}] {stage}: {_summary_line(result)}")
-        if again and results[stage]["status"] == "done":
-            result = {**result, "status": "done"}
+        nothing = "nothing to do, its inputs have not changed"
+        console.say(f"[{position + 1}/{len(order)}] {stage}: {nothing if result.status == 'fresh' else 'done'}")
+        if again and results[stage].status == "done":
+            result = result.model_copy(update={"status": "done"})
         results[stage] = result
     return results
-
-
-def _summary_line(result: dict[str, Any]) -> str:
-    return "nothing to do, its inputs have not changed" if result["status"] == "fresh" else "done"

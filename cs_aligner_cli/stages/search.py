@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 
 from cs_aligner_cli.common.arrays import l2_normalize
-from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.results import Frozen
+from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.files.artifact import write_bytes
@@ -32,7 +35,7 @@ _OTHER = {"image": "text", "text": "image"}
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What is searched for; several of each may be asked at once.
+    """What is searched for; several of each may be given at once.
 
     ``k`` is None for 10, or the whole gallery where it is smaller; ``gallery`` is "image", "text" or None (the modality
     that the query is not of); ``photos`` is where the photos lie by their ids, for data sets of stored features.
@@ -48,6 +51,53 @@ class SearchRequest:
     html: Path | None = None
 
 
+class Neighbor(Frozen):
+    """One item that was found."""
+
+    rank: int
+    score: float = Field(description="the cosine")
+    id: str
+    image_id: str
+    image_path: str
+    caption: str
+
+
+class Answered(Frozen):
+    """One query and its nearest items."""
+
+    query: str
+    modality: str
+    image_path: str
+    gallery: str = Field(description="the modality that was searched")
+    index: str = Field(description="what FAISS calls its kind")
+    results: list[Neighbor]
+
+
+class SearchResult(Frozen):
+    """What was found in the index of one store."""
+
+    store: str
+    split: str
+    k: int
+    queries: list[Answered]
+    html: str = Field("", description="the page, where one was wanted")
+
+    def tables(self) -> list[Table]:
+        """The nearest items of each query."""
+        return [
+            table(
+                f"{query.modality}: {query.query} (nearest {query.gallery}s of {self.store})",
+                ["id", "rank", "score", "caption", "path"],
+                [(r.id, r.rank, f"{r.score:.3f}", _short(r.caption), r.image_path) for r in query.results],
+            )
+            for query in self.queries
+        ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
 @dataclass(frozen=True)
 class _Query:
     modality: str
@@ -56,7 +106,7 @@ class _Query:
     row: torch.Tensor
 
 
-def search(recipe: Recipe, console: Console, request: SearchRequest) -> dict[str, Any]:
+def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchResult:
     """Search the index that eval-retrieval saved; return per query its k best with ids, paths and captions.
 
     Raises InputError if nothing is asked, a query is empty, unknown or unreadable, there is no fresh index, its store
@@ -81,22 +131,21 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> dict[str
             k = min(_K, index.ntotal) if request.k is None else request.k
             scores, rows = nearest(index, query.row, k)
             results.append(
-                {
-                    "query": query.text or query.path,
-                    "modality": query.modality,
-                    "image_path": query.path,
-                    "gallery": gallery,
-                    "index": described["factory"],
-                    "results": _found(keys, scores[0], rows[0], request.photos),
-                }
+                Answered(
+                    query=query.text or query.path,
+                    modality=query.modality,
+                    image_path=query.path,
+                    gallery=gallery,
+                    index=described["factory"],
+                    results=_found(keys, scores[0], rows[0], request.photos),
+                )
             )
             advance()
-    found = {"store": store, "split": split.name, "k": request.k or _K, "queries": results}
+    page = {"html": str(request.html)} if request.html is not None else {}
+    found = SearchResult(store=store, split=split.name, k=request.k or _K, queries=results, **page)
     if request.html is not None:
         background = Store(layout.stores(split.name)[store].path).background
-        page = render_search_page(recipe.name, found, background)
-        write_bytes(request.html, page.encode())
-        found["html"] = str(request.html)
+        write_bytes(request.html, render_search_page(recipe.name, found.data(), background).encode())
     return found
 
 
@@ -168,16 +217,16 @@ def _new(request: SearchRequest, recipe: Recipe, store: str) -> list[_Query]:
     return found
 
 
-def _found(keys: pd.DataFrame, scores: Any, rows: Any, photos: Path | None) -> list[dict[str, Any]]:
+def _found(keys: pd.DataFrame, scores: Any, rows: Any, photos: Path | None) -> list[Neighbor]:
     return [
-        {
-            "rank": rank,
-            "score": float(score),
-            "id": str(key.get("caption_id", key["image_id"])),
-            "image_id": str(key["image_id"]),
-            "image_path": _path(key, photos),
-            "caption": str(key["caption"]),
-        }
+        Neighbor(
+            rank=rank,
+            score=float(score),
+            id=str(key.get("caption_id", key["image_id"])),
+            image_id=str(key["image_id"]),
+            image_path=_path(key, photos),
+            caption=str(key["caption"]),
+        )
         for rank, (score, (_, key)) in enumerate(zip(scores, keys.iloc[rows].iterrows(), strict=True), 1)
     ]
 

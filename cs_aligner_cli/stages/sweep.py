@@ -110,7 +110,7 @@ def make_shared(runs: Sequence[PlannedRun], console: Console, all_need_it: bool)
         try:
             for stage in ("prepare", "embed"):
                 result = run_stage(stage, run.recipe, console, patience=_PATIENCE_SECONDS)
-                if result["status"] == "done":
+                if result.status == "done":
                     console.say(f"{stage}: done, for all runs that share it")
         except InputError:
             failures += 1

@@ -6,23 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_type_hints
 
 if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for that
+    from cs_aligner_cli.common.results import StageResult
     from cs_aligner_cli.files.artifact import Artifact
     from cs_aligner_cli.recipe.recipe import Recipe
     from cs_aligner_cli.runs.layout import Layout
 
-    StageFunction = Callable[..., dict[str, Any]]
+    StageFunction = Callable[..., StageResult]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: ``name(recipe, console, force)`` of the module ``stages.name``; one shared by ranks takes these, too.
+    """One stage: ``name(recipe, console, force)`` of the module ``stages.name``, which returns a StageResult; one
+    shared by ranks takes these, too.
 
-    ``outputs`` are the artifacts that it makes, as the layout has them. ``runs_for`` says whether `csalign run` does
-    it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only rank 0
-    does a stage that is not ``shared_by_ranks``.
+    That module is imported also where there is nothing to do, so it leaves it to ``write``, which ``making.make`` calls
+    to build, to import what computes (torch). The result says how it is shown.
+
+    ``outputs`` are the artifacts that the stage makes, as the layout has them. ``runs_for`` says whether `csalign run`
+    does it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only
+    rank 0 does a stage that is not ``shared_by_ranks``.
     """
 
     name: str
@@ -42,6 +47,12 @@ class Stage:
         """What does the stage; imported here, and not before."""
         function: StageFunction = getattr(import_module(f"cs_aligner_cli.stages.{self.name}"), self.name)
         return function
+
+    @property
+    def result(self) -> type[StageResult]:
+        """The model of what the stage returns."""
+        found: type[StageResult] = get_type_hints(self.function)["return"]
+        return found
 
     def folders(self, recipe: Recipe) -> list[Path]:
         """The folders that are locked while the stage runs.

@@ -10,7 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import ConfigDict, Field
+
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.results import Frozen
 from cs_aligner_cli.files.artifact import verify_file
 
 FILE = "metrics.jsonl"
@@ -22,6 +25,28 @@ class LogMark:
 
     bytes: int = 0
     digest: str = ""
+
+
+class LogLine(Frozen):
+    """One line of the log: of a step of training, or of a validation, which has only the last field.
+
+    Objectives may add what they note of a step.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    epoch: int
+    lr: float | None = None
+    loss: float | None = None
+    terms: dict[str, float] = Field({}, description="values of the terms of the loss, before their weights")
+    weights: dict[str, float] = Field({}, description="what each term counts in this step")
+    grad_norm_ratio: dict[str, float | None] = Field({}, description="of each other term to the pairwise one")
+    grad_norm: float | None = Field(None, description="null where fp16 left the step out")
+    logit_scale: float | None = None
+    bandwidth: float | list[float] | None = None
+    conflict: dict[str, Any] = Field({}, description="how the terms' gradients work against each other")
+    val_recall: dict[str, float] = Field({}, alias="val_R@1", description="by direction (i2t, t2i)")
 
 
 class TrainingLog:

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.files.checksums import SEAL, digest, sealed
 from cs_aligner_cli.retrieval import evaluate_mixed
-from cs_aligner_cli.retrieval.metrics import flattened
 from cs_aligner_cli.search.index_folder import open_index
 from cs_aligner_cli.stores.embeddings import Store
 

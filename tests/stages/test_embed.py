@@ -199,7 +199,7 @@ def test_shards_of_other_settings_are_not_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("cs_aligner_cli.stages.embed.write_keys", killed)
+        patched.setattr("cs_aligner_cli.stages.embed.job.write_keys", killed)
         assert csalign("embed", features_recipe, *FROZEN_ONLY).exit_code == 130
     done(csalign, "embed", features_recipe, *FROZEN_ONLY, "--set", "encoders.image.power=1")
     store = Store(tmp_path / "run" / "embeddings" / "frozen" / "dev")

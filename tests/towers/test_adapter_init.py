@@ -155,7 +155,7 @@ def test_training_begins_far_above_the_plain_start(kind: str, features_recipe: P
         recipe = load_recipe(str(features_recipe), [*settings_, "train.embed_dim=16"])
         for stage in ("prepare", "embed", "train", "embed"):
             run_stage(stage, recipe, QUIET)
-        results = run_stage("eval_retrieval", recipe, QUIET)["eval_retrieval"]["aligned"]
+        results = run_stage("eval_retrieval", recipe, QUIET).data()["eval_retrieval"]["aligned"]
         found[start] = results["t2i"]["R@1"]
     assert found["plain"] < 0.2
     assert found[kind] > found["plain"] + 0.2

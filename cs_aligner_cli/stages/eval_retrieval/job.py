@@ -1,8 +1,7 @@
-"""eval-retrieval: exact retrieval both ways in every store of a split, with intervals, and the saved indexes."""
+"""The work of eval-retrieval: every store of a split measured and indexed."""
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,19 @@ import pandas as pd
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.data.judgements import read_judgements
-from cs_aligner_cli.data.mixbench import corpus_files, read_mixed_corpus
+from cs_aligner_cli.data.mixbench import read_mixed_corpus
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import pick_device
-from cs_aligner_cli.files.artifact import Build, file_stamps, write_bytes, write_json
+from cs_aligner_cli.files.artifact import write_bytes, write_json
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, mean_statistics, statistics
 from cs_aligner_cli.retrieval.corrections import ONE_SPACE, bank_of, corrected
-from cs_aligner_cli.retrieval.metrics import DIRECTIONS, flattened, summarise
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
 from cs_aligner_cli.retrieval.mixed import (
     MIXED,
     Items,
@@ -42,35 +42,17 @@ from cs_aligner_cli.retrieval.scan import TruePairs
 from cs_aligner_cli.retrieval.scores import pair_scores
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
-from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 TIE_RULE = "higher score first, then smaller row"
 PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
 
 
-def eval_retrieval(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
-    """Evaluate every store of ``eval_retrieval.split``; return the numbers per store and where they lie.
-
-    A store whose image and text dimensions differ shares no space and is left out with a note. Raises InputError if a
-    store is missing or stale, no store shares a space, the index cannot be built, or the judgement
-    table does not fit the split.
-    """
-    layout = Layout(recipe)
-    artifact, spec = layout.retrieval, recipe.eval_retrieval
-    files = [spec.relevance] if spec.relevance else []
-    files += corpus_files(spec.mixed.corpus) if spec.mixed and spec.mixed.corpus else []
-    sources = file_stamps(files) if files else ""
-    if layout.measured_on_training:
-        console.warn(layout.measured_on_training)
-    made = make(artifact, partial(_write, recipe, console), force=force, sources=sources)
-    return {"status": made.status, "folder": str(artifact.path), **made.summary}
-
-
-def _write(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
-    summary = _Job(recipe, Layout(recipe), console).run(build.folder)
-    write_json(build.folder / "results.json", summary)
-    write_bytes(build.folder / "results.csv", csv_bytes(_long_table(summary)))
+def write_results(recipe: Recipe, console: Console, folder: Path) -> dict[str, Any]:
+    """Evaluate and index every store into a folder; return the summary, which is written there too."""
+    summary = _Job(recipe, Layout(recipe), console).run(folder)
+    write_json(folder / "results.json", summary)
+    write_bytes(folder / "results.csv", csv_bytes(_long_table(summary)))
     return summary
 
 

@@ -1,8 +1,7 @@
-"""zero-shot: classify the images of a split by prompts of class names, in every store."""
+"""The work of zero-shot: prompts embedded, images classified in every store."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,22 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.tables import read_frame, text_column
-from cs_aligner_cli.files.artifact import Build, file_stamps, write_json
+from cs_aligner_cli.files.artifact import write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
-from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 _TOP = 5
 
 
-def zero_shot(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
-    """Classify every labelled image of the split in every store; return accuracies per store.
-
-    Raises InputError if zero_shot.classes or labels is not set or does not fit the split, a store is missing or
-    stale, or the text encoder is stored features.
-    """
-    spec = recipe.zero_shot
-    if spec.classes is None or spec.labels is None:
-        missing = "classes" if spec.classes is None else "labels"
-        raise InputError(f"zero_shot.{missing} is not set", f"Name a file: --set zero_shot.{missing}=FILE")
+def write_results(recipe: Recipe, class_file: Path, label_file: Path, console: Console, folder: Path) -> dict[str, Any]:
+    """Classify the images in every store; return the summary, which is written into the folder too."""
     require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
-    artifact = Layout(recipe).zero_shot
-    write = partial(_write, recipe, spec.classes, spec.labels, console)
-    made = make(artifact, write, force=force, sources=file_stamps([spec.classes, spec.labels]))
-    return {"status": made.status, "folder": str(artifact.path), **made.summary}
-
-
-def _write(recipe: Recipe, class_file: Path, label_file: Path, console: Console, build: Build) -> dict[str, Any]:
-    summary = _classified(recipe, class_file, label_file, Layout(recipe), console, build.folder)
-    write_json(build.folder / "results.json", summary)
+    summary = _classified(recipe, class_file, label_file, Layout(recipe), console, folder)
+    write_json(folder / "results.json", summary)
     return summary
 
 

@@ -1,10 +1,9 @@
-"""gap-report: how far apart the modalities are in every store, side by side, as one page and as data."""
+"""The work of gap-report: every store measured and drawn, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +28,7 @@ from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.report.examples import examples
 from cs_aligner_cli.report.figures import MAX_POINTS, cosine_histograms, point_map, projection, spectra
-from cs_aligner_cli.report.files import REPORT, report_files
+from cs_aligner_cli.report.files import report_files
 from cs_aligner_cli.report.headline import RECALLS, tested_metrics
 from cs_aligner_cli.report.projections import neighbour_projection, require_projection
 from cs_aligner_cli.report.tradeoff import gap_against_recall
@@ -37,7 +36,6 @@ from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_stores import Compared, Features, Take, Taken, compared, of_seeds
-from cs_aligner_cli.stages.making import make
 from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
 from cs_aligner_cli.training.metrics_log import read_training_log
 
@@ -51,19 +49,9 @@ _POINTS, _SMALL = 200, 112
 _PANELS = 6
 
 
-def gap_report(recipe: Recipe, console: Console, force: bool = False) -> dict[str, Any]:
-    """Measure and draw the gap of every store of the report's split; return the metrics per store and the page's path.
-
-    Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, no
-    store shares a space, or the split holds too few pairs.
-    """
+def write_report(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
+    """Measure and draw every store into the build's folder; return the summary."""
     require_projection(recipe.gap_report.projection)
-    artifact = Layout(recipe).gap
-    made = make(artifact, partial(_build, recipe, console), force=force)
-    return {"status": made.status, "report": str(artifact.path / REPORT), **made.summary}
-
-
-def _build(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     layout = Layout(recipe)
     for other in (*layout.beside.values(), *(store for run in layout.seeds.values() for store in run.values())):
         other.verify(other.record() or {})

@@ -1,0 +1,125 @@
+"""What eval-retrieval returns: every metric of every store with its interval, the protocol and the saved indexes."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from pydantic import Field
+
+from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.results import Frozen, Interval, Measured, StageResult, flattened
+from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.stages.formats import WAYS, cell, percent, with_interval
+
+# By direction (i2t, t2i, both, mixed) and metric; parts of the mixed corpus stand one level deeper.
+Metrics: TypeAlias = dict[str, dict[str, Measured | dict[str, Measured]]]
+Intervals: TypeAlias = dict[str, dict[str, Interval | dict[str, Interval]]]
+
+
+class RetrievalProtocol(Frozen):
+    """All that a table's caption must say."""
+
+    relevance: str
+    hit: str
+    galleries: int
+    gallery_images: list[int]
+    gallery_captions: list[int]
+    mixed: str
+    captions_per_image: int | str
+    ties: str
+    search: str
+    precision: str
+    intervals: str
+
+
+class SavedIndex(Frozen):
+    """A FAISS index of one modality of a store."""
+
+    factory: str = Field(description="what FAISS calls its kind")
+    rows: int
+    dim: int
+    megabytes: float
+    trained: str | None = None
+    estimated_recall: float | None = Field(None, description="on a sample, before it was built")
+    estimated_search_recall: float | None = None
+    estimated_short: float | None = None
+    recall: float = Field(alias="recall@10", description="share of the exact ten nearest that the saved file finds")
+    search_recall: float = Field(alias="search_recall@10", description="share that csalign search finds")
+    short: float = Field(description="queries for which the probed lists hold fewer rows than are wanted, a fraction")
+    nprobe: int | None = Field(None, description="lists probed")
+    efSearch: int | None = Field(None, description="effort of a search in a graph")  # noqa: N815 (FAISS's own name)
+
+
+class RetrievalResult(StageResult):
+    """Retrieval in every store of a split."""
+
+    split: str
+    folder: str
+    images: int
+    captions: int
+    protocol: RetrievalProtocol
+    eval_retrieval: dict[str, Metrics] = Field(description="by store")
+    intervals: dict[str, Intervals] = Field(description="95%, by store; empty without bootstrap")
+    indexes: dict[str, dict[str, SavedIndex]] = Field(description="by store and modality")
+    edges: dict[str, dict[str, dict[str, dict[str, Measured]]]] = Field(
+        description="between other pairs of modalities, by store, direction and metric"
+    )
+    notes: list[str]
+
+    def remarks(self) -> list[str]:
+        """What was left out, and why."""
+        return self.notes
+
+    def tables(self) -> list[Table]:
+        """Every metric with its 95% interval, store by store; fractions in percent."""
+        stores = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in self.eval_retrieval.items()}
+        spans = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in self.intervals.items()}
+        rows = [
+            (
+                WAYS.get(way, way),
+                metric.replace("_", " "),
+                *(with_interval(metric, v.get((way, metric)), spans[s].get((way, metric))) for s, v in stores.items()),
+            )
+            for way, metric in next(iter(stores.values()))
+        ]
+        title = f"retrieval on split {self.split}: {self.images} images, {self.captions} captions"
+        title += "; fractions in %, [95% intervals]"
+        told = [(key.replace("_", " "), _listed(value)) for key, value in self.protocol.data().items()]
+        return [
+            table(title, ["direction", "metric", *stores], rows),
+            *self._edge_tables(),
+            self._index_table(),
+            table("protocol", ["what", "how"], told),
+        ]
+
+    def _edge_tables(self) -> list[Table]:
+        tables = []
+        for edge, found in self.edges.items():
+            ways = next(iter(found.values()), {})
+            lines = [
+                (
+                    way.replace("_", " "),
+                    metric.replace("_", " "),
+                    *(cell(metric, v[way][metric]) for v in found.values()),
+                )
+                for way, metrics in ways.items()
+                for metric in metrics
+            ]
+            tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines))
+        return tables
+
+    def _index_table(self) -> Table:
+        built = [
+            (
+                *(store, modality, index.factory, index.rows, f"{index.megabytes:.1f}"),
+                *(percent(index.recall), percent(index.search_recall)),
+            )
+            for store, modalities in self.indexes.items()
+            for modality, index in modalities.items()
+        ]
+        columns = ["store", "of", "index", "rows", "MB", "recall@10 by FAISS", "by csalign search"]
+        return table("saved indexes", columns, built)
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

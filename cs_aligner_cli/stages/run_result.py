@@ -1,0 +1,77 @@
+"""What `csalign run` returns: the status of every stage, and all numbers per store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.results import Frozen, Measured, Number, StageResult, Status
+from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.stages.eval_retrieval.result import Metrics, RetrievalResult
+from cs_aligner_cli.stages.formats import number, percent
+from cs_aligner_cli.stages.gap_report.result import GapReportResult
+from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
+from cs_aligner_cli.stages.zero_shot.result import ZeroShotResult
+
+
+class RunResult(Frozen):
+    """A whole run."""
+
+    seed: int
+    status: dict[str, Status] = Field(description="by stage")
+    train: dict[str, TrainedRun]
+    eval_retrieval: dict[str, Metrics]
+    zero_shot: dict[str, dict[str, Number]] = Field({}, description="absent without zero_shot.classes")
+    gap_report: dict[str, dict[str, Measured]]
+    null_floor: dict[str, dict[str, Measured]]
+    notes: list[str]
+    report: str
+
+
+def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
+    """All results of a run as one."""
+    retrieval, gap, train, zero_shot = (
+        results.get(name) for name in ("eval_retrieval", "gap_report", "train", "zero_shot")
+    )
+    assert isinstance(retrieval, RetrievalResult) and isinstance(gap, GapReportResult)
+    optional = {"zero_shot": zero_shot.zero_shot} if isinstance(zero_shot, ZeroShotResult) else {}
+    return RunResult(
+        seed=recipe.seed,
+        status={stage: result.status for stage, result in results.items()},
+        train=train.runs if isinstance(train, TrainResult) else {},
+        eval_retrieval=retrieval.eval_retrieval,
+        **optional,
+        gap_report=gap.gap_report,
+        null_floor=gap.null_floor,
+        notes=list(dict.fromkeys([*retrieval.notes, *gap.notes])),
+        report=gap.report,
+    )
+
+
+def run_tables(results: Mapping[str, StageResult]) -> list[Table]:
+    """The closing table of a whole run: what was won and what it cost, store by store."""
+    evaluated, gap = results["eval_retrieval"], results["gap_report"]
+    assert isinstance(evaluated, RetrievalResult) and isinstance(gap, GapReportResult)
+    # Baselines are the report's own; what both measured, on all images or another split, is eval-retrieval's.
+    retrieval: dict[str, Any] = {**gap.retrieval, **evaluated.eval_retrieval}
+    mixed = {**gap.mixed, **{name: found["mixed"] for name, found in retrieval.items() if "mixed" in found}}
+    ways = ("i2t", "t2i", *(["mixed"] if mixed else []))
+    rows = []
+    for store in dict.fromkeys([*gap.gap_report, *retrieval]):
+        found, values = {**retrieval.get(store, {}), "mixed": mixed.get(store, {})}, gap.gap_report.get(store, {})
+        recalls = [percent(found.get(way, {}).get(f"R@{k}")) for way in ways for k in (1, 10)]
+        rows.append(
+            (store, *recalls, *(number(values.get(m)) for m in ("centroid_gap", "margin", "margin_standardised")))
+        )
+    columns = [
+        "store",
+        *(f"{way} R@{k}" for way in ways for k in (1, 10)),
+        "centroid gap",
+        "margin",
+        "margin, standardised",
+    ]
+    return [table(f"split {evaluated.split} (R@k in percent)", columns, rows)]

@@ -1,0 +1,52 @@
+"""What train returns: every run, what it trained on and how well its best weights rank the validation images."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.results import Frozen, StageResult, Status
+from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.stages.formats import percent
+
+
+class TrainedRun(Frozen):
+    """One finished training run."""
+
+    status: Status
+    seconds: float
+    steps: int
+    epochs: int
+    batch_size: int
+    train_images: int
+    val_images: int
+    unpaired_items: dict[str, int]
+    trainable_parameters: int
+    best_step: int
+    val_recall: dict[str, float] = Field(alias="val_R@1", description="of the best weights, by direction (i2t, t2i)")
+    bandwidth: float | list[float] | None = Field(
+        None, description="chosen before training, where the recipe says auto"
+    )
+
+
+class TrainResult(StageResult):
+    """The training runs: the recipe's own and, where it wants one, the control without the divergence."""
+
+    runs: dict[str, TrainedRun]
+
+    def tables(self) -> list[Table]:
+        """One row per training run."""
+        rows = [
+            (
+                name,
+                run.steps,
+                f"{run.trainable_parameters:,}",
+                run.best_step,
+                *(percent(run.val_recall.get(direction)) for direction in ("i2t", "t2i")),
+                f"{run.seconds:.0f} s",
+                run.status,
+            )
+            for name, run in self.runs.items()
+        ]
+        columns = ["run", "steps", "trained weights", "best step", "val i2t R@1", "val t2i R@1", "time", "status"]
+        return [table("training", columns, rows)]
