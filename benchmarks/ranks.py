@@ -135,7 +135,7 @@ def embedded(folder: Path, ranks: Ranks) -> dict[str, str]:
     """The digest of every file of the stores that the recipe beside ``folder`` gives."""
     recipe = load_recipe(str(folder.parent / "recipe.yaml"), [f"run_dir={folder / 'run'}"])
     for stage in ("prepare", "embed"):
-        run_stage(stage, recipe, Console(quiet=True))
+        run_stage(stage, recipe, Console(quiet=True), ranks=ranks)
     store = folder / "run" / "embeddings" / "frozen"
     files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name != "stage.json"]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
