@@ -4,7 +4,7 @@
 
 The files are in the page cache, so that what is measured is ours. Each time is CPU time, the best of three. ``ratio``
 is to one concatenated array, mapped, and the same rows of it taken by numpy. Ends with code 1 where the memory that
-reading all rows takes is not that of the result, or where all rows from shards of 300 rows or more take more than twice the time.
+reading all rows takes is not that of the result, or where all rows of shards of 300 rows or more take twice the time.
 """
 
 from __future__ import annotations
