@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from field_faults import table
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -473,7 +474,7 @@ def main() -> None:
         for case in cases:
             with tempfile.TemporaryDirectory() as folder:
                 found.setdefault(group, []).append(outcome(case, Path(folder).resolve()))
-    PAGE.write_text(page(found), encoding="utf-8")
+    PAGE.write_text(f"{page(found)}\n{table()}", encoding="utf-8")
     sys.stderr.write(f"{PAGE.name} written\n")
 
 
