@@ -22,7 +22,7 @@ def test_the_recipe_page_is_up_to_date() -> None:
 def test_shipped_recipes_begin_with_their_command_and_stay_short() -> None:
     for name in shelf.names("recipes"):
         lines = shelf.find("recipes", name).read_text().splitlines()
-        assert re.fullmatch(rf"# csalign run recipes/{name}\.yaml( --set data\.root=FOLDER)?", lines[0])
+        assert re.fullmatch(rf"# csalign (run|sweep) recipes/{name}\.yaml( --set data\.root=FOLDER)?", lines[0])
         assert lines[1] == "# yaml-language-server: $schema=recipe.schema.json"
         assert len(lines) < 40
 
