@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo results test test-all test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
-	bench-embed bench-gap bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
+	bench-embed bench-gap bench-statistics bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -89,6 +89,9 @@ bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain 
 
 bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device: make bench-gpu DATA=FOLDER
 	for part in errors objective training embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
+
+bench-statistics: $(VENV)/.core ## coverage, false alarms and power of the gap's statistics, into docs/statistics.md: five minutes
+	$(BIN)/python benchmarks/gap_statistics.py --write
 
 bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
 	$(BIN)/python benchmarks/gap.py

@@ -57,6 +57,7 @@ _FEW_PAIRS = 5000
 # A spectrum of fewer rows per dimension is mostly sampling noise, and its first-order change says little: measured, it
 # made intervals of ranks two to four times too narrow.
 _ROWS_PER_DIMENSION = 5
+_FEWEST_CLASSIFIED = 200
 _POTENTIAL = 0.5  # exp(-2 d^2), uniformity's, is the Gaussian kernel of this bandwidth
 
 
@@ -292,7 +293,9 @@ def _neighbours(found: Measured, x: Tensor, y: Tensor, seed: int) -> None:
     signs = np.concatenate([np.ones((1, n)), sign_flips(n, FEW_FLIPS, seed)])
     correct, dimensions = separability(x, y, signs, seed)
     accuracy = Smooth(float(correct[:, 0].mean()), correct[:, 0] / n)
-    of_accuracy = {"linear_separability": accuracy.spread(groups)._replace(units=n)}
+    # Below this the folds' classifiers differ by more than their held-out pairs tell.
+    sure = n >= _FEWEST_CLASSIFIED
+    of_accuracy = {"linear_separability": accuracy.spread(groups)._replace(units=n)} if sure else {}
     found.add({"linear_separability": accuracy.value}, of_accuracy, n, share=True)
     found.add_plain({"separability_dimensions": dimensions}, n)
     found.null.update({**neighbour_chance(n), "linear_separability": 0.5})

@@ -86,9 +86,9 @@ _CAPTIONS = {
     "gap_against_recall": _Caption(
         "What closing the gap cost",
         "One mark per store: further left is a smaller gap, further up a better R@1; the bars are 95% intervals. "
-        "Squares need no training. In the grey area no gap can be told of the store it is named after (95% of its sign "
-        "flips read less). An alignment that helps moves left without falling, and is worth its training "
-        "where no square lies up and to the left of it.",
+        "Squares are closed forms: nothing is trained for them beyond the store that they start from. In the grey area "
+        "no gap can be told of the store it is named after (95% of its sign flips read less). An alignment that helps "
+        "moves left without falling, and is worth its training where no square lies up and to the left of it.",
     ),
 }
 

@@ -11,7 +11,7 @@ from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, label_
 # Marker, colour and legend entry by what a store is; shapes differ too, for those who see no colours.
 _KINDS: dict[str, dict[str, Any]] = {
     "store": {"marker": "o", "s": 64, "color": SERIES[1], "label": "this run"},
-    "baseline": {"marker": "s", "s": 42, "facecolor": "white", "edgecolor": UNPAIRED, "label": "no training"},
+    "baseline": {"marker": "s", "s": 42, "facecolor": "white", "edgecolor": UNPAIRED, "label": "closed form"},
     "run": {"marker": "D", "s": 48, "color": SERIES[0], "label": "another run"},
 }
 

@@ -32,6 +32,7 @@ CONTROL = "pairwise_only"
 _LEVEL = 0.05
 _NO_GAP = 1e-9
 _COLLAPSED, _SHRUNK, _UNCHANGED = 0.1, 0.5, 0.05
+_FEW_RUNS = 4
 _ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
 _GAP, _MARGIN, _RECALL = "squared_gap_debiased", "margin_standardised", "R@1"
 _SENTENCES = {
@@ -78,9 +79,6 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
 def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
     """Which of the rules above applies to the subject against a reference store, one of their names."""
     gap, margin, recall = (_direction(report, reference, metric) for metric in (_GAP, _MARGIN, _RECALL))
-    row = _row(report, reference, _MARGIN)
-    if row is not None and abs(row["difference"]) < _UNCHANGED * abs(report["stores"][reference].get(_MARGIN, 0.0)):
-        margin = 0
     up, down = 1 in (margin, recall), -1 in (margin, recall)
     stores = report["stores"]
     spread = _spread(stores[subject]) / max(_spread(stores[reference]), _NO_GAP)
@@ -119,12 +117,22 @@ def _row(report: Mapping[str, Any], reference: str, metric: str) -> Mapping[str,
 def _direction(report: Mapping[str, Any], reference: str, metric: str) -> int:
     """1 where the subject's metric rose, -1 where it fell, 0 where no difference is shown."""
     row = _row(report, reference, metric)
-    return 0 if row is None or not row["clear"] else (1 if row["difference"] > 0 else -1)
+    if row is None or not row["clear"]:
+        return 0
+    if metric == _MARGIN and abs(row["difference"]) < _UNCHANGED * abs(_value(report, reference, _MARGIN)):
+        return 0
+    return 1 if row["difference"] > 0 else -1
+
+
+def _value(report: Mapping[str, Any], store: str, metric: str) -> float:
+    """A store's value: the mean over seeds, where they were measured."""
+    runs = report.get("seeds", {}).get("stores", {}).get(store) or [report["stores"][store]]
+    return float(sum(run.get(metric, 0.0) for run in runs)) / len(runs)
 
 
 def _compared(report: Mapping[str, Any], reference: str, subject: str) -> str:
     stores = report["stores"]
-    before, after = (stores[name]["centroid_gap"] for name in (reference, subject))
+    before, after = (_value(report, name, "centroid_gap") for name in (reference, subject))
     numbers = f"({before:.3f}{_ARROW}{after:.3f}{_p(report, reference, _GAP)})"
     direction = _direction(report, reference, _GAP)
     if direction < 0:
@@ -136,8 +144,8 @@ def _compared(report: Mapping[str, Any], reference: str, subject: str) -> str:
         parts = [f"between {subject} and {_named(reference)} no difference in the centroid gap is shown {numbers}"]
     parts += _recall_change(report, reference, subject)
     if _MARGIN in stores[subject] and _MARGIN in stores[reference]:
-        margins = f"{stores[reference][_MARGIN]:.2f}{_ARROW}{stores[subject][_MARGIN]:.2f}"
-        words = {1: "rose", -1: "fell", 0: "shows no difference"}[_direction(report, reference, _MARGIN)]
+        margins = _ARROW.join(f"{_value(report, name, _MARGIN):.2f}" for name in (reference, subject))
+        words = {1: "rose", -1: "fell", 0: "is as before"}[_direction(report, reference, _MARGIN)]
         parts.append(
             f"the standardised margin of pairs over strangers {words} ({margins}{_p(report, reference, _MARGIN)})"
         )
@@ -159,6 +167,8 @@ def _p(report: Mapping[str, Any], reference: str, metric: str) -> str:
 
 def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> list[str]:
     before, after = mean_r1(report, reference), mean_r1(report, subject)
+    if report.get("seeds") and reference in report["seeds"]["stores"]:
+        before, after = (100 * _value(report, name, _RECALL) for name in (reference, subject))
     row = _row(report, reference, _RECALL)
     if before is None or after is None:
         return []
@@ -221,8 +231,16 @@ def _rivals(report: Mapping[str, Any], subject: str, other: str) -> str:
     gap, recall = _direction(report, other, _GAP), _direction(report, other, _RECALL)
     if not any(_row(report, other, metric) for metric in (_GAP, _RECALL)):
         return ""
-    better = [what for what, direction in (("a smaller gap", gap), ("a higher R@1", -recall)) if direction > 0]
-    worse = [what for what, direction in (("a larger gap", -gap), ("a lower R@1", recall)) if direction > 0]
+    better = [
+        what
+        for what, direction in (("a smaller gap once sampling noise is taken off", gap), ("a higher R@1", -recall))
+        if direction > 0
+    ]
+    worse = [
+        what
+        for what, direction in (("a larger gap once sampling noise is taken off", -gap), ("a lower R@1", recall))
+        if direction > 0
+    ]
     if not better and not worse:
         return f", no difference to {subject} in either is shown"
     return f", {' and '.join(better + worse)} than {subject}"
@@ -248,5 +266,6 @@ def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
 def _coverage(report: Mapping[str, Any]) -> str:
     runs = report.get("seeds", {}).get("runs", ())
     if runs:
-        return f"This covers the seed of training, over {len(runs)} runs, and the choice of test pairs."
+        few = " So few runs can show only what differs by far." if len(runs) < _FEW_RUNS else ""
+        return f"This covers the seed of training, over {len(runs)} runs, and the choice of test pairs.{few}"
     return "This covers the choice of test pairs, not the seed of training: one run was measured."

@@ -162,10 +162,11 @@ def test_over_seeds_the_seeds_decide() -> None:
         for row in found["differences"]
         if row["headline"]
     ]
-    found["seeds"] = {"runs": ["a", "b", "c"], "differences": rows}
+    values = {name: [{**found["stores"][name], "R@1": 0.5}] * 3 for name in found["stores"]}
+    found["seeds"] = {"runs": ["a", "b", "c"], "stores": values, "differences": rows}
     (paragraph,) = verdict(found)
     assert "no difference" in paragraph
-    assert paragraph.endswith("over 3 runs, and the choice of test pairs.")
+    assert "over 3 runs, and the choice of test pairs. So few runs can show only what differs by far." in paragraph
 
 
 def test_one_store_alone_and_none() -> None:
