@@ -58,6 +58,11 @@ class MeasuredRun:
             found |= _numbers(result.get(stage, {}), stage)
             rest = {key: value for key, value in result.items() if key != stage}
             found |= {path: value for path, value in _numbers(rest, stage).items() if path not in found}
+        costs = self.record.get("costs", {})
+        found |= _numbers(costs, "cost")
+        if costs:
+            found["cost.seconds"] = sum(cost["seconds"] for cost in costs.values())
+            found["cost.peak_memory_mb"] = max(cost["peak_memory_mb"] for cost in costs.values())
         if (self.folder / HEADLINE).is_file():
             found = {**_numbers(read_json(self.folder / HEADLINE), "gap_report"), **found}
         for path in [path for path in found if path.startswith(f"{_RETRIEVAL}.") and ".i2t." in path]:

@@ -122,7 +122,7 @@ def _grid_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def configurations(sweep: Sweep) -> list[Configuration]:
-    """All configurations that are known before anything runs; those of a search come as it goes.
+    """All configurations of a sweep, in the order of its sections.
 
     Raises InputError where two configurations have one name or equal settings, or the control is not among them.
     """
@@ -135,18 +135,17 @@ def configurations(sweep: Sweep) -> list[Configuration]:
         for values in itertools.product(*sweep.grid.values()):
             chosen = dict(zip(sweep.grid, values, strict=True))
             found.append(Configuration(_named(chosen, keys), chosen))
-    for section, spaces in (("random", sweep.random), ("search", sweep.search)):
-        if spaces is not None and not spaces.keys:
-            raise InputError(f"sweep.{section}.keys: expected at least one key path and its values")
     if sweep.random:
+        if not sweep.random.keys:
+            raise InputError("sweep.random.keys: expected at least one key path and its values")
         rng = random.Random(sweep.random.draw_seed)
         keys = _short_names(list(sweep.random.keys))
         for _ in range(sweep.random.count):
             chosen = {key: drawn(key, space, rng) for key, space in sweep.random.keys.items()}
             found.append(Configuration(_named(chosen, keys), chosen))
     _refuse_twins(found)
-    if not found and sweep.search is None:
-        raise InputError("sweep: names no configurations", "Expected grid, settings, random, search or ablation.")
+    if not found:
+        raise InputError("sweep: names no configurations", "Expected grid, settings, random or ablation.")
     if sweep.control is not None and sweep.control not in {c.name for c in found}:
         raise InputError(
             f"sweep.control: no configuration is named {sweep.control!r}"
@@ -185,11 +184,6 @@ def drawn(key: str, space: Space, rng: random.Random) -> Any:
     value = math.exp(rng.uniform(math.log(low), math.log(high))) if space.log else rng.uniform(low, high)
     # Four digits are all that a reader of the table wants, and what the run is named by.
     return round(value) if space.whole else float(f"{value:.4g}")
-
-
-def named(chosen: Settings) -> str:
-    """The name of a configuration by its settings, with each key as short as is clear."""
-    return _named(chosen, _short_names(list(chosen)))
 
 
 def _ablations(components: Sequence[str]) -> list[Configuration]:

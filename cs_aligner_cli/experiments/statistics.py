@@ -164,27 +164,3 @@ def main_effects(settings: Sequence[Mapping[str, str]], values: Sequence[float])
             between = sum(len(g) * (float(np.mean(g)) - float(numbers.mean())) ** 2 for g in groups.values())
             shares[key] = between / total
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Mean ranks of configurations over data sets (1 is best), Friedman's p, and Nemenyi's critical difference."""
-
-    mean_ranks: list[float]
-    p: float
-    critical_difference: float
-
-
-def friedman_nemenyi(values: Floats, higher_is_better: bool = True) -> Ranking:
-    """Compare k configurations over n data sets, ``values`` (n, k) (Demsar, JMLR 2006); ties share their mean rank.
-
-    Raises ValueError for fewer than 3 configurations or 3 data sets, where Friedman's statistic says nothing.
-    """
-    data_sets, count = values.shape
-    if count < 3 or data_sets < 3:
-        raise ValueError(f"mean ranks want at least 3 configurations and 3 data sets, got {count} and {data_sets}")
-    ranks = np.apply_along_axis(stats.rankdata, 1, -values if higher_is_better else values)
-    p = 1.0 if (ranks == ranks[:, :1]).all() else float(stats.friedmanchisquare(*values.T).pvalue)
-    quantile = float(stats.studentized_range.ppf(1 - LEVEL, count, np.inf)) / math.sqrt(2)
-    difference = quantile * math.sqrt(count * (count + 1) / (6 * data_sets))
-    return Ranking([float(rank) for rank in ranks.mean(axis=0)], p, difference)

@@ -47,20 +47,11 @@ class Space(Strict):
 
 
 class Drawn(Strict):
-    """Configurations whose values are drawn: at random, or by an optimiser that learns from the runs before."""
+    """Configurations whose values are drawn at random."""
 
     count: int = Field(20, ge=1, le=100_000, description="How many configurations are drawn.")
     keys: dict[str, Space] = Field({}, description="Key path to the values that it may take; at least one.")
     draw_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the draws; no run's own seed.")
-
-
-class Search(Drawn):
-    """Optuna's search for the best value of sweep.objective (pip install cs-aligner-cli[search])."""
-
-    sampler: Literal["tpe", "random"] = Field("tpe", description="tpe: tree-structured Parzen estimator; or random.")
-    prune: bool = Field(
-        True, description="Stop a run whose validation R@1 is below the median of the others at the same step."
-    )
 
 
 def _counted(value: Any) -> Any:
@@ -79,7 +70,7 @@ Seeds = Annotated[
 
 
 class Objective(Strict):
-    """The metric by which configurations are ranked and searched."""
+    """The metric that is tested, and by which the best is told."""
 
     metric: str = Field(
         "eval_retrieval.aligned.mean.R@1",
@@ -98,7 +89,6 @@ class Sweep(Strict):
         {}, description="Configurations by name, each a map of key path to value; {} is the recipe as it stands."
     )
     random: Drawn | None = Field(None, description="Configurations drawn at random.")
-    search: Search | None = Field(None, description="Configurations proposed one after another by Optuna.")
     ablation: list[str] = Field(
         [],
         description="Components that are taken away from the recipe, each in turn and all together: a key path, which "
@@ -125,5 +115,4 @@ class Sweep(Strict):
         found = {key: f"sweep.grid.{key}" for key in self.grid}
         found |= {key: f"sweep.settings.{name}.{key}" for name, own in self.settings.items() for key in own}
         found |= {key: f"sweep.random.keys.{key}" for key in (self.random.keys if self.random else ())}
-        found |= {key: f"sweep.search.keys.{key}" for key in (self.search.keys if self.search else ())}
         return found | {c.partition("=")[0].strip(): f"sweep.ablation: {c}" for c in self.ablation}

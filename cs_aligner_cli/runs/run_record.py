@@ -15,6 +15,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.common.results import Frozen, StageResult
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import SEAL, sealed, unsealed
+from cs_aligner_cli.runs.cost import Cost
 from cs_aligner_cli.runs.layout import Layout
 
 _PACKAGES = (
@@ -70,6 +71,7 @@ class RunRecord(Frozen):
     data_fingerprint: str | None
     recipe: dict[str, Any]
     stages: dict[str, dict[str, Any]] = Field(description="by stage, what it returned")
+    costs: dict[str, Cost] = Field({}, description="by stage, what it cost when it was last done")
     seal: str = Field("", description="the checksum of this record")
 
 
@@ -81,7 +83,7 @@ def read_run_record(path: Path) -> dict[str, Any]:
     return record if older else unsealed(record, path, hint)
 
 
-def record_stage(layout: Layout, stage: str, result: StageResult) -> None:
+def record_stage(layout: Layout, stage: str, result: StageResult, cost: Cost) -> None:
     """Note in run.json what a stage did, and with what; write the resolved recipe beside it.
 
     Where nothing was done and the recipe is as recorded, the record only gets the time of now: it is the one file that
@@ -92,6 +94,7 @@ def record_stage(layout: Layout, stage: str, result: StageResult) -> None:
     if result.status == "fresh" and stage in stages and former["recipe"] == recipe:
         os.utime(layout.run_record)
         return
+    done = result.status == "done" or stage not in stages
     record = RunRecord(
         name=layout.recipe.name,
         seed=layout.recipe.seed,
@@ -100,7 +103,8 @@ def record_stage(layout: Layout, stage: str, result: StageResult) -> None:
         platform=platform.platform(),
         data_fingerprint=layout.prepared.fingerprint(),
         recipe=recipe,
-        stages={**stages, stage: result.data()} if result.status == "done" or stage not in stages else stages,
+        stages={**stages, stage: result.data()} if done else stages,
+        costs={**former.get("costs", {}), **({stage: cost} if done else {})},
     )
     write_json(layout.run_record, sealed(record.data()))
     write_bytes(layout.folder / "recipe.yaml", layout.recipe.to_yaml().encode())

@@ -10,6 +10,7 @@ from cs_aligner_cli.common.errors import TooManyBadItems
 from cs_aligner_cli.common.results import StageResult
 from cs_aligner_cli.files.locks import LINGERING_SECONDS, lock
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.runs.cost import Meter
 from cs_aligner_cli.runs.distributed import Ranks, together
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import record_stage
@@ -31,7 +32,7 @@ def run_stage(
     together for this stage.
     """
     stage = STAGES[name]
-    function = stage.function
+    function, meter = stage.function, Meter()
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
         for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder, patience))
@@ -43,10 +44,10 @@ def run_stage(
                 result = _of_main(stage, function(recipe, console, force) if ranks.main else None, ranks)
         except TooManyBadItems as error:
             if error.result is not None:
-                record_stage(Layout(recipe), name, error.result)
+                record_stage(Layout(recipe), name, error.result, meter.read())
             raise
         if ranks.main:
-            record_stage(Layout(recipe), name, result)
+            record_stage(Layout(recipe), name, result, meter.read())
     return result
 
 

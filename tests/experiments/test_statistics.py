@@ -12,7 +12,6 @@ from scipy import stats
 
 from cs_aligner_cli.experiments.statistics import (
     crossed_estimate,
-    friedman_nemenyi,
     holm,
     main_effects,
     pareto_front,
@@ -108,17 +107,3 @@ def test_main_effects_of_an_additive_grid_sum_to_one():
     assert list(found) == ["a", "b"]
     assert sum(found.values()) == pytest.approx(1)
     assert found["a"] == pytest.approx(0.8)
-
-
-def test_ranks_of_one_order_everywhere_are_significant():
-    values = np.array([[3, 2, 1.0]] * 8)
-    found = friedman_nemenyi(values)
-    assert found.mean_ranks == [1, 2, 3]
-    assert found.p == pytest.approx(stats.friedmanchisquare(*values.T).pvalue)
-    # Demsar 2006, table 5: q of 3 classifiers is 2.343.
-    assert found.critical_difference == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 8)), rel=1e-3)
-
-
-def test_ranks_want_three_data_sets():
-    with pytest.raises(ValueError, match="at least 3"):
-        friedman_nemenyi(np.ones((2, 4)))
