@@ -423,6 +423,20 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
+        Case("pictures without a section", lambda at: ["generate", "scenes"]),
+        Case("a decoder without a model", lambda at: ["generate", "scenes", "--set", "generate={}"]),
+        Case(
+            "a store that is none",
+            lambda at: ["generate", "scenes", "--set", "generate={decoder: {kind: closed_form}, stores: [alinged]}"],
+        ),
+        Case(
+            "pictures of stored features",
+            lambda at: ["generate", "flickr8k", "--set", "generate={decoder: {kind: closed_form}}"],
+        ),
+        Case(
+            "an image tower trained for a decoder",
+            lambda at: ["generate", "scenes_alone_clip", "--set", "generate={decoder: {kind: closed_form}}"],
+        ),
         Case("a search for nothing", lambda at: ["search", "scenes"]),
         Case("a run below a file", below_a_file),
     ],

@@ -16,6 +16,7 @@ from cs_aligner_cli.recipe.distributed import Distributed
 from cs_aligner_cli.recipe.encoders import Encoders
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval, ZeroShot
 from cs_aligner_cli.recipe.gap_report import GapReport
+from cs_aligner_cli.recipe.generate import Generate
 from cs_aligner_cli.recipe.messages import (
     NAME_PATTERN,
     CommandLineText,
@@ -142,6 +143,7 @@ class Recipe(Strict):
     eval_retrieval: EvalRetrieval = Field(EvalRetrieval(), description="Retrieval numbers.")
     zero_shot: ZeroShot = Field(ZeroShot(), description="Zero-shot classification.")
     gap_report: GapReport = Field(GapReport(), description="Gap numbers and pictures.")
+    generate: Generate | None = Field(None, description="Pictures drawn from text embeddings; null: none are.")
     distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
     sweep: Sweep | None = Field(None, description="Many runs of this recipe (csalign sweep); null: one run.")
 
@@ -259,12 +261,18 @@ class Recipe(Strict):
         return self.zero_shot.split or self.eval_retrieval.split
 
     @property
+    def drawn_split(self) -> str:
+        """The split whose captions are drawn from."""
+        return (self.generate.split if self.generate else None) or self.eval_retrieval.split
+
+    @property
     def measured_splits(self) -> list[str]:
-        """The splits that eval-retrieval, zero-shot and gap-report read, and the query bank's."""
+        """The splits that eval-retrieval, zero-shot, generate and gap-report read, and the query bank's."""
         retrieval = self.eval_retrieval
         bank = [retrieval.query_bank.split] if retrieval.corrections else []
         classified = [self.zero_shot_split] if self.zero_shot.classes else []
-        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *bank]))
+        drawn = [self.drawn_split] if self.generate else []
+        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *drawn, *bank]))
 
 
 def load_recipe(

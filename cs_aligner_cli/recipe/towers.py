@@ -47,17 +47,38 @@ class TransformerAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
 
     @model_validator(mode="after")
     def _whole_heads(self) -> TransformerAdapter:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        _refuse_split_heads(self.heads, self.width)
         return self
 
 
-AdapterSpec: TypeAlias = LinearAdapter | ResidualMlpAdapter | BottleneckAdapter | TransformerAdapter
+class PriorAdapter(Strict, json_schema_extra=KIND_IS_NEEDED):
+    """A causal transformer over tokens, pooled embedding and a learned output token, of the size of ECLIPSE's prior."""
+
+    kind: Literal["prior"] = Field("prior", description="The paper's text adapter for unCLIP decoders.")
+    width: int = Field(512, ge=8, le=8192, description="Width of the blocks.")
+    layers: int = Field(10, ge=1, le=200, description="Pre-norm blocks of attention and MLP.")
+    heads: int = Field(16, ge=1, le=256, description="Attention heads; divides width.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the blocks.")
+    max_tokens: int = Field(77, ge=1, le=8192, description="Tokens of a caption at most.")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> PriorAdapter:
+        _refuse_split_heads(self.heads, self.width)
+        return self
+
+
+def _refuse_split_heads(heads: int, width: int) -> None:
+    if width % heads:
+        raise ValueError(f"heads ({heads}) must divide width ({width})")
+
+
+AdapterSpec: TypeAlias = LinearAdapter | ResidualMlpAdapter | BottleneckAdapter | TransformerAdapter | PriorAdapter
 Adapter = Annotated[
     Annotated[LinearAdapter, Tag("linear")]
     | Annotated[ResidualMlpAdapter, Tag("residual_mlp")]
     | Annotated[BottleneckAdapter, Tag("bottleneck")]
-    | Annotated[TransformerAdapter, Tag("transformer")],
+    | Annotated[TransformerAdapter, Tag("transformer")]
+    | Annotated[PriorAdapter, Tag("prior")],
     by_kind("residual_mlp"),
 ]
 
@@ -117,8 +138,8 @@ class Tower(Strict):
     def _nothing_idle(self) -> Tower:
         if self.adapter_on_top and not self.live:
             raise ValueError(f"adapter_on_top: true goes with tune lora or full, not {self.tune}")
-        if self.adapts and self.adapter.kind == "transformer" and self.reads != "tokens":
-            raise ValueError("adapter of kind transformer goes with reads: tokens")
+        if self.adapts and self.adapter.kind in ("transformer", "prior") and self.reads != "tokens":
+            raise ValueError(f"adapter of kind {self.adapter.kind} goes with reads: tokens")
         if self.reads == "tokens" and self.live and not self.adapter_on_top:
             raise ValueError(f"reads: tokens with tune: {self.tune} needs adapter_on_top: true")
         if self.train_blocks is not None and self.tune != "full":

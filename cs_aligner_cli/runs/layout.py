@@ -82,6 +82,7 @@ class _TrainingLayout(InputLayout):
         """The splits that the frozen encoders must embed; live training reads its items itself."""
         cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled", self.modalities)
         fitted = [self.fit_split] if self.fit_split else []
+        fitted += [self.recipe.generate.fit_split] if self.recipe.generate else []
         return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
 
     def aligned_splits(self, name: str) -> list[str]:

@@ -14,6 +14,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.stages.eval_retrieval.result import Metrics, RetrievalResult
 from cs_aligner_cli.stages.formats import number, percent
 from cs_aligner_cli.stages.gap_report.result import GapReportResult
+from cs_aligner_cli.stages.generate.result import GenerateResult
 from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
 from cs_aligner_cli.stages.zero_shot.result import ZeroShotResult
 
@@ -26,6 +27,7 @@ class RunResult(Frozen):
     train: dict[str, TrainedRun]
     eval_retrieval: dict[str, Metrics]
     zero_shot: dict[str, dict[str, Number]] = Field({}, description="absent without zero_shot.classes")
+    generate: dict[str, dict[str, Measured]] = Field({}, description="absent without a generate section")
     gap_report: dict[str, dict[str, Measured]]
     null_floor: dict[str, dict[str, Measured]]
     notes: list[str]
@@ -38,7 +40,9 @@ def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
         results.get(name) for name in ("eval_retrieval", "gap_report", "train", "zero_shot")
     )
     assert isinstance(retrieval, RetrievalResult) and isinstance(gap, GapReportResult)
-    optional = {"zero_shot": zero_shot.zero_shot} if isinstance(zero_shot, ZeroShotResult) else {}
+    drawn = results.get("generate")
+    optional: dict[str, Any] = {"zero_shot": zero_shot.zero_shot} if isinstance(zero_shot, ZeroShotResult) else {}
+    optional |= {"generate": drawn.generate} if isinstance(drawn, GenerateResult) else {}
     return RunResult(
         seed=recipe.seed,
         status={stage: result.status for stage, result in results.items()},

@@ -63,6 +63,13 @@ class Stage:
         return [recipe.folder, *([shared] if shared else [])]
 
 
+def _generated(layout: Layout) -> Sequence[Artifact]:
+    """Decoder, pictures and results, where the recipe has them."""
+    from cs_aligner_cli.runs.generation_layout import GenerationLayout
+
+    return GenerationLayout(layout).outputs if layout.recipe.generate else []
+
+
 _STAGES = (
     Stage(
         "prepare",
@@ -97,6 +104,13 @@ _STAGES = (
         "Classify images by prompts of class names.",
         outputs=lambda layout: [layout.zero_shot],
         runs_for=lambda recipe: recipe.zero_shot.classes is not None,
+    ),
+    Stage(
+        "generate",
+        "Draw pictures from text embeddings; measure them.",
+        outputs=_generated,
+        runs_for=lambda recipe: recipe.generate is not None,
+        shared_by_ranks=True,
     ),
     Stage(
         "gap_report",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.recipe.towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
+from cs_aligner_cli.towers.prior_adapter import PriorAdapter
 from cs_aligner_cli.towers.token_adapters import TransformerAdapter
 
 
@@ -112,17 +113,18 @@ class Bottleneck(nn.Module):
         return (1 - ratio) * self.skip(x) + ratio * self.up(self.down(x).relu())  # type: ignore[no-any-return]
 
 
-ADAPTERS: dict[str, type[Linear] | type[ResidualMlp] | type[Bottleneck] | type[TransformerAdapter]] = {
+ADAPTERS: dict[str, type[nn.Module]] = {
     "linear": Linear,
     "residual_mlp": ResidualMlp,
     "bottleneck": Bottleneck,
     "transformer": TransformerAdapter,
+    "prior": PriorAdapter,
 }
 
 
 def make_adapter(spec: AdapterSpec, in_dim: int, out_dim: int) -> nn.Module:
     """The adapter of a recipe, (B, in_dim) to (B, out_dim), weights drawn from torch's global generator.
 
-    A transformer takes tokens and their mask instead.
+    Transformers (``ReadsSequence``) take tokens and their mask instead.
     """
-    return ADAPTERS[spec.kind](spec, in_dim, out_dim)  # type: ignore[arg-type]
+    return ADAPTERS[spec.kind](spec, in_dim, out_dim)

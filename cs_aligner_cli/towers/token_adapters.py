@@ -21,7 +21,11 @@ class Mapped(NamedTuple):
     mask: Tensor
 
 
-class TransformerAdapter(nn.Module):
+class ReadsSequence(nn.Module):
+    """An adapter that reads all tokens of an item at once, with their mask, and gives ``Mapped``."""
+
+
+class TransformerAdapter(ReadsSequence):
     """Pre-norm transformer blocks over L2-normalised tokens, between linear maps into their width and out of it.
 
     The form of ECLIPSE's prior (Patel et al., arXiv 2312.04655). No position embedding: an encoder's tokens know
@@ -75,7 +79,7 @@ class TokenTower(nn.Module):
         """Embeddings and tokens; what stands in padding has no influence on either, nor on any gradient."""
         padded = inputs if self.encoder is None else self.encoder(inputs)
         mask = token_mask(padded)
-        if isinstance(self.adapter, TransformerAdapter):
+        if isinstance(self.adapter, ReadsSequence):
             found: Mapped = self.adapter(padded.masked_fill(~mask.unsqueeze(2), 0.0), mask)
             return found
         # Only the tokens go through the adapter: most of a batch of short captions is padding.

@@ -296,7 +296,7 @@ def test_what_is_wrong_is_reported_with_key_line_value_and_what_is_expected(text
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr?"),
+        ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr or generate.train_decoder.lr?"),
         ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or eval_retrieval.query_bank.split?"),
         ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth or train.objective.tokens.bandwidth?"),
         ("train: {logit_scale: {}}", "r.yaml:2: train.logit_scale: unknown key; did you mean train.objective.pairwise.logit_scale?"),

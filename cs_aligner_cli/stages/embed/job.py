@@ -246,6 +246,8 @@ def _key_of(recipe: Recipe, split_name: str) -> str:
         "zero_shot.split": recipe.zero_shot_split,
         "eval_retrieval.query_bank.split": recipe.eval_retrieval.query_bank.split,
     }
+    if recipe.generate is not None:
+        named |= {"generate.split": recipe.drawn_split, "generate.fit_split": recipe.generate.fit_split}
     if train is not None and recipe.trains:
         named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
     named["gap_report.baselines.split"] = recipe.gap_report.baselines.split or ""

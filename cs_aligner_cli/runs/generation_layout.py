@@ -1,0 +1,100 @@
+"""Where the outputs of generate lie, and what each is made from: decoder, pictures, results."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.modalities import FROZEN
+from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.recipe.generate import FREE_MAPS, Generate
+from cs_aligner_cli.runs.layout import Layout
+
+
+class GenerationLayout:
+    """The artifacts of a recipe's generate section."""
+
+    def __init__(self, layout: Layout) -> None:
+        assert layout.recipe.generate is not None
+        self.layout, self.recipe = layout, layout.recipe
+        self.spec: Generate = layout.recipe.generate
+
+    @property
+    def drawn_stores(self) -> list[str]:
+        """The stores that are drawn from; InputError where one is named that this recipe does not make."""
+        spec = self.spec
+        there = [FROZEN, *(f"{FROZEN}+{kind}" for kind in FREE_MAPS), *self.layout.aligned_names]
+        for name in (*(spec.stores or ()), spec.metrics.judge):
+            if name not in there:
+                raise InputError(f"generate: this recipe makes no store {name!r}{did_you_mean(name, there)}")
+        return spec.stores or there
+
+    @property
+    def draws_trained(self) -> bool:
+        """Whether any store that is drawn from comes out of trained towers."""
+        return any(name in self.layout.aligned_names for name in self.drawn_stores)
+
+    @cached_property
+    def decoder(self) -> Artifact | None:
+        """The decoder that this recipe makes itself, from frozen image embeddings and their pictures."""
+        spec = self.spec
+        if spec.decoder.model is not None:
+            return None
+        parts: dict[str, Any] = {"kind": spec.decoder.kind, "seed": self.recipe.seed}
+        if spec.train_decoder is not None:
+            parts["train_decoder"] = spec.train_decoder.model_dump(mode="json", exclude={"checkpoint_steps"})
+        return Artifact(
+            "decoder", self.layout.folder / "decoder", "csalign generate", parts, (self.layout.frozen(spec.fit_split),)
+        )
+
+    def pictures(self, name: str) -> Artifact:
+        """The pictures drawn from one store, or for one bound."""
+        spec, split = self.spec, self.recipe.drawn_split
+        ignored = {"train_decoder", "stores", "bounds", "metrics", "published", "sheet_prompts"}
+        ignored |= {"batch_size", "offload", "attention_slicing"}
+        store = name.partition("+")[0]
+        needs = [self.layout.frozen(split), self.layout.frozen(spec.fit_split)]
+        needs += [self.layout.aligned(store, split)] if store in self.layout.aligned_names else []
+        needs += [self.decoder] if self.decoder else []
+        return Artifact(
+            f"pictures of {name}",
+            self.layout.folder / "generate" / name,
+            "csalign generate",
+            {
+                "generate": spec.model_dump(mode="json", exclude=ignored),
+                "split": split,
+                "seed": self.recipe.seed,
+            },
+            tuple({need.name: need for need in needs}.values()),
+        )
+
+    @cached_property
+    def results(self) -> Artifact:
+        """What is measured of all pictures, and the contact sheet."""
+        spec = self.spec
+        judge = self.layout.stores(self.recipe.drawn_split)[spec.metrics.judge]
+        needs = [judge, *(self.pictures(name) for name in (*self.drawn_stores, *spec.bounds))]
+        return Artifact(
+            "generation results",
+            self.layout.folder / "generate" / "results",
+            "csalign generate",
+            {
+                "generate": spec.model_dump(mode="json", include={"metrics", "published", "sheet_prompts"}),
+                "name": self.recipe.name,
+            },
+            tuple(needs),
+        )
+
+    @property
+    def outputs(self) -> list[Artifact]:
+        """All of them, in the order in which they are made."""
+        drawn = [self.pictures(name) for name in (*self.drawn_stores, *self.spec.bounds)]
+        return [*([self.decoder] if self.decoder else []), *drawn, self.results]
+
+    @property
+    def needs(self) -> list[Artifact]:
+        """What must be there before anything is drawn."""
+        own = {artifact.name for artifact in self.outputs}
+        needs = {need.name: need for artifact in self.outputs for need in artifact.needs}
+        return [need for name, need in needs.items() if name not in own]

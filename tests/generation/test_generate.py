@@ -1,0 +1,211 @@
+"""csalign generate by its command: what it draws and measures, that it goes on after a kill, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cs_aligner_cli.generation import drawing
+from cs_aligner_cli.generation.conditions import bound, free_map, median_norm, picture_seed, scaled
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2},
+}
+MANIFEST = {"name": "few", "kind": "scenes", "images": {"train": 40, "val": 6, "test": 10}, "objects": [1], "size": 32}
+
+
+def recipe_in(folder: Path, **changes: Any) -> Path:
+    """A recipe over a few scenes with a tiny random CLIP, whose text adapter is trained for a moment."""
+    (folder / "few.yaml").write_text(json.dumps({**MANIFEST, **changes.pop("manifest", {})}))
+    content = {
+        "name": "tiny",
+        "run_dir": str(folder / "run"),
+        "data": {"manifest": "few.yaml"},
+        "encoders": {"image": {"kind": "open_clip", "random_init": True, "config": CLIP}},
+        "train": {"pairwise_only": True, "image": {"tune": "frozen"}, "epochs": 1, "batch_size": 16},
+        "eval_retrieval": {"bootstrap": 0},
+        "generate": {"decoder": {"kind": "closed_form"}, "batch_size": 4},
+        **changes,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose stores are there: all but generate is done."""
+    from typer.testing import CliRunner
+
+    from cs_aligner_cli.cli.main import app
+
+    path = recipe_in(tmp_path_factory.mktemp("generate"))
+    for stage in ("prepare", "embed", "train", "embed"):
+        assert CliRunner().invoke(app, [stage, str(path), "--quiet"]).exit_code == 0
+    return path
+
+
+def pictures_of(path: Path, store: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (path.parent / "run" / "generate" / store / "images").iterdir()}
+
+
+def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
+    result = csalign("generate", ready, "--json").json
+    stores = [
+        "frozen",
+        "frozen+mean_shift",
+        "frozen+ridge",
+        "pairwise_only",
+        "aligned",
+        "image",
+        "other_image",
+        "noise",
+    ]
+    assert list(result["generate"]) == stores
+    assert result["status"] == "done"
+    metrics = result["generate"]["image"]
+    assert {"frechet@encoder", "kid@encoder", "cmmd@encoder", "clip_score", "prompt_R@1", "precision@encoder"} <= {
+        *metrics
+    }
+    assert {"accuracy_background", "stated_accuracy_cell", "condition_cosine"} <= {*metrics}
+    assert metrics["condition_cosine"] > result["generate"]["noise"]["condition_cosine"]
+    assert metrics["accuracy_background"] > result["generate"]["other_image"]["accuracy_background"]
+    # blind to the prompt: the same ten pictures, in another order
+    assert result["generate"]["other_image"]["frechet@encoder"] == pytest.approx(metrics["frechet@encoder"], abs=1e-6)
+    folder = ready.parent / "run" / "generate"
+    assert json.loads((folder / "results" / "results.json").read_text())["generate"] == result["generate"]
+    table = pd.read_csv(folder / "results" / "results.csv")
+    assert {*table["store"]} == {*stores}
+    with Image.open(folder / "results" / "sheet.png") as sheet:
+        assert sheet.width > 10 * 112
+    assert "http" not in (folder / "results" / "sheet.html").read_text()
+    drawn = pd.read_parquet(folder / "aligned" / "images.parquet")
+    assert list(drawn) == ["caption_id", "image_id", "prompt", "seed", "norm", "seconds", "sha256"]
+    assert drawn["norm"].nunique() == 1 or np.ptp(drawn["norm"]) < 1e-5
+    assert csalign("generate", ready, "--json").json["status"] == "fresh"
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(ready, csalign, monkeypatch):
+    settings = ("--set", "generate.stores=[aligned]", "--set", "generate.bounds=[]", "--set", "generate.limit=9")
+    csalign("generate", ready, *settings)
+    whole = pictures_of(ready, "aligned")
+    assert len(whole) == 9
+    written, write = [], drawing._write
+
+    def dies(path: Path, picture: Image.Image) -> None:
+        if len(written) == 6:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, picture)
+
+    monkeypatch.setattr(drawing, "_write", dies)
+    assert csalign("generate", ready, *settings, "--force").exit_code == 130
+    assert pictures_of(ready, "aligned") == whole  # the earlier output stands
+    monkeypatch.setattr(drawing, "_write", write)
+    kept = ready.parent / "run" / "generate" / "aligned.partial" / "images"
+    assert sum(file.suffix == ".png" for file in kept.iterdir()) == 6
+    csalign("generate", ready, *settings, "--force")
+    assert pictures_of(ready, "aligned") == whole
+
+
+def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_path):
+    small = '{"steps": 3, "batch_size": 4, "widths": [32, 64], "side": 64}'
+    settings = ("--set", f"generate.train_decoder={small}", "--set", "generate.decoder={kind: kandinsky22}")
+    more = ("--set", "generate.steps=2", "--set", "generate.limit=4", "--set", "generate.stores=[aligned]")
+    own = csalign("generate", ready, *settings, *more, "--json").json
+    assert own["decoder"]["steps"] == 3
+    drawn = pictures_of(ready, "aligned")
+    with Image.open(ready.parent / "run" / "generate" / "aligned" / "images" / "00000.png") as picture:
+        assert picture.size == (64, 64)
+    taken = csalign(
+        "generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:run'}", *more, "--json"
+    ).json
+    assert taken["decoder"] == {}
+    assert pictures_of(ready, "aligned") == drawn
+    other = csalign(
+        "generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:run'}", *more,
+        "--set", "encoders.image.config.embed_dim=8",
+    )  # fmt: skip
+    assert other.exit_code == 2
+
+
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({"generate": "null"}, "generate: the recipe has no such section"),
+    ({"generate.stores": "[alinged]"}, "'alinged' is no store"),
+    ({"generate.stores": "[aligned]", "train": "null"}, "this recipe makes no store 'aligned'"),
+    ({"generate.stores": "[frozen]", "generate.metrics.judge": "aligned", "train": "null"}, "no store 'aligned'"),
+    ({"generate.split": "tset"}, "no frozen store of split tset"),
+    ({"generate.decoder": "{kind: karlo}"}, "karlo needs a model"),
+    ({"generate.decoder": "{kind: karlo, model: 'run:x'}"}, "are of kind kandinsky22, not karlo"),
+    ({"generate.decoder": "{kind: kandinsky22, model: 'local-dir:gone'}"}, "gone is no folder"),
+    ({"generate.decoder": "{kind: kandinsky22, model: 'run:gone'}"}, "holds no trained decoder"),
+    ({"generate.train_decoder": "{}"}, "train_decoder goes with decoder.kind: kandinsky22"),
+    ({"generate.height": "64"}, "closed_form draws pictures of one size"),
+    ({"generate.noise_level": "3"}, "go with decoder.kind: stable_unclip"),
+    ({"train.image.tune": "adapter"}, "train.image.tune is adapter, so aligned texts leave the space"),
+    ({"generate.metrics.inception": "{weights: gone.pth}"}, "gone.pth: no such file"),
+    ({"generate.metrics.inception": "{weights: few.yaml}"}, "has SHA-256"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_what_cannot_be_meant_is_refused_before_the_first_picture(ready, refused, monkeypatch, settings, message):
+    monkeypatch.chdir(ready.parent)
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    before = sorted((ready.parent / "run").rglob("*.png"))
+    assert message in refused("generate", ready, *given)
+    assert sorted((ready.parent / "run").rglob("*.png")) == before
+
+
+def test_attributes_are_those_of_one_shape(tmp_path, csalign, refused):
+    path = recipe_in(tmp_path, train=None, manifest={"objects": [2]})
+    for stage in ("prepare", "embed"):
+        csalign(stage, path, "--quiet")
+    assert "read of drawn scenes of one shape only" in refused(
+        "generate", path, "--set", "generate.metrics.which=[attributes]"
+    )
+    assert "accuracy_all" not in csalign("generate", path, "--json").json["generate"]["frozen"]
+
+
+def test_seeds_are_of_recipe_and_caption_alone():
+    assert picture_seed(0, "a") == picture_seed(0, "a")
+    assert len({picture_seed(seed, caption) for seed in range(3) for caption in "abc"}) == 9
+    assert 0 <= picture_seed(7, "x") < 2**63
+
+
+def test_conditions_have_the_length_of_images_and_bounds_are_what_they_say():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(50, 8)).astype(np.float32) * 7
+    length = median_norm(images)
+    assert np.linalg.norm(scaled(images, length), axis=1) == pytest.approx(np.full(50, length), rel=1e-5)
+    assert scaled(images, None) is images
+    owners = np.array([3, 3, 5, 9])
+    assert (bound("image", images, owners, length, 0) == images[owners]).all()
+    other = bound("other_image", images, owners, length, 0)
+    assert not any((a == b).all() for a, b in zip(other, images[owners], strict=True))
+    assert {tuple(row) for row in other} <= {tuple(row) for row in images[owners]}
+    noise = bound("noise", images, owners, length, 0)
+    assert np.linalg.norm(noise, axis=1) == pytest.approx(np.full(4, length), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean_shift", "ridge"])
+def test_free_maps_bring_the_mean_of_texts_to_that_of_images(kind):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(300, 6)).astype(np.float32) + 1
+    turned: Callable[[np.ndarray], np.ndarray] = lambda x: np.roll(x, 1, axis=1) - 2  # noqa: E731
+    unit = image / np.linalg.norm(image, axis=1, keepdims=True)
+    text = turned(unit).astype(np.float32)
+    mapped = free_map(kind, image, text)(text)
+    assert mapped.mean(axis=0) == pytest.approx(unit.mean(axis=0), abs=1e-5)
+    if kind == "ridge":
+        left = ((mapped - unit) ** 2).sum() / ((unit - unit.mean(axis=0)) ** 2).sum()
+        assert left < 0.2
