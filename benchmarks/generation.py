@@ -20,6 +20,7 @@ from scipy.stats import t, ttest_rel
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.generate.result import GenerateResult
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
 
@@ -51,11 +52,12 @@ def drawn(name: str, seed: int, folder: Path, settings: list[str]) -> dict[str, 
     shared = [f"data.dir={folder / 'data'}", f"embed.dir={folder / 'frozen'}", f"seed={seed}"]
     own = folder / f"{name.replace(' ', '').replace('+', '-')}-{seed}"
     recipe = load_recipe(RECIPE, [*RUNS[name], *shared, *settings, f"run_dir={own}"])
-    result = {}
-    for stage in ("prepare", "embed", "train", "embed", "generate"):
-        result = run_stage(stage, recipe, Console(quiet=True))
+    for stage in ("prepare", "embed", "train", "embed"):
+        run_stage(stage, recipe, Console(quiet=True))
+    result = run_stage("generate", recipe, Console(quiet=True))
+    assert isinstance(result, GenerateResult)
     found: dict[str, dict[str, float]] = {}
-    for store, metrics in result["generate"].items():
+    for store, metrics in result.generate.items():
         label = NAMES.get(store, name if store == "aligned" else store)
         found[label] = {**metrics, "gap": gap(recipe, store)}
     return found
