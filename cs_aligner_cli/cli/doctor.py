@@ -191,6 +191,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     """Data, towers, devices and extras, each by the very check that its stage begins with."""
     from cs_aligner_cli.common.modalities import MODALITIES
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
+    from cs_aligner_cli.data.manifest_files import require_files
     from cs_aligner_cli.encoders import pick_device
     from cs_aligner_cli.report.projections import require_projection
     from cs_aligner_cli.runs.layout import Layout
@@ -198,6 +199,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
 
     def data(of: Recipe) -> str:
         manifest = load_manifest(of)
+        require_files(manifest)
         return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
 
     def trackers() -> str:

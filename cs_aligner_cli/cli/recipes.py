@@ -78,15 +78,20 @@ def validate(
     """
 
     def call(console: Console) -> None:
-        from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest
+        from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest, root_of
+        from cs_aligner_cli.data.manifest_files import require_files
         from cs_aligner_cli.recipe.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
         manifest = read_manifest(loaded)
-        if isinstance(manifest, DrawnManifest) or loaded.data.root or manifest.root:
-            load_manifest(loaded)
-        else:
+        if not isinstance(manifest, DrawnManifest) and root_of(loaded, manifest) is None:
             console.say("still to be named: the folder of the data, --set data.root=FOLDER")
+        else:
+            found = load_manifest(loaded)
+            try:
+                require_files(found)
+            except InputError as error:  # the recipe may be meant for another machine
+                console.warn(f"not here: {error}")
         console.result(loaded.model_dump(mode="json"))
         if not as_json:
             typer.echo(f"{loaded.name}: valid")

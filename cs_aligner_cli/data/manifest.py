@@ -300,6 +300,13 @@ def _check_encoders(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
+def root_of(recipe: Recipe, manifest: OnDisk) -> Path | None:
+    """The folder of the files: the recipe's, the manifest's, else its own; None for a shipped one that names none."""
+    folder = manifest_path(recipe).parent
+    own = None if folder == shelf.folder("data_manifests") else folder.resolve()
+    return recipe.data.root or manifest.root or own
+
+
 def load_manifest(recipe: Recipe) -> Manifest:
     """Read and validate the recipe's manifest, with the recipe's data.root in place of its own.
 
@@ -308,12 +315,10 @@ def load_manifest(recipe: Recipe) -> Manifest:
     manifest = read_manifest(recipe)
     if isinstance(manifest, DrawnManifest):
         return manifest
-    path = manifest_path(recipe)
-    shipped = path.parent == shelf.folder("data_manifests")
-    root = recipe.data.root or manifest.root or (None if shipped else path.parent.resolve())
+    root = root_of(recipe, manifest)
     if root is None:
         raise InputError(
-            f"data.root: the manifest {path} does not say where its files lie",
+            f"data.root: the manifest {manifest_path(recipe)} does not say where its files lie",
             "Name it: --set data.root=FOLDER",
         )
     if not root.is_dir():

@@ -1,0 +1,56 @@
+"""Whether the files that a manifest names are there: asked before any work, and without reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.file_names import Lookalikes
+from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, Manifest, TableManifest
+from cs_aligner_cli.data.manifest_layouts import (
+    ClipRetrievalManifest,
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    KarpathyManifest,
+    WebDatasetManifest,
+)
+from cs_aligner_cli.data.patterns import find_files
+
+
+def require_files(manifest: Manifest) -> None:
+    """Raise InputError for the first file, folder or pattern of a manifest with a root that finds nothing."""
+    if isinstance(manifest, DrawnManifest) or manifest.root is None:
+        return
+    for key, name in _named(manifest):
+        path = manifest.root / name
+        if path.exists():
+            continue
+        if any(character in str(name) for character in "*?["):
+            find_files(manifest.root, str(name), key)
+        else:
+            raise InputError(f"{key}: {path}: no such file{Lookalikes().hint(path.parent, path.name)}")
+
+
+def _named(manifest: Manifest) -> Iterator[tuple[str, Path | str]]:
+    """(key, file or pattern) of all that a manifest names."""
+    if isinstance(manifest, TableManifest):
+        yield from [("table", manifest.table)] if manifest.table is not None else []
+        yield from ((f"tables.{split}", pattern) for split, pattern in manifest.tables.items())
+    elif isinstance(manifest, KarpathyManifest | ConversationsManifest):
+        yield "annotations", manifest.annotations
+    elif isinstance(manifest, CocoManifest):
+        yield from ((f"splits.{split}.captions", files.captions) for split, files in manifest.splits.items())
+    elif isinstance(manifest, FolderManifest):
+        yield "image_dir", manifest.image_dir
+        yield from [("caption_dir", manifest.caption_dir)] if manifest.caption_dir is not None else []
+    elif isinstance(manifest, WebDatasetManifest):
+        yield from ((f"shards.{split}", pattern) for split, pattern in manifest.shards.items())
+    elif isinstance(manifest, ClipRetrievalManifest):
+        yield from ((key, getattr(manifest, key)) for key in ("image_features", "text_features", "metadata"))
+    elif isinstance(manifest, EmbeddingsManifest):
+        parts = {"images": manifest.images, "captions": manifest.captions, **manifest.modalities}
+        for name, part in parts.items():
+            files = {"table": part.table, "features": part.features, "ids": part.ids} if part else {}
+            yield from ((f"{name}.{key}", path) for key, path in files.items() if path is not None)
