@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cs_aligner_cli.objectives import joint_loss
-from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile
+from cs_aligner_cli.objectives.fused_plan import PLANS, WIDE_PLANS, Plan, Tile
 from cs_aligner_cli.objectives.tiles import Products
 
 SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
@@ -54,6 +54,7 @@ VARIANTS: dict[str, Plan] = {
     **{f"inside {name}": replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
     **{name: replace(PLANS["bf16"], inside=False, tile=tile) for name, tile in _EPILOGUES.items()},
     "inside, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
+    "cuBLAS 64x64 4w, chunks of 128 MB": WIDE_PLANS["bf16"],
     **{f"fp32 {name}": replace(PLANS["fp32"], tile=tile) for name, tile in _EPILOGUES.items()},
 }
 
@@ -187,7 +188,7 @@ def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, 
     """The objective in several forms, in bf16 where a name says nothing else."""
     for name in names:
         products: Products = "fp32" if name.startswith("fp32") else "bf16"
-        PLANS[products] = VARIANTS[name]
+        PLANS[products] = WIDE_PLANS[products] = VARIANTS[name]
         for d in dims:
             x, y = unit_rows(n, d)
             try:

@@ -35,6 +35,9 @@ from cs_aligner_cli.towers.towers import Towers, plan_towers
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.step import Batch, Stepper
 
+# On one machine: the rendezvous takes a free port, and the host's name need not lead to an address.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+TORCHRUN += ["--local-addr", "localhost"]
 STEPS = 50
 ROWS, DIMS = 256, {"image": 96, "text": 64}
 _DROPOUT = {"adapter": {"kind": "residual_mlp", "hidden_dim": 128, "dropout": 0.1}}
@@ -180,10 +183,8 @@ def launch(folder: Path, ranks: int, with_memory: bool = True) -> dict[str, Any]
     """The results of some number of ranks, each with one thread, so that all numbers are of equal arithmetic."""
     out = folder / str(ranks)
     out.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
     options = ["--worker", str(out), *(["--memory"] if with_memory else [])]
-    # The rendezvous takes a free port: several such jobs may run on one machine.
-    command = [*command[:-2], "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", __file__, *options]
+    command = [*TORCHRUN, "--nproc-per-node", str(ranks), __file__, *options]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
     return {**json.loads((out / "results.json").read_text()), "tensors": load_file(out / "tensors.safetensors")}
 

@@ -18,6 +18,11 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in _SET_BY_TORCHRUN) else 1
 
 
+def local_world_size() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def local_rank() -> int:
     """This process's number on its own machine: which of the machine's GPUs is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -79,11 +79,13 @@ def _load(spec: EncoderSpec, modality: str, data: PreparedData | None, seed: int
 def pick_device(name: str) -> torch.device:
     """The torch device of a recipe's device key; raise InputError if this machine has none of that kind.
 
-    Of several processes on one machine each has a GPU of its own.
+    Of several processes on one machine each has a GPU of its own, while there are enough.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[name]:
         raise InputError(f"device: {name} is not available on this machine", "Use device: auto or cpu.")
-    return torch.device(name, local_rank()) if name == "cuda" and world_size() > 1 else torch.device(name)
+    if name == "cuda" and world_size() > 1:
+        return torch.device(name, local_rank() % torch.cuda.device_count())
+    return torch.device(name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.torchrun_env import local_rank
+from cs_aligner_cli.common.torchrun_env import local_rank, local_world_size
 from cs_aligner_cli.recipe.distributed import Distributed
 from cs_aligner_cli.runs.distributed import RankLostError, Ranks
 
@@ -113,16 +113,22 @@ def _among_ranks() -> Iterator[None]:
 
 def _backend(spec: Distributed) -> str:
     """Which backend carries the tensors of which device; this rank's GPU becomes its current one."""
-    if spec.backend == "gloo" or (spec.backend == "auto" and not torch.cuda.is_available()):
-        return "gloo"
     gpus = torch.cuda.device_count()
-    if local_rank() >= gpus:
+    if gpus:
+        torch.cuda.set_device(local_rank() % gpus)
+    if spec.backend == "gloo" or (spec.backend == "auto" and not gpus):
+        return "gloo"
+    refuse_shared_gpus(local_world_size(), gpus)
+    return "cpu:gloo,cuda:nccl"
+
+
+def refuse_shared_gpus(processes: int, gpus: int) -> None:
+    """Raise InputError, on all ranks of a machine alike so that none waits for another, if nccl lacks a GPU."""
+    if processes > gpus:
         raise InputError(
-            f"distributed: local rank {local_rank()} has no GPU of its own: this machine has {gpus}",
+            f"distributed: nccl wants a GPU for each of this machine's {processes} processes, and it has {gpus}",
             "Start as many processes as there are GPUs (torchrun --nproc-per-node), or set distributed.backend: gloo.",
         )
-    torch.cuda.set_device(local_rank())
-    return "cpu:gloo,cuda:nccl"
 
 
 def _all_gather(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> list[Tensor]:

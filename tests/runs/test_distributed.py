@@ -15,13 +15,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import CASES, differences, embedded, launch, trained, write_data
+from ranks import CASES, TORCHRUN, differences, embedded, launch, trained, write_data
 from safetensors.torch import load_file
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.runs.distributed import Ranks, share_of_batch
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+from cs_aligner_cli.runs.process_group import refuse_shared_gpus
 
 
 @given(st.integers(1, 200), st.none() | st.integers(1, 64), st.integers(1, 8))
@@ -44,6 +43,13 @@ def test_shares_cover_the_batch_once_in_order(size: int, micro: int | None, rank
         assert parts == [(number, rows[part]) for number, part in alone.parts]
     else:
         assert len(parts) == ranks and len(alone.parts) < ranks
+
+
+def test_every_rank_refuses_nccl_where_some_would_lack_a_gpu() -> None:
+    """All alike and before they join: one that waited for the others would be killed half a minute later."""
+    refuse_shared_gpus(2, 2)
+    with pytest.raises(InputError, match="nccl wants a GPU for each of this machine's 2 processes, and it has 1"):
+        refuse_shared_gpus(2, 1)
 
 
 def test_one_process_is_a_share_by_itself() -> None:
