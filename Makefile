@@ -59,6 +59,7 @@ docs: $(VENV)/.test ## write docs/recipe.md from the schema, docs/bad-inputs.md 
 	$(BIN)/python docs/recipe_reference.py
 	$(BIN)/python tests/bad_inputs.py
 	$(BIN)/python tests/foreign_files.py
+	$(BIN)/python docs/result_schemas.py
 
 bench: bench-objectives ## measure us and our peers in one run and print ratios
 	$(BIN)/python benchmarks/retrieval.py metrics
