@@ -54,7 +54,7 @@ VARIANTS: dict[str, Plan] = {
     **{f"inside {name}": replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
     **{name: replace(PLANS["bf16"], inside=False, tile=tile) for name, tile in _EPILOGUES.items()},
     "inside, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
-    "cuBLAS 64x64 4w, chunks of 128 MB": WIDE_PLANS["bf16"],
+    "cuBLAS 64x64 4w, chunks of 128 MB": replace(WIDE_PLANS["bf16"], chunk_bytes=128 * 2**20),
     **{f"fp32 {name}": replace(PLANS["fp32"], tile=tile) for name, tile in _EPILOGUES.items()},
 }
 
@@ -226,7 +226,8 @@ def main() -> None:
     parser.add_argument("part", choices=parts_known)
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048, 8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 768, 1024])
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="numbers or names of forms to tune")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="names of forms to tune")
+    parser.add_argument("--share", default="0/1", help="of these forms every sixth, from the first on: 0/6")
     parser.add_argument("--products", default="bf16")
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/flickr8k/images"))
     parser.add_argument("--copies", type=int, default=6)
@@ -237,12 +238,12 @@ def main() -> None:
     print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
     measured = rates() if given.part in ("rates", "objective", "tune") else {}
     print({name: round(rate, 1) for name, rate in measured.items()}, flush=True)
-    variants = [list(VARIANTS)[int(v)] if v.isdigit() else v for v in given.variants]
+    first, step = map(int, given.share.split("/"))
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "rates": lambda: iter(()),
         "errors": errors,
         "objective": lambda: objective(measured, tuple(given.rows), tuple(given.dims)),
-        "tune": lambda: tune(variants, given.rows[-1], tuple(given.dims)),
+        "tune": lambda: tune(given.variants[first::step], given.rows[-1], tuple(given.dims)),
         "training": training,
         "embed": lambda: embedding(given.photos, given.copies),
         "decode": lambda: decoding(given.photos),
