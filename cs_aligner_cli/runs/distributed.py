@@ -126,8 +126,9 @@ def together(spec: Distributed) -> Iterator[Ranks]:
         return
     from cs_aligner_cli.runs.process_group import ProcessGroup
 
-    group = ProcessGroup(spec)
+    group = ProcessGroup()
     try:
+        group.join(spec)
         yield group
     except BaseException as error:
         if group.already_reported():

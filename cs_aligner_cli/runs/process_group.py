@@ -26,11 +26,15 @@ _PATIENCE = timedelta(days=30)
 
 
 class ProcessGroup(Ranks):
-    """Several processes, joined by torch.distributed."""
+    """Several processes, joined by torch.distributed once ``join`` has been called."""
 
-    def __init__(self, spec: Distributed) -> None:
+    def __init__(self) -> None:
         with _among_ranks():
             self._store, self.rank, self.size = next(rendezvous("env://"))
+
+    def join(self, spec: Distributed) -> None:
+        """Wait for all ranks; raise InputError if they cannot work as the recipe says."""
+        with _among_ranks():
             timeout = timedelta(minutes=spec.timeout_minutes)
             dist.init_process_group(
                 _backend(spec), store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
