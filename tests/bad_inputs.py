@@ -209,6 +209,17 @@ def sidecar(at: Bench, content: bytes | None) -> list[str]:
     return at.manifest({"kind": "folder"})
 
 
+def zeros_in_front(at: Bench) -> list[str]:
+    at.file("data/i.csv", "image\n" + "".join(f"{i}\n" for i in range(8, 12)))
+    at.file("data/c.csv", "image,caption\n" + "".join(f"{i:02d},caption {i}\n" for i in range(8, 12)))
+    for name in ("i.npy", "c.npy"):
+        at.file(f"data/{name}", npy(np.eye(4, dtype=np.float32)))
+    images = {"table": "i.csv", "id_column": "image", "split_column": None, "features": "i.npy"}
+    captions = {"table": "c.csv", "image_column": "image", "caption_column": "caption", "split_column": None}
+    command = at.manifest({"kind": "embeddings", "images": images, "captions": {**captions, "features": "c.npy"}})
+    return [*command, *(word for m in ("image", "text") for word in ("--set", f"encoders.{m}.kind=features"))]
+
+
 def coco(at: Bench) -> list[str]:
     annotations = [{"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "y"}]
     at.file("data/c.json", json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "annotations": annotations}))
@@ -355,6 +366,7 @@ CASES: dict[str, list[Case]] = {
         Case("an image without a split", lambda at: at.karpathy(NAMED % '"sentences": []')),
         Case("a sentence that is no object", lambda at: at.karpathy(NAMED % '"split": "test", "sentences": ["x"]')),
         Case("COCO: a caption of an image that is not listed", coco),
+        Case("embeddings: captions name images with zeros in front, the images' table without", zeros_in_front),
         Case("a sidecar that is missing", lambda at: sidecar(at, None)),
         Case("a sidecar that is no UTF-8", lambda at: sidecar(at, b"caf\xe9")),
         Case("an image in no split's folder", split_folders),

@@ -40,6 +40,10 @@ class StageResult(Frozen):
         """What is said on stderr beside the result."""
         return []
 
+    def findings(self) -> list[str]:
+        """What whoever reads the numbers of later stages must know, too: `csalign run` repeats it."""
+        return []
+
     def warnings(self) -> list[str]:
         """What is said on stderr also with --quiet."""
         return []

@@ -31,9 +31,10 @@ class Source:
     ``images`` and ``captions`` are the tables of prepared.Split, ``images`` with a further column ``digest`` of the
     content and, where pictures were read, ``dhash`` of the looks; without ``digest`` they are still to be looked at.
     ``further`` holds the tables of further modalities by name (image_id, split, feature_row).
-    ``bad`` lists each dropped item with its reason; ``skipped`` counts what was left out on request; ``totals`` counts
-    what else there was (shards); ``conversions`` lists the pictures that are not plain upright RGB of 8 bits, by what
-    they are; ``notes`` are told to the user; ``description`` is what encoders need to find the content again.
+    ``bad`` lists each dropped item with its reason, ``dropped`` the ids of images among them or skipped; ``skipped``
+    counts what was left out on request; ``totals`` counts what else there was (shards); ``conversions`` lists the
+    pictures that are not plain upright RGB of 8 bits, by what they are; ``notes`` are told to the user; ``description``
+    is what encoders need to find the content again.
     """
 
     images: pd.DataFrame
@@ -45,6 +46,7 @@ class Source:
     conversions: dict[str, list[str]] = field(default_factory=dict)
     further: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
 
 
 class Entries:
@@ -182,4 +184,5 @@ def check_images(source: Source, root: Path, skip_absent: bool, min_side: int, c
     if skip_absent:
         source.skipped["images without a file"] = absent
     images = images.assign(width=sides[0], height=sides[1], digest=hashes[0], dhash=hashes[1], feature_row=np.int64(-1))
+    source.dropped = set(images["image_id"][~good])
     source.images = images[good].reset_index(drop=True)

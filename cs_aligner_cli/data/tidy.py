@@ -39,6 +39,7 @@ def linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
     paired = captions["image_id"].notna()
     # An image that was dropped or skipped takes its captions along; they are no bad items of their own.
     lost = paired & image_split.isna()
+    unlisted = lost & ~captions["image_id"].isin(source.dropped)
     text = captions["text"].str.strip()
     empty = ~lost & (text == "")
     missing = ~lost & text.isin(PLACEHOLDERS)
@@ -57,13 +58,33 @@ def linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
             }
             for i, image_id, written in captions.loc[mask, ["image_id", "text"]].itertuples(name=None)
         ]
-    if lost.any():
-        dropped = any(item["kind"] == "image" for item in source.bad) or any(source.skipped.values())
-        name = LOST_CAPTIONS if dropped else "captions of images that are not listed"
-        source.skipped[name] = source.skipped.get(name, 0) + int(lost.sum())
+    source.bad += _without_image(captions.loc[unlisted, "image_id"], images["image_id"])
+    if along := int((lost & ~unlisted).sum()):
+        source.skipped[LOST_CAPTIONS] = source.skipped.get(LOST_CAPTIONS, 0) + along
     captions = captions[~(lost | empty | missing | other_split)].reset_index(drop=True)
     captions.insert(0, "caption_id", [f"{i:08d}" for i in range(len(captions))])
     return images, captions
+
+
+def _without_image(named: pd.Series, images: pd.Series) -> list[dict[str, str]]:
+    """Captions that name an image that is not listed, as bad items; says which id may have been meant."""
+    alike = {_bare(image): image for image in images} if len(named) else {}
+    return [
+        {
+            "kind": "caption",
+            "item": f"caption {i} (counted from 0) of image {image_id}",
+            "reason": f"names the image {image_id!r}, which is not listed"
+            + (f", but {meant!r} is: write both in the same way" if (meant := alike.get(_bare(image_id))) else ""),
+        }
+        for i, image_id in named.items()
+    ]
+
+
+def _bare(image_id: str) -> str:
+    """An id without what spreadsheets and file systems change in it: leading zeros, case, ".0", a folder, a suffix."""
+    stem = image_id.strip().replace("\\", "/").rpartition("/")[2].casefold()
+    stem = stem.rpartition(".")[0] or stem
+    return stem.lstrip("0") or "0"
 
 
 def without_partner(images: pd.DataFrame, captions: pd.DataFrame) -> tuple[dict[str, dict[str, int]], list[str]]:

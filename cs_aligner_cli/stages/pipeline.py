@@ -85,6 +85,10 @@ def _run_all(
         result = run_stage(stage, recipe, console, force and not again, ranks, patience)
         nothing = "nothing to do, its inputs have not changed"
         console.say(f"[{position + 1}/{len(order)}] {stage}: {nothing if result.status == 'fresh' else 'done'}")
+        warned = result.warnings()
+        for finding in result.findings():
+            if finding not in warned:
+                console.say(f"{stage}: {finding}")
         if again and results[stage].status == "done":
             result = result.model_copy(update={"status": "done"})
         results[stage] = result

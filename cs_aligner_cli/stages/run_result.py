@@ -30,6 +30,7 @@ class RunResult(Frozen):
     generate: dict[str, dict[str, Measured]] = Field({}, description="absent without a generate section")
     gap_report: dict[str, dict[str, Measured]]
     null_floor: dict[str, dict[str, Measured]]
+    findings: list[str] = Field(description="what prepare dropped, cut, or found leaked, unmatched or repeated")
     notes: list[str]
     report: str
 
@@ -51,6 +52,7 @@ def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
         **optional,
         gap_report=gap.gap_report,
         null_floor=gap.null_floor,
+        findings=results["prepare"].findings() if "prepare" in results else [],
         notes=list(dict.fromkeys([*retrieval.notes, *gap.notes])),
         report=gap.report,
     )

@@ -401,15 +401,17 @@ def test_captions_that_are_empty_or_in_another_split_are_bad(
     assert list(data.split("dev", "x").image_of_caption) == [0, 0, 1, 1, 2, 2, 3, 3, -1]
 
 
-def test_captions_of_unlisted_images_are_skipped_and_counted(
+def test_captions_of_unlisted_images_are_bad(
     features_root: Path, csalign: Csalign, embeddings_recipe: Callable[..., Path]
 ) -> None:
     captions = pd.read_csv(features_root / "captions.csv")
     captions.loc[captions["image"] == "0003.jpg", "image"] = "9999.jpg"
     captions.loc[captions["image"] == "0004.jpg", "image"] = ""
     captions.to_csv(features_root / "captions.csv", index=False)
-    summary, data = prepared(csalign, embeddings_recipe())
-    assert summary["skipped"] == {"captions of images that are not listed": 5}
+    assert csalign("prepare", embeddings_recipe()).exit_code == 3
+    summary, data = prepared(csalign, embeddings_recipe(), "--set", "data.max_bad_fraction=0.01")
+    assert (summary["skipped"], summary["bad"]["captions"]) == ({}, 5)
+    assert summary["bad"]["first"][0]["reason"] == "names the image '9999.jpg', which is not listed"
     assert summary["splits"]["train"] == {"images": 120, "captions": 595}
     assert int(data.captions["image_id"].isna().sum()) == 5
     assert list(data.captions["feature_row"]) == [i for i in range(1000) if not 15 <= i < 20]
@@ -693,7 +695,9 @@ def test_names_that_do_not_match_leave_nothing_and_say_why(
 ) -> None:
     table = features_root / "images.csv"
     table.write_text(table.read_text().replace(".jpg", ""))
-    assert "skipped: 1000 captions of images that are not listed" in refused("prepare", embeddings_recipe())
+    message = refused("prepare", embeddings_recipe())
+    assert "no usable captions are left" in message
+    assert "names the image '0000.jpg', which is not listed, but '0000' is: write both in the same way" in message
 
 
 def test_names_too_long_for_a_file_are_bad_images(

@@ -34,6 +34,7 @@ from cs_aligner_cli.report.projections import neighbour_projection, require_proj
 from cs_aligner_cli.report.tradeoff import gap_against_recall
 from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.recorded_findings import recorded_findings
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_stores import Compared, Features, Take, Taken, compared, of_seeds
 from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
@@ -129,7 +130,7 @@ class _Job:
             )
         if self.layout.fit_split:
             notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
-        return notes
+        return [*notes, *(f"Of the data: {finding}." for finding in recorded_findings(self.layout))]
 
     def measure(self, console: Console) -> None:
         """Measure every store and baseline."""

@@ -186,6 +186,7 @@ def _report(
             "captions of one image with the same text": repeated(pair_codes(paired), paired["split"]),
         },
         "near_duplicates": near,
+        "different_texts": _different_texts(captions),
         "pictures": {what: len(items) for what, items in source.conversions.items()},
         "bad": {**{kind: n for kind, n in bad.items() if n or kind in _ALWAYS_TOLD}, "first": source.bad[:_SHOWN]},
         "bad_fraction": max(
@@ -198,6 +199,16 @@ def _report(
         "unlike_manifest": _unlike(manifest, splits),
     }
     return summary, pairs
+
+
+def _different_texts(captions: pd.DataFrame) -> dict[str, int]:
+    """How many texts the captions of a split are, where some belong to several images."""
+    found: dict[str, int] = {}
+    for split, part in captions.groupby("split", sort=False):
+        texts = part["text"].nunique()
+        if texts < len(part[["image_id", "text"]].drop_duplicates()):  # one image may have a caption twice
+            found[str(split)] = texts
+    return found
 
 
 def _near_duplicates(

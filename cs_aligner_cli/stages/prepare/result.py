@@ -9,6 +9,10 @@ from pydantic import Field, RootModel
 from cs_aligner_cli.common.console import table
 from cs_aligner_cli.common.results import Frozen, StageResult, Status
 from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.data.findings import cut_captions, data_findings, leak, repeated_texts
+
+# Fewer different texts than this share of the captions are worth a warning.
+_DISTINCT = 0.9
 
 
 class Counts(Frozen):
@@ -110,6 +114,7 @@ class PrepareResult(StageResult):
     bad_fraction: float = Field(description="of the kind of items of which the largest part is bad")
     skipped: dict[str, int] = Field(description="what was left out for a reason that is no fault, and how often")
     without_partner: dict[str, Counts] = Field(description="images without captions and captions without image")
+    different_texts: dict[str, int] = Field({}, description="of the splits in which captions share their text")
     pictures: dict[str, int] = Field({}, description="how pictures are converted, and how many of each")
     notes: list[str]
     unlike_manifest: list[str] = Field(description="counts that are not what the manifest expects")
@@ -121,20 +126,23 @@ class PrepareResult(StageResult):
     def warnings(self) -> list[str]:
         """Leaks, captions that are cut, and what the reader of the data warns of."""
         leaks = [
-            f"{found.contents_in_several_splits} contents of {what} stand in several splits: a leak"
+            leak(what, found.contents_in_several_splits)
             for what, found in self.duplicates.items()
             if found.contents_in_several_splits
         ]
+        repeated = [
+            repeated_texts(split, self.splits[split].captions, texts)
+            for split, texts in self.different_texts.items()
+            if texts < _DISTINCT * self.splits[split].captions
+        ]
         lengths = self.caption_lengths
-        cut = (
-            [
-                f"{lengths.truncated} captions are longer than the {lengths.limit} tokens that the text tower reads, "
-                "and lose their end"
-            ]
-            if lengths and lengths.truncated
-            else []
-        )
-        return [*self.notes, *leaks, *cut]
+        cut = [cut_captions(lengths.truncated, lengths.limit)] if lengths and lengths.truncated else []
+        return [*self.notes, *leaks, *repeated, *cut]
+
+    def findings(self) -> list[str]:
+        """All that was dropped, cut, leaked, unmatched or repeated."""
+        lengths = self.caption_lengths
+        return data_findings(self.model_dump(mode="json"), lengths.model_dump() if lengths else None)
 
     def tables(self) -> list[Table]:
         """Counts per split; what was dropped, skipped or repeated."""
@@ -158,6 +166,7 @@ class PrepareResult(StageResult):
                 yield f"images of split {split} without captions", alone.images
             if alone.captions:
                 yield f"captions of split {split} without images", alone.captions
+        yield from ((f"different texts among the captions of split {s}", n) for s, n in self.different_texts.items())
         yield from ((f"pictures: {what}", n) for what, n in self.pictures.items())
         yield from ((what, found.repeats) for what, found in self.duplicates.items() if found.repeats)
         for what, found in self.duplicates.items():
