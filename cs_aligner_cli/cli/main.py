@@ -13,7 +13,7 @@ import typer
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.cli import experiments
-from cs_aligner_cli.cli.options import SETTINGS, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
+from cs_aligner_cli.cli.options import SETTINGS, Archive, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.cli.recipes import recipes
 from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
@@ -69,6 +69,7 @@ def _stage(
     force: bool,
     quiet: bool,
     debug: bool,
+    archive: bool = False,
 ) -> NoReturn:
     def call(console: Console) -> None:
         from cs_aligner_cli.recipe.recipe import load_recipe
@@ -76,7 +77,7 @@ def _stage(
 
         loaded = load_recipe(recipe, overrides or ())
         try:
-            result = run_stage(stage, loaded, console, force)
+            result = run_stage(stage, loaded, console, force, archive=archive)
         except TooManyBadItems as error:
             if error.result is not None:
                 console.result(answer("prepare", loaded, error.result), error.result.tables())
@@ -119,16 +120,29 @@ def _embed(
     overrides: Overrides = None,
     as_json: AsJson = False,
     force: Force = False,
+    archive: Archive = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     if adapter is not None:
         overrides = [*(overrides or ()), f"embed.weights={adapter}"]
-    _stage("embed", recipe, overrides, as_json, force, quiet, debug)
+    _stage("embed", recipe, overrides, as_json, force, quiet, debug, archive)
+
+
+def _train(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    archive: Archive = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    _stage("train", recipe, overrides, as_json, force, quiet, debug, archive)
 
 
 # The commands of stages with options of their own; those of the others are made from the table.
-_OWN: dict[str, Callable[..., None]] = {"embed": _embed}
+_OWN: dict[str, Callable[..., None]] = {"embed": _embed, "train": _train}
 for _name, _entry in STAGES.items():
     app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_name)))
 
@@ -183,6 +197,7 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
     force: Force = False,
+    archive: Archive = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -195,7 +210,7 @@ def run(
 
         loaded = load_recipe(recipe, overrides or ())
         try:
-            results = run_all(loaded, console, force)
+            results = run_all(loaded, console, force, archive=archive)
         except TooManyBadItems as error:
             if error.result is not None:
                 console.result(answer("prepare", loaded, error.result), error.result.tables())

@@ -70,6 +70,12 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout in place of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Do the work again even if its inputs have not changed.")]
+Archive = Annotated[
+    bool,
+    typer.Option(
+        "--archive", help="Where finished work would be replaced, move it aside first, as in train/aligned.1."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its traceback too.")]
 

@@ -17,6 +17,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
+from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.disk import writing
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
@@ -170,7 +171,7 @@ class Artifact:
         made = {key: record["inputs"].get(key) for key in wanted}
         if made != wanted:
             raise InputError(
-                f"the {self.name} in {self.path} is stale: {_first_difference(made, wanted)}",
+                f"the {self.name} in {self.path} is stale: {next(differences(made, wanted))}",
                 f"Make it again: {self.command}",
             )
         return record
@@ -337,13 +338,3 @@ def _sync_all(files: Sequence[Path]) -> None:
         return
     for path in (*files, *{file.parent for file in files}):
         _sync(path)
-
-
-def _first_difference(made: Any, wanted: Any, path: str = "") -> str:
-    if isinstance(made, dict) and isinstance(wanted, dict):
-        for key in {**wanted, **made}:
-            if made.get(key) != wanted.get(key):
-                return _first_difference(made.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    if path.startswith("needs."):
-        return f"the {path.removeprefix('needs.')} it was made from has changed"
-    return f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"

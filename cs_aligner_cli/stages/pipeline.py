@@ -14,6 +14,7 @@ from cs_aligner_cli.runs.cost import Meter
 from cs_aligner_cli.runs.distributed import Ranks, together
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import record_stage
+from cs_aligner_cli.stages.replacing import keep_finished, refuse_to_replace
 from cs_aligner_cli.stages.table import STAGES, Stage
 
 
@@ -24,8 +25,12 @@ def run_stage(
     force: bool = False,
     ranks: Ranks | None = None,
     patience: float = LINGERING_SECONDS,
+    archive: bool = False,
 ) -> StageResult:
     """Run one stage with its output folders locked, and note it in the run's record.
+
+    Finished work of other inputs is moved aside (``archive``), replaced (``force``), or raises InputError, as
+    ``replacing`` says.
 
     A folder that another process holds is waited for, ``patience`` seconds long. Of several ranks, rank 0 locks and
     records, and does the stages alone that cannot be shared. Without ``ranks``, those that torchrun started come
@@ -36,6 +41,8 @@ def run_stage(
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
         for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder, patience))
+        if not force:
+            ranks.broadcast(lambda: keep_finished(stage, recipe, console, archive))
         ranks.barrier()
         try:
             if stage.shared_by_ranks:
@@ -63,6 +70,7 @@ def run_all(
     force: bool = False,
     left_out: Collection[str] = (),
     patience: float = LINGERING_SECONDS,
+    archive: bool = False,
 ) -> dict[str, StageResult]:
     """Run every stage that the recipe asks for, in the order of the table; return the results by stage.
 
@@ -70,19 +78,27 @@ def run_all(
     stores that it makes possible.
     """
     with together(recipe.distributed) as ranks:
-        return _run_all(recipe, console, force, ranks, left_out, patience)
+        return _run_all(recipe, console, force, ranks, left_out, patience, archive)
 
 
 def _run_all(
-    recipe: Recipe, console: Console, force: bool, ranks: Ranks, left_out: Collection[str], patience: float
+    recipe: Recipe,
+    console: Console,
+    force: bool,
+    ranks: Ranks,
+    left_out: Collection[str],
+    patience: float,
+    archive: bool,
 ) -> dict[str, StageResult]:
     order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe) and stage.name not in left_out]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
+    if not (force or archive):
+        ranks.broadcast(lambda: refuse_to_replace([STAGES[name] for name in order], recipe))
     results: dict[str, StageResult] = {}
     for position, stage in enumerate(order):
         again = stage in results  # the second embed must not undo what --force made the first one do
-        result = run_stage(stage, recipe, console, force and not again, ranks, patience)
+        result = run_stage(stage, recipe, console, force and not again, ranks, patience, archive)
         nothing = "nothing to do, its inputs have not changed"
         console.say(f"[{position + 1}/{len(order)}] {stage}: {nothing if result.status == 'fresh' else 'done'}")
         warned = result.warnings()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_type_hints
 
 if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for that
     from cs_aligner_cli.common.results import StageResult
@@ -27,7 +27,9 @@ class Stage:
 
     ``outputs`` are the artifacts that the stage makes, as the layout has them. ``runs_for`` says whether `csalign run`
     does it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only
-    rank 0 does a stage that is not ``shared_by_ranks``.
+    rank 0 does a stage that is not ``shared_by_ranks``. ``protects`` says which finished outputs of other inputs are
+    not replaced without --force or --archive: ``nothing`` where they are made again in seconds, those that took
+    ``long``, or ``all``.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Stage:
     runs_for: Callable[[Recipe], bool] = lambda recipe: True
     shared_folder: Callable[[Recipe], Path | None] = lambda recipe: None
     shared_by_ranks: bool = False
+    protects: Literal["nothing", "long", "all"] = "nothing"
 
     @property
     def command(self) -> str:
@@ -86,6 +89,7 @@ _STAGES = (
         ],
         shared_folder=lambda recipe: recipe.embed.dir,
         shared_by_ranks=True,
+        protects="long",
     ),
     Stage(
         "train",
@@ -93,6 +97,7 @@ _STAGES = (
         outputs=lambda layout: [layout.trained(name) for name in layout.variants],
         runs_for=lambda recipe: recipe.trains,
         shared_by_ranks=True,
+        protects="all",
     ),
     Stage(
         "eval_retrieval",

@@ -68,7 +68,7 @@ def test_what_has_not_changed_is_not_done_again(features_recipe: Path) -> None:
     assert other_split["status"] == {
         "prepare": "fresh", "embed": "done", "train": "fresh", "eval_retrieval": "done", "gap_report": "done"
     }  # fmt: skip
-    other_lr = run(features_recipe, "train.lr=2e-3")
+    other_lr = json.loads(csalign("run", features_recipe, "--json", "--archive", "--set", "train.lr=2e-3"))
     assert other_lr["status"]["prepare"] == "fresh"
     assert other_lr["status"]["train"] == other_lr["status"]["gap_report"] == "done"
     forced = json.loads(csalign("run", features_recipe, "--json", "--force"))
@@ -80,7 +80,7 @@ def test_changed_data_are_seen_by_run(features_recipe: Path, features_root: Path
     run(features_recipe)
     text = np.load(features_root / "text_minilm.npy")
     np.save(features_root / "text_minilm.npy", text[:, ::-1])
-    assert set(run(features_recipe)["status"].values()) == {"done"}
+    assert set(json.loads(csalign("run", features_recipe, "--json", "--archive"))["status"].values()) == {"done"}
 
 
 def test_single_stages_say_what_is_missing_or_stale(features_recipe: Path) -> None:

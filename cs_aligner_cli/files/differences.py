@@ -1,0 +1,18 @@
+"""In what the inputs that an output was made from differ from those wanted now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def differences(made: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """In words, every recipe key, and every need, in which the inputs of an output are not those wanted now."""
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **made}:
+            if made.get(key) != wanted.get(key):
+                yield from differences(made.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif path.startswith("needs."):
+        yield f"the {path.removeprefix('needs.')} it was made from has changed"
+    else:
+        yield f"{path.removeprefix('recipe.')} was {made!r} and is now {wanted!r}"

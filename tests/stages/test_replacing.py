@@ -1,0 +1,64 @@
+"""A finished training is not replaced without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Csalign
+
+SHORT = ("--set", "train.epochs=1")
+
+
+@pytest.fixture
+def trained(features_recipe: Path, csalign: Csalign) -> Path:
+    """A recipe whose training of two epochs is finished."""
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "-q").exit_code == 0
+    assert csalign("train", features_recipe, "-q", "--set", "train.epochs=2").exit_code == 0
+    return features_recipe
+
+
+def test_training_with_another_key_is_refused_moved_aside_or_forced(
+    trained: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "run" / "train" / "aligned" / "best.safetensors"
+    before = weights.read_bytes()
+    for command in ("train", "run"):
+        message = refused(command, trained, *SHORT, "--set", "train.lr=0.01")
+        assert "train.epochs was 2 and is now 1; train.lr was 0.001 and is now 0.01" in message
+        assert all(way in message for way in ("--set run_dir=...", "--archive", "--force"))
+        assert weights.read_bytes() == before
+    assert csalign("train", trained, "--set", "train.epochs=2", "--json").json["status"] == "fresh"
+
+    called = csalign("train", trained, *SHORT, "--archive")
+    aside = weights.parents[1] / "aligned.1"
+    assert f"the earlier one is now {aside}" in called.stderr
+    assert (aside / "best.safetensors").read_bytes() == before != weights.read_bytes()
+    assert csalign("train", trained, *SHORT, "--archive", "--json").json["status"] == "fresh"
+    assert csalign("embed", trained, "-q", "--set", f"embed.weights={aside}").exit_code == 0
+
+    assert csalign("train", trained, "-q", "--set", "train.epochs=3", "--force").exit_code == 0
+    assert not weights.parents[1].with_name("aligned.2").exists()
+
+
+def test_changed_data_do_not_replace_a_training(
+    trained: Path, csalign: Csalign, refused: Callable[..., str], features_root: Path
+) -> None:
+    text = np.load(features_root / "text_minilm.npy")
+    np.save(features_root / "text_minilm.npy", text[:, ::-1])
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, trained, "-q", "--set", "train.epochs=2").exit_code == 0
+    message = refused("train", trained, "--set", "train.epochs=2")
+    assert "the prepared data set it was made from has changed" in message
+
+
+def test_a_run_without_run_dir_is_told_to_take_another_name(
+    trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run").rename(tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert "--set name=..." in refused("train", trained, *SHORT, "--set", "run_dir=null")
