@@ -18,7 +18,7 @@ from cs_aligner_cli.cli.recipes import recipes
 from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
 from cs_aligner_cli.common.errors import TooManyBadItems
-from cs_aligner_cli.stages.table import STAGES
+from cs_aligner_cli.stages.table import STAGES, Stage
 
 if TYPE_CHECKING:
     from cs_aligner_cli.common.results import Frozen
@@ -91,8 +91,8 @@ def _stage(
     finish(call, debug, as_json, quiet)
 
 
-def _stage_command(stage: str) -> Callable[..., None]:
-    """The command of a stage that has only the options that all have."""
+def _stage_command(stage: Stage) -> Callable[..., None]:
+    """The command of a stage that has only the options that all have, or all whose finished work is kept."""
 
     def command(
         recipe: RecipeArgument = None,
@@ -102,9 +102,20 @@ def _stage_command(stage: str) -> Callable[..., None]:
         quiet: Quiet = False,
         debug: Debug = False,
     ) -> None:
-        _stage(stage, recipe, overrides, as_json, force, quiet, debug)
+        _stage(stage.name, recipe, overrides, as_json, force, quiet, debug)
 
-    return command
+    def keeping(
+        recipe: RecipeArgument = None,
+        overrides: Overrides = None,
+        as_json: AsJson = False,
+        force: Force = False,
+        archive: Archive = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _stage(stage.name, recipe, overrides, as_json, force, quiet, debug, archive)
+
+    return command if stage.protects == "nothing" else keeping
 
 
 def _embed(
@@ -129,22 +140,10 @@ def _embed(
     _stage("embed", recipe, overrides, as_json, force, quiet, debug, archive)
 
 
-def _train(
-    recipe: RecipeArgument = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    archive: Archive = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    _stage("train", recipe, overrides, as_json, force, quiet, debug, archive)
-
-
 # The commands of stages with options of their own; those of the others are made from the table.
-_OWN: dict[str, Callable[..., None]] = {"embed": _embed, "train": _train}
+_OWN: dict[str, Callable[..., None]] = {"embed": _embed}
 for _name, _entry in STAGES.items():
-    app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_name)))
+    app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_entry)))
 
 
 @app.command()

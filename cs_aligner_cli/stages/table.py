@@ -116,6 +116,7 @@ _STAGES = (
         outputs=_generated,
         runs_for=lambda recipe: recipe.generate is not None,
         shared_by_ranks=True,
+        protects="long",
     ),
     Stage(
         "gap_report",

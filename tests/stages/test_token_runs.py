@@ -145,7 +145,7 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(csalign: Csalign, tokens_r
         done(csalign, command, tokens_recipe)
     done(csalign, "train", tokens_recipe)
     whole = logged(tmp_path / "run" / "train" / "aligned")
-    done(csalign, "train", tokens_recipe, "--set", "train.micro_batch_size=8")
+    done(csalign, "train", tokens_recipe, "--archive", "--set", "train.micro_batch_size=8")
     parts = logged(tmp_path / "run" / "train" / "aligned")
     for one, two in zip(whole, parts, strict=True):
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)

@@ -129,7 +129,9 @@ def test_a_pairing_says_what_every_item_is() -> None:
 
 
 def _run(recipe: Recipe, *stages: str) -> dict[str, Any]:
-    return {stage: run_stage(stage, recipe, QUIET).data() for stage in stages or ("prepare", "embed", "train")}
+    return {
+        stage: run_stage(stage, recipe, QUIET, archive=True).data() for stage in stages or ("prepare", "embed", "train")
+    }
 
 
 def _steps(recipe: Recipe) -> list[dict[str, Any]]:

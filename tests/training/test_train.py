@@ -41,7 +41,10 @@ def _split(owners: list[int], images: int) -> Split:
 
 
 def _trained(recipe: Recipe, *stages: str) -> dict[str, dict[str, object]]:
-    return {stage: run_stage(stage, recipe, QUIET).data() for stage in (stages or ("prepare", "embed", "train"))}
+    return {
+        stage: run_stage(stage, recipe, QUIET, archive=True).data()
+        for stage in (stages or ("prepare", "embed", "train"))
+    }
 
 
 def _log(recipe: Recipe, variant: str = "aligned") -> list[dict[str, object]]:
