@@ -52,5 +52,9 @@ def _named(manifest: Manifest) -> Iterator[tuple[str, Path | str]]:
     elif isinstance(manifest, EmbeddingsManifest):
         parts = {"images": manifest.images, "captions": manifest.captions, **manifest.modalities}
         for name, part in parts.items():
-            files = {"table": part.table, "features": part.features, "ids": part.ids} if part else {}
+            if part is None:
+                continue
+            files = {"table": part.table, "features": part.features, "ids": part.ids}
+            if part.tokens is not None:
+                files |= {"tokens.features": part.tokens.features, "tokens.mask": part.tokens.mask}
             yield from ((f"{name}.{key}", path) for key, path in files.items() if path is not None)

@@ -25,6 +25,14 @@ def test_missing_files_are_named_before_any_work(trial: Trial, manifest: dict[st
     assert found.code == 0 and "not here: " in found.said and said in found.said
 
 
+@pytest.mark.parametrize(("there", "said"), [(False, "images.tokens.features: "), (True, "images.tokens.mask: ")])
+def test_missing_token_features_and_masks_are_named(trial: Trial, there: bool, said: str) -> None:
+    for name in ("i.csv", "f.npy", *(["t.npy"] if there else [])):
+        trial.put(name, "")
+    images = {"table": "i.csv", "features": "f.npy", "tokens": {"features": "t.npy", "mask": "m.npy"}}
+    assert said in trial.run("recipe", "validate", trial.recipe(kind="embeddings", images=images)).said
+
+
 def test_doctor_fails_on_missing_files(trial: Trial) -> None:
     found = trial.run("doctor", trial.recipe(kind="webdataset", shards={"train": "train/*.tar"}), "--json")
     assert found.code != 0

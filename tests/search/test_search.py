@@ -294,7 +294,7 @@ def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
     photos_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     names = sorted(p.name for p in (tmp_path / "photos" / "images").iterdir())
-    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    (tmp_path / "classes.txt").write_text("\ufeffcat\ndog\nbird\n", encoding="utf-8")
     pd.DataFrame({"image": names, "label": [["cat", "dog", "bird"][i % 3] for i in range(len(names))]}).to_csv(
         tmp_path / "labels.csv", index=False
     )

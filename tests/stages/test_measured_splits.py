@@ -27,6 +27,8 @@ def test_training_and_measuring_one_split_works_and_says_so(recipe: Path, csalig
     assert "TRAINING DATA ARE MEASURED: eval_retrieval.split and gap_report.split: train" in called.stderr
     results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
     assert any(note.startswith("TRAINING DATA ARE MEASURED") for note in results["notes"])
+    report = json.loads((recipe.parent / "run" / "gap_report" / "report.json").read_text())
+    assert any(note.startswith("TRAINING DATA ARE MEASURED") for note in report["note"])
     assert "TRAINING DATA" in csalign("prepare", recipe, *one).stderr
     assert "TRAINING DATA" not in csalign("prepare", recipe, *TINY).stderr
 

@@ -130,6 +130,8 @@ class _Job:
             )
         if self.layout.fit_split:
             notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
+        if "gap_report.split" in self.layout.measured_on_training:
+            notes.append(self.layout.measured_on_training)
         return [*notes, *(f"Of the data: {finding}." for finding in recorded_findings(self.layout))]
 
     def measure(self, console: Console) -> None:

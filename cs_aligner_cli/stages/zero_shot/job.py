@@ -76,7 +76,7 @@ def _write_predictions(path: Path, split: Split, rows: Ints, labels: Ints, predi
 
 def _class_names(path: Path) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"zero_shot.classes: {path}: cannot be read: {error}") from None
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
