@@ -18,7 +18,7 @@ def context_length(spec: EncoderSpec) -> int | None:
         return None
     if spec.config is not None:
         return spec.config.text_cfg.context_length
-    text = _model_config(spec.model).get("text_cfg")
+    text = model_config(spec.model).get("text_cfg")
     # Tokenizers of the hub have their own ways, and need its files.
     if text is None or "hf_tokenizer_name" in text or "hf_model_name" in text:
         return None
@@ -26,7 +26,7 @@ def context_length(spec: EncoderSpec) -> int | None:
     return limit
 
 
-def _model_config(model: str | None) -> dict[str, Any]:
+def model_config(model: str | None) -> dict[str, Any]:
     """What open_clip says of a model that it knows by name; importing it, and torch, would take seconds."""
     package = find_spec("open_clip")
     if package is None or not model or Path(model).name != model:

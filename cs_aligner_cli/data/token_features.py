@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.npy import open_npy
-from cs_aligner_cli.common.token_sequences import PADDING_TOKEN
 from cs_aligner_cli.data.features import FeatureFile
 
 
@@ -31,6 +30,8 @@ class TokenFile:
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The rows asked for as float32 (len(rows), L, d), padded with NaN, cut to the longest of them."""
+        from cs_aligner_cli.common.token_sequences import PADDING_TOKEN  # torch, which prepare does not need
+
         mask = self._mask[rows].astype(bool)
         last = mask.shape[1] - int(mask[:, ::-1].any(0).argmax())
         tokens = self._features.read(rows)[:, :last]

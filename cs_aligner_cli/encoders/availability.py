@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.data.caption_limit import model_config
 from cs_aligner_cli.recipe.encoders import (
     EncoderSpec,
     FeaturesEncoder,
@@ -104,7 +105,7 @@ def refuse_unknown_model(recipe: Recipe, modality: str) -> None:
         from cs_aligner_cli.encoders import timm
 
         timm.refuse_unknown_architecture(spec.model, f"encoders.{modality}")
-    else:
+    elif not model_config(spec.model):  # only then the import, which takes seconds
         from cs_aligner_cli.encoders import open_clip
 
         open_clip.refuse_unknown_architecture(spec.model)

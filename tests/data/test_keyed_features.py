@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import features_recipe_content, make_features
 from safetensors.numpy import save_file
 from trials import Outcome, Trial
 
@@ -183,3 +186,18 @@ def test_captions_that_a_live_encoder_reads_need_no_features(trial: Trial) -> No
     live = {"encoders": {"image": {"kind": "features"}, "text": {"kind": "transformers", "model": "none"}}}
     found = trial(kind="embeddings", sections=live, **parts)
     assert found.code == 0 and found.splits == {"test": (4, 4)}
+
+
+def test_preparing_stored_features_imports_no_torch(tmp_path: Path, write_yaml: Callable[..., Path]) -> None:
+    make_features(tmp_path / "features", {"train": 4, "dev": 4})
+    recipe = write_yaml("r.yaml", **features_recipe_content(tmp_path / "features", tmp_path / "run"))
+    code = f"""
+import sys
+from cs_aligner_cli.cli.main import app
+try:
+    app(["prepare", {str(recipe)!r}])
+except SystemExit as exit:
+    print("loaded:", sorted({{"torch", "open_clip", "faiss"}} & set(sys.modules)), "code:", exit.code)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "loaded: [] code: 0"

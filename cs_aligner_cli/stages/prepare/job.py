@@ -25,8 +25,6 @@ from cs_aligner_cli.data.sources import SOURCES
 from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
 from cs_aligner_cli.encoders.availability import refuse_unknown_model, require_encoder_of
-from cs_aligner_cli.encoders.hub import describe_encoder
-from cs_aligner_cli.encoders.preflight import check_towers
 from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, write_json
 from cs_aligner_cli.files.locks import HOLDER, LOCK
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -78,6 +76,9 @@ def write_tables(layout: Layout, manifest: Manifest, console: Console, build: Bu
 
 def check_brought_towers(layout: Layout, console: Console) -> dict[str, Any]:
     """What is found of towers with weights from elsewhere: {"towers": {modality: name}, "caption_lengths"}."""
+    from cs_aligner_cli.encoders.hub import describe_encoder  # torch, which only this check needs
+    from cs_aligner_cli.encoders.preflight import check_towers
+
     encoders = check_towers(layout.recipe, brought_towers(layout), caption_texts(layout.prepared.path))
     text = encoders.get("text")
     limit = text.caption_limit if text else None
