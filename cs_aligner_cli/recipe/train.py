@@ -91,8 +91,13 @@ class Train(Strict):
     unpaired_per_pair: UnpairedPerPair = Field(
         UnpairedPerPair(), description="Unpaired items in a step, which the divergence alone sees."
     )
-    epochs: int = Field(12, ge=1, description="Passes over the images.")
+    epochs: int = Field(12, ge=1, description="Passes over the images; train.last_batch says whether over all of them.")
     batch_size: int = Field(512, ge=2, description="Images with captions per step: the size of the contrast.")
+    last_batch: Literal["drop", "keep"] = Field(
+        "drop",
+        description="What becomes of the images of an epoch that do not fill its last batch. drop: they are left out of"
+        " it, others every epoch; keep: they are a smaller batch (of 2 at least, and one image for every rank).",
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,

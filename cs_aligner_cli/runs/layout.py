@@ -124,6 +124,7 @@ class _TrainingLayout(InputLayout):
             "conflict_steps",
             "trackers",
             "pairwise_only",
+            *(["last_batch"] if train.last_batch == "drop" else []),  # older runs, which knew no other, stay fresh
         }
         pooled, tokens = (
             train.cached_reading("pooled", self.modalities),

@@ -34,7 +34,8 @@ class TrainingBatches:
         recipe = layout.recipe
         captions = spec.captions if isinstance(spec.captions, str) else spec.captions.weights
         further = layout.modalities[len(MODALITIES) :]
-        self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further)
+        least = max(2, ranks.size) if spec.last_batch == "keep" else None
+        self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further, least)
         # A divergence of weight 0 is trained without, so what it alone would see is not even drawn.
         drawn = pairing if spec.objective.divergence.weight != 0 else None
         self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size) if drawn else {}

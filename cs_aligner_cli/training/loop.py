@@ -90,6 +90,7 @@ class TrainingRun:
             "epochs": self.spec.epochs,
             "batch_size": batches.pairs.batch_size,
             "train_images": batches.pairs.images,
+            "left_out_images": batches.pairs.left_out,
             "val_images": len(self.setup.validation.rows),
             "unpaired_items": {modality: pool.items for modality, pool in batches.pools.items()},
             "trainable_parameters": sum(p.numel() for p in self.setup.towers.parameters() if p.requires_grad),
@@ -190,6 +191,14 @@ class TrainingRun:
             if trained:
                 share = f" of {total:,}" if total > trained else ""
                 self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
+        pairs, wanted = self.setup.batches.pairs, self.spec.batch_size
+        if wanted > pairs.images:
+            self.console.say(f"{self.name}: train.batch_size {wanted} exceeds {pairs.images} images: batches of those")
+        if pairs.left_out:
+            self.console.say(
+                f"{self.name}: {pairs.left_out} of {pairs.images} images are left out of every epoch (incomplete batch;"
+                " train.last_batch: keep takes them, too)"
+            )
         for modality, pool in self.setup.batches.pools.items():
             self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")
         if self.stepper.objective.convention:

@@ -40,7 +40,8 @@ class PairBatches:
     a list of weights by position, of which the last one counts for all further captions. Of every modality in
     ``further`` one random item goes along.
 
-    The last images of an epoch that do not fill a batch are left out of it; the order changes every epoch.
+    The last images of an epoch that do not fill a batch are a smaller one where they are at least ``least``, else they
+    are left out of it (None: always); the order changes every epoch.
     """
 
     def __init__(
@@ -51,11 +52,15 @@ class PairBatches:
         seed: int,
         captions: str | Sequence[float] = "one_random",
         further: Sequence[str] = (),
+        least: int | None = None,
     ) -> None:
         self._image_rows, self._seed, self._mode = image_rows, seed, captions
         self.images = len(image_rows)
         self.batch_size = min(batch_size, len(image_rows))
-        self.steps_per_epoch = len(image_rows) // self.batch_size
+        self.steps_per_epoch, rest = divmod(len(image_rows), self.batch_size)
+        if rest and least is not None and rest >= least:
+            self.steps_per_epoch, rest = self.steps_per_epoch + 1, 0
+        self.left_out = rest
         self._captions = _ByImage(split.image_of_caption, image_rows)
         self._further = {modality: _ByImage(split.image_of(modality), image_rows) for modality in further}
         self._epoch = lru_cache(maxsize=2)(self._plan)
@@ -82,7 +87,7 @@ class PairBatches:
         return np.asarray(start + np.minimum(drawn, counts - 1), np.int64)
 
     def pairs(self, step: int) -> DrawnPairs:
-        """The images and captions of one step, which has ``batch_size`` images."""
+        """The images and captions of one step, which has ``batch_size`` images, an epoch's last one perhaps fewer."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order, places, further = self._epoch(epoch)
         part = slice(position * self.batch_size, (position + 1) * self.batch_size)

@@ -16,7 +16,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import Csalign
 from safetensors.torch import load_file
+from trained_runs import assert_resumes_bitwise
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
@@ -82,6 +84,41 @@ def test_batches_are_a_function_of_seed_and_step_alone() -> None:
             assert (ours == theirs).all()
     other = PairBatches(split, rows, 6, seed=2)
     assert any((other.pairs(s)[0] != planned[s][0]).any() for s in range(3))
+
+
+@pytest.mark.parametrize(("least", "sizes", "left_out"), [(None, [4, 4], 2), (2, [4, 4, 2], 0), (3, [4, 4], 2)])
+def test_the_last_incomplete_batch_is_kept_or_left_out(least: int | None, sizes: list[int], left_out: int) -> None:
+    batches = PairBatches(_split(list(range(10)), images=10), np.arange(10), 4, seed=0, least=least)
+    assert (batches.steps_per_epoch, batches.left_out) == (len(sizes), left_out)
+    for epoch in range(3):
+        drawn = [batches.pairs(epoch * len(sizes) + i).images for i in range(len(sizes))]
+        assert [len(images) for images in drawn] == sizes
+        assert len({*np.concatenate(drawn)}) == 10 - left_out
+
+
+def test_what_an_epoch_leaves_out_is_said_once(csalign: Csalign, features_recipe: Path) -> None:
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "-q").exit_code == 0
+    for size, kept, said in (
+        (50, "drop", "14 of 114 images are left out of every epoch"),
+        (50, "keep", ""),
+        (512, "drop", "train.batch_size 512 exceeds 114 images"),
+    ):
+        keys = (f"train.batch_size={size}", f"train.last_batch={kept}", "train.epochs=2")
+        called = csalign("train", features_recipe, "--json", "--force", *(f"--set={key}" for key in keys))
+        run = called.json["runs"]["aligned"]
+        assert called.stderr.count("left out of every epoch") + called.stderr.count("exceeds") == bool(said)
+        assert said in called.stderr
+        left_out = 14 if (size, kept) == (50, "drop") else 0
+        assert (run["train_images"], run["left_out_images"]) == (114, left_out)
+        assert run["steps"] == {512: 2, 50: 4 if kept == "drop" else 6}[size]
+
+
+def test_a_kept_last_batch_resumes_bit_by_bit(
+    features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.batch_size=50", "train.last_batch=keep", "train.epochs=2", "train.objective.memory=40")
+    assert_resumes_bitwise(features_recipe, tmp_path, monkeypatch, *settings)
 
 
 def test_a_batch_larger_than_the_data_is_cut_to_it() -> None:

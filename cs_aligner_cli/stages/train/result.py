@@ -19,6 +19,7 @@ class TrainedRun(Frozen):
     epochs: int
     batch_size: int
     train_images: int
+    left_out_images: int = Field(0, description="of every epoch, since they do not fill its last batch")
     val_images: int
     unpaired_items: dict[str, int]
     trainable_parameters: int
