@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from cs_aligner_cli.objectives.kernels import Gaussian
 from cs_aligner_cli.objectives.pairsums import row_sums, wide
 from cs_aligner_cli.objectives.tiles import Dots, TiledRows, hide_same_group
 
-Groups: TypeAlias = npt.NDArray[np.integer] | Tensor
+Groups: TypeAlias = npt.NDArray[np.integer] | npt.NDArray[np.str_] | Tensor | Sequence[str] | Sequence[int]
 
 
 def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, groups: Groups | None = None) -> Tensor:
@@ -29,13 +30,13 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
     ``logit_scale * image @ text.T`` (Radford et al., arXiv 2103.00020; equal to open_clip's ClipLoss).
 
     image and text are (N, d) and used as given: normalise them first for cosine logits. ``logit_scale`` is
-    the multiplicative scale itself (1 / temperature), a float or a 0-d tensor. ``groups`` (N,) are integers:
-    rows of one group, such as the captions of one image, are no negatives of each other.
+    the multiplicative scale itself (1 / temperature), a float or a 0-d tensor. ``groups`` (N,) are integers
+    or strings: rows of one group, such as the captions of one image or equal captions, are no negatives of each other.
 
     Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is, whatever the
     autocast.
 
-    Raises InputError if the shapes do not fit together or groups are not N integers.
+    Raises InputError if the shapes do not fit together or groups are not N integers or strings.
     """
     return InfoNceLoss.apply(*checked_pairs(image, text, logit_scale, groups))  # type: ignore[no-any-return]
 
@@ -122,9 +123,16 @@ def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
 def _checked(groups: Groups | None, image: Tensor) -> Tensor | None:
     if groups is None:
         return None
+    if not isinstance(groups, Tensor):
+        given = np.asarray(groups)
+        if given.dtype.kind in "OU" and all(isinstance(name, str) for name in given.flat):
+            groups = np.unique(given.astype(str), return_inverse=True)[1].reshape(given.shape)
+        elif given.dtype.kind not in "iu":
+            raise InputError(f"groups: expected {len(image)} integers or strings, got {given.dtype}")
     labels = torch.as_tensor(groups, device=image.device)
     if labels.shape != (len(image),) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"groups: expected {len(image)} integers, got shape {tuple(labels.shape)} of {labels.dtype}")
+        found = f"shape {tuple(labels.shape)} of {labels.dtype}"
+        raise InputError(f"groups: expected {len(image)} integers or strings, got {found}")
     return labels
 
 

@@ -6,12 +6,13 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.data import Data
 from cs_aligner_cli.recipe.distributed import Distributed
 from cs_aligner_cli.recipe.encoders import Encoders
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval, ZeroShot
@@ -23,77 +24,18 @@ from cs_aligner_cli.recipe.messages import (
     FilePath,
     Strict,
     key_paths,
-    resolve_path,
     set_value,
     validate,
 )
 from cs_aligner_cli.recipe.prepare import Prepare
-from cs_aligner_cli.recipe.strict_yaml import KeyPath, dump_yaml, parse_value, read_yaml
+from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, read_yaml
 from cs_aligner_cli.recipe.sweep import Sweep
 from cs_aligner_cli.recipe.train import Device, Precision, Train, UnpairedPerPair
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
-
-
-def _manifest(value: Any, info: ValidationInfo) -> Any:
-    if not isinstance(value, str):
-        return value
-    if Path(value).suffix in (".yaml", ".yml"):
-        return str(resolve_path(value, info))
-    if not value or "/" in value:
-        raise ValueError("expected the name of a shipped manifest, or a path that ends in .yaml")
-    return value
-
-
-Manifest = Annotated[str, BeforeValidator(_manifest)]
-
-
-class UnpairedSource(Strict):
-    """Further items from another manifest: whatever pairs it has, each item stands for itself."""
-
-    manifest: Manifest = Field(description="As data.manifest.")
-    root: FilePath | None = Field(None, description="As data.root.")
-    split: str = Field("train", pattern=NAME_PATTERN, description="The split taken.")
-    modalities: list[Literal["image", "text"]] = Field(
-        ["image", "text"], min_length=1, description="What is taken of it; one alone is enough."
-    )
-
-
-class Unpaired(Strict):
-    """Items that are in no pair, for the divergence: from the training split itself, and from elsewhere."""
-
-    paired_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Share of the training split's images that keep their captions (drawn with the recipe's seed);"
-        " the other images and captions are unpaired. Below 1 it answers what unpaired data are worth.",
-    )
-    sources: list[UnpairedSource] = Field([], description="Other manifests with further items.")
-
-
-class Data(Strict):
-    """What is aligned."""
-
-    manifest: Manifest = Field(
-        "scenes",
-        description="A manifest of the shelf by name, or the path of a manifest file (ends in .yaml).",
-    )
-    root: FilePath | None = Field(None, description="Folder of the data files; replaces the manifest's own root.")
-    dir: FilePath | None = Field(
-        None,
-        description="Where the prepared data set lies; null: in run_dir. Runs on the same data may share it.",
-    )
-    max_bad_fraction: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of bad items (missing, truncated, empty) above which prepare exits with 3.",
-    )
-    unpaired: Unpaired | None = Field(
-        None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."
-    )
+# What stands in messages for the file of a recipe that is given as a dict.
+_GIVEN = Path("recipe")
 
 
 class Embed(Strict):
@@ -242,6 +184,11 @@ class Recipe(Strict):
         return self.train is not None and self.embed.weights is None
 
     @property
+    def data_seed(self) -> int:
+        """The seed of what is drawn of the data."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
     def folder(self) -> Path:
         """The run directory."""
         return self.run_dir or Path.cwd() / "runs" / self.name
@@ -276,18 +223,22 @@ class Recipe(Strict):
 
 
 def load_recipe(
-    name_or_path: str | None = None,
+    name_or_path: str | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     settings_of: str = "",
 ) -> Recipe:
     """Read, override and validate a recipe.
 
-    ``name_or_path`` is a file or a recipe of the shelf; None means $CSALIGN_RECIPE, then ./recipe.yaml. Each
+    ``name_or_path`` is a file or a recipe of the shelf, or the content of one as a dict (paths relative to the current
+    folder, messages say "recipe" in place of a file); None means $CSALIGN_RECIPE, then ./recipe.yaml. Each
     override is ``a.b.c=value``; ``settings`` then set key paths to values as a recipe file holds them, and
     ``settings_of`` says in messages where they come from. Raises InputError with all problems in one report.
     """
-    file = read_yaml(find_recipe(name_or_path))
+    if isinstance(name_or_path, Mapping):
+        file = YamlFile(_GIVEN, copy.deepcopy(dict(name_or_path)))
+    else:
+        file = read_yaml(find_recipe(name_or_path))
     changes: dict[KeyPath, str] = {}
     for text in overrides:
         path, raw = _override(text)

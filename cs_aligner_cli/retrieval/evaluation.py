@@ -19,7 +19,7 @@ from cs_aligner_cli.retrieval.rows import RowsLike, as_searched
 def evaluate_retrieval(
     image: RowsLike,
     text: RowsLike,
-    image_of_text: npt.NDArray[np.integer] | Tensor,
+    image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     device: str = "cpu",
 ) -> Metrics:
@@ -27,7 +27,7 @@ def evaluate_retrieval(
 
     image (M, d) and text (N, d) are floating-point and L2-normalised inside; a zero row has cosine 0 with
     all. ``image_of_text`` (N,) integers: the row of each text's image, or -1 for a text without one, which is
-    no query but stays in the gallery; likewise an image without text.
+    no query but stays in the gallery; likewise an image without text. None: text i is that of image i, N = M.
 
     Returns per direction "R@k" for every k in ks (the fraction of queries with any true answer among the k best),
     "mAP" (mean average precision over the whole ranking), "MRR", "median_rank" and "mean_rank" (1 is best; of a
@@ -44,7 +44,7 @@ def evaluate_retrieval(
 def true_ranks(
     image: RowsLike,
     text: RowsLike,
-    image_of_text: npt.NDArray[np.integer] | Tensor,
+    image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1,),
     device: str = "cpu",
 ) -> dict[str, QueryScores]:
@@ -53,6 +53,12 @@ def true_ranks(
     Arguments and errors as in ``evaluate_retrieval``.
     """
     rows = as_searched(image, "image"), as_searched(text, "text")
+    if image_of_text is None:
+        if len(rows[0]) != len(rows[1]):
+            raise InputError(
+                f"image_of_text: without it rows are pairs; there are {len(rows[0])} images and {len(rows[1])} texts"
+            )
+        image_of_text = np.arange(len(rows[1]))
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
     found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device)
     return {direction: evaluated.scores for direction, evaluated in found.items()}

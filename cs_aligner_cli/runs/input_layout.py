@@ -34,7 +34,7 @@ class InputLayout:
             data.dir or self.folder / "data",
             "csalign prepare",
             {
-                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired"}),
+                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired", "seed"}),
                 "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
             },
         )
@@ -91,7 +91,7 @@ class InputLayout:
                 "data": {"unpaired": unpaired.model_dump(mode="json")},
                 "train": train.model_dump(mode="json", include={"split", "val_split", "val_fraction"}),
                 "encoders": {"further": [*self.recipe.encoders.further]},
-                "seed": self.recipe.seed,
+                "seed": self.recipe.data_seed,
             },
             (self.prepared, *(layout.prepared for layout in self.unpaired.values())),
         )

@@ -142,6 +142,7 @@ class _TrainingLayout(InputLayout):
                 "train": train.model_dump(mode="json", exclude=ignored),
                 "encoders": self.recipe.encoders.model_dump(mode="json"),
                 "seed": self.recipe.seed,
+                **({} if self.recipe.data.seed is None else {"data_seed": self.recipe.data.seed}),
             },
             (self.prepared, *([self.pairing] if self.pairing else []), *cached),
         )
@@ -199,7 +200,7 @@ class Layout(_TrainingLayout):
             "retrieval results",
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
-            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.seed},
+            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.data_seed},
             (*self.stores(spec.split).values(), *bank.values()),
         )
 
@@ -240,7 +241,7 @@ class Layout(_TrainingLayout):
             {
                 "gap_report": {**parts, "split": self.recipe.gap_split},
                 "name": self.recipe.name,
-                "seed": self.recipe.seed,
+                "seed": self.recipe.data_seed,
             },
             tuple(needs.values()),
         )

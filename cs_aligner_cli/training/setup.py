@@ -100,7 +100,7 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
 def _parts(recipe: Recipe, spec: Train, split: Split, val_split: Split) -> tuple[Ints, Ints]:
     """Image rows to train on and to validate on."""
     modalities = recipe.encoders.modalities[1:]
-    train_rows, held_out = hold_out(split, spec.val_fraction, recipe.seed, modalities)
+    train_rows, held_out = hold_out(split, spec.val_fraction, recipe.data_seed, modalities)
     if spec.val_split:
         train_rows = np.union1d(train_rows, held_out)
         held_out = np.unique(val_split.image_of_caption[val_split.image_of_caption >= 0])

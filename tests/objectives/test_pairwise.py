@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
@@ -114,3 +115,15 @@ def test_error_texts() -> None:
             align_uniform(x, x, t=bad)
     with pytest.raises(InputError, match="groups: expected 4 integers"):
         siglip(x, x, 1.0, 0.0, torch.arange(3))
+
+
+def test_groups_may_be_strings() -> None:
+    image, text = (torch.randn(6, 4, dtype=torch.float64) for _ in range(2))
+    names = ["a dog", "a cat", "a dog", "a hat", "a cat", "a dog"]
+    expected = infonce(image, text, 3.0, np.array([0, 1, 0, 2, 1, 0]))
+    for groups in (names, np.array(names), np.array(names, object)):
+        assert infonce(image, text, 3.0, groups) == expected
+    assert infonce(image, text, 3.0, names) < infonce(image, text, 3.0)
+    for wrong in ([1.5] * 6, names[:5], [None] * 6):
+        with pytest.raises(InputError, match="groups: expected 6 integers or strings"):
+            infonce(image, text, 3.0, wrong)

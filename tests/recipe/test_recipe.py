@@ -650,3 +650,14 @@ def test_the_schema_agrees_on_which_kind_is_meant_where_none_is_named(
     empty = nested(tuple(section.split(".")), {})
     schema.validate({"name": "x", **empty})
     assert loaded(dump_yaml({"name": "x", **empty}))
+
+
+def test_a_dict_in_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"name": "x", "data": {"root": "photos"}, "train": {"epochs": 3}}
+    recipe = load_recipe(content, ["train.lr=0.01"])
+    assert recipe.train is not None
+    assert (recipe.train.epochs, recipe.train.lr, recipe.data.root) == (3, 0.01, tmp_path / "photos")
+    assert content == {"name": "x", "data": {"root": "photos"}, "train": {"epochs": 3}}
+    with pytest.raises(InputError, match=r"recipe.*train\.epoch.*did you mean"):
+        load_recipe({"name": "x", "train": {"epoch": 3}})

@@ -341,3 +341,11 @@ def test_evaluation_error_texts():
     image[2, 0] = np.inf
     with pytest.raises(InputError, match="image: row 2 holds NaN or infinity"):
         evaluate_retrieval(image, text, owners, ks=(1,))
+
+
+def test_without_image_of_text_rows_are_pairs() -> None:
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((2, 12, 4))
+    assert evaluate_retrieval(image, text) == evaluate_retrieval(image, text, np.arange(12))
+    with pytest.raises(InputError, match="there are 12 images and 11 texts"):
+        evaluate_retrieval(image, text[:11])

@@ -14,9 +14,13 @@ import yaml
 from typer.testing import CliRunner
 
 from cs_aligner_cli.cli.main import app
+from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.gap import measure_gap
+from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.training.setup import _parts
 
 
 def csalign(*arguments: object, code: int = 0) -> str:
@@ -187,7 +191,6 @@ def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_reci
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("eval_retrieval.ks=[1,5,1000]", "k = 1000 but the gallery holds 40 images"),
         ("eval_retrieval.split=tset", "split 'tset' is empty; did you mean test?"),
         ("gap_report.split=nowhere", "split 'nowhere' is empty"),
         ("train.split=trian", "split 'trian' is empty; did you mean train?"),
@@ -223,3 +226,19 @@ def test_trained_weights_align_another_data_set(features_recipe: Path, features_
     again = run(features_recipe, f"run_dir={tmp_path / 'again'}", f"embed.weights={weights}")
     assert "train" not in again["status"]
     assert again["eval_retrieval"] == first["eval_retrieval"]
+
+
+def test_a_seed_of_the_data_stays_while_seeds_of_training_vary(features_recipe: Path) -> None:
+    held_out = set()
+    for seed, data_seed in ((1, "null"), (2, "null"), (1, 7), (2, 7)):
+        recipe = load_recipe(str(features_recipe), [f"seed={seed}", f"data.seed={data_seed}"])
+        layout = Layout(recipe)
+        assert recipe.data_seed == (seed if data_seed == "null" else 7)
+        csalign("prepare", features_recipe, "--set", f"seed={seed}", "--set", f"data.seed={data_seed}")
+        split = PreparedData(layout.prepared.path).split("train", "train.split")
+        held_out.add((data_seed, *_parts(recipe, recipe.train, split, split)[1]))
+    assert sorted(seed for seed, *_ in held_out if seed == 7) == [7]
+    assert len(held_out) == 3
+    one, other = (load_recipe(str(features_recipe), [f"seed={seed}", "data.seed=7"]) for seed in (1, 2))
+    assert Layout(one).trained("aligned").wanted() != Layout(other).trained("aligned").wanted()
+    assert Layout(one).prepared.wanted() == Layout(other).prepared.wanted()

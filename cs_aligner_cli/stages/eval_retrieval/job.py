@@ -154,7 +154,7 @@ class _Job:
         write_mixed(folder, scores, self.ids, self.owners)
         results[MIXED] = mixed_means(scores)
         if self.spec.bootstrap:
-            found = intervals(mean_statistics(scores.values, scores.owner), self.spec.bootstrap, self.recipe.seed)
+            found = intervals(mean_statistics(scores.values, scores.owner), self.spec.bootstrap, self.recipe.data_seed)
             spans[MIXED] = nested({(group, k): span for group, metrics in found.items() for k, span in metrics.items()})
 
     def _edges(self, stores: dict[str, Store]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class _Job:
             spec = self.spec.query_bank
             store = Store(self.layout.stores(spec.split)[name].path)
             rows = [Rows(store.array(m), f"{name}, {m} of the query bank") for m in MODALITIES]
-            bank = bank_of(rows[0], rows[1], spec.size, spec.neighbors, spec.beta, self.recipe.seed)
+            bank = bank_of(rows[0], rows[1], spec.size, spec.neighbors, spec.beta, self.recipe.data_seed)
             variants += [(f"{name}+{kind}", corrected(kind, *pair, bank)) for kind in self.spec.corrections]
         return variants
 
@@ -228,7 +228,7 @@ class _Job:
         query_clusters = {d: clusters[SIDES[d][0]][scored.queries] for d, scored in scores.items()}
         item_clusters = {d: clusters[SIDES[d][1]] for d in scores}
         found_statistics = statistics(scores, query_clusters, item_clusters)
-        return summarise(scores), intervals(found_statistics, self.spec.bootstrap, self.recipe.seed)
+        return summarise(scores), intervals(found_statistics, self.spec.bootstrap, self.recipe.data_seed)
 
     def _write_neighbors(self, searched: Searched, found: dict[str, Evaluated], folder: Path) -> None:
         for direction, (asking, answering) in SIDES.items():
@@ -261,7 +261,7 @@ class _Job:
                 arrays[other],
                 index_keys(self.split, modality, self.root),
                 self.spec.index,
-                self.recipe.seed,
+                self.recipe.data_seed,
                 self.layout.source_of(name, self.split.name),
                 self.console.say,
             )

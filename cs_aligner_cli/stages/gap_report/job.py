@@ -89,7 +89,7 @@ class _Job:
         self.rows = {"image": images[kept], "text": captions[kept]}
         self.labels = self.split.labels[self.rows["image"]]
         # The pairs that pictures are made of.
-        drawn = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(kept))[:MAX_POINTS])
+        drawn = np.sort(np.random.default_rng(self.recipe.data_seed).permutation(len(kept))[:MAX_POINTS])
         self.drawn = {m: rows[drawn] for m, rows in self.rows.items()}
         self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
         self.report = {
@@ -165,7 +165,7 @@ class _Job:
         self.report["seeds"] = {"runs": names, "stores": stores, "differences": rows}
 
     def _headline(self, run: str, store: str, take: Take) -> Measurement:
-        spec, seed = self.recipe.gap_report, self.recipe.seed
+        spec, seed = self.recipe.gap_report, self.recipe.data_seed
         try:
             image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
             found = measure_headline(image, text, spec.bandwidths, seed, spec.exact_pairs)
@@ -176,14 +176,14 @@ class _Job:
     def _with_recalls(self, found: Measured, image: Features, text: Features) -> tuple[Measurement, dict[str, Any]]:
         """What was measured with R@1 and R@10 beside it, mean of both ways; and the recalls' intervals."""
         ks = [k for k in _KS if k <= min(len(image), len(text))]
-        recalls = recall_spreads(image, text, self.owner, ks, self.recipe.seed)
+        recalls = recall_spreads(image, text, self.owner, ks, self.recipe.data_seed)
         spans = {way: {k: score_interval(*both) for k, both in side.items()} for way, side in recalls.items()}
         mean = {k: both for k, both in recalls["mean"].items() if k in RECALLS}
         values = {**found.values, **{k: value for k, (value, _) in mean.items()}}
         return Measurement(values, {**found.spreads, **{k: spread for k, (_, spread) in mean.items()}}), spans
 
     def _measure_one(self, store: Compared, take: Take, tell: Callable[[str], None]) -> None:
-        name, seed, spec = store.name, self.recipe.seed, self.recipe.gap_report
+        name, seed, spec = store.name, self.recipe.data_seed, self.recipe.gap_report
         image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
         labels = self.labels.tolist()
         try:
@@ -279,9 +279,9 @@ class _Job:
         }
         figures = {
             "gap_against_recall": gap_against_recall(points),
-            "projection": projection(pairs, seed=self.recipe.seed),
+            "projection": projection(pairs, seed=self.recipe.data_seed),
             **self._neighbour_projection(pairs),
-            "cosine_histograms": cosine_histograms(pairs, seed=self.recipe.seed),
+            "cosine_histograms": cosine_histograms(pairs, seed=self.recipe.data_seed),
             "divergence_curve": divergence_curve({name: report["sweep"][name] for name in panels}),
             "spectra": spectra({name: self.spectra[name] for name in panels}),
         }
@@ -296,7 +296,7 @@ class _Job:
         kind = self.recipe.gap_report.projection
         if kind == "pca":
             return {}
-        return {f"projection_{kind}": neighbour_projection(pairs, kind, seed=self.recipe.seed)}
+        return {f"projection_{kind}": neighbour_projection(pairs, kind, seed=self.recipe.data_seed)}
 
     def _panels(self) -> list[str]:
         """The stores that get a panel: this run's, then other runs', then baselines, as long as there is room."""

@@ -122,7 +122,7 @@ def write_pairing(layout: Layout, build: Build) -> dict[str, Any]:
     data = PreparedData(layout.prepared.path)
     split = data.split(train.split, "train.split")
     guarded = [table[table["split"] != train.split] for table in (data.images, data.captions)]
-    sources, seed = unpaired_splits(layout), layout.recipe.seed
+    sources, seed = unpaired_splits(layout), layout.recipe.data_seed
     pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, seed, partial(_held_out, layout))
     pairing.write(build.folder)
     return pairing.counts()
@@ -145,7 +145,7 @@ def _held_out(layout: Layout, split: Split) -> npt.NDArray[np.int64]:
     train = layout.recipe.train
     if train is None or train.val_split:
         return np.arange(0)
-    return hold_out(split, train.val_fraction, layout.recipe.seed, layout.modalities[1:])[1]
+    return hold_out(split, train.val_fraction, layout.recipe.data_seed, layout.modalities[1:])[1]
 
 
 def _reasons(source: Source) -> str:
