@@ -91,7 +91,7 @@ class Roles(Frozen):
 
     paired: int
     unpaired: int
-    left_out: int
+    left_out: int = Field(alias="left out")
 
 
 class Pairing(RootModel[dict[str, Roles | Status]], frozen=True):
@@ -151,7 +151,7 @@ class PrepareResult(StageResult):
         tables = [table(title, ["split", "images", "captions"], counts)]
         if self.pairing:
             roles = [(m, r.paired, r.unpaired, r.left_out) for m, r in self.pairing.by_modality().items()]
-            tables.append(table("training items", ["modality", "paired", "unpaired", "left_out"], roles))
+            tables.append(table("training items", ["modality", "paired", "unpaired", "left out"], roles))
         if self.shards:
             written = list(self.shards.splits.items())
             tables.append(table(f"WebDataset shards in {self.shards.folder}", ["split", "shards"], written))
