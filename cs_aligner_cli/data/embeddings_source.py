@@ -33,8 +33,7 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     root = manifest.root
     if manifest.split_fractions:
         manifest = _without_splits(manifest)
-    frames = {"image": _image_table(root, manifest.images), "text": _caption_table(root, manifest)}
-    frames |= {name: _owned(root, part) for name, part in manifest.modalities.items()}
+    frames = _frames(root, manifest)
     parts: dict[str, _Part | None] = {"image": manifest.images, "text": manifest.captions, **manifest.modalities}
     description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
     sizes = {modality: len(frame) for modality, frame in frames.items()}
@@ -54,7 +53,25 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
                 description[f"{modality}_tokens"] = _checked_tokens(root, part, sizes[modality], advance)
     frames = {name: frame.drop(columns="key", errors="ignore") for name, frame in frames.items()}
     images, captions = frames.pop("image"), frames.pop("text")
+    if manifest.captions is not None and manifest.captions.split_column is None:
+        split_of = images.drop_duplicates("image_id").set_index("image_id")["split"]
+        captions["split"] = captions["image_id"].map(split_of).fillna(captions["split"])
     return Source(images, captions, description, further=frames)
+
+
+def _frames(root: Path, manifest: EmbeddingsManifest) -> dict[str, pd.DataFrame]:
+    """The table of every modality; a column of splits that is not there is named with what to do."""
+    try:
+        frames = {"image": _image_table(root, manifest.images), "text": _caption_table(root, manifest)}
+        return frames | {name: _owned(root, part) for name, part in manifest.modalities.items()}
+    except MissingColumnError as error:
+        parts = (manifest.images, manifest.captions, *manifest.modalities.values())
+        if error.column not in [part.split_column for part in parts if part]:
+            raise
+        raise InputError(
+            str(error),
+            "Without such a column: split_column: null (the images are one split, all; captions are in their image's).",
+        ) from None
 
 
 class _Named(NamedTuple):

@@ -82,3 +82,20 @@ def test_flawless_data_give_no_findings(csalign: Csalign, paired: Callable[..., 
     called = csalign("run", recipe, "--json", "--set", "eval_retrieval.ks=[1]")
     assert called.json["findings"] == []
     assert "warning" not in called.stderr
+
+
+def test_captions_without_a_split_column_are_in_their_images_split(
+    csalign: Csalign, refused: Callable[..., str], paired: Callable[..., Path], tmp_path: Path
+) -> None:
+    splits = ["train"] * 12 + ["test"] * 8
+    recipe = paired(
+        [(f"i{i}", split) for i, split in enumerate(splits)],
+        [(f"i{i}", f"cap {i}", split) for i, split in enumerate(splits)],
+    )
+    (tmp_path / "c.csv").write_text("image,caption\n" + "".join(f"i{i},cap {i}\n" for i in range(20)), encoding="utf-8")
+    assert "Without such a column: split_column: null" in refused("prepare", recipe)
+    manifest = tmp_path / "m.yaml"
+    stated = manifest.read_text(encoding="utf-8").replace("  caption_column", "  split_column: null\n  caption_column")
+    manifest.write_text(stated, encoding="utf-8")
+    counts = csalign("prepare", recipe, "--json").json["splits"]
+    assert counts == {"train": {"images": 12, "captions": 12}, "test": {"images": 8, "captions": 8}}
