@@ -55,7 +55,9 @@ class ImageLoader:
         """The pixels of some rows; raise InputError for a picture that is no longer whole."""
         paths = [self.root / locator for locator in rows["locator"]]
         first = self._read(paths[0])
-        pixels = torch.empty((len(paths), *first.shape), dtype=first.dtype, pin_memory=self.pinned)
+        # The decoding threads are in no inference mode that the caller may be in, and could not write a tensor of one.
+        with torch.inference_mode(False):
+            pixels = torch.empty((len(paths), *first.shape), dtype=first.dtype, pin_memory=self.pinned)
         pixels[0] = first
 
         def fill(places: range) -> None:
