@@ -402,7 +402,9 @@ CASES: dict[str, list[Case]] = {
             "no tokenizer",
             lambda at: at.model({"config.json": BERT["config.json"], "model.safetensors": b"not looked at"}),
         ),
-        Case("a pickle of Python objects", lambda at: at.model({**BERT, "pytorch_model.bin": pickle.dumps(Fraction(1))})),
+        Case(
+            "a pickle of Python objects", lambda at: at.model({**BERT, "pytorch_model.bin": pickle.dumps(Fraction(1))})
+        ),
         Case(
             "an open_clip folder with a pointer",
             lambda at: at.model({"open_clip_config.json": "{}", "open_clip_model.safetensors": LFS}, "open_clip"),
