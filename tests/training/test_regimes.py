@@ -302,7 +302,7 @@ def test_further_captions_come_from_another_manifest(
     expected = (
         "data.unpaired.sources.0: the text embeddings of more have 7 dimensions, but those of the data set have 16"
     )
-    assert expected in refused("run", recipe)
+    assert expected in refused("run", recipe, "--force")
     both = setting.replace("modalities: [text]", "modalities: [image, text]")
     assert "more.yaml: no usable images are left" in refused("prepare", recipe, "--force", "--set", both)
 
