@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -69,7 +70,9 @@ def read_state_dict(file: Path, key: str) -> dict[str, Tensor]:
             raise InputError(f"{key}: {file} is no safetensors file, or damaged: {error}") from None
     _refuse_torchscript(file, key)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what cannot be read is refused below
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise not_plain(file, key) from None
     except _NOT_READ as error:

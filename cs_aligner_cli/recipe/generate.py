@@ -27,7 +27,7 @@ class DecoderSpec(Strict):
     """Which decoder draws."""
 
     kind: DecoderKind = Field(
-        "kandinsky22",
+        "closed_form",
         description="kandinsky22, stable_unclip, karlo: diffusers' pipelines (pip install cs-aligner-cli[t2i]);"
         " closed_form: ridge regression from embeddings to pixels, a floor that takes seconds.",
     )

@@ -18,8 +18,8 @@ Choices = Annotated[list[Any], Field(min_length=1)]
 class Space(Strict):
     """The values that one key may take: a range of numbers, or choices."""
 
-    low: float | None = Field(None, description="Smallest number.")
-    high: float | None = Field(None, description="Largest number.")
+    low: float | None = Field(None, ge=-1e9, le=1e9, description="Smallest number.")
+    high: float | None = Field(None, ge=-1e9, le=1e9, description="Largest number.")
     log: bool = Field(False, description="Draw the logarithm evenly; low must be above 0.")
     whole: bool = Field(False, description="Whole numbers only.")
     choices: Choices | None = Field(None, description="In place of a range: the values that are chosen from.")
