@@ -403,7 +403,8 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.model({"config.json": BERT["config.json"], "model.safetensors": b"not looked at"}),
         ),
         Case(
-            "a pickle of Python objects", lambda at: at.model({**BERT, "pytorch_model.bin": pickle.dumps(Fraction(1))})
+            "a pickle of Python objects",
+            lambda at: at.model({**BERT, "pytorch_model.bin": pickle.dumps(Fraction(1), 2)}),
         ),
         Case(
             "an open_clip folder with a pointer",
@@ -439,7 +440,10 @@ CASES: dict[str, list[Case]] = {
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
         Case("pictures without a section", lambda at: ["generate", "scenes"]),
-        Case("a decoder without a model", lambda at: ["generate", "scenes", "--set", "generate={}"]),
+        Case(
+            "a decoder without a model",
+            lambda at: ["generate", "scenes", "--set", "generate={decoder: {kind: kandinsky22}}"],
+        ),
         Case(
             "a store that is none",
             lambda at: ["generate", "scenes", "--set", "generate={decoder: {kind: closed_form}, stores: [alinged]}"],
