@@ -98,6 +98,10 @@ def misspellings(key: str) -> list[str]:
     return [name for name in tried if name and name not in _NAMES]  # "seed" is no misspelling of seeds, but a key
 
 
+# Keys that a shipped recipe must name: misspelt, they are missing, too.
+_REQUIRED = (("name",), ("encoders", "text", "model"), ("generate", "metrics", "inception", "weights"))
+
+
 def _schema_leaves(data: dict[str, Any]) -> list[Path_]:
     """The leaves but those below sweep.settings and sweep.grid, whose keys are key paths: tests/experiments."""
     return [path for path in leaves(data) if path[:2] not in (("sweep", "settings"), ("sweep", "grid"))]
@@ -124,7 +128,7 @@ def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(
         message = refused("recipe", "validate", file)
         assert f": {wrong}: unknown key; did you mean {right}" in message
         problems = [line for line in message.splitlines() if "problems:" not in line]
-        required = path in (("name",), ("encoders", "text", "model"))  # under another name it is also missing
+        required = path in _REQUIRED  # under another name it is also missing
         assert len(problems) == (2 if required else 1), message
         assert re.search(rf"misspelt\.yaml:\d+: {re.escape(wrong)}:", message)
 
@@ -152,7 +156,7 @@ def test_a_misspelt_key_of_a_shipped_manifest_is_refused_by_name(
     name: str, path: Path_, refused: Refused, tmp_path: Path
 ) -> None:
     data = read_yaml(shelf.find("data_manifests", name)).data
-    if path[0] in ("checksums", "shards"):
+    if path[0] in ("checksums", "shards", "tables", "split_fractions"):
         pytest.skip("its keys are names of files and splits")
     stored = data["kind"] in ("embeddings", "latent", "clip_retrieval")
     recipe = "flickr8k" if stored else "flickr8k_images"
@@ -175,6 +179,8 @@ ANY_VALUES = (
 def _base_for(path: Path_) -> dict[str, Any]:
     """A recipe in which only the kinds are given that make ``path`` a key."""
     data: dict[str, Any] = {"name": "x"}
+    if path[:2] == ("train", "unpaired_per_pair"):
+        data["data"] = {"unpaired": {}}
     for tower in ("image", "text"):
         if path[:2] == ("encoders", tower) and path[2:3] not in ((), ("kind",), ("power",)):
             data["encoders"] = {tower: {"kind": "open_clip", "random_init": True, "config": {}}}
@@ -189,6 +195,9 @@ def _base_for(path: Path_) -> dict[str, Any]:
         sections = [section for section in members if path[depth + 1] in section.model_fields]
         if sections != members:
             _set(data, (*path[: depth + 1], "kind"), sections[0].model_fields["kind"].default)
+    for name, info in sections[0].model_fields.items() if len(path) > 1 and path[0] != "encoders" else ():
+        if info.is_required() and (*path[:-1], name) != ("name",):
+            _set(data, (*path[:-1], name), "x")
     return data
 
 
