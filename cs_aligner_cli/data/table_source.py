@@ -35,7 +35,7 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     files = table_files(manifest)
     parts = [_rows(manifest, path, split, dialect) for split, path in files]
     rows = pd.concat(parts, ignore_index=True)
-    images, owner, found = _images(rows, manifest.root)
+    images, owner, found = _images(rows, manifest.root, ", ".join(str(path) for _, path in files[:3]))
     bad += found
     captions = pd.DataFrame({"image_id": owner, "split": rows["split"], "text": rows["text"]})
     lost = captions["image_id"].isna() & rows["locator"].notna()
@@ -134,7 +134,7 @@ def _inside(file: ArrowFile, column: str, manifest: TableManifest) -> pd.DataFra
     return pd.DataFrame({"image_id": names, "locator": located["locator"]})
 
 
-def _images(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, pd.Series[Any], list[dict[str, str]]]:
+def _images(rows: pd.DataFrame, root: Path, tables: str) -> tuple[pd.DataFrame, pd.Series[Any], list[dict[str, str]]]:
     """The images, for each row the name of its image (None: no image, or a dropped one), and the bad items."""
     named = rows[rows["locator"].notna()]
     listed = named[["image_id", "split", "locator"]].drop_duplicates("locator")
@@ -143,7 +143,7 @@ def _images(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, pd.Series[Any
     of_row = rows["locator"].map(place).fillna(-1).astype(int).to_numpy()
     names = pd.concat([images["image_id"].astype(object), pd.Series([None], dtype=object)], ignore_index=True)
     owner = names.take(np.where(of_row < 0, len(images), of_row)).set_axis(rows.index)
-    images["label"] = _label_of_each(images["image_id"], owner, rows["label"])
+    images["label"] = _label_of_each(images["image_id"], owner, rows["label"], tables)
     return images, owner, bad
 
 
@@ -201,13 +201,13 @@ def _formatted(pattern: str, frame: pd.DataFrame, split: str | None, path: Path)
     return [written(cells) for cells in zip(*texts.values(), strict=True)]
 
 
-def _label_of_each(images: pd.Series[Any], of_rows: pd.Series[Any], labels: pd.Series[str]) -> list[str]:
+def _label_of_each(images: pd.Series[Any], of_rows: pd.Series[Any], labels: pd.Series[str], tables: str) -> list[str]:
     """The label of every image; raises InputError where the rows of one image have two."""
     rows = pd.DataFrame({"image": of_rows, "label": labels}).dropna(subset="image").drop_duplicates()
     twice = rows.loc[rows["image"].duplicated(), "image"]
     if len(twice):
         found = rows.loc[rows["image"] == twice.iloc[0], "label"].tolist()
-        raise InputError(f"label_column: image {twice.iloc[0]!r} has two labels: {found[0]!r} and {found[1]!r}")
+        raise InputError(f"{tables}: image {twice.iloc[0]!r} has two labels: {found[0]!r} and {found[1]!r}")
     of_image: dict[str, str] = dict(zip(rows["image"], rows["label"], strict=True))
     return [of_image[image] for image in images]
 

@@ -39,7 +39,7 @@ def test_every_shipped_recipe_is_valid_by_name_and_by_path(name: str, csalign: C
         called = csalign("recipe", "validate", given)
         assert (called.exit_code, called.stdout) == (0, f"{name}: valid\n")
         hint = "still to be named: the folder of the data, --set data.root=FOLDER\n"
-        assert called.stderr == (hint if name.startswith("flickr8k") else "")
+        assert called.stderr == (hint if name.startswith(("flickr8k", "paper")) else "")
 
 
 def test_a_shelf_name_means_the_same_everywhere_and_a_path_means_the_file(tmp_path: Path) -> None:
@@ -83,7 +83,8 @@ def test_list_tells_what_each_recipe_does_and_how_to_run_it(csalign: Callable[..
     assert list(listed) == shelf.names("recipes")
     text = csalign("recipe", "list").stdout
     for name, entry in listed.items():
-        assert entry["command"].removesuffix(" --set data.root=FOLDER") == f"csalign run {name}"
+        does = "sweep" if load_recipe(name).sweep else "run"
+        assert entry["command"].removesuffix(" --set data.root=FOLDER") == f"csalign {does} {name}"
         assert len(entry["about"]) > 40 and "yaml-language-server" not in entry["about"]
         assert entry["command"] in text and entry["about"] in text
 
