@@ -52,8 +52,9 @@ def test_the_kinds_are_those_of_the_schema() -> None:
         "ResidualMlpAdapter",
         "BottleneckAdapter",
         "TransformerAdapter",
+        "PriorAdapter",
     }
-    assert set(ADAPTERS) == {"linear", "residual_mlp", "bottleneck", "transformer"}
+    assert set(ADAPTERS) == {"linear", "residual_mlp", "bottleneck", "transformer", "prior"}
 
 
 @pytest.mark.parametrize("make", [linear, residual_mlp])
