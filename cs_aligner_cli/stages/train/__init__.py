@@ -26,11 +26,14 @@ def train(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = 
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
 
-    def write(build: Build, name: str, spec: Train) -> Summary:
-        from cs_aligner_cli.training.loop import TrainingRun
+    if recipe.train is not None and recipe.train.trackers:
         from cs_aligner_cli.training.trackers import require_trackers
 
-        require_trackers(spec.trackers)
+        require_trackers(recipe.train.trackers)
+
+    def write(build: Build, name: str, spec: Train) -> Summary:
+        from cs_aligner_cli.training.loop import TrainingRun
+
         return TrainingRun(recipe, spec, layout, build.folder, console, name, ranks).run()
 
     made = {
