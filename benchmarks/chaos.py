@@ -290,7 +290,7 @@ def unlike(run: Path, reference: Path) -> list[str]:
         {
             str(p.relative_to(folder)): p
             for p in folder.rglob("*")
-            if p.is_file() and p.name not in (".lock", "run.json")
+            if p.is_file() and p.name not in (".lock", ".lock-holder", "run.json")
         }
         for folder in (run, reference)
     )

@@ -105,3 +105,9 @@ def test_files_are_short() -> None:
     lines = {path: len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path in modules()}
     long = [f"{path}: {count} lines" for path, count in lines.items() if count > LONGER.get(path.as_posix(), MAX_FILE)]
     assert not long, "\n".join(long)
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports them by name: of two, it would leave one out.
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert len(names) == len(set(names))
