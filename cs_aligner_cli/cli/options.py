@@ -73,7 +73,7 @@ Force = Annotated[bool, typer.Option("--force", help="Do the work again even if 
 Archive = Annotated[
     bool,
     typer.Option(
-        "--archive", help="Where finished work would be replaced, move it aside first, as in train/aligned.1."
+        "--archive", help="Where finished work would be replaced, keep it beside the new, as in train/aligned.1."
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]

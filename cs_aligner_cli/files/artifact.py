@@ -19,6 +19,7 @@ from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
 from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.disk import writing
+from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, sync
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
 RECORD = "stage.json"
@@ -60,7 +61,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
-            _sync(aside)
+            sync(aside)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
@@ -199,12 +200,15 @@ class Artifact:
                 )
 
     @contextmanager
-    def building(self, sources: str = "") -> Iterator[Build]:
-        """Build the output aside and put it in place whole; a cut build from the same inputs goes on."""
-        with writing(self.work):
-            yield from self._build(sources)
+    def building(self, sources: str = "", keep_earlier: bool = False) -> Iterator[Build]:
+        """Build the output aside and put it in place whole; a cut build from the same inputs goes on.
 
-    def _build(self, sources: str) -> Iterator[Build]:
+        An earlier output stays where it is until then, and goes; with ``keep_earlier`` it is kept, as NAME.1 or so.
+        """
+        with writing(self.work):
+            yield from self._build(sources, keep_earlier)
+
+    def _build(self, sources: str, keep_earlier: bool) -> Iterator[Build]:
         self._settle()
         wanted = self.wanted(sources)
         resumed = _take_up(self.work, wanted)
@@ -217,7 +221,8 @@ class Artifact:
                 shutil.rmtree(self.work, ignore_errors=True)  # nothing that a second try could go on from
             raise
         marks = set(self.work.rglob(MARKS))
-        made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f.name != _MARK and f not in marks]
+        apart = {*marks, *build.leftovers, self.work / _MARK}
+        made = [f for f in sorted(self.work.rglob("*")) if f.is_file() and f not in apart]
         _refuse_changed(f for f in made if mark(f) in marks)
         record = StageRecord(
             name=self.name,
@@ -232,6 +237,7 @@ class Artifact:
             },
         )
         _sync_all(made)
+        plan(self.work, build.leftovers, keep_earlier)
         write_json(self.work / RECORD, sealed(record.data()))
         (self.work / _MARK).unlink()
         self._settle()
@@ -245,25 +251,18 @@ class Artifact:
         """Put a finished build in place, also one whose process was killed in the middle of doing so."""
         if not (self.work / RECORD).is_file() or (self.work / _MARK).is_file():
             return
-        for leftover in self.work.rglob(MARKS):
-            leftover.unlink()
-        _sync(self.work)
-        old = self.path.with_name(f"{self.path.name}.old")
-        if self.path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
-        self.work.rename(self.path)
-        _sync(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(self.work, self.path)
 
 
 @dataclass
 class Build:
-    """A build in progress: its folder, whether it continues an interrupted one, and the summary to record."""
+    """A build in progress: its folder, whether it continues an interrupted one, the summary to record, and files that
+    it has needed to be taken up, and which go once it is in place."""
 
     folder: Path
     resumed: bool
     summary: dict[str, Any] = field(default_factory=dict)
+    leftovers: list[Path] = field(default_factory=list)
 
 
 def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
@@ -274,7 +273,7 @@ def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_json(mark, wanted)
-    for leftover in (work / RECORD, *work.rglob(".*.tmp")):  # of the process that was killed
+    for leftover in (work / RECORD, work / STEPS, *work.rglob(".*.tmp")):  # of the process that was killed
         leftover.unlink(missing_ok=True)
     return resumed
 
@@ -321,20 +320,9 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _sync(path: Path) -> None:
-    windows = os.name == "nt"
-    if windows and path.is_dir():
-        return  # there is no such thing for folders there
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sync_all(files: Sequence[Path]) -> None:
     if len(files) > _MANY_FILES and os.name != "nt":
         os.sync()
         return
     for path in (*files, *{file.parent for file in files}):
-        _sync(path)
+        sync(path)

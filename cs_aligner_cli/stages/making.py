@@ -16,6 +16,7 @@ from cs_aligner_cli.runs.distributed import ALONE, Ranks, building
 # What a stage records of an output, to be read again by its result's model.
 Summary: TypeAlias = dict[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
+_LONG_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ def make(
     force: bool = False,
     sources: str = "",
     ranks: Ranks = ALONE,
+    archive: bool = False,
 ) -> Made:
     """Return the output as it is if it is fresh, else let ``write`` fill ``build.folder`` and record what it returns.
 
     ``sources`` is a digest of outside files that the output depends on. Freshness compares records; only a build reads
-    and verifies what it needs. With ``ranks`` all of them call this and ``write``. Raises InputError if a need is
-    missing, stale or, when it is read, damaged.
+    and verifies what it needs. With ``ranks`` all of them call this and ``write``. With ``archive`` an output that is
+    replaced is kept beside the new one. Raises InputError if a need is missing, stale or, when it is read, damaged.
     """
 
     def fresh() -> dict[str, Any] | None:
@@ -71,11 +73,16 @@ def make(
     if record is not None:
         return Made(artifact, "fresh", record)
     ranks.broadcast(artifact.require_needs)
-    with building(artifact, ranks, sources) as build:
+    with building(artifact, ranks, sources, archive) as build:
         build.summary = write(build)
     record = ranks.broadcast(artifact.record)
     assert record is not None, f"{artifact.path} was put in place just now"
     return Made(artifact, "done", record)
+
+
+def took_long(artifact: Artifact) -> bool:
+    """Whether a finished output took so long that it is not replaced without being asked for."""
+    return ((artifact.record() or {}).get("seconds") or 0) > _LONG_SECONDS
 
 
 def joined(*parts: Made | None) -> Status:

@@ -29,7 +29,7 @@ def run_stage(
 ) -> StageResult:
     """Run one stage with its output folders locked, and note it in the run's record.
 
-    Finished work of other inputs is moved aside (``archive``), replaced (``force``), or raises InputError, as
+    Finished work of other inputs is kept beside the new (``archive``), replaced (``force``), or raises InputError, as
     ``replacing`` says.
 
     A folder that another process holds is waited for, ``patience`` seconds long. Of several ranks, rank 0 locks and
@@ -46,7 +46,7 @@ def run_stage(
         ranks.barrier()
         try:
             if stage.shared_by_ranks:
-                result = function(recipe, console, force, ranks)
+                result = function(recipe, console, force, ranks, archive)
             else:
                 result = _of_main(stage, function(recipe, console, force) if ranks.main else None, ranks)
         except TooManyBadItems as error:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.files.differences import differences
+from cs_aligner_cli.files.placing import beside
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.making import took_long
 from cs_aligner_cli.stages.table import Stage
 
-# A store that took longer is not replaced without being asked for.
-_LONG_SECONDS = 600.0
 _NAMED = 5
 
 
 def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool) -> None:
-    """Move the finished outputs of a stage that its run would replace aside, if asked, else refuse to replace them.
+    """Refuse to replace the finished outputs of a stage, or say where they will be kept.
+
+    An earlier output stays in its place until the new one is there, so that a run that fails or is killed costs none.
 
     Training is protected however short it was; an embedding store if it took more than ten minutes. Raises InputError
     that names the recipe keys that differ, and what can be done.
@@ -29,7 +30,9 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
         if not (changes := _changes(artifact)):
             continue
         if archive:
-            console.say(f"{artifact.name}: the earlier one is now {_moved_aside(artifact)}")
+            console.say(
+                f"{artifact.name}: the earlier one is kept as {beside(artifact.path)} once the new one is there"
+            )
         else:
             raise _refusal(artifact, changes, recipe)
 
@@ -48,7 +51,7 @@ def _protected(stage: Stage, layout: Layout) -> list[Artifact]:
     outputs = stage.outputs(layout) if stage.protects != "nothing" else []
     if stage.protects == "all":
         return [*outputs]
-    return [output for output in outputs if ((output.record() or {}).get("seconds") or 0) > _LONG_SECONDS]
+    return [output for output in outputs if took_long(output)]
 
 
 def _changes(artifact: Artifact) -> list[str]:
@@ -61,15 +64,6 @@ def _changes(artifact: Artifact) -> list[str]:
         return []
     wanted = artifact.wanted()
     return [*differences({key: record["inputs"].get(key) for key in wanted}, wanted)]
-
-
-def _moved_aside(artifact: Artifact) -> Path:
-    """Rename a finished output to the first free of NAME.1, NAME.2, ..., and return where it is."""
-    number = 1
-    while (aside := artifact.path.with_name(f"{artifact.path.name}.{number}")).exists():
-        number += 1
-    artifact.path.rename(aside)
-    return aside
 
 
 def _refusal(artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for th
 @dataclass(frozen=True)
 class Stage:
     """One stage: ``name(recipe, console, force)`` of the module ``stages.name``, which returns a StageResult; one
-    shared by ranks takes these, too.
+    shared by ranks takes these and ``archive``, too.
 
     That module is imported also where there is nothing to do, so it leaves it to ``write``, which ``making.make`` calls
     to build, to import what computes (torch). The result says how it is shown.

@@ -176,24 +176,27 @@ def killed_at(function, number):
         return function(*arguments, **options)
     return call
 
-place, number = Path(sys.argv[1]), int(sys.argv[2])
+place, number, keep = Path(sys.argv[1]), int(sys.argv[2]), bool(sys.argv[3:])
 # Every step by which a build changes the folders: the record, the mark, the renames, the removal of the old.
 for owner, name in ((Path, "rename"), (Path, "unlink"), (Path, "replace"), (artifacts.shutil, "rmtree")):
     setattr(owner, name, killed_at(getattr(owner, name), number))
-with Artifact("thing", place, "csalign make-it", {}).building("new") as building:
+with Artifact("thing", place, "csalign make-it", {}).building("new", keep) as building:
     (building.folder / "file").write_text("new")
+    building.leftovers = [building.folder / "state"]
+    building.leftovers[0].write_text("what only the build itself needs")
 print("done", calls)
 """
 
 
-def test_a_kill_between_any_two_steps_leaves_an_old_or_a_new_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [(), ("keep",)], ids=["replaced", "kept"])
+def test_a_kill_between_any_two_steps_leaves_an_old_or_a_new_output(tmp_path: Path, keep: tuple[str, ...]) -> None:
     seen = set()
     for number in range(1, 100):
         artifact = Artifact("thing", tmp_path / str(number) / "thing", "csalign make-it", {})
         with artifact.building("old") as building:
             (building.folder / "file").write_text("old")
         killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(artifact.path), str(number)], capture_output=True, text=True
+            [sys.executable, "-c", KILLED, str(artifact.path), str(number), *keep], capture_output=True, text=True
         )
         record = artifact.record()
         assert record is not None, f"lost at step {number}"
@@ -203,7 +206,12 @@ def test_a_kill_between_any_two_steps_leaves_an_old_or_a_new_output(tmp_path: Pa
         with artifact.building("newer") as building:
             assert not building.resumed
             (building.folder / "file").write_text("newer")
-        assert names(artifact.path.parent) == ["thing"]
+        if keep and found == "new":
+            assert names(artifact.path.parent) == ["thing", "thing.1"]
+            kept = replace(artifact, path=artifact.path.with_name("thing.1"))
+            assert kept.fresh("old") and (kept.path / "file").read_text() == "old"
+        else:
+            assert names(artifact.path.parent) == ["thing"]
         seen.add(found)
         if killed.returncode == 0:
             assert killed.stdout.startswith("done")

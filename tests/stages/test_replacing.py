@@ -35,7 +35,7 @@ def test_training_with_another_key_is_refused_moved_aside_or_forced(
 
     called = csalign("train", trained, *SHORT, "--archive")
     aside = weights.parents[1] / "aligned.1"
-    assert f"the earlier one is now {aside}" in called.stderr
+    assert f"the earlier one is kept as {aside} once the new one is there" in called.stderr
     assert (aside / "best.safetensors").read_bytes() == before != weights.read_bytes()
     assert csalign("train", trained, *SHORT, "--archive", "--json").json["status"] == "fresh"
     assert csalign("embed", trained, "-q", "--set", f"embed.weights={aside}").exit_code == 0

@@ -24,7 +24,6 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of, hold_out
-from cs_aligner_cli.files.artifact import RECORD, fingerprint, read_record
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.layout import Layout
@@ -365,8 +364,8 @@ def test_a_non_finite_loss_stops_and_says_what_it_was_and_keeps_what_was_there(f
     with pytest.raises(DivergedError, match=r"^aligned: step 1: the loss is inf\nA lower train\.lr") as caught:
         _trained(bad)
     assert caught.value.exit_code == 2
-    aside = Layout(good).trained("aligned").path.with_name("aligned.1")
-    assert fingerprint(read_record(aside / RECORD)["inputs"]) == before
+    trained = Layout(good).trained("aligned")
+    assert trained.fingerprint() == before and trained.require() and not trained.path.with_name("aligned.1").exists()
 
 
 def _csalign(*arguments: str) -> list[str]:

@@ -14,25 +14,27 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.embed.result import EmbedResult, StoreSummary
-from cs_aligner_cli.stages.making import Made, Summary, joined, make
+from cs_aligner_cli.stages.making import Made, Summary, joined, make, took_long
 
 if TYPE_CHECKING:
     from cs_aligner_cli.stages.embed.job import EmbedJob
 
 
-def embed(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE) -> EmbedResult:
+def embed(
+    recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE, archive: bool = False
+) -> EmbedResult:
     """Make every store that can be made now: frozen ones, those of tokens, and aligned ones once training is done.
 
     Raises InputError if the data are not prepared, an encoder does not load, or trained weights do not fit.
     """
     layout = Layout(recipe)
     ranks.broadcast(lambda: layout.prepared.current() is not None)
-    stores = _Stores(layout, console, force, ranks)
+    stores = _Stores(layout, console, force, ranks, archive)
     made = {FROZEN: {split: stores.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         made[TOKENS] = {split: stores.tokens(split) for split in layout.token_splits}
     if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
-        made |= _unpaired(layout, console, force, ranks)
+        made |= _unpaired(layout, stores)
     trained = ranks.broadcast(lambda: [name for name in layout.aligned_names if _can_align(layout, name)])
     for name in trained:
         made[name] = {split: stores.aligned(name, split) for split in layout.aligned_splits(name)}
@@ -49,16 +51,16 @@ def embed(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = 
     )
 
 
-def _unpaired(layout: Layout, console: Console, force: bool, ranks: Ranks) -> dict[str, dict[str, Made]]:
+def _unpaired(layout: Layout, stores: _Stores) -> dict[str, dict[str, Made]]:
     """Make the frozen stores of unpaired items from elsewhere, which must have the dimensions of the data set's own."""
     assert layout.recipe.train is not None and layout.recipe.data.unpaired is not None
     own = layout.frozen(layout.recipe.train.split)
     made: dict[str, dict[str, Made]] = {}
     for number, (name, other) in enumerate(layout.unpaired.items()):
         split = layout.recipe.data.unpaired.sources[number].split
-        ranks.broadcast(lambda other=other: other.prepared.current() is not None)  # type: ignore[misc]
+        stores.ranks.broadcast(lambda other=other: other.prepared.current() is not None)  # type: ignore[misc]
         like = own, f"data.unpaired.sources.{number}"
-        made[f"unpaired {name}"] = {split: _Stores(other, console, force, ranks).frozen(split, like)}
+        made[f"unpaired {name}"] = {split: stores.of(other).frozen(split, like)}
     return made
 
 
@@ -70,9 +72,13 @@ def _can_align(layout: Layout, name: str) -> bool:
 class _Stores:
     """The stores of one data set; what computes them (torch, the encoders) is loaded with the first that is made."""
 
-    def __init__(self, layout: Layout, console: Console, force: bool, ranks: Ranks) -> None:
-        self.layout, self.console, self.force, self.ranks = layout, console, force, ranks
+    def __init__(self, layout: Layout, console: Console, force: bool, ranks: Ranks, archive: bool) -> None:
+        self.layout, self.console, self.force, self.ranks, self.archive = layout, console, force, ranks, archive
         self.encoders_stamp = file_stamps(weight_files(layout.recipe))
+
+    def of(self, layout: Layout) -> _Stores:
+        """Those of another data set."""
+        return _Stores(layout, self.console, self.force, self.ranks, self.archive)
 
     @cached_property
     def job(self) -> EmbedJob:
@@ -107,4 +113,5 @@ class _Stores:
         return self._make(self.layout.aligned(name, split), write, own)
 
     def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str) -> Made:
-        return make(artifact, write, force=self.force, sources=sources, ranks=self.ranks)
+        archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))
+        return make(artifact, write, force=self.force, sources=sources, ranks=self.ranks, archive=archive)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.availability import weight_files
-from cs_aligner_cli.files.artifact import Build, file_stamps
+from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.generation_layout import GenerationLayout
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.generate.result import GenerateResult
-from cs_aligner_cli.stages.making import Made, Summary, joined, make
+from cs_aligner_cli.stages.making import Made, Summary, joined, make, took_long
 
 if TYPE_CHECKING:
     from cs_aligner_cli.stages.generate.job import GenerateJob
 
 
-def generate(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE) -> GenerateResult:
+def generate(
+    recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE, archive: bool = False
+) -> GenerateResult:
     """Make the decoder where the recipe trains one, draw every store and bound, and measure the pictures.
 
     Raises InputError, before the first picture, where decoder, stores, captions or weights are not what the recipe
@@ -28,7 +31,7 @@ def generate(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks
     """
     ranks.broadcast(lambda: _refuse(recipe))
     made = GenerationLayout(Layout(recipe))
-    pictures = _Pictures(made, console, force, ranks)
+    pictures = _Pictures(made, console, force, ranks, archive)
     decoder = pictures.decoder()
     drawn = {name: pictures.drawn(name) for name in (*made.drawn_stores, *made.spec.bounds)}
     results = pictures.results()
@@ -68,8 +71,8 @@ def _refuse(recipe: Recipe) -> None:
 class _Pictures:
     """Decoder, pictures and results of one recipe; what makes them is loaded with the first that is made."""
 
-    def __init__(self, made: GenerationLayout, console: Console, force: bool, ranks: Ranks) -> None:
-        self.made, self.console, self.force, self.ranks = made, console, force, ranks
+    def __init__(self, made: GenerationLayout, console: Console, force: bool, ranks: Ranks, archive: bool) -> None:
+        self.made, self.console, self.force, self.ranks, self.archive = made, console, force, ranks, archive
 
     @cached_property
     def job(self) -> GenerateJob:
@@ -89,7 +92,7 @@ class _Pictures:
             return self.ranks.broadcast(lambda: job.train(build))
 
         sources = file_stamps(weight_files(self.made.recipe))
-        return make(self.made.decoder, write, force=self.force, sources=sources, ranks=self.ranks)
+        return self._make(self.made.decoder, write, sources)
 
     def drawn(self, name: str) -> Made:
         """The pictures of one store or bound."""
@@ -97,7 +100,7 @@ class _Pictures:
         def write(build: Build) -> Summary:
             return self.job.draw(name, build)
 
-        return make(self.made.pictures(name), write, force=self.force, ranks=self.ranks)
+        return self._make(self.made.pictures(name), write)
 
     def results(self) -> Made:
         """What is measured of all of them."""
@@ -106,4 +109,8 @@ class _Pictures:
             job = self.job
             return self.ranks.broadcast(lambda: job.measure(build))
 
-        return make(self.made.results, write, force=self.force, ranks=self.ranks)
+        return self._make(self.made.results, write)
+
+    def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "") -> Made:
+        archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))
+        return make(artifact, write, force=self.force, sources=sources, ranks=self.ranks, archive=archive)

@@ -15,7 +15,9 @@ from cs_aligner_cli.stages.making import Summary, joined, make
 from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
 
 
-def train(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE) -> TrainResult:
+def train(
+    recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE, archive: bool = False
+) -> TrainResult:
     """Train every variant of a recipe; return what became of each.
 
     A run that was interrupted goes on from its last checkpoint and ends as if it had not been. Raises InputError if
@@ -37,7 +39,9 @@ def train(recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = 
         return TrainingRun(recipe, spec, layout, build.folder, console, name, ranks).run()
 
     made = {
-        name: make(layout.trained(name), partial(write, name=name, spec=spec), force=force, ranks=ranks)
+        name: make(
+            layout.trained(name), partial(write, name=name, spec=spec), force=force, ranks=ranks, archive=archive
+        )
         for name, spec in layout.variants.items()
     }
     runs = {name: part.result(TrainedRun, seconds=part.record["seconds"]) for name, part in made.items()}
