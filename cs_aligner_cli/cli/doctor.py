@@ -194,7 +194,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.data.manifest_files import require_files
     from cs_aligner_cli.encoders import pick_device
     from cs_aligner_cli.report.projections import require_projection
-    from cs_aligner_cli.runs.layout import Layout
+    from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
     from cs_aligner_cli.training.trackers import require_trackers
 
     def data(of: Recipe) -> str:
@@ -221,6 +221,8 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     if recipe.train is not None:
         train = recipe.train
         yield _tried("train.device", lambda: str(pick_device(train.device)))
+        if train.origin is not None:
+            yield _tried("train.from", lambda origin=train.origin: str(trained_file(origin, ORIGIN_FILE, "train.from")))  # type: ignore[misc]
         if train.trackers:
             yield _tried("train.trackers", trackers)
         if train.objective.divergence.kind == "sinkhorn":

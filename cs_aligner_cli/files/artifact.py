@@ -136,7 +136,10 @@ class Artifact:
     def fresh(self, sources: str = "") -> dict[str, Any] | None:
         """The record of the output on disk if it was made from exactly the inputs wanted now, else None."""
         record = self.record()
-        return record if record and record["inputs"] == self.wanted(sources) else None
+        if record is None:
+            return None
+        made = {key: value for key, value in record["inputs"].items() if key != "continues"}
+        return record if made == self.wanted(sources) else None
 
     def require(self) -> dict[str, Any]:
         """The record of this artifact, which is about to be read; raise InputError if it is missing, was made from
@@ -200,17 +203,17 @@ class Artifact:
                 )
 
     @contextmanager
-    def building(self, sources: str = "", keep_earlier: bool = False) -> Iterator[Build]:
+    def building(self, sources: str = "", keep_earlier: bool = False, continues: str = "") -> Iterator[Build]:
         """Build the output aside and put it in place whole; a cut build from the same inputs goes on.
 
         An earlier output stays where it is until then, and goes; with ``keep_earlier`` it is kept, as NAME.1 or so.
+        ``continues`` is the fingerprint of the output that this one goes on from; what is made of it differs by that.
         """
         with writing(self.work):
-            yield from self._build(sources, keep_earlier)
+            yield from self._build(self.wanted(sources) | ({"continues": continues} if continues else {}), keep_earlier)
 
-    def _build(self, sources: str, keep_earlier: bool) -> Iterator[Build]:
+    def _build(self, wanted: dict[str, Any], keep_earlier: bool) -> Iterator[Build]:
         self._settle()
-        wanted = self.wanted(sources)
         resumed = _take_up(self.work, wanted)
         build = Build(self.work, resumed)
         started = time.monotonic()

@@ -16,6 +16,7 @@ class Inputs(Frozen):
     recipe: dict[str, Any] = Field(description="the parts of the recipe that matter")
     needs: dict[str, str | None] = Field(description="fingerprints of the outputs that it is made from")
     sources: str = Field("", description="a digest of names, sizes and times of outside files")
+    continues: str = Field("", description="the fingerprint of the finished training that this one goes on from")
 
 
 class StageRecord(Frozen):

@@ -13,7 +13,8 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, source_of
 from cs_aligner_cli.generation.closed_form import ClosedForm
-from cs_aligner_cli.recipe.generate import RUN, Generate
+from cs_aligner_cli.recipe.generate import Generate
+from cs_aligner_cli.recipe.messages import RUN
 
 
 class Decoder(Protocol):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from pydantic import Field, model_validator
 
 from cs_aligner_cli.recipe.encoders import Encoder
-from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.messages import RUN, FilePath, Strict
 from cs_aligner_cli.recipe.train import SplitName
 
 DecoderKind: TypeAlias = Literal["kandinsky22", "stable_unclip", "karlo", "closed_form"]
@@ -20,7 +20,6 @@ PICTURE_METRICS: tuple[PictureMetric, ...] = get_args(PictureMetric)
 # Maps of frozen texts to where the images lie, fitted on the training split's pairs.
 FREE_MAPS = ("mean_shift", "ridge")
 _STORE = re.compile(rf"^(frozen|pairwise_only|aligned|frozen\+({'|'.join(FREE_MAPS)}))$")
-RUN = "run:"
 
 
 class DecoderSpec(Strict):

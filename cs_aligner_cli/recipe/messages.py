@@ -20,6 +20,10 @@ from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, shown
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 
 
+# Begins the name of another run in ./runs, in the place of a path.
+RUN = "run:"
+
+
 class Strict(BaseModel):
     """Base of every recipe and manifest section: frozen, unknown keys refused, no silent conversions."""
 

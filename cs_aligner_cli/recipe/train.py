@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, ValidationInfo, create_model, model_validator
 
-from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, RUN, Strict, plain_or_kind, resolve_path
 from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.towers import Tower
 
@@ -48,7 +49,36 @@ class UnpairedPerPair(Strict):
     text: float = Field(1.0, ge=0, le=1000, description="Unpaired captions per pair.")
 
 
-class Train(Strict):
+def _origin(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str) and value.startswith(RUN):
+        return Path.cwd() / "runs" / value.removeprefix(RUN)
+    return resolve_path(value, info) if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+
+    class _Begun(Strict):
+        """The key ``from``, which Python cannot spell."""
+
+else:
+    _Begun = create_model(
+        "_Begun",
+        __base__=Strict,
+        **{
+            "from": (
+                Annotated[Path | None, BeforeValidator(_origin)],
+                Field(
+                    None,
+                    description="Another run whose trained weights (its last ones) this training begins with, with an"
+                    " optimizer and a schedule of its own: run:NAME for the one in ./runs, its folder, or one such as"
+                    " train/aligned.1; null: none.",
+                ),
+            )
+        },
+    )
+
+
+class Train(_Begun):
     """What is trained, on what, and how."""
 
     split: SplitName = Field("train", description="The split trained on.")
@@ -131,6 +161,12 @@ class Train(Strict):
     keep_checkpoints: int = Field(
         2, ge=1, description="How many of the last states are kept, so that a damaged one costs little."
     )
+    keep_states: int = Field(
+        0,
+        ge=0,
+        description="How many states remain when training has ended (three times the trained weights each). With one,"
+        " a raised train.epochs goes on from there.",
+    )
     log_steps: int = Field(10, ge=1, description="Write the terms and gradient ratios every so many steps.")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
@@ -140,6 +176,12 @@ class Train(Strict):
     conflict_steps: int | None = Field(
         None, ge=1, description="Write the conflict of alignment and uniformity every so many steps; null: never."
     )
+
+    @property
+    def origin(self) -> Path | None:
+        """The run whose weights this training begins with."""
+        origin: Path | None = getattr(self, "from")
+        return origin
 
     def tower(self, modality: str) -> Tower:
         """The tower of a modality."""
@@ -162,6 +204,12 @@ class Train(Strict):
             raise ValueError(f"objective.tokens needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
         if self.start != "plain" and len(pooled) < 2:
             raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Train:
+        if self.origin is not None and self.start != "plain":
+            raise ValueError(f"from and start: {self.start} are two beginnings; name one")
         return self
 
     @model_validator(mode="after")

@@ -140,10 +140,12 @@ def together(spec: Distributed) -> Iterator[Ranks]:
 
 
 @contextmanager
-def building(artifact: Artifact, ranks: Ranks, sources: str = "", keep_earlier: bool = False) -> Iterator[Build]:
+def building(
+    artifact: Artifact, ranks: Ranks, sources: str = "", keep_earlier: bool = False, continues: str = ""
+) -> Iterator[Build]:
     """``artifact.building`` by rank 0; the other ranks work in the same folder, and all leave when it is in place."""
     if ranks.main:
-        with artifact.building(sources, keep_earlier) as build:
+        with artifact.building(sources, keep_earlier, continues) as build:
             ranks.barrier()
             yield build
             ranks.barrier()

@@ -15,6 +15,9 @@ from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.input_layout import InputLayout
 from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
 
+# The weights of another run that a training begins with.
+ORIGIN_FILE = "last.safetensors"
+
 
 class _TrainingLayout(InputLayout):
     """What is trained, and the stores that training reads and gives."""
@@ -121,9 +124,11 @@ class _TrainingLayout(InputLayout):
             "checkpoint_steps",
             "checkpoint_minutes",
             "keep_checkpoints",
+            "keep_states",
             "conflict_steps",
             "trackers",
             "pairwise_only",
+            "from",
             *(["last_batch"] if train.last_batch == "drop" else []),  # older runs, which knew no other, stay fresh
         }
         pooled, tokens = (
@@ -134,18 +139,36 @@ class _TrainingLayout(InputLayout):
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:
             cached += self.unpaired_stores.values()
+        parts = train.model_dump(mode="json", exclude=ignored)
+        if train.origin is not None:
+            parts["from"] = self._origin(train.origin, variant)
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,
             "csalign train",
             {
-                "train": train.model_dump(mode="json", exclude=ignored),
+                "train": parts,
                 "encoders": self.recipe.encoders.model_dump(mode="json"),
                 "seed": self.recipe.seed,
                 **({} if self.recipe.data.seed is None else {"data_seed": self.recipe.data.seed}),
             },
             (self.prepared, *([self.pairing] if self.pairing else []), *cached),
         )
+
+    def refuse_absent_origin(self) -> None:
+        """Raise InputError if this recipe has yet to train from weights that are not there."""
+        train = self.recipe.train
+        if train is None or train.origin is None:
+            return
+        if not all(self.trained(variant).fresh() for variant in self.variants):
+            trained_file(train.origin, ORIGIN_FILE, "train.from")
+
+    def _origin(self, run: Path, variant: str) -> str | None:
+        """The fingerprint of the training that this one begins with; of one that is gone, what it was."""
+        found = next((mark for folder in _trainings(run) if (mark := _finished(folder).fingerprint())), None)
+        if found is None and (own := _finished(self.folder / "train" / variant).record()):
+            found = own["inputs"]["recipe"]["train"].get("from")
+        return found
 
     @property
     def aligned_names(self) -> list[str]:
@@ -171,14 +194,7 @@ class _TrainingLayout(InputLayout):
             return self.trained(name).path / file
         if not embed.weights.is_dir():
             return embed.weights
-        tried = [embed.weights / part / file for part in (f"train/{ALIGNED}", ".")]
-        found = next((path for path in tried if path.is_file()), None)
-        if found is None:
-            raise InputError(
-                f"embed.weights: {embed.weights} holds no trained weights ({tried[0]} is not there)",
-                "Expected a weights file, or the folder of a run that has finished csalign train.",
-            )
-        return found
+        return trained_file(embed.weights, file, "embed.weights")
 
 
 class Layout(_TrainingLayout):
@@ -282,6 +298,31 @@ class Layout(_TrainingLayout):
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
+
+
+def trained_file(run: Path, file: str, key: str) -> Path:
+    """A file of a finished training: of a run's aligned towers, or of one training's own folder.
+
+    Raises InputError, naming the recipe key that wants it, if it is not there.
+    """
+    tried = [folder / file for folder in _trainings(run)]
+    found = next((path for path in tried if path.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{key}: {run} holds no trained weights ({tried[0]} is not there)",
+            "Expected the folder of a run that has finished csalign train.",
+        )
+    return found
+
+
+def _trainings(run: Path) -> tuple[Path, Path]:
+    """Where the folder of a run may have its training: inside it, or it is itself one, as train/aligned.1."""
+    return run / "train" / ALIGNED, run
+
+
+def _finished(folder: Path) -> Artifact:
+    """What lies finished in a folder, whatever it was made from."""
+    return Artifact("training", folder, "csalign train", {})
 
 
 def _token_towers(weights: Path) -> list[str]:

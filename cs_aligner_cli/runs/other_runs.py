@@ -13,7 +13,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 
 # What makes one configuration, and which of its keys say only where things lie or how fast they come.
 _SECTIONS = ("data", "prepare", "encoders", "train", "embed")
-_FREE = ("dir", "device", "compile", "shard_rows", "log_steps", "checkpoint_steps", "keep_checkpoints")
+_FREE = ("dir", "device", "compile", "shard_rows", "log_steps", "checkpoint_steps", "keep_checkpoints", "keep_states")
 
 
 def finished_stores(folder: Path, split: str) -> dict[str, Artifact]:

@@ -56,12 +56,14 @@ def make(
     sources: str = "",
     ranks: Ranks = ALONE,
     archive: bool = False,
+    continues: str = "",
 ) -> Made:
     """Return the output as it is if it is fresh, else let ``write`` fill ``build.folder`` and record what it returns.
 
     ``sources`` is a digest of outside files that the output depends on. Freshness compares records; only a build reads
     and verifies what it needs. With ``ranks`` all of them call this and ``write``. With ``archive`` an output that is
-    replaced is kept beside the new one. Raises InputError if a need is missing, stale or, when it is read, damaged.
+    replaced is kept beside the new one; ``continues`` is the fingerprint of one that this one goes on from. Raises
+    InputError if a need is missing, stale or, when it is read, damaged.
     """
 
     def fresh() -> dict[str, Any] | None:
@@ -73,7 +75,7 @@ def make(
     if record is not None:
         return Made(artifact, "fresh", record)
     ranks.broadcast(artifact.require_needs)
-    with building(artifact, ranks, sources, archive) as build:
+    with building(artifact, ranks, sources, archive, continues) as build:
         build.summary = write(build)
     record = ranks.broadcast(artifact.record)
     assert record is not None, f"{artifact.path} was put in place just now"

@@ -93,6 +93,7 @@ def _run_all(
     order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe) and stage.name not in left_out]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
+    ranks.broadcast(Layout(recipe).refuse_absent_origin)
     if not (force or archive):
         ranks.broadcast(lambda: refuse_to_replace([STAGES[name] for name in order], recipe))
     results: dict[str, StageResult] = {}

@@ -11,10 +11,15 @@ from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.placing import beside
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.continuing import goes_on, more_epochs
 from cs_aligner_cli.stages.making import took_long
 from cs_aligner_cli.stages.table import Stage
 
 _NAMED = 5
+_NO_STATE = (
+    " More epochs can only go on from a training whose last state is there, and it kept none: with train.keep_states: 1"
+    " the next one will."
+)
 
 
 def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool) -> None:
@@ -29,12 +34,14 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
     for artifact in _protected(stage, layout):
         if not (changes := _changes(artifact)):
             continue
+        if stage.name == "train" and goes_on(artifact) and not archive:
+            continue
         if archive:
             console.say(
                 f"{artifact.name}: the earlier one is kept as {beside(artifact.path)} once the new one is there"
             )
         else:
-            raise _refusal(artifact, changes, recipe)
+            raise _refusal(stage, artifact, changes, recipe)
 
 
 def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
@@ -42,9 +49,11 @@ def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
     layout = Layout(recipe)
     for stage in stages:
         for artifact in _protected(stage, layout):
+            if stage.name == "train" and goes_on(artifact):
+                continue
             own = [change for change in _changes(artifact) if not change.startswith("the ")]
             if own:
-                raise _refusal(artifact, own, recipe)
+                raise _refusal(stage, artifact, own, recipe)
 
 
 def _protected(stage: Stage, layout: Layout) -> list[Artifact]:
@@ -66,13 +75,14 @@ def _changes(artifact: Artifact) -> list[str]:
     return [*differences({key: record["inputs"].get(key) for key in wanted}, wanted)]
 
 
-def _refusal(artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
+def _refusal(stage: Stage, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     elsewhere = "name" if recipe.run_dir is None else "run_dir"
     record = artifact.record() or {}
+    longer = stage.name == "train" and more_epochs(artifact)
     return InputError(
         f"the finished {artifact.name} in {artifact.path} ({record.get('finished')}, {record.get('seconds')} s) would"
         f" be replaced: {'; '.join(changes[:_NAMED])}{more}",
         f"Keep it and write elsewhere: --set {elsewhere}=...; move it aside, to {artifact.path.name}.1: --archive; or"
-        " replace it: --force.",
+        " replace it: --force." + (_NO_STATE if longer else ""),
     )

@@ -81,6 +81,34 @@ def load_towers(
     return towers
 
 
+def begin_with(path: Path, towers: Towers, key: str) -> None:
+    """Put the weights of another run's file into towers that are to be trained on.
+
+    Raises InputError, with the recipe key that names the run, if its towers are made otherwise, or read other encoders.
+    """
+    verify_file(path)
+    theirs = read_plans(path)
+    for modality, plan in towers.plans.items():
+        differs = _other_tower(theirs.get(modality), plan)
+        if differs:
+            raise InputError(
+                f"{key}: {path} is of other towers: {modality}: {differs}",
+                "What is trained on has the towers and encoders of the run that it begins with; card.json beside its"
+                " weights names them.",
+            )
+    load_weights(path, towers)
+
+
+def _other_tower(theirs: TowerPlan | None, ours: TowerPlan) -> str:
+    """In what a tower is another one, "" where its weights may fit; shapes and adapters show when they are loaded."""
+    if theirs is None:
+        return "it has none"
+    for part in ("tune", "reads", "in_dim", "out_dim"):
+        if getattr(theirs, part) != getattr(ours, part):
+            return f"{part} is {getattr(theirs, part)} there, and {getattr(ours, part)} here"
+    return difference(theirs.encoder, ours.encoder) if theirs.encoder and ours.encoder else ""
+
+
 def load_weights(path: Path, towers: Towers, checksum: str | None = None) -> None:
     """Put the weights of a file into towers of the same plan.
 

@@ -83,6 +83,13 @@ def save_state(
             old.unlink()
 
 
+def states_beyond(folder: Path, keep: int) -> list[Path]:
+    """The files of all states in a folder but the ``keep`` newest."""
+    about = [*folder.glob(_STATE), *sorted(folder.glob("last-*.json"), reverse=True)]
+    tensors = sorted(folder.glob("last-*.safetensors"), reverse=True)
+    return [*about[keep:], *tensors[keep:]]
+
+
 def load_state(
     folder: Path,
     towers: Towers,

@@ -17,12 +17,12 @@ from cs_aligner_cli.common.signals import noticed_interrupts
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks
-from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
 from cs_aligner_cli.towers.adapter_init import start_adapters
 from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.export import export_towers
 from cs_aligner_cli.towers.towers import count_parameters
-from cs_aligner_cli.towers.weights import load_weights, save_weights
+from cs_aligner_cli.towers.weights import begin_with, load_weights, save_weights
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
 from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
@@ -105,7 +105,11 @@ class TrainingRun:
         state = load_state(self.folder, towers, stepper.optimizer, stepper.memory, self.console.warn)
         if state is None:
             state = TrainingState()
-            if self.spec.start != "plain" and self.ranks.main:
+            if self.spec.origin is not None and self.ranks.main:
+                weights = trained_file(self.spec.origin, ORIGIN_FILE, "train.from")
+                begin_with(weights, towers, "train.from")
+                self.console.say(f"{self.name}: begins with {weights}; optimizer and schedule begin anew")
+            elif self.spec.start != "plain" and self.ranks.main:
                 start_adapters(self.spec.start, towers, self.setup.inputs, self.setup.split, self.setup.train_rows)
             self._say_what_is_trained()
         elif state.step:

@@ -60,7 +60,7 @@ def test_mixed_precision_trains_resumes_bitwise_and_keeps_weights_in_float32(
     precision: str, photos_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = f"train.precision={precision}"
-    recipe = assert_resumes_bitwise(photos_recipe, tmp_path, monkeypatch, *BOTH, half)
+    recipe = assert_resumes_bitwise(photos_recipe, tmp_path, monkeypatch, *BOTH, half, "train.keep_states=1")
     state = json.loads((run_of(recipe) / "last.json").read_text())
     assert ("scale" in state["scaler"]) == (precision == "fp16")
     full = trained(photos_recipe, tmp_path / "full", *BOTH, "train.log_steps=1")

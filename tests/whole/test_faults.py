@@ -38,7 +38,16 @@ from cs_aligner_cli.training.step import Stepper
 Csalign = Callable[..., Any]
 Refused = Callable[..., str]
 # 28 steps per epoch, so that most of them are no end of an epoch; dropout, so that draws matter.
-TRAINING = ("--set", "train.batch_size=4", "--set", "train.epochs=2", "--set", "train.image.adapter.dropout=0.3")
+TRAINING = (
+    "--set",
+    "train.batch_size=4",
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "train.image.adapter.dropout=0.3",
+    "--set",
+    "train.keep_states=1",
+)
 
 
 def done(csalign: Csalign, command: str, recipe: Path, *options: str) -> Any:

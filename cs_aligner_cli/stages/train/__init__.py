@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
@@ -11,7 +13,8 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
-from cs_aligner_cli.stages.making import Summary, joined, make
+from cs_aligner_cli.stages.continuing import earlier_ends, epochs_of, goes_on, mark_of, take_state
+from cs_aligner_cli.stages.making import Made, Summary, joined, make
 from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
 
 
@@ -28,21 +31,66 @@ def train(
         why = "embed.weights names weights" if recipe.train else "train is null"
         raise InputError(f"this recipe trains nothing: {why}")
 
+    ranks.broadcast(layout.refuse_absent_origin)
     if recipe.train is not None and recipe.train.trackers:
         from cs_aligner_cli.training.trackers import require_trackers
 
         require_trackers(recipe.train.trackers)
 
-    def write(build: Build, name: str, spec: Train) -> Summary:
-        from cs_aligner_cli.training.loop import TrainingRun
-
-        return TrainingRun(recipe, spec, layout, build.folder, console, name, ranks).run()
-
     made = {
-        name: make(
-            layout.trained(name), partial(write, name=name, spec=spec), force=force, ranks=ranks, archive=archive
-        )
+        name: _train(_Variant(recipe, layout, console, ranks, name, spec), force, archive)
         for name, spec in layout.variants.items()
     }
     runs = {name: part.result(TrainedRun, seconds=part.record["seconds"]) for name, part in made.items()}
     return TrainResult(status=joined(*made.values()), runs=runs)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One training of a recipe, and what it takes to do it."""
+
+    recipe: Recipe
+    layout: Layout
+    console: Console
+    ranks: Ranks
+    name: str
+    spec: Train
+
+    def write(self, build: Build, earlier: dict[str, Any] | None) -> Summary:
+        """Train in the folder of a build, from the end of an ``earlier`` training if there is one."""
+        from cs_aligner_cli.training.checkpoint import states_beyond
+        from cs_aligner_cli.training.loop import TrainingRun
+
+        if earlier and self.ranks.main and not build.resumed:
+            self._say_schedule(earlier)
+        if earlier and self.ranks.main:
+            take_state(self.layout.trained(self.name), earlier, build.folder)
+        self.ranks.barrier()
+        run = TrainingRun(self.recipe, self.spec, self.layout, build.folder, self.console, self.name, self.ranks)
+        summary = run.run()
+        build.leftovers += states_beyond(build.folder, self.spec.keep_states)
+        return {**summary, **({"continued_from_epochs": earlier_ends(earlier)} if earlier else {})}
+
+    def _say_schedule(self, earlier: dict[str, Any]) -> None:
+        from cs_aligner_cli.training.optimizer import learning_rate
+
+        done, before = earlier["summary"]["steps"], epochs_of(earlier)
+        rate = learning_rate(self.spec, done, done * self.spec.epochs // before)
+        self.console.say(
+            f"{self.name}: goes on from the end of epoch {before} with the schedule of {self.spec.epochs} epochs: a"
+            f" learning rate of {rate:.3g} there, where that of {before} had come down to 0"
+        )
+
+
+def _train(variant: _Variant, force: bool, archive: bool) -> Made:
+    """One training: anew, or from the end of a finished one of fewer epochs (not with ``force``)."""
+    artifact, ranks = variant.layout.trained(variant.name), variant.ranks
+    earlier = None if force else ranks.broadcast(lambda: goes_on(artifact))
+    return make(
+        artifact,
+        partial(variant.write, earlier=earlier),
+        force=force,
+        ranks=ranks,
+        archive=archive,
+        continues=mark_of(earlier) if earlier else "",
+    )

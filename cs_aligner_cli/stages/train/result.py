@@ -25,6 +25,9 @@ class TrainedRun(Frozen):
     trainable_parameters: int
     best_step: int
     val_recall: dict[str, float] = Field(alias="val_R@1", description="of the best weights, by direction (i2t, t2i)")
+    continued_from_epochs: list[int] = Field(
+        [], description="after which the training had been finished before it went on with more, and their schedule"
+    )
     bandwidth: float | list[float] | None = Field(
         None, description="chosen before training, where the recipe says auto"
     )
@@ -34,6 +37,15 @@ class TrainResult(StageResult):
     """The training runs: the recipe's own and, where it wants one, the control without the divergence."""
 
     runs: dict[str, TrainedRun]
+
+    def findings(self) -> list[str]:
+        """Which runs went on from a finished one: they are no runs of that many epochs in one go."""
+        return [
+            f"{name}: {run.epochs} epochs in parts: it had been finished after "
+            + " and ".join(map(str, run.continued_from_epochs))
+            for name, run in self.runs.items()
+            if run.continued_from_epochs
+        ]
 
     def tables(self) -> list[Table]:
         """One row per training run."""
