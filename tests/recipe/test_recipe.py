@@ -243,7 +243,7 @@ def _check_report(message: str, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: 3", "r.yaml:2: train: got 3; expected a section with keys such as split, val_split, val_fraction, image, or null"),
+        ("train: 3", "r.yaml:2: train: got 3; expected a section with keys such as from, split, val_split, val_fraction, or null"),
         ("encoders: null", "r.yaml:2: encoders: got null; expected a section with keys such as image, text, further"),
         ("data: null", "r.yaml:2: data: got null; expected a section with keys such as manifest, root, dir, max_bad_fraction"),
         ("data: scenes", 'r.yaml:2: data: got "scenes"; expected a section with keys such as manifest, root, dir, max_bad_fraction'),
