@@ -45,7 +45,7 @@ def sweep(
         from cs_aligner_cli.stages.sweep import Options
         from cs_aligner_cli.stages.sweep import sweep as run_sweep
 
-        source = Source(recipe, tuple(overrides or ()))
+        source = Source.of(recipe, overrides or ())
         options = Options(tuple(grid or ()), seeds, jobs, dry_run, fail_fast, retry_failed)
         failed: SomeRunsFailed | None = None
         try:
@@ -149,4 +149,18 @@ def sweep_tables(result: Mapping[str, Any]) -> list[Table]:
         counts = [*counts[:3], ("the other runs' cost", known)]
     planned = [(run["configuration"], str(run["seed"]), run["id"], run["state"]) for run in result["planned"]]
     runs = [table("runs", ["configuration", "seed", "id", "state"], planned)] if planned else []
+    if (search := result["search"]) is not None:
+        counts += [(f"trials {what}", str(count)) for what, count in _trials(search)]
+        if best := search["best"]:
+            counts.append(("best trial", f"{best['configuration']}: {best['value']:.4g}"))
     return [*runs, table(f"sweep in {result['folder']}", ["what", "how many"], counts)]
+
+
+def _trials(search: Mapping[str, Any]) -> list[tuple[str, object]]:
+    wanted = f"{search['wanted']}" + (", and the space holds no more" if search["exhausted"] else "")
+    return [
+        ("wanted", wanted),
+        ("done", search["done"]),
+        ("ended early", search["pruned"]),
+        ("failed", len(search["failed"])),
+    ]

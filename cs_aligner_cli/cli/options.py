@@ -16,7 +16,7 @@ from cs_aligner_cli.stages.table import STAGES
 # What has a published schema: what each command prints with --json, what it prints where it fails, and files of a run.
 RESULTS = (
     *(stage.command for stage in STAGES.values()),
-    *("search", "run", "compare", "doctor", "error"),
+    *("search", "run", "sweep", "compare", "doctor", "error"),
     *("run.json", "stage.json", "metrics.jsonl"),
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}

@@ -15,6 +15,7 @@ from cs_aligner_cli.files.records import StageRecord
 from cs_aligner_cli.runs.run_record import RunRecord
 from cs_aligner_cli.stages.run_result import RunResult
 from cs_aligner_cli.stages.search import SearchResult
+from cs_aligner_cli.stages.sweep import SweepResult
 from cs_aligner_cli.stages.table import STAGES
 from cs_aligner_cli.training.metrics_log import LogLine
 
@@ -50,7 +51,7 @@ def result_schema(name: str) -> dict[str, Any]:
     }
     if name in plain:
         return schema_of(plain[name])
-    of_machine: dict[str, type[BaseModel]] = {"compare": Comparison, "doctor": DoctorResult}
+    of_machine: dict[str, type[BaseModel]] = {"sweep": SweepResult, "compare": Comparison, "doctor": DoctorResult}
     if name in of_machine:
         return _printed(of_machine[name], {"command": _OF_A_RECIPE["command"]})
     stages = {stage.command: stage for stage in STAGES.values()}

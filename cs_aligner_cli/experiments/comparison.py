@@ -61,7 +61,7 @@ class Cell(BaseModel):
 
 
 class Row(BaseModel):
-    """One configuration."""
+    """One configuration; ``searched``: a search chose it by the objective, on the images that are compared on."""
 
     model_config = Frozen
     name: str
@@ -71,6 +71,7 @@ class Row(BaseModel):
     cells: dict[str, Cell]
     is_control: bool = False
     on_front: bool = False
+    searched: bool = False
 
 
 class Comparison(BaseModel):
@@ -319,6 +320,7 @@ def _rows(
                 cells=cells,
                 is_control=group.name == control,
                 on_front=bool(front) and front[i],
+                searched=group.runs[0].searched,
             )
         )
     return rows

@@ -23,7 +23,7 @@ SWEEP = "sweep.yaml"
 
 
 class RunState(BaseModel):
-    """What became of one run of a sweep."""
+    """What became of one run of a sweep. ``trial``: the number of the search's trial that it belongs to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +36,7 @@ class RunState(BaseModel):
     seconds: float
     finished: str
     error: str = ""
+    trial: int | None = None
 
 
 class Ledger:
@@ -51,9 +52,14 @@ class Ledger:
 
     def state(self, run: PlannedRun) -> RunState | None:
         """What became of a run, None if it has not ended; raise InputError if the file that says so is damaged."""
-        path = self._state_path(run)
-        if not path.is_file():
-            return None
+        path = self._state_path(run.id)
+        return self._read(path) if path.is_file() else None
+
+    def states(self) -> list[RunState]:
+        """What became of every run that has ended, whatever sweep it was planned by; InputError as ``state``."""
+        return [self._read(path) for path in sorted((self.folder / STATES).glob("*.json"))]
+
+    def _read(self, path: Path) -> RunState:
         hint = "Remove it: the run is then looked at again, and what it finished is not done twice."
         try:
             return RunState.model_validate(unsealed(read_json(path, hint), path, hint))
@@ -74,21 +80,22 @@ class Ledger:
             seconds=round(seconds, 2),
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             error=error,
+            trial=run.configuration.trial,
         )
-        path = self._state_path(run)
+        path = self._state_path(run.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, sealed(state.model_dump(mode="json")))
         if not error:
-            self.log(run).unlink(missing_ok=True)
+            self.log(run.id).unlink(missing_ok=True)
         return state
 
-    def forget(self, run: PlannedRun) -> None:
+    def forget(self, run_id: str) -> None:
         """Let a run that failed be tried again."""
-        self._state_path(run).unlink(missing_ok=True)
+        self._state_path(run_id).unlink(missing_ok=True)
 
-    def log(self, run: PlannedRun) -> Path:
+    def log(self, run_id: str) -> Path:
         """Where the talk of a run goes; kept where it failed."""
-        return self.folder / "logs" / f"{run.id}.log"
+        return self.folder / "logs" / f"{run_id}.log"
 
     @contextmanager
     def claimed(self, run: PlannedRun) -> Iterator[bool]:
@@ -108,5 +115,5 @@ class Ledger:
         finally:
             lock.release()
 
-    def _state_path(self, run: PlannedRun) -> Path:
-        return self.folder / STATES / f"{run.id}.json"
+    def _state_path(self, run_id: str) -> Path:
+        return self.folder / STATES / f"{run_id}.json"

@@ -14,7 +14,8 @@ import pandas as pd
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.experiments.ledger import STATES, SWEEP
+from cs_aligner_cli.experiments.headline import HEADLINE
+from cs_aligner_cli.experiments.ledger import STATES, SWEEP, Ledger
 from cs_aligner_cli.experiments.plan import configurations, experiment_id
 from cs_aligner_cli.files.artifact import RECORD, read_json, read_record
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -27,13 +28,15 @@ MEAN = "mean"
 _RETRIEVAL = "eval_retrieval"
 # What may differ between the protocols of two evaluations that are compared.
 _FREE = ("search", "intervals")
-HEADLINE = "headline_gap.json"
 _HINT = "Name a run's folder, or one of ./runs, with a store where it has several: RUN or RUN:STORE."
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One store of a finished run. ``configuration`` names what the run is a replicate of."""
+    """One store of a finished run. ``configuration`` names what the run is a replicate of.
+
+    ``searched``: a search chose the configuration by what earlier runs measured.
+    """
 
     folder: Path
     store: str
@@ -41,6 +44,7 @@ class MeasuredRun:
     configuration_id: str
     seed: int
     settings: Mapping[str, Any]
+    searched: bool = False
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -153,19 +157,19 @@ def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:
     """The finished runs of a sweep, its configurations in the order of its recipe."""
     planned = load_recipe(str(folder / SWEEP)).sweep
     names = [configuration.name for configuration in configurations(planned)] if planned else []
-    states = [read_json(path) for path in sorted((folder / STATES).glob("*.json"))]
-    done = [state for state in states if state.get("status") == "done"]
+    done = [state for state in Ledger(folder).states() if state.status == "done"]
     if not done:
         raise InputError(f"{folder}: no run of this sweep is finished yet", "Go on with it: csalign sweep RECIPE")
     order = {name: place for place, name in enumerate(names)}
     return [
         MeasuredRun(
-            folder / "runs" / state["id"],
+            folder / "runs" / state.id,
             store,
-            state["configuration"],
-            f"{state['configuration_id']}:{store}",
-            state["seed"],
-            state["settings"],
+            state.configuration,
+            f"{state.configuration_id}:{store}",
+            state.seed,
+            state.settings,
+            searched=state.trial is not None,
         )
-        for state in sorted(done, key=lambda s: (order.get(s["configuration"], len(order)), s["finished"], s["seed"]))
+        for state in sorted(done, key=lambda s: (order.get(s.configuration, len(order)), s.finished, s.seed))
     ]

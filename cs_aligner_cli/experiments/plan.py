@@ -12,8 +12,8 @@ from typing import Any
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.files.artifact import fingerprint
-from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
-from cs_aligner_cli.recipe.strict_yaml import parse_value, shown
+from cs_aligner_cli.recipe.recipe import Recipe, find_recipe, load_recipe
+from cs_aligner_cli.recipe.strict_yaml import parse_value, read_yaml, shown
 from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
 from cs_aligner_cli.runs.layout import Layout
 
@@ -25,10 +25,11 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Configuration:
-    """One configuration: its name, and the settings that make it of the recipe."""
+    """One configuration: its name, the settings that make it of the recipe, and the trial of a search that it is."""
 
     name: str
     settings: Settings = field(default_factory=dict)
+    trial: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,17 @@ def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a sweep's recipe comes from: a file or name, and what --set changed."""
+    """Where a sweep's recipe comes from: a file, a name or its content, and what --set changed."""
 
-    recipe: str | None
+    recipe: str | Mapping[str, Any] | None
     overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name_or_path: str | None, overrides: Sequence[str] = ()) -> Source:
+        """The recipe that a command names; InputError if there is none. It is read again for every run, wherever that
+        is, so that a file becomes an absolute path, and of standard input and pipes the content is kept."""
+        path = find_recipe(name_or_path)
+        return cls(str(path.resolve()) if path.is_file() else read_yaml(path).data, tuple(overrides))
 
     def resolve(self, base: Recipe, configuration: Configuration, seed: int) -> PlannedRun:
         """The run of one configuration and seed, with its folders inside the sweep's; InputError if it is not valid."""
@@ -144,8 +152,8 @@ def configurations(sweep: Sweep) -> list[Configuration]:
             chosen = {key: drawn(key, space, rng) for key, space in sweep.random.keys.items()}
             found.append(Configuration(_named(chosen, keys), chosen))
     _refuse_twins(found)
-    if not found:
-        raise InputError("sweep: names no configurations", "Expected grid, settings, random or ablation.")
+    if not found and not sweep.search:
+        raise InputError("sweep: names no configurations", "Expected grid, settings, random, search or ablation.")
     if sweep.control is not None and sweep.control not in {c.name for c in found}:
         raise InputError(
             f"sweep.control: no configuration is named {sweep.control!r}"
@@ -182,8 +190,18 @@ def drawn(key: str, space: Space, rng: random.Random) -> Any:
     if space.whole and not space.log:
         return rng.randint(math.ceil(low), math.floor(high))
     value = math.exp(rng.uniform(math.log(low), math.log(high))) if space.log else rng.uniform(low, high)
-    # Four digits are all that a reader of the table wants, and what the run is named by.
-    return round(value) if space.whole else float(f"{value:.4g}")
+    return round(value) if space.whole else rounded(space, value)
+
+
+def rounded(space: Space, value: float) -> float:
+    """A value of a range with four digits: all that a reader of the table wants, and what the run is named by."""
+    low, high = space.range
+    return min(max(float(f"{value:.4g}"), low), high)
+
+
+def named_by(chosen: Settings) -> str:
+    """The name of a configuration that nobody has named."""
+    return _named(chosen, _short_names(list(chosen)))
 
 
 def _ablations(components: Sequence[str]) -> list[Configuration]:

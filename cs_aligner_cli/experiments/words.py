@@ -25,6 +25,12 @@ def conclusions(found: Comparison) -> list[str]:
         gap = next((column for column in found.columns if column.role == "gap"), None)
         if gap is not None and gap.key != found.objective:
             sentences += _gap(others, gap, found.control)
+    searched = sum(row.searched for row in found.rows)
+    if searched:
+        sentences.append(
+            f"{_count(searched, 'configuration')} stem from a search by a metric of these very images, so that the "
+            "best of them look better than they are: measure those on another split before you believe a difference."
+        )
     front = [row.name for row in found.rows if row.on_front]
     if front and len(found.rows) > 1:
         sentences.append(

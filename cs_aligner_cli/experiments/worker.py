@@ -19,6 +19,10 @@ Execute: TypeAlias = Callable[[Recipe], None]
 _POLL_SECONDS = 0.5
 
 
+class TrialPruned(Exception):  # noqa: N818 (nothing failed)
+    """A trial of a search is behind the others after as many epochs: its run ends early, and is not one of them."""
+
+
 def work(
     runs: Sequence[PlannedRun],
     ledger: Ledger,
@@ -65,7 +69,7 @@ def _attempt(
             return state
         on_start(run)
         started = time.monotonic()
-        error = _executed(run.recipe, ledger.log(run), execute)
+        error = _executed(run.recipe, ledger.log(run.id), execute)
         return ledger.end(run, time.monotonic() - started, error)
 
 
@@ -75,6 +79,8 @@ def _executed(recipe: Recipe, log: Path, execute: Execute) -> str:
     with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
         try:
             execute(recipe)
+        except TrialPruned:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever ends one run must not end the others; it is noted and told)
             file.write(str(error) if isinstance(error, CsalignError) else traceback.format_exc())
             return str(error) or type(error).__name__

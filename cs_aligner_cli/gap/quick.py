@@ -8,10 +8,11 @@ import numpy.typing as npt
 from cs_aligner_cli.common.types import Floats
 
 BANDWIDTH = 0.7071
+METRICS = ("centroid_gap", "paired_cosine", "margin", f"cs_divergence_u@{BANDWIDTH:.4g}")
 
 
 def headline_gap(image: npt.NDArray[np.floating], text: npt.NDArray[np.floating]) -> dict[str, float]:
-    """``centroid_gap``, ``paired_cosine``, ``margin`` and ``cs_divergence_u@0.7071`` as ``measure_gap`` names them.
+    """``METRICS``, as ``measure_gap`` names them.
 
     ``image`` and ``text`` (N, d) are row-paired, N at least 2; rows are scaled to unit length, and everything is
     computed in float64, with three (N, N) matrices. Means over pairs of rows leave out i = j, also between the clouds.
@@ -25,12 +26,10 @@ def headline_gap(image: npt.NDArray[np.floating], text: npt.NDArray[np.floating]
     strangers = _off_diagonal_mean(cross)
     kernels = [np.exp((products - 1) / BANDWIDTH**2) for products in (x @ x.T, y @ y.T, cross)]
     within_image, within_text, between = (np.log(_off_diagonal_mean(kernel)) for kernel in kernels)
-    return {
-        "centroid_gap": float(np.linalg.norm(x.mean(axis=0) - y.mean(axis=0))),
-        "paired_cosine": float(paired.mean()),
-        "margin": float(paired.mean() - strangers),
-        f"cs_divergence_u@{BANDWIDTH:.4g}": float(within_image + within_text - 2 * between),
-    }
+    centroid_gap = float(np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)))
+    divergence = float(within_image + within_text - 2 * between)
+    values = (centroid_gap, float(paired.mean()), float(paired.mean() - strangers), divergence)
+    return dict(zip(METRICS, values, strict=True))
 
 
 def _off_diagonal_mean(matrix: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -37,6 +38,8 @@ class Space(Strict):
             raise ValueError(f"expected low <= high, got {self.low:g} and {self.high:g}")
         elif self.log and self.low <= 0:
             raise ValueError(f"log: true needs low above 0, got {self.low:g}")
+        elif self.whole and math.ceil(self.low) > math.floor(self.high):
+            raise ValueError(f"there is no whole number from {self.low:g} to {self.high:g}")
         return self
 
     @property
@@ -52,6 +55,30 @@ class Drawn(Strict):
     count: int = Field(20, ge=1, le=100_000, description="How many configurations are drawn.")
     keys: dict[str, Space] = Field({}, description="Key path to the values that it may take; at least one.")
     draw_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the draws; no run's own seed.")
+
+
+class Search(Strict):
+    """Configurations that an optimizer chooses by what the earlier ones measured (Optuna; the extra `search`).
+
+    Every trial is one configuration, run with every seed; it is judged by the mean of `sweep.objective`. The best of a
+    search is good on the split that it was chosen by: measure it again on another one.
+    """
+
+    trials: int = Field(50, ge=1, le=100_000, description="How many configurations are tried.")
+    keys: dict[str, Space] = Field({}, description="Key path to the values that it may take; at least one.")
+    sampler: Literal["tpe", "random"] = Field(
+        "tpe", description="tpe: tree-structured Parzen estimator (Bergstra et al. 2011); random: independent draws."
+    )
+    startup_trials: int = Field(
+        10, ge=1, le=100_000, description="Trials drawn at random, and never ended early, before the others."
+    )
+    draw_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the choices; no run's own seed.")
+    prune_after: int | None = Field(
+        None,
+        ge=1,
+        description="Epochs after which a trial ends early where the validation R@1 of its first seed's training is "
+        "below the median that earlier trials had after as many epochs; null: every trial is run to its end.",
+    )
 
 
 def _counted(value: Any) -> Any:
@@ -89,6 +116,7 @@ class Sweep(Strict):
         {}, description="Configurations by name, each a map of key path to value; {} is the recipe as it stands."
     )
     random: Drawn | None = Field(None, description="Configurations drawn at random.")
+    search: Search | None = Field(None, description="Configurations that an optimizer chooses, one after another.")
     ablation: list[str] = Field(
         [],
         description="Components that are taken away from the recipe, each in turn and all together: a key path, which "
@@ -109,10 +137,22 @@ class Sweep(Strict):
             raise ValueError(f"seeds: {next(s for s in self.seeds if self.seeds.count(s) > 1)} is named twice")
         return self
 
+    @model_validator(mode="after")
+    def _search_can_be_judged(self) -> Sweep:
+        if self.search and not self.search.keys:
+            raise ValueError("search.keys: expected at least one key path and its values")
+        if self.search and self.search.prune_after and self.objective.direction == "minimize":
+            raise ValueError(
+                "search.prune_after ends trials by their validation R@1, which says nothing of a metric that is to be "
+                "small: expected objective.direction maximize, or prune_after null"
+            )
+        return self
+
     @property
     def varied_keys(self) -> dict[str, str]:
         """Every key path that configurations set, and the place in the recipe where they do."""
         found = {key: f"sweep.grid.{key}" for key in self.grid}
         found |= {key: f"sweep.settings.{name}.{key}" for name, own in self.settings.items() for key in own}
         found |= {key: f"sweep.random.keys.{key}" for key in (self.random.keys if self.random else ())}
+        found |= {key: f"sweep.search.keys.{key}" for key in (self.search.keys if self.search else ())}
         return found | {c.partition("=")[0].strip(): f"sweep.ablation: {c}" for c in self.ablation}

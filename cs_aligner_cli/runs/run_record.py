@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of csalign, Python and the packages that numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"csalign": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

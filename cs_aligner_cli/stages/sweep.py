@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, SomeRunsFailed
+from cs_aligner_cli.experiments.comparison import Comparison
+from cs_aligner_cli.experiments.headline import HEADLINE, headline
 from cs_aligner_cli.experiments.ledger import SWEEP, Ledger, RunState
-from cs_aligner_cli.experiments.measured_run import HEADLINE
-from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, load_sweep, plan
+from cs_aligner_cli.experiments.objective_path import refuse_unmeasured
+from cs_aligner_cli.experiments.plan import (
+    Configuration,
+    PlannedRun,
+    Source,
+    configurations,
+    load_sweep,
+    named_by,
+    plan,
+)
+from cs_aligner_cli.experiments.processes import side_by_side
+from cs_aligner_cli.experiments.search import Searcher, SearchOutcome, extremes
+from cs_aligner_cli.experiments.trials import search
 from cs_aligner_cli.experiments.worker import work
 from cs_aligner_cli.files.artifact import write_bytes, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.stages.pipeline import run_all, run_stage
+from cs_aligner_cli.stages.table import STAGES
 
-_POLL_SECONDS = 0.5
 # The longest that a run waits for another one that makes what both share.
 _PATIENCE_SECONDS = 6 * 3600.0
+
+
+class PlannedState(BaseModel):
+    """One run of a sweep that was only planned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    configuration: str
+    seed: int
+    id: str
+    state: Literal["to run", "done", "failed"]
 
 
 class SweepResult(BaseModel):
@@ -33,15 +55,17 @@ class SweepResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     status: Literal["done", "fresh", "planned"]
-    folder: str
-    configurations: int
-    runs: int
+    folder: str = Field(description="the sweep's folder, an absolute path")
+    configurations: int = Field(description="how many there are, those of a search as many as it may try")
+    runs: int = Field(description="configurations times seeds")
     done_before: int
     done_now: int
     seconds: float
-    estimated_seconds: float | None
+    estimated_seconds: float | None = Field(description="of a plan, what the runs that are left cost in one process")
     failed: list[RunState]
-    planned: list[dict[str, Any]]
+    planned: list[PlannedState] = Field(description="of a plan, every run but those of a search")
+    search: SearchOutcome | None = None
+    comparison: Comparison | None = Field(None, description="of the runs that are done, as csalign compare makes it")
 
 
 @dataclass(frozen=True)
@@ -56,47 +80,107 @@ class Options:
     retry_failed: bool = False
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep as every process of it reads it: its recipe, its runs but those of a search, its ledger."""
+
+    source: Source
+    options: Options
+    base: Recipe
+    runs: list[PlannedRun]
+
+    @classmethod
+    def load(cls, source: Source, options: Options) -> _Sweep:
+        base = load_sweep(source, options.grid, options.seeds)
+        assert base.sweep is not None
+        return cls(source, options, base, plan(source, base, configurations(base.sweep)))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.base.folder)
+
+    @cached_property
+    def searcher(self) -> Searcher | None:
+        return Searcher(self.base) if self.base.sweep and self.base.sweep.search else None
+
+    def resolve(self, configuration: Configuration, seed: int) -> PlannedRun:
+        """One run of a search's configuration."""
+        return self.source.resolve(self.base, configuration, seed)
+
+    def execute(self, recipe: Recipe, watcher: Callable[[int, float], None] | None = None) -> None:
+        """All stages of one run; without its report the headline metrics of the gap."""
+        assert self.base.sweep is not None
+        watching: AbstractContextManager[None] = nullcontext()
+        if watcher is not None:
+            from cs_aligner_cli.training.watching import watched
+
+            watching = watched(watcher)
+        left_out = () if self.base.sweep.report else ("gap_report",)
+        with watching:
+            run_all(recipe, Console(quiet=True), left_out=left_out, patience=_PATIENCE_SECONDS)
+        if left_out:
+            write_json(recipe.folder / HEADLINE, headline(recipe))
+
+    def work(self, advance: Callable[..., None] = lambda count=1, note="": None) -> None:
+        """Everything that is left and that no other process has, one run after another."""
+        fail_fast, ledger = self.options.fail_fast, self.ledger
+        left = [run for run in self.runs if ledger.state(run) is None]
+        states = work(
+            left,
+            ledger,
+            self.execute,
+            fail_fast=fail_fast,
+            on_start=lambda run: advance(0, run.label),
+            on_end=lambda state: advance(1, f"{state.configuration}, seed {state.seed}: {state.status}"),
+        )
+        if self.searcher is not None and not (fail_fast and any(state.status == "failed" for state in states)):
+            search(
+                self.searcher,
+                ledger,
+                self.resolve,
+                self.execute,
+                fail_fast=fail_fast,
+                on_start=lambda run: advance(0, run.label),
+                on_end=lambda trial: advance(1, f"trial {trial.number}: {trial.configuration.name}"),
+            )
+
+    def retry_failed(self) -> None:
+        """Let runs and trials that failed be tried again."""
+        own = {run.id for run in self.runs}
+        for state in self.ledger.states():
+            if state.status == "failed" and (state.id in own or state.trial is not None):
+                self.ledger.forget(state.id)
+        if self.searcher is not None:
+            self.searcher.retry_failed()
+
+
 def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     """Bring every run of a sweep to an end; return what was done.
 
     All configurations are resolved before anything runs. What all runs share is made first, once. Raises InputError
     for whatever is wrong with the sweep, SomeRunsFailed (exit code 3, the result with it) where a run failed.
     """
-    base = load_sweep(source, options.grid, options.seeds)
-    assert base.sweep is not None
-    runs = plan(source, base, configurations(base.sweep))
-    ledger = Ledger(base.folder)
-    states = [ledger.state(run) for run in runs]
+    this = _Sweep.load(source, options)
+    probes = _probes(this)
+    _refuse_unknown_metric(this, [*this.runs, *probes])
+    before, started = this.ledger.states(), time.monotonic()
     if options.dry_run:
-        return _result("planned", base, runs, states, [], 0.0)
+        return _result("planned", this, before, before, 0.0)
     if options.retry_failed:
-        for run, state in zip(runs, states, strict=True):
-            if state is not None and state.status == "failed":
-                ledger.forget(run)
-        states = [None if state and state.status == "failed" else state for state in states]
-    left = [run for run, state in zip(runs, states, strict=True) if state is None]
-    started = time.monotonic()
-    if left:
-        write_bytes(_made(base.folder) / SWEEP, base.to_yaml().encode())
-        make_shared(left, console, all_need_it=len(left) == len(runs))
-        done = len(runs) - len(left)
-        with console.progress(f"sweep {base.name}", len(runs), done=done) as advance:
-            if options.jobs == 1:
-                _here(left, ledger, options, base.sweep.report, advance)
-            else:
-                _side_by_side(left, ledger, source, options, advance)
-    ended = [ledger.state(run) for run in runs]
-    result = _result("done" if left else "fresh", base, runs, states, ended, time.monotonic() - started)
-    if result.failed:
-        raise SomeRunsFailed(_failures(result.failed, ledger, runs), result.model_dump(mode="json"))
+        this.retry_failed()
+        before = this.ledger.states()
+    ended = {state.id for state in before}
+    left = [run for run in this.runs if run.id not in ended]
+    searching = this.searcher is not None and not this.searcher.over
+    if left or searching:
+        write_bytes(_made(this.base.folder) / SWEEP, this.base.to_yaml().encode())
+        make_shared(left or probes[:1], console, all_need_it=len(left) == len(this.runs))
+        _work(this, left, console)
+    seconds = time.monotonic() - started
+    result = _result("done" if left or searching else "fresh", this, before, this.ledger.states(), seconds)
+    if result.failed or (result.search and result.search.failed):
+        raise SomeRunsFailed(_failures(result, this), result.model_dump(mode="json"))
     return result
-
-
-def execute(recipe: Recipe, report: bool) -> None:
-    """All stages of one run; without its report the headline metrics of the gap."""
-    run_all(recipe, Console(quiet=True), left_out=() if report else ("gap_report",), patience=_PATIENCE_SECONDS)
-    if not report:
-        write_json(recipe.folder / HEADLINE, _headline(recipe))
 
 
 def make_shared(runs: Sequence[PlannedRun], console: Console, all_need_it: bool) -> None:
@@ -118,145 +202,103 @@ def make_shared(runs: Sequence[PlannedRun], console: Console, all_need_it: bool)
                 raise
 
 
-def _here(
-    runs: Sequence[PlannedRun], ledger: Ledger, options: Options, report: bool, advance: Callable[..., None]
-) -> None:
-    """The runs in this process, one after another."""
-    work(
-        runs,
-        ledger,
-        lambda recipe: execute(recipe, report),
-        fail_fast=options.fail_fast,
-        on_start=lambda run: advance(0, run.label),
-        on_end=lambda state: advance(1, f"{state.configuration}, seed {state.seed}: {state.status}"),
-    )
+def _work(this: _Sweep, left: Sequence[PlannedRun], console: Console) -> None:
+    """What is left, in this process or on several, with a display of how far it is."""
+    searcher = this.searcher
+    wanted, tried = (searcher.spec.trials, searcher.ended) if searcher else (0, 0)
+    done = len(this.runs) - len(left) + tried
+    with console.progress(f"sweep {this.base.name}", len(this.runs) + wanted, done=done) as advance:
+        jobs = min(this.options.jobs, len(left) + wanted - tried)
+        if jobs > 1:
+            known: set[str] = set()
 
+            def poll() -> bool:
+                nonlocal tried
+                for run in left:
+                    if run.id not in known and (state := this.ledger.state(run)) is not None:
+                        known.add(run.id)
+                        advance(1, f"{state.configuration}, seed {state.seed}: {state.status}")
+                if searcher is not None and (ended := searcher.ended) > tried:
+                    advance(ended - tried, f"{ended} trials")
+                    tried = ended
+                return len(known) == len(left) and (searcher is None or searcher.over)
 
-def _side_by_side(
-    runs: Sequence[PlannedRun], ledger: Ledger, source: Source, options: Options, advance: Callable[..., None]
-) -> None:
-    """The runs on several processes, which divide the cores and have a GPU each where there are several."""
-    context = multiprocessing.get_context("spawn")
-    jobs = min(options.jobs, len(runs))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    workers = []
-    for number in range(jobs):
-        environment = {"OMP_NUM_THREADS": str(threads), **_one_gpu(number)}
-        # A child reads its environment when it starts, and torch its threads from there.
-        former = {key: os.environ.get(key) for key in environment}
-        os.environ.update(environment)
-        worker = context.Process(target=_worker, args=(source, options), daemon=True)
-        worker.start()
-        workers.append(worker)
-        for key, value in former.items():
-            if value is None:
-                os.environ.pop(key)
-            else:
-                os.environ[key] = value
-    known: set[str] = set()
-    try:
-        while True:
-            alive = any(worker.is_alive() for worker in workers)
-            for run in runs:
-                if run.id not in known and (state := ledger.state(run)) is not None:
-                    known.add(run.id)
-                    advance(1, f"{state.configuration}, seed {state.seed}: {state.status}")
-            if not alive:
-                break
-            time.sleep(_POLL_SECONDS)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-    if any(worker.exitcode not in (0, -15) for worker in workers) and len(known) < len(runs):
-        raise InputError(
-            f"a process of the sweep ended early (exit codes {Counter(w.exitcode for w in workers)})",
-            "The same command goes on with the runs that are left; --jobs 1 shows what is wrong.",
-        )
+            side_by_side(jobs, _worker, (this.source, this.options), poll)
+        this.work(advance)
 
 
 def _worker(source: Source, options: Options) -> None:
     """One process of several: every run that nobody else has."""
-    base = load_sweep(source, options.grid, options.seeds)
-    assert base.sweep is not None
-    report = base.sweep.report
-    runs = plan(source, base, configurations(base.sweep))
-    work(runs, Ledger(base.folder), lambda recipe: execute(recipe, report), fail_fast=options.fail_fast)
+    try:
+        _Sweep.load(source, options).work()
+    except InputError as error:
+        raise SystemExit(str(error)) from None  # on stderr, in place of a traceback
 
 
-def _one_gpu(number: int) -> dict[str, str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        devices = [part for part in given.split(",") if part]
-    else:
-        import torch
-
-        devices = [str(i) for i in range(torch.cuda.device_count())]
-    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if len(devices) > 1 else {}
+def _probes(this: _Sweep) -> list[PlannedRun]:
+    """The ends of every range of the search, each alone: InputError if one of them is no valid recipe."""
+    sweep = this.base.sweep
+    chosen = [{key: value} for key, value in extremes(sweep.search)] if sweep and sweep.search else []
+    return [this.resolve(Configuration(named_by(one), one), sweep.seeds[0]) for one in chosen] if sweep else []
 
 
-def _headline(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """The headline gap metrics of every store of a run on the split of its gap report, one caption per image."""
-    from cs_aligner_cli.data.prepared import PreparedData
-    from cs_aligner_cli.gap.paired_rows import evenly_spaced
-    from cs_aligner_cli.gap.quick import headline_gap
-    from cs_aligner_cli.runs.layout import Layout
-    from cs_aligner_cli.stores.embeddings import Store
-
-    layout = Layout(recipe)
-    split = PreparedData(layout.prepared.path).split(recipe.gap_split, "gap_report.split")
-    images, captions = split.pairs
-    chosen = evenly_spaced(len(images), recipe.gap_report.max_pairs)
-    found = {}
-    for name, artifact in layout.stores(recipe.gap_split).items():
-        store = Store(artifact.path)
-        if store.shares_space and name in layout.aligned_names:
-            rows = store.array("image").take(images[chosen]), store.array("text").take(captions[chosen])
-            found[name] = headline_gap(*rows)
-    return found
+def _refuse_unknown_metric(this: _Sweep, runs: Sequence[PlannedRun]) -> None:
+    """Refuse an objective that no run will have, before anything runs."""
+    sweep = this.base.sweep
+    assert sweep is not None
+    recipe = runs[0].recipe
+    stages = [stage.name for stage in STAGES.values() if stage.runs_for(recipe)]
+    refuse_unmeasured(sweep.objective.metric, recipe, stages, sweep.report)
 
 
 def _result(
     status: Literal["done", "fresh", "planned"],
-    base: Recipe,
-    runs: Sequence[PlannedRun],
-    before: Sequence[RunState | None],
-    after: Sequence[RunState | None],
+    this: _Sweep,
+    before: Sequence[RunState],
+    after: Sequence[RunState],
     seconds: float,
 ) -> SweepResult:
-    done_before = sum(state is not None and state.status == "done" for state in before)
-    known = [state.seconds for state in (*before, *after) if state is not None and state.status == "done"]
-    left = len(runs) - done_before
-    ended = after or before
+    sweep = this.base.sweep
+    assert sweep is not None
+    trials = sweep.search.trials if sweep.search else 0
+    own = {run.id for run in this.runs}
+    before, after = (
+        [s for s in states if s.id in own or (trials and s.trial is not None)] for states in (before, after)
+    )
+    done_before, done = (sum(state.status == "done" for state in states) for states in (before, after))
+    seconds_each = [state.seconds for state in after if state.status == "done"]
+    runs = len(this.runs) + trials * len(sweep.seeds)
+    planned = status == "planned"
+    known = {state.id: state.status for state in before}
     return SweepResult(
         status=status,
-        folder=str(base.folder),
-        configurations=len({run.configuration_id for run in runs}),
-        runs=len(runs),
+        folder=str(this.base.folder),
+        configurations=len({run.configuration_id for run in this.runs}) + trials,
+        runs=runs,
         done_before=done_before,
-        done_now=max(0, sum(state is not None and state.status == "done" for state in after) - done_before),
+        done_now=done - done_before,
         seconds=round(seconds, 2),
-        estimated_seconds=round(left * sum(known) / len(known), 1) if known and status == "planned" else None,
-        failed=[state for state in ended if state is not None and state.status == "failed"],
+        estimated_seconds=round((runs - done) * sum(seconds_each) / done, 1) if planned and done else None,
+        failed=[state for state in after if state.status == "failed"],
         planned=[
-            {
-                "configuration": run.configuration.name,
-                "seed": run.seed,
-                "id": run.id,
-                "state": state.status if state else "to run",
-            }
-            for run, state in zip(runs, before, strict=True)
-        ]
-        if status == "planned"
-        else [],
+            PlannedState(
+                configuration=run.configuration.name, seed=run.seed, id=run.id, state=known.get(run.id, "to run")
+            )
+            for run in (this.runs if planned else ())
+        ],
+        search=this.searcher.outcome() if not planned and this.searcher is not None else None,
     )
 
 
-def _failures(failed: Sequence[RunState], ledger: Ledger, runs: Sequence[PlannedRun]) -> str:
-    logs = {run.id: ledger.log(run) for run in runs}
-    lines = [f"{len(failed)} of {len(runs)} runs failed:"]
-    lines += [f"  {s.configuration}, seed {s.seed}: {s.error.splitlines()[0]} ({logs[s.id]})" for s in failed]
-    return "\n".join([*lines, "--retry-failed tries them again."])
+def _failures(result: SweepResult, this: _Sweep) -> str:
+    lines = [f"{len(result.failed)} of {result.runs} runs failed:"]
+    lines += [
+        f"  {s.configuration}, seed {s.seed}: {s.error.splitlines()[0]} ({this.ledger.log(s.id)})"
+        for s in result.failed
+    ]
+    trials = result.search.failed if result.search else []
+    lines += [f"{len(trials)} trials of the search failed:", *(f"  {trial}" for trial in trials)] if trials else []
+    return "\n".join([*(lines if result.failed else lines[1:]), "--retry-failed tries them again."])
 
 
 def _made(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.common.signals import noticed_interrupts
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -23,6 +24,7 @@ from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.export import export_towers
 from cs_aligner_cli.towers.towers import count_parameters
 from cs_aligner_cli.towers.weights import begin_with, load_weights, save_weights
+from cs_aligner_cli.training import watching
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
 from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
@@ -166,6 +168,8 @@ class TrainingRun:
         val = self.setup.validation.recall(self.setup.towers, self.setup.inputs)
         log.write({"step": done, "epoch": epoch, "val_R@1": val})
         mean = (val["i2t"] + val["t2i"]) / 2
+        if self.name == ALIGNED:
+            watching.report(epoch, mean)
         if mean < best.mean:
             return best
         # Of equals the later one, which has trained longer.

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from conftest import Csalign, features_recipe_content
 
+from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.experiments.ledger import Ledger
 from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, load_sweep, plan
 from cs_aligner_cli.experiments.worker import work
@@ -38,6 +40,8 @@ def test_a_sweep_runs_everything_once_and_compares_it(csalign: Csalign, recipe: 
     assert (plan_["configurations"], plan_["runs"], plan_["done_before"]) == (2, 4, 0)
     first = csalign("sweep", str(recipe), "--json").json
     assert (first["status"], first["done_now"], first["failed"]) == ("done", 4, [])
+    for result in (plan_, first):
+        jsonschema.validate(result, result_schema("sweep"))
     folder = tmp_path / "sweep"
     # Prepared and embedded once, for all runs.
     stores = list((folder / "frozen").rglob("stage.json"))
