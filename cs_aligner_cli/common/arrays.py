@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeAlias
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, NotUnitRowsWarning
 
 ArrayLike: TypeAlias = npt.NDArray[np.generic] | Tensor
+# How many rows are looked at, and how far from 1 a length may be: bfloat16 rounds to 0.4%.
+_LOOKED_AT, _UNIT_TOLERANCE = 64, 0.02
 
 
 def as_rows(array: ArrayLike, name: str) -> Tensor:
@@ -37,6 +40,29 @@ def same_width(x: Tensor, y: Tensor) -> None:
             f"image and text rows differ in dimension: {x.shape[1]} against {y.shape[1]}",
             "Rows can be compared only in one space; train adapters into a shared one first.",
         )
+
+
+def warn_unless_unit(*samples: Tensor, unit_of: str, remedy: str = "", depth: int = 2) -> None:
+    """Warn where rows (..., d) are not of unit length: ``unit_of`` says what is meant for such, ``remedy`` what else.
+
+    64 rows of each are looked at, on the CPU or where no gradient is wanted: a training step on an accelerator does
+    not wait for this. Python shows a warning once per place; ``depth`` is how many calls up that place is.
+    """
+    for rows in samples:
+        if rows.device.type != "cpu" and rows.requires_grad:
+            continue
+        flat = rows.detach().flatten(0, -2)
+        some = flat[torch.linspace(0, len(flat) - 1, min(len(flat), _LOOKED_AT)).long()].float()
+        lengths = torch.linalg.vector_norm(some, dim=1)
+        counted = lengths[lengths.isfinite() & (lengths > 0)]  # tokens are padded with NaN or zeros
+        if ((counted - 1).abs() > _UNIT_TOLERANCE).any():
+            warnings.warn(
+                f"rows are not of unit length, and {unit_of} is meant for rows that are: divide them by their norms"
+                + remedy,
+                NotUnitRowsWarning,
+                stacklevel=depth + 1,
+            )
+            return
 
 
 def double(x: Tensor) -> Tensor:

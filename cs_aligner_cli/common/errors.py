@@ -1,4 +1,4 @@
-"""The exceptions that a user of csalign is meant to see, each with its exit code."""
+"""The exceptions that a user of csalign is meant to see, each with its exit code, and one warning."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class AlreadyReportedError(CsalignError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("reported by another rank")
         self.exit_code = exit_code
+
+
+class NotUnitRowsWarning(UserWarning):
+    """Rows are compared in their own units although they are not of unit length, which is seldom what is meant."""
 
 
 def did_you_mean(given: str, valid: Sequence[str]) -> str:

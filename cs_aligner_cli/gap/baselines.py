@@ -6,6 +6,7 @@ second moments alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -71,6 +72,17 @@ def fit_baseline(kind: str, image: ArrayLike, text: ArrayLike) -> Maps:
     return BASELINES[kind](x, y)
 
 
+def fit_cca(image: ArrayLike, text: ArrayLike, shrinkage: float | None = None) -> Maps:
+    """The baseline ``cca`` of row-paired image (N, d) and text (N, e) with a shrinkage, None: ``cca_shrinkage``'s.
+
+    Raises InputError as ``fit_baseline``, and for a shrinkage that is not above 0.
+    """
+    if shrinkage is not None and not (math.isfinite(shrinkage) and shrinkage > 0):
+        raise InputError(f"shrinkage: expected a number above 0, got {shrinkage:g}")
+    x, y = (rows.numpy() for rows in paired_rows_of_any_width(image, text))
+    return _cca(x, y, shrinkage)
+
+
 def _centred(x: Floats, y: Floats) -> Maps:
     return Affine(-x.mean(axis=0)), Affine(-y.mean(axis=0))
 
@@ -91,9 +103,9 @@ def _procrustes(x: Floats, y: Floats) -> Maps:
     return Affine(-mx, image), Affine(-my, text)
 
 
-def _cca(x: Floats, y: Floats) -> Maps:
+def _cca(x: Floats, y: Floats, shrinkage: float | None = None) -> Maps:
     mx, my = x.mean(axis=0), y.mean(axis=0)
-    image, text = cca(x - mx, y - my, cca_shrinkage(x, y))
+    image, text = cca(x - mx, y - my, cca_shrinkage(x, y) if shrinkage is None else shrinkage)
     return Affine(-mx, image), Affine(-my, text)
 
 

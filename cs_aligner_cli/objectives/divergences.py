@@ -39,7 +39,16 @@ def cs_divergence(
     float32; on other devices it is "fp32".
 
     Raises InputError for rows that do not fit together, a bandwidth that is not above 0, an unknown estimator or
-    products, and fewer than two rows with "u".
+    products, and fewer than two rows with "u"; warns (NotUnitRowsWarning) where sigma is a number and rows are not of
+    unit length, for which usual bandwidths are far too narrow.
+
+    >>> import torch
+    >>> x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1]]), dim=1)
+    >>> y = torch.nn.functional.normalize(torch.tensor([[0.0, 1.0], [0.1, 1.0]]), dim=1)
+    >>> round(float(cs_divergence(x, y, bandwidth=0.7071)), 3)
+    3.574
+    >>> float(cs_divergence(x, x, bandwidth=0.7071)) == 0
+    True
     """
     x, y = checked_clouds(x, y, estimator, products)
     return _loss(x, y, gram_divergence("cs", resolve_bandwidth(bandwidth, x, y), estimator, products))

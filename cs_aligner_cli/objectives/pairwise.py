@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, warn_unless_unit
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -36,7 +36,8 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
     Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is, whatever the
     autocast.
 
-    Raises InputError if the shapes do not fit together or groups are not N integers or strings.
+    Raises InputError if the shapes do not fit together or groups are not N integers or strings; warns
+    (NotUnitRowsWarning) where rows are not of unit length.
     """
     return InfoNceLoss.apply(*checked_pairs(image, text, logit_scale, groups))  # type: ignore[no-any-return]
 
@@ -103,6 +104,7 @@ def checked_pairs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The arguments of ``infonce`` as tensors of one dtype and device; its errors."""
     image, text = _pairs(image, text)
+    warn_unless_unit(image, text, unit_of="the logit scale of cosines", depth=3)
     return image, text, _scalar(logit_scale, image), _checked(groups, image)
 
 

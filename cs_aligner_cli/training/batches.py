@@ -54,7 +54,7 @@ class TrainingBatches:
             sizes[modality] = sum(len(part) for _, part in items)
             share = self._ranks.share_of_batch(sizes[modality], self._micro)
             loaded[modality] = joined([inputs(modality, split, part) for split, part in _sliced(items, share.rows)])
-        return Batch(loaded, sizes, {edge: _pairs(edge, drawn, sizes) for edge in self._edges})
+        return Batch(loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes) for edge in self._edges})
 
 
 def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
@@ -81,7 +81,7 @@ def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Ints]]:
             yield split, part
 
 
-def _pairs(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
+def pairs_of_edge(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
     """Which items of a step are the pairs of an edge; paired items come before unpaired ones."""
     each = np.arange(len(drawn.images))
     owner = drawn.owner if "text" in edge and drawn.owner is not None else each

@@ -13,7 +13,7 @@ import cs_aligner_cli
 
 PACKAGE = Path(cs_aligner_cli.__file__).parent
 FLOORS = {
-    8: ["cli"],
+    8: ["cli", "api"],
     7: ["stages"],
     6: ["training", "search", "experiments"],
     5: ["towers", "report", "generation"],
