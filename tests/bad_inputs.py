@@ -265,6 +265,8 @@ CASES: dict[str, list[Case]] = {
         Case("no name", lambda at: at.recipe("seed: 1\n")),
         Case("a name that is no file name", lambda at: at.recipe("name: my/run\n")),
         Case("a misspelt key", lambda at: at.recipe("name: x\ntrain: {epoch: 3}\n")),
+        Case("a key by its name in papers", lambda at: at.recipe("name: x\ntrain: {temperature: 0.07}\n")),
+        Case("a recipe of a later version", lambda at: at.recipe("version: 2\nname: x\n")),
         Case("a key in the wrong section", lambda at: at.recipe("name: x\nlr: 0.1\n")),
         Case("text where a number belongs", lambda at: at.recipe("name: x\ntrain: {epochs: many}\n")),
         Case("a number in quotes", lambda at: at.recipe("name: x\ntrain: {lr: '1e-3'}\n")),

@@ -191,7 +191,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     """Data, towers, devices and extras, each by the very check that its stage begins with."""
     from cs_aligner_cli.common.modalities import MODALITIES
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
-    from cs_aligner_cli.data.manifest_files import require_files
+    from cs_aligner_cli.data.manifest_files import missing_shards, require_files
     from cs_aligner_cli.encoders import pick_device
     from cs_aligner_cli.report.projections import require_projection
     from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
@@ -211,7 +211,11 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         require_projection(recipe.gap_report.projection)
         return recipe.gap_report.projection
 
-    yield _tried("data", lambda: data(recipe))
+    yield (found := _tried("data", lambda: data(recipe)))
+    if found.state == "ok":
+        for gap in missing_shards(load_manifest(recipe)):
+            yield _check("data", "warning", gap, "Fetch them again, or leave it so: what is there is taken.")
+    yield from _splits(recipe)
     for number, other in enumerate(Layout(recipe).unpaired.values()):
         yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
     for modality in recipe.encoders.modalities:
@@ -229,6 +233,32 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
             yield _tried("train.objective.divergence", _sinkhorn)
     if recipe.gap_report.projection != "pca":
         yield _tried("gap_report.projection", projection)
+
+
+def _splits(recipe: Recipe) -> Iterator[Check]:
+    """Whether the splits that the recipe names are there, as far as its data are prepared or its manifest says."""
+    from cs_aligner_cli.data.manifest import read_manifest
+    from cs_aligner_cli.data.manifest_splits import KnownSplits, split_findings, stated_splits
+    from cs_aligner_cli.data.prepared import PreparedData
+    from cs_aligner_cli.runs.layout import Layout
+
+    prepared = Layout(recipe).prepared
+    try:
+        if prepared.record() is None:
+            known = stated_splits(read_manifest(recipe))
+        else:
+            tables = PreparedData(prepared.path)
+            names = sorted({*tables.images["split"], *tables.captions["split"]})
+            parts = {name: tables.part(name) for name in names}
+            known = KnownSplits({name: (len(p.images), len(p.captions)) for name, p in parts.items()}, True)
+    except InputError as error:
+        yield _check("splits", "failed", *_parted(error))
+        return
+    findings = [*split_findings(recipe, known)]
+    for finding in findings:
+        yield _check(finding.key, "failed" if finding.certain else "warning", finding.message)
+    if not findings:
+        yield _check("splits", "ok", ", ".join(dict.fromkeys(recipe.splits.values())))
 
 
 def _tower(recipe: Recipe, modality: str) -> str:

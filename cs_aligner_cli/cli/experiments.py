@@ -64,7 +64,7 @@ def sweep(
         if failed is not None:
             raise failed
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, recipe, overrides)
 
 
 def compare(

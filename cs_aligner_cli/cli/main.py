@@ -88,7 +88,7 @@ def _stage(
             console.say(remark)
         console.result(answer(stage, loaded, result), result.tables())
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, recipe, overrides)
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
@@ -187,7 +187,7 @@ def search(
         if html is not None:
             console.say(f"page: {html}")
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, recipe, overrides)
 
 
 @app.command()
@@ -218,7 +218,7 @@ def run(
         console.result(answer("run", loaded, result), run_tables(results))
         console.say(f"report: {result.report}")
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, recipe, overrides)
 
 
 app.command()(experiments.sweep)
@@ -246,7 +246,7 @@ def doctor(
         console.result({"command": "doctor", **result.data()}, result.tables())
         refuse_failed(checks)
 
-    finish(call, debug, as_json)
+    finish(call, debug, as_json, False, recipe, overrides)
 
 
 def main() -> None:

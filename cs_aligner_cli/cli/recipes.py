@@ -79,7 +79,8 @@ def validate(
 
     def call(console: Console) -> None:
         from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest, read_manifest, root_of
-        from cs_aligner_cli.data.manifest_files import require_files
+        from cs_aligner_cli.data.manifest_files import missing_shards, require_files
+        from cs_aligner_cli.data.manifest_splits import split_findings, stated_splits
         from cs_aligner_cli.recipe.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or ())
@@ -90,13 +91,17 @@ def validate(
             found = load_manifest(loaded)
             try:
                 require_files(found)
+                for gap in missing_shards(found):
+                    console.warn(f"not here: {gap}")
             except InputError as error:  # the recipe may be meant for another machine
                 console.warn(f"not here: {error}")
+        for finding in split_findings(loaded, stated_splits(manifest)):
+            console.warn(f"{finding.key}: {finding.message}")
         console.result(loaded.model_dump(mode="json"))
         if not as_json:
             typer.echo(f"{loaded.name}: valid")
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, recipe, overrides)
 
 
 @recipes.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.file_names import Lookalikes
 from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, Manifest, TableManifest
 from cs_aligner_cli.data.manifest_layouts import (
@@ -16,7 +16,7 @@ from cs_aligner_cli.data.manifest_layouts import (
     KarpathyManifest,
     WebDatasetManifest,
 )
-from cs_aligner_cli.data.patterns import find_files
+from cs_aligner_cli.data.patterns import find_files, missing_numbers
 
 
 def require_files(manifest: Manifest) -> None:
@@ -31,6 +31,21 @@ def require_files(manifest: Manifest) -> None:
             find_files(manifest.root, str(name), key)
         else:
             raise InputError(f"{key}: {path}: no such file{Lookalikes().hint(path.parent, path.name)}")
+
+
+def missing_shards(manifest: Manifest) -> Iterator[str]:
+    """What to say of every pattern whose numbered files have gaps; files that are not there at all are another's.
+
+    Every pattern of a manifest with a root must find files (``require_files``).
+    """
+    if isinstance(manifest, DrawnManifest) or manifest.root is None:
+        return
+    for key, name in _named(manifest):
+        if isinstance(name, str) and any(character in name for character in "*?["):
+            files = find_files(manifest.root, name, key)
+            if absent := missing_numbers(files):
+                total = len(files) + len(absent)
+                yield f"{key}: {len(absent)} of {total} numbered files are not there: {listed(absent)}"
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, Path | str]]:

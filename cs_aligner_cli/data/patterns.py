@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from cs_aligner_cli.common.errors import InputError
@@ -21,3 +23,20 @@ def find_files(root: Path, pattern: str, key: str) -> list[Path]:
     if not found:
         raise InputError(f"{key}: {root / pattern}: finds no files")
     return found
+
+
+def missing_numbers(files: Sequence[Path]) -> list[str]:
+    """The names that are missing between the first and the last of files that are numbered one by one (00000.tar, ...).
+
+    Numbers are the last digits of a name; what stands around them must be the same, and width that of the first.
+    """
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", path.name) for path in files]
+    found = [part for part in parts if part]
+    if len(found) < len(files) or len({(part[1], part[3]) for part in found}) != 1:
+        return []
+    numbers = {int(part[2]) for part in found}
+    width = min(len(part[2]) for part in found)
+    before, after = found[0][1], found[0][3]
+    absent = sorted({*range(min(numbers), max(numbers))} - numbers)
+    # A few of many are missing; otherwise they are not numbered one by one.
+    return [f"{before}{n:0{width}d}{after}" for n in absent] if len(absent) < len(numbers) else []

@@ -122,7 +122,7 @@ class PreparedData:
             names = {"image": "images", "text": "captions"}
             what, near = f"has no {' and no '.join(names.get(modality, modality) for modality in lacking)}", ""
             if name not in splits:
-                what, near = "is empty", did_you_mean(name, splits)
+                what, near = "is absent", did_you_mean(name, splits)
             raise InputError(f"{used_as}: split {name!r} {what}{near} (splits: {', '.join(splits)})")
         return part
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cs_aligner_cli.recipe.encoders import Encoder
 from cs_aligner_cli.recipe.messages import RUN, FilePath, Strict
@@ -106,6 +107,14 @@ class Published(Strict):
         return {} if self.fid is None else {"frechet@inception": self.fid}
 
 
+def _scale(value: Any) -> Any:
+    """Pydantic would report each member of a union; a user needs one message."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value in ("auto", "none") or (number and 0 < value < math.inf):
+        return value
+    raise ValueError("expected a number more than 0, auto or none")
+
+
 class Generate(Strict):
     """Pictures drawn from text embeddings in the place of image embeddings."""
 
@@ -126,7 +135,7 @@ class Generate(Strict):
     fit_split: SplitName = Field("train", description="What scale, decoder and the maps of frozen texts are fitted on.")
     captions: Literal["first", "all", "random"] = Field("first", description="Which captions of an image are prompts.")
     limit: int | None = Field(None, ge=2, description="Prompts at most (evenly spaced); null: all.")
-    scale: Literal["auto", "none"] | Annotated[float, Field(gt=0)] = Field(
+    scale: Annotated[Literal["auto", "none"] | Annotated[float, Field(gt=0)], BeforeValidator(_scale)] = Field(
         "auto",
         description="Length that text embeddings are brought to; auto: the median length of frozen training images;"
         " none: as they are.",

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from cs_aligner_cli.common.errors import InputError, did_you_mean, listed
 from cs_aligner_cli.recipe.shelf import base_folder
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, shown
+from cs_aligner_cli.recipe.synonyms import NOTES, SYNONYMS, plain
 
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 
@@ -112,9 +113,13 @@ def validate(model: type[M], file: YamlFile, overrides: Overrides | None = None,
 
 
 def set_value(data: dict[str, Any], path: KeyPath, value: Any, given_by: str = "--set") -> None:
-    """Set the value at a key path, making absent sections; InputError if a value is in the way of one."""
+    """Set the value at a key path, making absent sections; InputError if a value is in the way of one.
+
+    A kind takes the place of a plain value: weight.kind=relative of weight: 1.0.
+    """
     for depth, key in enumerate(path[:-1], 1):
-        if data.get(str(key)) is None:
+        chooses_kind = path[depth:] == ("kind",) and not isinstance(data.get(str(key)), dict | list)
+        if data.get(str(key)) is None or chooses_kind:
             data[str(key)] = {}
         if not isinstance(data[str(key)], dict):
             above = f"{_dotted(path[:depth])} is {shown(data[str(key)])}"
@@ -204,7 +209,8 @@ def _expected(error: ErrorDetails, spot: _Spot, sections: Sequence[type[BaseMode
     if sections and not isinstance(given, dict):
         text = f"a section with keys such as {', '.join(list(sections[0].model_fields)[:4])}"
     else:
-        text = _EXPECTED.get(kind, error["msg"]).format(**_rounded(error.get("ctx", {})))
+        ours = _EXPECTED.get(kind)
+        text = ours.format(**_rounded(error.get("ctx", {}))) if ours else str(error["msg"])
     if kind in _TEXT_WANTED and isinstance(given, int | float):
         text += " (put it in quotes)"
     if kind.startswith("int_") and isinstance(given, float) and given.is_integer():
@@ -226,6 +232,8 @@ def _advice(root: type[BaseModel], spot: _Spot) -> str:
         return f" of kind {own}; it belongs to kind {' or '.join(owners)}"
     known = list(spot.section.model_fields)
     paths = key_paths(root)
+    if synonym := _of_synonym(spot, paths):
+        return synonym
     names = {path: path.rsplit(".", 1)[-1] for path in paths}
     elsewhere = [path for path in paths if names[path] == key]
     near = get_close_matches(key, known, n=1, cutoff=0.8 if elsewhere else 0.6)
@@ -236,6 +244,19 @@ def _advice(root: type[BaseModel], spot: _Spot) -> str:
     elsewhere.sort(key=lambda path: _shared(path.split("."), parent), reverse=True)
     suggestions = [*beside, *elsewhere[: 3 - len(beside)]]
     return f"; did you mean {' or '.join(suggestions)}?" if suggestions else did_you_mean(key, known)
+
+
+def _of_synonym(spot: _Spot, paths: Sequence[str]) -> str:
+    """The key that an unknown one goes by in papers or other tools, "" where it is no such name."""
+    name = plain(str(spot.path[-1]))
+    meant, note = SYNONYMS.get(name, ""), NOTES.get(name, "")
+    if not meant:
+        return ""
+    if (last := meant.rsplit(".", 1)[-1]) in spot.section.model_fields:
+        return f"; did you mean {_dotted((*spot.path[:-1], last))}{note}?"
+    found = [path for path in paths if f".{path}".endswith(f".{meant}")]
+    found.sort(key=lambda path: _shared(path.split("."), spot.path[:-1]), reverse=True)
+    return f"; did you mean {found[0]}{note}?" if found else ""
 
 
 def _shared(path: Sequence[str], other: KeyPath) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.data import Data
@@ -36,6 +37,8 @@ RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
 # What stands in messages for the file of a recipe that is given as a dict.
 _GIVEN = Path("recipe")
+# Raised when a key changes its meaning, so that no recipe is read as what it was not.
+VERSION = 1
 
 
 class Embed(Strict):
@@ -72,6 +75,12 @@ class Embed(Strict):
 class Recipe(Strict):
     """One experiment from data to report."""
 
+    version: int = Field(
+        VERSION,
+        ge=VERSION,
+        le=VERSION,
+        description="The version of the recipe's keys; csalign refuses recipes of another one, and says so.",
+    )
     name: str = Field(pattern=NAME_PATTERN, description="Short name; letters, digits, _ . -")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of every random draw.")
     run_dir: FilePath | None = Field(
@@ -213,6 +222,23 @@ class Recipe(Strict):
         return (self.generate.split if self.generate else None) or self.eval_retrieval.split
 
     @property
+    def splits(self) -> dict[str, str]:
+        """The splits that this recipe reads, by the key that names each; keys that are null are left out."""
+        train, retrieval = self.train, self.eval_retrieval
+        named: dict[str, str | None] = {}
+        if train is not None and self.trains:
+            named |= {"train.split": train.split, "train.val_split": train.val_split}
+        named |= {"eval_retrieval.split": retrieval.split, "gap_report.split": self.gap_report.split}
+        if self.zero_shot.classes:
+            named["zero_shot.split"] = self.zero_shot.split
+        if retrieval.corrections:
+            named["eval_retrieval.query_bank.split"] = retrieval.query_bank.split
+        if self.generate is not None:
+            named |= {"generate.split": self.generate.split, "generate.fit_split": self.generate.fit_split}
+        named["gap_report.baselines.split"] = self.gap_report.baselines.split
+        return {key: split for key, split in named.items() if split}
+
+    @property
     def measured_splits(self) -> list[str]:
         """The splits that eval-retrieval, zero-shot, generate and gap-report read, and the query bank's."""
         retrieval = self.eval_retrieval
@@ -244,12 +270,28 @@ def load_recipe(
         path, raw = _override(text)
         set_value(file.data, path, _from_command_line(parse_value(raw, f"--set {text}")))
         changes[path] = raw
+    _refuse_other_version(file)
     if not settings:
         return validate(Recipe, file, changes)
     own = {tuple(key.split(".")): value for key, value in settings.items()}
     for path, value in own.items():
         set_value(file.data, path, copy.deepcopy(value), settings_of)
     return validate(Recipe, file, dict.fromkeys(own, ""), settings_of)
+
+
+def _refuse_other_version(file: YamlFile) -> None:
+    """Raise InputError if a recipe is of another version: what it says of its keys would mislead."""
+    given = file.data.get("version", VERSION)
+    if isinstance(given, bool) or not isinstance(given, int) or given == VERSION:
+        return
+    newer = given > VERSION
+    remedy = (
+        "pip install --upgrade cs-aligner-cli" if newer else "write its keys as docs/recipe.md has them, and version: 1"
+    )
+    raise InputError(
+        f"{file.where(('version',))}: version: this recipe is {'newer' if newer else 'older'} than what this csalign "
+        f"({__version__}) reads: version {given}, and it reads {VERSION}; {remedy}"
+    )
 
 
 def named_recipe(name_or_path: str | None = None) -> str | None:

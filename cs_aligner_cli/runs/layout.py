@@ -310,7 +310,7 @@ def trained_file(run: Path, file: str, key: str) -> Path:
     if found is None:
         raise InputError(
             f"{key}: {run} holds no trained weights ({tried[0]} is not there)",
-            "Expected the folder of a run that has finished csalign train.",
+            "Expected the folder of a run that has finished training.",
         )
     return found
 

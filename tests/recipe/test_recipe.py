@@ -314,8 +314,8 @@ def test_what_is_wrong_is_reported_with_key_line_value_and_what_is_expected(text
         ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp or bottleneck"),
         ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip or transformers or sentence_transformers or timm"),
         ("encoders: {text: {knd: open_clip, model: x, pretrained: y}}", "r.yaml:2: encoders.text.knd: unknown key; did you mean encoders.text.kind?"),
-        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, name, prepare, run_dir, seed, train, zero_shot"),
-        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, name, prepare, run_dir, seed, train, zero_shot"),
+        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
+        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_led_to_where_it_belongs(text: str, message: str) -> None:
@@ -512,7 +512,7 @@ def test_names_that_are_no_plain_folder_name_are_refused(name: str) -> None:
     ("overrides", "message"),
     [
         (["data.manifest=sceness"], "data.manifest: sceness: no such file, and no shipped manifest of that name; did you mean scenes?"),
-        (["data.manifest=missing.yaml"], "missing.yaml: no such file, and no shipped manifest of that name; those are: cc12m, cc3m, coco"),
+        (["data.manifest=missing.yaml"], "missing.yaml: no such file, and no shipped manifest of that name; those are: cc12m, cc3m, clip_benchmark"),
         (["data.manifest=empty.yaml"], "empty.yaml: kind: this key is required, and is missing; expected one of: clip_retrieval, coco, conversations, embeddings, folder, karpathy, latent, mixbench, scenes, table, webdataset"),
         (["data.manifest=odd.yaml"], 'odd.yaml:2: kind: got "tabel"; did you mean table?'),
         (["data.manifest=folder.yaml"], "folder.yaml: is a folder, not a manifest file"),

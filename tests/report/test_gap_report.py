@@ -168,7 +168,7 @@ def test_what_cannot_be_compared_is_reported(csalign: Callable[..., Any], featur
     assert called.exit_code == 2
     assert "nothing to measure" in called.stderr
     called = csalign("run", features_recipe, *untrained, "--set=gap_report.baselines.split=nowhere")
-    assert "gap_report.baselines.split: split 'nowhere' is empty" in called.stderr
+    assert "gap_report.baselines.split: split 'nowhere' is absent" in called.stderr
 
 
 def test_photos_are_found_by_locator_or_id_and_never_outside(tmp_path: Path) -> None:

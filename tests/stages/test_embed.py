@@ -248,10 +248,10 @@ def test_float16_that_overflows_names_row_and_way_out(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("eval_retrieval.split=tset", "eval_retrieval.split: split 'tset' is empty; did you mean test?"),
-        ("gap_report.split=nowhere", "gap_report.split: split 'nowhere' is empty"),
-        ("train.split=trian", "train.split: split 'trian' is empty; did you mean train?"),
-        ("train.val_split=dve", "train.val_split: split 'dve' is empty; did you mean dev?"),
+        ("eval_retrieval.split=tset", "eval_retrieval.split: split 'tset' is absent; did you mean test?"),
+        ("gap_report.split=nowhere", "gap_report.split: split 'nowhere' is absent"),
+        ("train.split=trian", "train.split: split 'trian' is absent; did you mean train?"),
+        ("train.val_split=dve", "train.val_split: split 'dve' is absent; did you mean dev?"),
     ],
 )
 def test_an_empty_split_is_named_with_its_key_and_the_splits_there_are(
@@ -278,7 +278,7 @@ def test_a_split_without_captions_is_named(
 def test_without_prepared_data_the_command_to_run_is_named(refused: Refused, features_recipe: Path) -> None:
     message = refused("embed", features_recipe)
     assert "no prepared data set in " in message
-    assert message.endswith("Make it first: csalign prepare")
+    assert message.endswith(f"Make it first: csalign prepare {features_recipe}")
 
 
 def test_features_that_changed_after_prepare_are_refused(
@@ -288,7 +288,7 @@ def test_features_that_changed_after_prepare_are_refused(
     np.save(features_root / "image_mobilenet_v2.npy", np.ones((10, 24), np.float32))
     message = refused("embed", features_recipe, "-q")
     assert message.startswith(f"{features_root / 'image_mobilenet_v2.npy'}: has changed since the data were prepared")
-    assert message.endswith("csalign prepare")
+    assert message.endswith(f"csalign prepare {features_recipe}")
 
 
 def test_a_photo_that_went_bad_after_prepare_is_refused(

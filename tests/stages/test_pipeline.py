@@ -191,10 +191,10 @@ def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_reci
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("eval_retrieval.split=tset", "split 'tset' is empty; did you mean test?"),
-        ("gap_report.split=nowhere", "split 'nowhere' is empty"),
-        ("train.split=trian", "split 'trian' is empty; did you mean train?"),
-        ("train.val_split=none", "split 'none' is empty"),
+        ("eval_retrieval.split=tset", "split 'tset' is absent; did you mean test?"),
+        ("gap_report.split=nowhere", "split 'nowhere' is absent"),
+        ("train.split=trian", "split 'trian' is absent; did you mean train?"),
+        ("train.val_split=none", "split 'none' is absent"),
     ],
 )
 def test_bad_settings_have_one_clear_message(features_recipe: Path, setting: str, message: str) -> None:

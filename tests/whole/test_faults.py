@@ -344,7 +344,7 @@ def test_an_output_of_another_version_is_reported_as_such(
     path.write_text(json.dumps(record))
     message = refused("train", features_recipe, "-q")
     assert f"was written by {age} csalign (0.0.7), in form {form}; this csalign" in message
-    assert message.endswith("Make it again: csalign embed")
+    assert message.endswith(f"Make it again: csalign embed {features_recipe}")
     done(csalign, "embed", features_recipe, "-q")
     done(csalign, "train", features_recipe, "-q", "--set", "train.epochs=1")
 

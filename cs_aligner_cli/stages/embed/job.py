@@ -239,16 +239,4 @@ def _together(speeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _key_of(recipe: Recipe, split_name: str) -> str:
     """The recipe's key that names a split."""
-    train = recipe.train
-    named = {
-        "eval_retrieval.split": recipe.eval_retrieval.split,
-        "gap_report.split": recipe.gap_split,
-        "zero_shot.split": recipe.zero_shot_split,
-        "eval_retrieval.query_bank.split": recipe.eval_retrieval.query_bank.split,
-    }
-    if recipe.generate is not None:
-        named |= {"generate.split": recipe.drawn_split, "generate.fit_split": recipe.generate.fit_split}
-    if train is not None and recipe.trains:
-        named = {"train.split": train.split, "train.val_split": train.val_split or "", **named}
-    named["gap_report.baselines.split"] = recipe.gap_report.baselines.split or ""
-    return next((key for key, name in named.items() if name == split_name), "data.unpaired")
+    return next((key for key, name in recipe.splits.items() if name == split_name), "data.unpaired")

@@ -1,0 +1,91 @@
+"""Whether a recipe's splits and ks fit its data: asked of what the manifest says, or of tables that are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from cs_aligner_cli.common.errors import did_you_mean
+from cs_aligner_cli.data.manifest import LatentManifest, Manifest, ScenesManifest, TableManifest
+from cs_aligner_cli.data.manifest_base import OnDisk
+from cs_aligner_cli.data.manifest_layouts import (
+    CocoManifest,
+    ConversationsManifest,
+    FolderManifest,
+    MixbenchManifest,
+    WebDatasetManifest,
+)
+from cs_aligner_cli.recipe.recipe import Recipe
+
+
+class Finding(NamedTuple):
+    """What does not fit at a key of the recipe; ``certain``: the run would end there."""
+
+    key: str
+    message: str
+    certain: bool
+
+
+class KnownSplits(NamedTuple):
+    """The splits of a data set, each with how many images and captions it has, None where that is not known.
+
+    ``whole``: there are no others.
+    """
+
+    counts: Mapping[str, tuple[int, int] | None]
+    whole: bool
+
+
+def stated_splits(manifest: Manifest) -> KnownSplits:
+    """What a manifest itself says of its splits."""
+    if isinstance(manifest, ScenesManifest | LatentManifest):
+        return KnownSplits({name: (count, count) for name, count in manifest.images.model_dump().items()}, True)
+    expected = {name: (found.images, found.captions) for name, found in manifest.expected.items()}
+    named = _named(manifest)
+    if named is None:
+        return KnownSplits(expected, False)
+    return KnownSplits({name: expected.get(name) for name in named}, True)
+
+
+def _named(manifest: OnDisk) -> list[str] | None:
+    """The splits that the manifest names one by one; None where only the data name them."""
+    if manifest.split_fractions:
+        return [*manifest.split_fractions]
+    if isinstance(manifest, TableManifest) and manifest.tables:
+        return [*manifest.tables]
+    if isinstance(manifest, TableManifest) and manifest.split_column is None:
+        return ["all"]
+    if isinstance(manifest, CocoManifest):
+        return [*manifest.splits]
+    if isinstance(manifest, WebDatasetManifest):
+        return [*manifest.shards]
+    if isinstance(manifest, ConversationsManifest | MixbenchManifest):
+        return [manifest.split]
+    if isinstance(manifest, FolderManifest) and not manifest.split_folders:
+        return [manifest.split]
+    return None
+
+
+def split_findings(recipe: Recipe, known: KnownSplits) -> Iterator[Finding]:
+    """The splits of a recipe that its data do not have, and ks that are larger than the gallery."""
+    names = [*known.counts]
+    for key, split in recipe.splits.items():
+        if names and split not in known.counts:
+            of = "splits" if known.whole else "the manifest expects"
+            near = did_you_mean(split, names)
+            near = near if "did you mean" in near else ""
+            message = f"split {split!r} is absent{near} ({of}: {', '.join(sorted(names))})"
+            yield Finding(key, message, known.whole)
+    retrieval = recipe.eval_retrieval
+    counts = known.counts.get(retrieval.split)
+    if counts is None or retrieval.relevance:
+        return
+    smallest = max(1, min(counts) // retrieval.folds)
+    if max(retrieval.ks) > smallest:
+        lowered = sorted({min(k, smallest) for k in retrieval.ks})
+        yield Finding(
+            "eval_retrieval.ks",
+            f"{retrieval.ks} on a gallery of {smallest} items of split {retrieval.split!r}: they would be lowered to "
+            f"{lowered}",
+            False,
+        )
