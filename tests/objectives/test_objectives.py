@@ -259,7 +259,7 @@ def test_infonce_error_texts():
     with pytest.raises(InputError, match="differ in dimension: 3 against 2"):
         infonce(image, text[:, :2], 1.0)
     for bad in (np.arange(3), np.zeros(4), np.zeros((4, 1), dtype=int), np.zeros(4, dtype=bool)):
-        with pytest.raises(InputError, match="groups: expected 4 integers or strings, got (shape|float64|bool)"):
+        with pytest.raises(InputError, match=r"groups: expected 4 integers or strings, got (shape|float64|bool)"):
             infonce(image, text, 1.0, bad)
 
 
