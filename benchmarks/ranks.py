@@ -25,7 +25,7 @@ from torch import Tensor
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.objectives import Pairs
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.recipe.distributed import Distributed
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.train import Train

@@ -293,6 +293,14 @@ CASES: dict[str, list[Case]] = {
             "unpaired items per pair, but no unpaired items",
             lambda at: at.recipe("name: x\ntrain: {unpaired_per_pair: {image: 2}}\n"),
         ),
+        Case(
+            "unpaired negatives, but no unpaired items",
+            lambda at: at.recipe("name: x\ntrain: {objective: {pairwise: {unpaired_negatives: true}}}\n"),
+        ),
+        Case(
+            "a structure term with a weight by ratio",
+            lambda at: at.recipe("name: x\ntrain: {objective: {structure: {weight: {kind: relative}}}}\n"),
+        ),
         Case("a share of pairs above 1", lambda at: at.recipe("name: x\ndata: {unpaired: {paired_fraction: 10}}\n")),
         Case(
             "two sources of one model",

@@ -19,13 +19,14 @@ from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders import pick_device
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.recipe.messages import validate
 from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.strict_yaml import YamlFile
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval.protocol import owners
 from cs_aligner_cli.retrieval.rows import Rows
+from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.towers.adapter_init import start_adapters
 from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, plan_towers
@@ -35,6 +36,7 @@ from cs_aligner_cli.training.optimizer import step_seed
 from cs_aligner_cli.training.samplers import PairBatches, Pool
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.step import Batch, Stepper, logit_specs
+from cs_aligner_cli.training.teacher import MAX_PAIRS, Teacher, fit_teacher
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 # Keys of a recipe's section train that name splits, files and logs: nothing that arrays have.
@@ -113,8 +115,8 @@ def fit_adapter(
     """Train adapters on features that are already there: image (M, d) and text (N, e), as a recipe would.
 
     ``image_of_text`` (N,) integers: the row of each text's image, -1 for an unpaired text; None: text i belongs to
-    image i, M = N. Images without text and texts without image are seen by the divergence alone
-    (``train.unpaired_per_pair``).
+    image i, M = N. Images without text and texts without image are seen by all terms but
+    those of pairs (``train.unpaired_per_pair``).
 
     ``objective`` is the recipe's section train.objective, ``train`` the other keys of its section train: epochs,
     batch_size, lr, image, text, embed_dim, start, captions, ...; docs/recipe.md lists them with their defaults, which
@@ -197,7 +199,7 @@ class _Fit:
             "text": np.flatnonzero(owner < 0),
         }
         per_pair = {"image": spec.unpaired_per_pair.image, "text": spec.unpaired_per_pair.text}
-        wanted = spec.objective.divergence.weight != 0
+        wanted = spec.objective.sees_unpaired
         self._pools = {
             m: Pool([(self._split, unpaired[m])], round(per_pair[m] * self._pairs.batch_size), step_seed(seed, i))
             for i, m in enumerate(MODALITIES)
@@ -212,7 +214,7 @@ class _Fit:
     def run(self) -> FittedAdapter:
         """Train to the end."""
         spec, steps = self._spec, self._pairs.steps_per_epoch * self._spec.epochs
-        stepper = Stepper(spec, self._towers, steps, self._seed, self._device)
+        stepper = Stepper(spec, self._towers, steps, self._seed, self._device, teacher=self._teacher())
         if spec.start != "plain":
             start_adapters(spec.start, self._towers, self._inputs, self._split, self._paired)
         state = ObjectiveState()
@@ -232,7 +234,15 @@ class _Fit:
             rows[m] = np.concatenate([rows[m], *(part for _, part in pool.rows(step))])
         sizes = {m: len(numbers) for m, numbers in rows.items()}
         loaded = {m: self._inputs(m, self._split, numbers) for m, numbers in rows.items()}
-        return Batch(loaded, sizes, {IMAGE_TEXT: pairs_of_edge(IMAGE_TEXT, drawn, sizes)})
+        features = loaded if self._spec.objective.sees_features else {}
+        return Batch(loaded, sizes, {IMAGE_TEXT: pairs_of_edge(IMAGE_TEXT, drawn, sizes)}, features)
+
+    def _teacher(self) -> Teacher | None:
+        spec = self._spec.objective.teacher
+        if spec is None:
+            return None
+        unpaired = {m: pool.part(MAX_PAIRS) for m, pool in self._pools.items()}
+        return fit_teacher(spec, self._inputs, self._split, self._paired, unpaired, ALONE).to(self._device)
 
     def _some_pairs(self) -> tuple[Tensor, Tensor]:
         """Embeddings of at most 1,000 images and of one text of each, to choose a bandwidth on."""

@@ -53,10 +53,15 @@ def cca(x: Floats, y: Floats, shrinkage: float) -> tuple[Floats, Floats]:
     return cca_path(x, y, [shrinkage])[0]
 
 
-def cca_path(x: Floats, y: Floats, shrinkages: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """The maps of ``cca`` for several shrinkages: they share the covariances and their eigenvectors."""
+def cca_path(
+    x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
+) -> list[tuple[Floats, Floats]]:
+    """The maps of ``cca`` for several shrinkages: they share the covariances and their eigenvectors.
+
+    ``spread``: centred rows (m, d) and (l, e), paired or not, from which the covariances are taken in place of x and y.
+    """
     cross = x.T @ y / len(x)
-    spectra = [np.linalg.eigh(z.T @ z / len(z)) for z in (x, y)]
+    spectra = [np.linalg.eigh(z.T @ z / len(z)) for z in spread or (x, y)]
     found = []
     for shrinkage in shrinkages:
         # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
@@ -66,7 +71,8 @@ def cca_path(x: Floats, y: Floats, shrinkages: Sequence[float]) -> list[tuple[Fl
     return found
 
 
-def ridge(x: Floats, y: Floats, shrinkage: float) -> Floats:
-    """(d, e) least squares map from x to y, the covariance of x being shrunk."""
-    solution: Floats = np.asarray(np.linalg.solve(shrunk_covariance(x, shrinkage), x.T @ y / len(x)), np.float64)
+def ridge(x: Floats, y: Floats, shrinkage: float, spread: Floats | None = None) -> Floats:
+    """(d, e) least squares map from x to y, the covariance of x, or of ``spread`` (m, d), being shrunk."""
+    covariance = shrunk_covariance(x if spread is None else spread, shrinkage)
+    solution: Floats = np.asarray(np.linalg.solve(covariance, x.T @ y / len(x)), np.float64)
     return solution

@@ -2,6 +2,7 @@
 
 from cs_aligner_cli.objectives.approximation import nystroem_cs, nystroem_error, rff_cs
 from cs_aligner_cli.objectives.bandwidths import auto_bandwidth, median_bandwidth
+from cs_aligner_cli.objectives.clouds import Clouds, Logits, Pairs
 from cs_aligner_cli.objectives.conflict import conflict, conflict_sweep, mutual_information
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
@@ -9,18 +10,11 @@ from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
-from cs_aligner_cli.objectives.terms import (
-    Clouds,
-    Logits,
-    Pairs,
-    Term,
-    TermValues,
-    evaluate_terms,
-    on_clouds,
-    on_pairs,
-    on_tokens,
-)
+from cs_aligner_cli.objectives.plan_matching import plan_divergence
+from cs_aligner_cli.objectives.structure import structure
+from cs_aligner_cli.objectives.terms import Term, TermValues, evaluate_terms, on_clouds, on_pairs, on_tokens
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
+from cs_aligner_cli.objectives.unpaired_negatives import infonce_with_negatives, siglip_with_negatives
 
 __all__ = [
     "Clouds",
@@ -41,6 +35,7 @@ __all__ = [
     "generalized_cs_divergence",
     "hoelder_divergence",
     "infonce",
+    "infonce_with_negatives",
     "jeffreys",
     "joint_loss",
     "l2_contrastive",
@@ -52,9 +47,12 @@ __all__ = [
     "on_clouds",
     "on_pairs",
     "on_tokens",
+    "plan_divergence",
     "rff_cs",
     "siglip",
+    "siglip_with_negatives",
     "sinkhorn",
     "sliced_wasserstein",
+    "structure",
     "token_cs_divergence",
 ]

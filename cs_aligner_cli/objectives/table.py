@@ -13,6 +13,7 @@ from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
+from cs_aligner_cli.objectives.unpaired_negatives import infonce_with_negatives, siglip_with_negatives
 
 # Each takes (image, text), the logits, the groups (rows of one are no negatives), and the recipe's options by name.
 PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {
@@ -20,6 +21,11 @@ PAIRWISE: Final[dict[str, Callable[..., Tensor]]] = {
     "siglip": lambda x, y, logits, groups: siglip(x, y, logits.scale, logits.bias, groups),
     "align_uniform": lambda x, y, logits, groups, **options: align_uniform(x, y, **options),
     "l2_contrastive": lambda x, y, logits, groups, **options: l2_contrastive(x, y, logits.scale, groups, **options),
+}
+# The same with the unpaired images and texts (None: there are none) as further negatives.
+UNPAIRED_NEGATIVES: Final[dict[str, Callable[..., Tensor]]] = {
+    "infonce": lambda x, y, logits, groups, *more: infonce_with_negatives(x, y, logits.scale, groups, *more),
+    "siglip": lambda x, y, logits, groups, *more: siglip_with_negatives(x, y, logits.scale, logits.bias, groups, *more),
 }
 # Each takes (image, text) and the recipe's options by their names.
 DIVERGENCES: Final[dict[str, Callable[..., Tensor]]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,70 +12,12 @@ from torch import Tensor
 from cs_aligner_cli.common.arrays import as_rows
 from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Clouds, Edge, Logits
 from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
 
-Edge: TypeAlias = tuple[str, str]
-IMAGE_TEXT: Edge = ("image", "text")
-
-
-class Logits(NamedTuple):
-    """What turns cosines into logits: ``scale * cosine + bias``, both 0-d tensors."""
-
-    scale: Tensor
-    bias: Tensor
-
-
-class Pairs(NamedTuple):
-    """Which rows of two modalities belong together: row ``first[p]`` and row ``second[p]``, (P,) each.
-
-    None stands for all rows in order. Pairs of one of the (P,) ``groups`` are no negatives of each other.
-    """
-
-    first: Tensor | None = None
-    second: Tensor | None = None
-    groups: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Clouds:
-    """The embeddings that the terms of one step see.
-
-    ``rows``: modality to (N, d), N being any number for each. ``pairs``: for every edge, which rows are pairs; what
-    is in no pair is seen by divergences alone. ``memory``: modality to (K, d) further rows that divergences see,
-    and that no gradient reaches. ``tokens``: modality to the tokens (N, L, d) behind the rows, padded with NaN
-    (``token_sequences.pad_tokens``), where a term sees them.
-    """
-
-    rows: Mapping[str, Tensor]
-    pairs: Mapping[Edge, Pairs]
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
-    tokens: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of_pairs(cls, image: Tensor, text: Tensor, groups: Tensor | None = None) -> Clouds:
-        """Images (N, d) and texts (N, d), row by row a pair."""
-        return cls({"image": image, "text": text}, {IMAGE_TEXT: Pairs(groups=groups)})
-
-    def pair(self, edge: Edge) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The pairs of one edge, row by row (P, d) each, and their groups."""
-        first, second, groups = self.pairs[edge]
-        x, y = (self.rows[modality] for modality in edge)
-        return x if first is None else x[first], y if second is None else y[second], groups
-
-    def cloud(self, modality: str) -> Tensor:
-        """All rows of a modality, its memory at the end."""
-        rows, past = self.rows[modality], self.memory.get(modality)
-        return rows if past is None else torch.cat([rows, past.to(rows.dtype)])
-
-    @property
-    def only_pairs(self) -> bool:
-        """Whether there are just images and texts, row by row a pair, so that both kinds of terms see the same."""
-        pairs = self.pairs.get(IMAGE_TEXT, Pairs())
-        return len(self.rows) == 2 and pairs.first is pairs.second is None and not self.memory
-
-
-PairLoss: TypeAlias = Callable[[Tensor, Tensor, Logits, Tensor | None], Tensor]
+# What a pairwise loss takes: image, text, the logits, and the groups; with unpaired negatives these of both, too.
+PairLoss: TypeAlias = Callable[..., Tensor]
 TermLoss: TypeAlias = Callable[[Clouds, Logits], Tensor]
 
 
@@ -88,6 +30,28 @@ def on_pairs(loss: PairLoss, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> TermLoss:
             x, y, groups = clouds.pair(edge)
             values.append(loss(x, y, logits, groups))
         return torch.stack(values).mean()
+
+    return term
+
+
+def on_pairs_and_unpaired(loss: PairLoss, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> TermLoss:
+    """``loss(x, y, logits, groups, unpaired_x, unpaired_y)`` of pairs and of what is in none, averaged over edges."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        values = []
+        for edge in edges:
+            x, y, groups = clouds.pair(edge)
+            values.append(loss(x, y, logits, groups, *clouds.unpaired(edge)))
+        return torch.stack(values).mean()
+
+    return term
+
+
+def on_features(loss: Callable[[Tensor, Tensor], Tensor]) -> TermLoss:
+    """``loss(features, rows)`` of every modality by itself, over all of its rows, averaged over modalities."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        return torch.stack([loss(clouds.feature_cloud(m), clouds.cloud(m)) for m in clouds.rows]).mean()
 
     return term
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
+from cs_aligner_cli.recipe.few_pairs import Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
 from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+from cs_aligner_cli.recipe.weights import RelativeWeight, Weight, is_number
 
 
 class MedianBandwidth(Strict):
@@ -44,12 +41,12 @@ class AnnealedBandwidth(Strict, json_schema_extra=KIND_IS_NEEDED):
 
 def _plain_bandwidth(value: Any) -> Any:
     """Pydantic would report each member of a union; a user needs one message."""
-    if value in ("median", "auto") or (_is_number(value) and value > 0):
+    if value in ("median", "auto") or (is_number(value) and value > 0):
         return value
     if isinstance(value, list):
         if not value:
             raise ValueError("a mixture needs at least one sigma, as in [0.5, 1.0]")
-        if all(_is_number(sigma) and sigma > 0 for sigma in value):
+        if all(is_number(sigma) and sigma > 0 for sigma in value):
             return value
         raise ValueError("expected numbers more than 0 in a mixture, as in [0.5, 1.0]")
     raise ValueError("expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
@@ -66,50 +63,6 @@ Bandwidth = Annotated[
     | Annotated[AutoBandwidth, Tag("auto")]
     | Annotated[AnnealedBandwidth, Tag("annealed")],
     plain_or_kind("median"),
-]
-
-
-class ScheduledWeight(Strict):
-    """A weight that changes linearly with training: a warm-up, or a curriculum."""
-
-    kind: Literal["scheduled"] = Field("scheduled", description="Changes from start to end.")
-    start: float = Field(0.0, ge=0, description="Weight up to the share `begin` of the steps.")
-    end: float = Field(1.0, ge=0, description="Weight from the share `until` of the steps on.")
-    begin: float = Field(0.0, ge=0, lt=1, description="Share of the steps at which it starts to change.")
-    until: float = Field(0.3, gt=0, le=1, description="Share of the steps at which `end` is reached.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ScheduledWeight:
-        if self.begin >= self.until:
-            raise ValueError(f"begin ({self.begin:g}) must lie before until ({self.until:g})")
-        return self
-
-
-class RelativeWeight(Strict, json_schema_extra=KIND_IS_NEEDED):
-    """A weight that keeps the divergence's gradient at a share of the pairwise term's."""
-
-    kind: Literal["relative"] = Field("relative", description="Relative to the pairwise term's gradient norm.")
-    ratio: float = Field(
-        0.5,
-        gt=0,
-        description="Norm of the weighted gradient along the sphere, in norms of the pairwise term's.",
-    )
-    every: int = Field(
-        1, ge=1, description="Measured every so many steps; held in between. 1 costs a third of the loss's time."
-    )
-
-
-def _plain_weight(value: Any) -> Any:
-    if _is_number(value) and value >= 0:
-        return value
-    raise ValueError("expected a number of at least 0, or a section of kind scheduled or relative")
-
-
-Weight = Annotated[
-    Annotated[float, Field(ge=0), BeforeValidator(_plain_weight), Tag(PLAIN)]
-    | Annotated[ScheduledWeight, Tag("scheduled")]
-    | Annotated[RelativeWeight, Tag("relative")],
-    plain_or_kind("scheduled"),
 ]
 
 
@@ -300,12 +253,43 @@ class Objective(Strict):
     tokens: Tokens | None = Field(
         None, description="Brings the tokens of every pair together; null: no such term. Needs reads: tokens."
     )
+    structure: Structure | None = Field(
+        None,
+        description="Keeps what lies near what within each modality as it was before the towers; null: no such term.",
+    )
+    teacher: Teacher | None = Field(
+        None, description="Draws images and texts towards the plan of a closed-form teacher; null: no such term."
+    )
     memory: int = Field(
         0,
         ge=0,
         le=2**20,
         description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
     )
+
+    @property
+    def sees_features(self) -> bool:
+        """Whether a term compares embeddings with what they were before the towers."""
+        return self.structure is not None or self.teacher is not None
+
+    @property
+    def sees_unpaired(self) -> bool:
+        """Whether unpaired items change anything: a term that sees them has a weight."""
+        terms = (self.divergence, self.structure, self.teacher)
+        return self.pairwise.sees_unpaired or any(term.weight != 0 for term in terms if term is not None)
+
+    @property
+    def is_pairwise_alone(self) -> bool:
+        """Whether nothing but the pairwise term, on the pairs alone, has a weight."""
+        return not self.sees_unpaired and (self.tokens is None or self.tokens.weight == 0)
+
+    def pairwise_alone(self) -> Objective:
+        """The control: the pairwise term on the pairs alone."""
+        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher"))
+        changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
+        if self.pairwise.sees_unpaired:
+            changes["pairwise"] = self.pairwise.model_copy(update={"unpaired_negatives": False})
+        return self.model_copy(update=changes)
 
     @model_validator(mode="after")
     def _relative_to_something(self) -> Objective:

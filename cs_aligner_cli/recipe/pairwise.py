@@ -34,15 +34,31 @@ class _Pairwise(Strict):
     kind: str
     weight: float = Field(1.0, ge=0, description="Weight of the term.")
 
+    @property
+    def sees_unpaired(self) -> bool:
+        """Whether unpaired items change the term."""
+        return False
 
-class InfoNce(_Pairwise):
+
+class _WithNegatives(_Pairwise):
+    unpaired_negatives: bool = Field(
+        False, description="Unpaired items of the batch are further negatives of the pairs' rows."
+    )
+
+    @property
+    def sees_unpaired(self) -> bool:
+        """Whether unpaired items change the term."""
+        return self.unpaired_negatives and self.weight != 0
+
+
+class InfoNce(_WithNegatives):
     """Symmetric InfoNCE; captions of one image are no negatives of each other."""
 
     kind: Literal["infonce"] = Field("infonce", description="CLIP's loss.")
     logit_scale: LogitScale = Field(LogitScale(), description="The inverse temperature.")
 
 
-class SigLip(_Pairwise, json_schema_extra=KIND_IS_NEEDED):
+class SigLip(_WithNegatives, json_schema_extra=KIND_IS_NEEDED):
     """Sigmoid loss: every pair of the batch is a yes-or-no question of its own."""
 
     kind: Literal["siglip"] = Field("siglip", description="SigLIP's loss.")

@@ -155,6 +155,11 @@ class Recipe(Strict):
                 "train.unpaired_per_pair: without data.unpaired there are no unpaired items to draw; data.unpaired: {} "
                 "takes what is unpaired by itself"
             )
+        if train and self.data.unpaired is None and train.objective.pairwise.sees_unpaired:
+            raise ValueError(
+                "train.objective.pairwise.unpaired_negatives: without data.unpaired there are no unpaired items; "
+                "data.unpaired: {} takes what is unpaired by itself"
+            )
         return self
 
     @model_validator(mode="after")

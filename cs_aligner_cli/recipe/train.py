@@ -119,7 +119,7 @@ class Train(_Begun):
         " section of kind weighted, below.",
     )
     unpaired_per_pair: UnpairedPerPair = Field(
-        UnpairedPerPair(), description="Unpaired items in a step, which the divergence alone sees."
+        UnpairedPerPair(), description="Unpaired items in a step: every term sees them but those of pairs."
     )
     epochs: int = Field(12, ge=1, description="Passes over the images; train.last_batch says whether over all of them.")
     batch_size: int = Field(512, ge=2, description="Images with captions per step: the size of the contrast.")
@@ -196,6 +196,12 @@ class Train(_Begun):
         """Those of the modalities whose towers train on stored "pooled" embeddings, or on stored "tokens"."""
         towers = {modality: self.tower(modality) for modality in modalities}
         return [m for m, tower in towers.items() if not tower.live and tower.reads == reads]
+
+    def reads_frozen(self, modalities: Sequence[str]) -> list[str]:
+        """Those of the modalities whose stored pooled embeddings training reads: for cached towers, and beside live
+        ones where a term compares embeddings with what they were before training."""
+        beside = [m for m in modalities if self.tower(m).live] if self.objective.sees_features else []
+        return [*self.cached_reading("pooled", modalities), *beside]
 
     @model_validator(mode="after")
     def _tokens_are_there(self) -> Train:

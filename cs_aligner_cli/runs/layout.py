@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +18,7 @@ from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
 
 # The weights of another run that a training begins with.
 ORIGIN_FILE = "last.safetensors"
+_LATER_TERMS = ("structure", "teacher")
 
 
 class _TrainingLayout(InputLayout):
@@ -54,11 +56,9 @@ class _TrainingLayout(InputLayout):
         if train is None or not self.recipe.trains:
             return {}
         variants = {ALIGNED: train}
-        divergence, tokens = train.objective.divergence, train.objective.tokens
-        if train.pairwise_only and (divergence.weight != 0 or (tokens and tokens.weight)):
-            without = divergence.model_copy(update={"weight": 0.0})
-            objective = train.objective.model_copy(update={"divergence": without, "tokens": None})
-            variants = {PAIRWISE_ONLY: train.model_copy(update={"objective": objective}), **variants}
+        if train.pairwise_only and not train.objective.is_pairwise_alone:
+            control = train.model_copy(update={"objective": train.objective.pairwise_alone()})
+            variants = {PAIRWISE_ONLY: control, **variants}
         return variants
 
     @property
@@ -83,7 +83,7 @@ class _TrainingLayout(InputLayout):
     @property
     def frozen_splits(self) -> list[str]:
         """The splits that the frozen encoders must embed; live training reads its items itself."""
-        cached = self.recipe.train is not None and self.recipe.train.cached_reading("pooled", self.modalities)
+        cached = self.recipe.train is not None and self.recipe.train.reads_frozen(self.modalities)
         fitted = [self.fit_split] if self.fit_split else []
         fitted += [self.recipe.generate.fit_split] if self.recipe.generate else []
         return list(dict.fromkeys([*(self.training_splits if cached else []), *self.recipe.measured_splits, *fitted]))
@@ -131,15 +131,15 @@ class _TrainingLayout(InputLayout):
             "from",
             *(["last_batch"] if train.last_batch == "drop" else []),  # older runs, which knew no other, stay fresh
         }
-        pooled, tokens = (
-            train.cached_reading("pooled", self.modalities),
-            train.cached_reading("tokens", self.modalities),
-        )
+        # Terms that older runs did not know leave them fresh where they are not in use.
+        unused: dict[str, Any] = {name: True for name in _LATER_TERMS if getattr(train.objective, name) is None}
+        unused["pairwise"] = {"unpaired_negatives"} if not train.objective.pairwise.sees_unpaired else set()
+        pooled, tokens = train.reads_frozen(self.modalities), train.cached_reading("tokens", self.modalities)
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:
             cached += self.unpaired_stores.values()
-        parts = train.model_dump(mode="json", exclude=ignored)
+        parts = train.model_dump(mode="json", exclude={**dict.fromkeys(ignored, True), "objective": unused})
         if train.origin is not None:
             parts["from"] = self._origin(train.origin, variant)
         return Artifact(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from cs_aligner_cli.common.token_sequences import pad_tokens
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders import Encoder
+from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Logits
 from cs_aligner_cli.recipe.towers import Adapter, Lora
 from cs_aligner_cli.recipe.train import Train
@@ -200,6 +201,7 @@ class Inputs:
         tokens: Mapping[str, TokenStore] | None = None,
     ) -> None:
         self._load: dict[str, Callable[[Split, Ints], Tensor]] = {}
+        self._stores = stores
         self.live = {modality: encoders[modality] for modality, plan in plans.items() if plan.live}
         self.reads = {modality: plan.reads for modality, plan in plans.items()}
         for modality, reads in self.reads.items():
@@ -210,6 +212,19 @@ class Inputs:
     def __call__(self, modality: str, split: Split, rows: Ints) -> Tensor:
         """The inputs of some rows of a split's table, as a CPU tensor."""
         return self._load[modality](split, rows)
+
+    def features(self, modality: str, items: Sequence[tuple[Split, Ints]], loaded: Tensor | None = None) -> Tensor:
+        """What the frozen encoder gives for some items, pooled (N, D); ``loaded``: the tower's inputs, if at hand.
+
+        What a tower of cached features reads, the mean of the tokens that another one reads, and beside a live tower
+        the frozen store.
+        """
+        if modality in self.live:
+            read = _cached(modality, self._stores)
+            return torch.cat([read(split, rows) for split, rows in items])
+        if loaded is None:
+            loaded = joined([self(modality, split, rows) for split, rows in items])
+        return loaded.float().nanmean(dim=1) if self.reads[modality] == "tokens" else loaded.float()
 
 
 def _live(encoder: Encoder) -> Callable[[Split, Ints], Tensor]:

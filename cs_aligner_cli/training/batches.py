@@ -12,7 +12,7 @@ from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Pairs
-from cs_aligner_cli.objectives.terms import Edge
+from cs_aligner_cli.objectives.clouds import Edge
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
@@ -36,25 +36,28 @@ class TrainingBatches:
         further = layout.modalities[len(MODALITIES) :]
         least = max(2, ranks.size) if spec.last_batch == "keep" else None
         self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further, least)
-        # A divergence of weight 0 is trained without, so what it alone would see is not even drawn.
-        drawn = pairing if spec.objective.divergence.weight != 0 else None
+        # Terms of weight 0 are trained without, so what they alone would see is not even drawn.
+        drawn = pairing if spec.objective.sees_unpaired else None
         self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size) if drawn else {}
         self._split, self._edges, self._ranks = split, recipe.edges, ranks
-        self._micro = spec.micro_batch_size
+        self._micro, self._sees_features = spec.micro_batch_size, spec.objective.sees_features
 
     def load(self, step: int, inputs: Inputs) -> Batch:
         """The batch of one step."""
         drawn = self.pairs.pairs(step)
         rows = {"image": drawn.images, "text": drawn.captions, **drawn.further}
-        loaded, sizes = {}, {}
+        loaded, features, sizes = {}, {}, {}
         for modality, paired in rows.items():
             items: Items = [(self._split, paired)]
             if modality in self.pools:
                 items += self.pools[modality].rows(step)
             sizes[modality] = sum(len(part) for _, part in items)
             share = self._ranks.share_of_batch(sizes[modality], self._micro)
-            loaded[modality] = joined([inputs(modality, split, part) for split, part in _sliced(items, share.rows)])
-        return Batch(loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes) for edge in self._edges})
+            own = [*_sliced(items, share.rows)]
+            loaded[modality] = joined([inputs(modality, split, part) for split, part in own])
+            if self._sees_features:
+                features[modality] = inputs.features(modality, own, loaded[modality])
+        return Batch(loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes) for edge in self._edges}, features)
 
 
 def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:

@@ -65,6 +65,7 @@ def save_state(
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
+    tensors |= {f"memory_features.{modality}": rows for modality, rows in memory.features.items()}
     name = _name(state.step, "safetensors")
     checksum = save_tensors(folder / name, tensors, {})
     if (folder / _STATE).is_file():
@@ -152,8 +153,9 @@ def _restore(tensors: dict[str, Tensor], towers: Towers, optimizer: Optimizer, m
         owner, rest = name.split(".", 1)
         if owner == "towers":
             towers_state[rest] = tensor
-        elif owner == "memory":
-            memory.rows[rest] = tensor.to(towers.log_logit_scale.device)
+        elif owner in ("memory", "memory_features"):
+            kept = memory.rows if owner == "memory" else memory.features
+            kept[rest] = tensor.to(towers.log_logit_scale.device)
         else:
             index, key = rest.split(".", 1)
             optimizer_state.setdefault(int(index), {})[key] = tensor

@@ -49,7 +49,9 @@ class TrainingRun:
         self.folder, self.ranks = folder, ranks
         self.setup = set_up(recipe, spec, layout, ranks)
         towers, self.steps = self.setup.towers, self.setup.steps
-        self.stepper = Stepper(spec, towers, self.steps, recipe.seed, self.setup.device, recipe.edges, ranks)
+        self.stepper = Stepper(
+            spec, towers, self.steps, recipe.seed, self.setup.device, recipe.edges, ranks, self.setup.teacher
+        )
         self.epoch_steps = self.setup.batches.pairs.steps_per_epoch
         self.saved = time.monotonic()
 

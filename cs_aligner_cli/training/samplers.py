@@ -116,12 +116,19 @@ class Pool:
     def _shuffled(self, round_: int) -> Ints:
         return np.random.default_rng([self._seed, round_]).permutation(self.items)
 
+    def part(self, most: int) -> list[tuple[Split, Ints]]:
+        """``most`` of all items or fewer, at even distances in the order of the parts, by split."""
+        return self._by_split(np.linspace(0, self.items - 1, min(self.items, most)).astype(np.int64))
+
     def rows(self, step: int) -> list[tuple[Split, Ints]]:
         """The rows of one step by split, in the order of the parts."""
         if not self.per_step:
             return []
         rounds, places = np.divmod(np.arange(step * self.per_step, (step + 1) * self.per_step), self.items)
         drawn = np.concatenate([self._order(int(r))[places[rounds == r]] for r in np.unique(rounds)])
+        return self._by_split(drawn)
+
+    def _by_split(self, drawn: Ints) -> list[tuple[Split, Ints]]:
         part_of = np.searchsorted(self._ends, drawn, side="right")
         starts = self._ends - [len(rows) for _, rows in self._parts]
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,12 +19,14 @@ from cs_aligner_cli.objectives import (
     on_clouds,
     on_pairs,
     on_tokens,
+    structure,
 )
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.optimal_transport import require_geomloss
-from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge, TermLoss
+from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
+from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired
 from cs_aligner_cli.recipe.objective import (
     AnnealedBandwidth,
     AnyDivergence,
@@ -36,12 +38,12 @@ from cs_aligner_cli.recipe.objective import (
     MedianBandwidth,
     Mmd,
     Objective,
-    RelativeWeight,
-    ScheduledWeight,
 )
+from cs_aligner_cli.recipe.weights import RelativeWeight, ScheduledWeight
+from cs_aligner_cli.training.teacher import Teacher
 
-# The name of the token term in logs.
-TOKENS = "tokens"
+# The names of further terms in logs.
+TOKENS, STRUCTURE, TEACHER = "tokens", "structure", "teacher"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -65,11 +67,18 @@ class ObjectiveState:
 class TrainingObjective:
     """The terms of every step, a function of the step, its clouds and the state that the step before left."""
 
-    def __init__(self, spec: Objective, steps: int, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> None:
-        self._spec, self._steps, self._edges = spec, steps, edges
+    def __init__(
+        self, spec: Objective, steps: int, edges: Sequence[Edge] = (IMAGE_TEXT,), teacher: Teacher | None = None
+    ) -> None:
+        self._spec, self._steps, self._edges, self._teacher = spec, steps, edges, teacher
         self.pairwise, self.divergence = spec.pairwise.kind, spec.divergence.kind
-        options = spec.pairwise.model_dump(exclude={"kind", "weight", "logit_scale", "logit_bias"})
-        self._pairwise_loss = partial(PAIRWISE[spec.pairwise.kind], **options)
+        options = spec.pairwise.model_dump(
+            exclude={"kind", "weight", "logit_scale", "logit_bias", "unpaired_negatives"}
+        )
+        if spec.pairwise.sees_unpaired:
+            self._pairwise_loss = on_pairs_and_unpaired(UNPAIRED_NEGATIVES[self.pairwise], edges)
+        else:
+            self._pairwise_loss = on_pairs(partial(PAIRWISE[self.pairwise], **options), edges)
         self._bandwidth: MedianBandwidth | AutoBandwidth | AnnealedBandwidth | list[float] | float | None = None
         if isinstance(spec.divergence, CauchySchwarz | Mmd | Hoelder | GeneralizedCs):
             given = spec.divergence.bandwidth
@@ -98,7 +107,7 @@ class TrainingObjective:
         return ObjectiveState(sigma=auto_bandwidth(image, text, self._bandwidth.effective_share))
 
     def terms(self, step: int, clouds: Clouds, state: ObjectiveState) -> tuple[list[Term], ObjectiveState]:
-        """The pairwise term, the divergence and, where there is one, the token term of one step with these clouds."""
+        """The pairwise term, the divergence and what other terms there are, of one step with these clouds."""
         divergence = self._spec.divergence
         sigmas, sigma = self._sigmas(step, clouds, state.sigma)
         weight, relative = self._weight(step, state.weight)
@@ -106,7 +115,7 @@ class TrainingObjective:
             Term(
                 self.pairwise,
                 self._spec.pairwise.weight,
-                on_pairs(self._pairwise_loss, self._edges),
+                self._pairwise_loss,
                 sums="infonce" if self.pairwise == "infonce" else None,
             ),
             Term(
@@ -117,10 +126,18 @@ class TrainingObjective:
                 _kernel_sums(divergence, sigmas),
             ),
         ]
-        tokens = self._spec.tokens
+        return [*terms, *self._further_terms(step)], replace(state, sigma=sigma, bandwidth=sigmas)
+
+    def _further_terms(self, step: int) -> Iterator[Term]:
+        tokens, kept, teacher = self._spec.tokens, self._spec.structure, self._spec.teacher
         if tokens is not None:
-            terms.append(Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth)))
-        return terms, replace(state, sigma=sigma, bandwidth=sigmas)
+            yield Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth))
+        if kept is not None:
+            loss = on_features(partial(structure, kind=kept.kind, temperature=kept.temperature))
+            yield Term(STRUCTURE, self._scheduled(step, kept.weight), loss)
+        if teacher is not None:
+            assert self._teacher is not None, "a teacher is fitted before the first step"
+            yield Term(TEACHER, self._scheduled(step, teacher.weight), self._teacher.term(teacher.epsilon))
 
     def observe(self, state: ObjectiveState, values: TermValues) -> ObjectiveState:
         """The state with the weight that a step was evaluated with, for the steps until it is measured again."""
@@ -135,10 +152,13 @@ class TrainingObjective:
             if step % weight.every == 0 or measured is None:
                 return 0.0, weight.ratio
             return measured, None
-        if isinstance(weight, ScheduledWeight):
-            done = (step / max(1, self._steps) - weight.begin) / (weight.until - weight.begin)
-            return weight.start + (weight.end - weight.start) * min(max(done, 0.0), 1.0), None
-        return weight, None
+        return self._scheduled(step, weight), None
+
+    def _scheduled(self, step: int, weight: float | ScheduledWeight) -> float:
+        if not isinstance(weight, ScheduledWeight):
+            return weight
+        done = (step / max(1, self._steps) - weight.begin) / (weight.until - weight.begin)
+        return weight.start + (weight.end - weight.start) * min(max(done, 0.0), 1.0)
 
     def _sigmas(self, step: int, clouds: Clouds, former: float | None) -> tuple[tuple[float, ...], float | None]:
         """The sigmas of a step's kernels, and the one to remember."""

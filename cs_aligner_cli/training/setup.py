@@ -27,6 +27,7 @@ from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split, plan_towers
 from cs_aligner_cli.training.batches import TrainingBatches
 from cs_aligner_cli.training.step import logit_specs
+from cs_aligner_cli.training.teacher import MAX_PAIRS, Teacher, fit_teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ class Setup:
     towers: Towers
     inputs: Inputs
     steps: int
+    teacher: Teacher | None
 
 
 def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
@@ -84,6 +86,10 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
     batches = TrainingBatches(layout, spec, split, train_rows, pairing, ranks)
     encoders = load_encoders(recipe, data, device, [m for m in layout.modalities if spec.tower(m).live])
     towers, inputs = _towers(recipe, spec, layout, pairing, encoders, device)
+    teacher = None
+    if spec.objective.teacher is not None:
+        unpaired = {m: pool.part(MAX_PAIRS) for m, pool in batches.pools.items()}
+        teacher = fit_teacher(spec.objective.teacher, inputs, split, train_rows, unpaired, ranks).to(device)
     return Setup(
         device,
         split,
@@ -94,6 +100,7 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
         towers,
         inputs,
         batches.pairs.steps_per_epoch * spec.epochs,
+        teacher,
     )
 
 
@@ -121,8 +128,9 @@ def _towers(
     """The towers as they begin, and where their inputs come from."""
     pooled = spec.cached_reading("pooled", layout.modalities)
     reading_tokens = spec.cached_reading("tokens", layout.modalities)
-    stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if pooled}
-    if pooled and pairing:
+    frozen = spec.reads_frozen(layout.modalities)
+    stores = {s: Store(layout.frozen(s).path) for s in layout.training_splits if frozen}
+    if frozen and pairing:
         stores |= {name: Store(store.path) for name, store in layout.unpaired_stores.items()}
     tokens = {s: TokenStore(layout.tokens(s).path) for s in layout.training_splits if reading_tokens}
     torch.manual_seed(recipe.seed)

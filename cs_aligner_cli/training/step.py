@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from cs_aligner_cli.common.errors import CsalignError
 from cs_aligner_cli.common.token_sequences import lengthened
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT, Edge
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
 from cs_aligner_cli.recipe.pairwise import AnyPairwise, InfoNce, L2Contrastive, LogitBias, LogitScale, SigLip
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
@@ -21,6 +21,7 @@ from cs_aligner_cli.towers.towers import Towers
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, step_seed
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
+from cs_aligner_cli.training.teacher import Teacher
 
 
 class DivergedError(CsalignError):
@@ -39,11 +40,13 @@ class Batch(NamedTuple):
     """What one step is taken on: how many items of each modality, and which of them are pairs.
 
     ``inputs`` are the towers' inputs (CPU tensors, first axis the items): this rank's share, or all in one process.
+    ``features`` (N, D) are the same items as the frozen encoders give them, where a term sees them.
     """
 
     inputs: dict[str, Tensor]
     sizes: dict[str, int]
     pairs: dict[Edge, Pairs]
+    features: Mapping[str, Tensor] = {}
 
 
 class Stepper:
@@ -63,6 +66,7 @@ class Stepper:
         device: torch.device,
         edges: Sequence[Edge] = (IMAGE_TEXT,),
         ranks: Ranks | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self._ranks = ranks or Ranks()
         self._spec, self._towers, self._steps = spec, towers, steps
@@ -70,7 +74,7 @@ class Stepper:
         self._scale, bias = logit_specs(spec.objective.pairwise)
         towers.log_logit_scale.requires_grad_(self._scale is not None and self._scale.learn)
         towers.logit_bias.requires_grad_(bias is not None and bias.learn)
-        self.objective = TrainingObjective(spec.objective, steps, edges)
+        self.objective = TrainingObjective(spec.objective, steps, edges, teacher)
         self.optimizer = make_optimizer(towers, spec)
         self.scaler = loss_scaler(towers, towers.precision, device)
         self.memory = Memory(spec.objective.memory)
@@ -110,7 +114,7 @@ class Stepper:
             self._backward_through_tower(step, m, batch.inputs[m], share, own[m], values)
         self._ranks.all_reduce_gradients(self._towers.parameters())
         norm = self._update()
-        self.memory.add(clouds.rows)
+        self.memory.add(clouds.rows, clouds.features)
         return {
             "lr": lr,
             "loss": float(values.total),
@@ -138,7 +142,11 @@ class Stepper:
                 longest = max(self._ranks.all_gather(part.shape[1]))
                 tokens[m] = self._ranks.all_gather_rows(lengthened(part.detach(), longest), shares[m].counts)
         pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
-        return Clouds(rows, pairs, dict(self.memory.rows), tokens)
+        features = {
+            m: self._ranks.all_gather_rows(found.to(self._device), shares[m].counts)
+            for m, found in batch.features.items()
+        }
+        return Clouds(rows, pairs, dict(self.memory.rows), tokens, features, dict(self.memory.features))
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
         """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.

@@ -90,13 +90,13 @@ def test_several_texts_of_an_image_unpaired_rows_starts_and_automatic_bandwidths
     image, text = views(60)
     owner = np.repeat(np.arange(30), 2)
     owner[-4:] = -1  # two images and four texts of nobody, and 30 images more
-    objective = {"divergence": {"kind": "cs", "bandwidth": "auto"}}
+    objective = {"divergence": {"kind": "cs", "bandwidth": "auto"}, "structure": {}, "teacher": {}}
     train = {**FAST, "epochs": 2, "batch_size": 14, "captions": "all", "start": "cca", "last_batch": "keep"}
     adapter = fit_adapter(image, text, owner, train=train, objective=objective)
     assert adapter.history and adapter.apply(image, "image").shape == (60, 8)
     with_none = {**train, "unpaired_per_pair": {"image": 0.0, "text": 0.0}}
     alone = fit_adapter(image, text, owner, train=with_none, objective=objective)
-    assert alone.history[-1]["loss"] != adapter.history[-1]["loss"]  # the divergence saw them
+    assert alone.history[-1]["loss"] != adapter.history[-1]["loss"]  # the terms saw them
 
 
 @pytest.mark.parametrize(

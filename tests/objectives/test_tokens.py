@@ -31,8 +31,8 @@ from cs_aligner_cli.objectives import (
     token_cs_divergence,
 )
 from cs_aligner_cli.objectives import tokens as token_term
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.objectives.divergences import gram_divergence
-from cs_aligner_cli.objectives.terms import IMAGE_TEXT
 from cs_aligner_cli.recipe.towers import AdapterSpec, BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
 from cs_aligner_cli.recipe.towers import TransformerAdapter as TransformerSpec
 from cs_aligner_cli.stores.tokens import TokenArray, TokenWriter

@@ -22,6 +22,7 @@ from cs_aligner_cli.data.manifest import MANIFESTS
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.encoders import exported_model
 from cs_aligner_cli.recipe.messages import key_paths, section_models
+from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe, recipe_schema
 from cs_aligner_cli.recipe.strict_yaml import dump_yaml, read_yaml
 
@@ -179,7 +180,7 @@ ANY_VALUES = (
 def _base_for(path: Path_) -> dict[str, Any]:
     """A recipe in which only the kinds are given that make ``path`` a key."""
     data: dict[str, Any] = {"name": "x"}
-    if path[:2] == ("train", "unpaired_per_pair"):
+    if path[:2] == ("train", "unpaired_per_pair") or path[-1] == "unpaired_negatives":
         data["data"] = {"unpaired": {}}
     for tower in ("image", "text"):
         if path[:2] == ("encoders", tower) and path[2:3] not in ((), ("kind",), ("power",)):
@@ -622,12 +623,17 @@ def _kinds(*path: str) -> set[str]:
 
 def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
     from cs_aligner_cli.data.sources import SOURCES
-    from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE
+    from cs_aligner_cli.objectives.structure import STRUCTURES
+    from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
     from cs_aligner_cli.towers.adapters import ADAPTERS
 
     assert set(PAIRWISE) == _kinds("train", "objective", "pairwise")
     assert {*DIVERGENCES, *JOINT} == _kinds("train", "objective", "divergence")
     assert set(APPROXIMATIONS) == _kinds("train", "objective", "divergence", "approximation")
+    assert set(STRUCTURES) == _kinds("train", "objective", "structure")
+    pairwise = section_models(Objective.model_fields["pairwise"].annotation)
+    taking = {m.model_fields["kind"].default for m in pairwise if "unpaired_negatives" in m.model_fields}
+    assert set(UNPAIRED_NEGATIVES) == taking
     assert set(ADAPTERS) == _kinds("train", "image", "adapter")
     assert set(SOURCES) == set(MANIFESTS)
     for kind, model in MANIFESTS.items():

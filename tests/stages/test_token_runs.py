@@ -159,6 +159,7 @@ def test_a_transformer_with_dropout_over_tokens_resumes_bitwise(
     settings = (f"train.image={transformer % ''}", f"train.text={transformer % ', pooling: query'}")
     # A share of the pairs, all captions, a memory: tokens go along with the rest of a step.
     more = ("data.unpaired={paired_fraction: 0.8}", "train.captions=all", "train.objective.memory=50")
+    more += ("train.objective.structure={}", "train.objective.teacher={kind: ridge}")
     assert_resumes_bitwise(tokens_recipe, tmp_path, monkeypatch, *settings, *more, "train.epochs=2")
 
 

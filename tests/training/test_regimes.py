@@ -238,6 +238,7 @@ def test_a_share_of_pairs_leaves_the_frozen_stores_fresh(features_recipe: Path) 
         ["train.captions={kind: weighted, weights: [4, 1]}", "train.unpaired_per_pair={image: 2.5, text: 0.5}"],
         ["train.captions=all", "train.unpaired_per_pair={image: 4, text: 0}"],
         ["train.captions=first", "train.objective={pairwise: {kind: siglip}, divergence: {kind: energy}}"],
+        ["train.objective={pairwise: {unpaired_negatives: true}, structure: {}, teacher: {}, memory: 50}"],
     ],
 )  # fmt: skip
 def test_micro_batches_equal_the_whole_batch_in_every_regime(

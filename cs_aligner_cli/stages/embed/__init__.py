@@ -33,7 +33,7 @@ def embed(
     made = {FROZEN: {split: stores.frozen(split) for split in layout.frozen_splits}}
     if layout.token_splits:
         made[TOKENS] = {split: stores.tokens(split) for split in layout.token_splits}
-    if layout.pairing and recipe.train and recipe.train.cached_reading("pooled", layout.modalities):
+    if layout.pairing and recipe.train and recipe.train.reads_frozen(layout.modalities):
         made |= _unpaired(layout, stores)
     trained = ranks.broadcast(lambda: [name for name in layout.aligned_names if _can_align(layout, name)])
     for name in trained:

@@ -1,0 +1,229 @@
+"""The terms for few pairs against float64 references, POT and finite differences: structure, negatives, teacher."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+from samples import random_rows, tensor_rows
+from scipy.spatial.distance import jensenshannon
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy, ortho_group
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.objectives import (
+    Clouds,
+    Pairs,
+    infonce,
+    infonce_with_negatives,
+    plan_divergence,
+    plan_matching,
+    siglip,
+    siglip_with_negatives,
+    structure,
+)
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
+from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
+from cs_aligner_cli.objectives.structure import STRUCTURES
+
+# ---- sums over blocks of rows
+
+
+def test_a_sum_over_blocks_is_the_whole_sum_with_its_gradient_and_no_block_is_larger_than_allowed() -> None:
+    x, y = tensor_rows(0, 23, 4).requires_grad_(), tensor_rows(1, 9, 4).requires_grad_()
+    whole = (x @ y.T).exp().sum()
+    expected = torch.autograd.grad(3 * whole, [x, y])
+    shapes = []
+
+    def loss(block: slice, x: Tensor, y: Tensor) -> Tensor:
+        tile = (x[block] @ y.T).exp()
+        shapes.append(tuple(tile.shape))
+        return tile.sum()
+
+    found = sum_over_blocks(loss, 23, 9, x, y, entries=50)
+    assert shapes == [(5, 9)] * 4 + [(3, 9)]
+    torch.testing.assert_close(found, whole)
+    for grad, own in zip(torch.autograd.grad(3 * found, [x, y]), expected, strict=True):
+        torch.testing.assert_close(grad, own)
+    assert sum_over_blocks(loss, 23, 10**9, x.detach(), y).shape == (), "rows of any length are taken one by one"
+
+
+# ---- structure
+
+
+def similarities(rows: np.ndarray) -> np.ndarray:
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    centred = unit - unit.mean(axis=0)
+    return centred @ centred.T
+
+
+def neighbourhoods(rows: np.ndarray, temperature: float) -> list[np.ndarray]:
+    """Of every row the softmax over all others."""
+    return [softmax(np.delete(row, i) / temperature) for i, row in enumerate(similarities(rows))]
+
+
+def test_structure_is_the_divergence_of_neighbourhoods() -> None:
+    before, after = random_rows(0, 8, 6, unit=False), random_rows(1, 8, 3)
+    both = [neighbourhoods(z, 0.3) for z in (before, after)]
+    js = np.mean([jensenshannon(p, q) ** 2 for p, q in zip(*both, strict=True)])
+    kl = np.mean([entropy(p, q) for p, q in zip(*both, strict=True)])
+    assert structure(before, after, "js", 0.3).item() == pytest.approx(js, rel=1e-9)
+    assert structure(before, after, "kl", 0.3).item() == pytest.approx(kl, rel=1e-9)
+
+
+def test_structure_by_second_moments_is_that_by_gram_matrices() -> None:
+    before, after = random_rows(0, 9, 6, unit=False), random_rows(1, 9, 3)
+    s, t = similarities(before), similarities(after)
+    cka = (s * t).sum() / math.sqrt((s * s).sum() * (t * t).sum())
+    assert structure(before, after, "cka").item() == pytest.approx(1 - cka, rel=1e-9)
+    assert structure(before, after, "distance").item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_structure_is_zero_for_a_rotation_and_has_the_gradient_of_finite_differences(kind: str) -> None:
+    features = tensor_rows(0, 7, 5)
+    rotated = 3 * features @ torch.from_numpy(ortho_group.rvs(5, random_state=0))
+    assert structure(features, rotated, kind).item() == pytest.approx(0, abs=1e-12)
+    rows = tensor_rows(1, 7, 3).requires_grad_()
+    assert structure(features, rows, kind).item() > 1e-3
+    assert torch.autograd.gradcheck(lambda z: structure(features, z, kind, 0.4), [rows])
+    assert structure(features.requires_grad_(), rows.detach(), kind).requires_grad is False
+
+
+def test_structure_is_finite_at_a_low_temperature_and_in_float32() -> None:
+    features, rows = random_rows(0, 20, 8).astype(np.float32), random_rows(1, 20, 8).astype(np.float32)
+    value = structure(features, rows, "js", 0.001)
+    assert value.dtype == torch.float32 and 0 < value.item() <= math.log(2) + 1e-6
+    exact = structure(features.astype(np.float64), rows.astype(np.float64), "kl", 0.05).item()
+    assert structure(features, rows, "kl", 0.05).item() == pytest.approx(exact, rel=1e-4)
+
+
+def test_structure_refuses_what_does_not_fit() -> None:
+    x = random_rows(0, 5, 3)
+    with pytest.raises(InputError, match="features and rows differ in number: 5 against 4"):
+        structure(x, x[:4])
+    with pytest.raises(InputError, match="at least 2 rows, got 1"):
+        structure(x[:1], x[:1])
+    with pytest.raises(InputError, match="kind: unknown name 'jss'; did you mean js"):
+        structure(x, x, "jss")
+    with pytest.raises(InputError, match="temperature: expected a number above 0, got 0"):
+        structure(x, x, temperature=0)
+
+
+# ---- unpaired negatives
+
+
+def test_infonce_with_negatives_is_the_cross_entropy_over_pairs_and_unpaired() -> None:
+    x, y, u, v = (tensor_rows(seed, rows, 4) for seed, rows in ((0, 5), (1, 5), (2, 3), (3, 7)))
+    own = torch.arange(5)
+    to_text = cross_entropy(8 * x @ torch.cat([y, v]).T, own)
+    to_image = cross_entropy(8 * y @ torch.cat([x, u]).T, own)
+    found = infonce_with_negatives(x, y, 8.0, None, u, v)
+    torch.testing.assert_close(found, (to_text + to_image) / 2)
+    assert found > infonce(x, y, 8.0)
+    assert infonce_with_negatives(x, y, 8.0) == infonce(x, y, 8.0)
+    one_sided = infonce_with_negatives(x, y, 8.0, None, None, v)
+    torch.testing.assert_close(one_sided, (to_text + cross_entropy(8 * y @ x.T, own)) / 2)
+
+
+def test_pairs_of_one_group_are_no_negatives_but_unpaired_rows_are() -> None:
+    x, y, v = tensor_rows(0, 4, 3), tensor_rows(1, 4, 3), tensor_rows(2, 2, 3)
+    logits = 5 * x @ torch.cat([y, v]).T
+    logits[0, 1] = logits[1, 0] = -math.inf
+    back = 5 * y @ x.T
+    back[0, 1] = back[1, 0] = -math.inf
+    expected = (cross_entropy(logits, torch.arange(4)) + cross_entropy(back, torch.arange(4))) / 2
+    torch.testing.assert_close(infonce_with_negatives(x, y, 5.0, [7, 7, 8, 9], None, v), expected)
+
+
+def test_siglip_with_negatives_adds_the_pairs_with_unpaired_rows() -> None:
+    x, y, u, v = (tensor_rows(seed, rows, 4) for seed, rows in ((0, 5), (1, 5), (2, 3), (3, 7)))
+    added = -(logsigmoid(-(6 * x @ v.T - 2)).sum() + logsigmoid(-(6 * u @ y.T - 2)).sum()) / 5
+    found = siglip_with_negatives(x, y, 6.0, -2.0, None, u, v)
+    torch.testing.assert_close(found, siglip(x, y, 6.0, -2.0) + added)
+    assert siglip_with_negatives(x, y, 6.0, -2.0) == siglip(x, y, 6.0, -2.0)
+
+
+def test_gradients_with_negatives_are_those_of_finite_differences() -> None:
+    rows = [tensor_rows(seed, 4, 3).requires_grad_() for seed in range(4)]
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (3.0, -1.0))
+    groups = [0, 0, 1, 2]
+    assert torch.autograd.gradcheck(lambda x, y, u, v, s: infonce_with_negatives(x, y, s, groups, u, v), [*rows, scale])
+    assert torch.autograd.gradcheck(
+        lambda x, y, u, v, s, b: siglip_with_negatives(x, y, s, b, groups, u, v), [*rows, scale, bias]
+    )
+
+
+def test_what_is_in_no_pair_of_an_edge_is_unpaired() -> None:
+    image, text = tensor_rows(0, 5, 3), tensor_rows(1, 4, 3)
+    clouds = Clouds({"image": image, "text": text}, {IMAGE_TEXT: Pairs(torch.tensor([0, 0, 2, 1]), None)})
+    unpaired_image, unpaired_text = clouds.unpaired(IMAGE_TEXT)
+    assert unpaired_image is not None and torch.equal(unpaired_image, image[3:])
+    assert unpaired_text is None
+
+
+# ---- the teacher's plan
+
+
+def plan(x: np.ndarray, y: np.ndarray, epsilon: float) -> np.ndarray:
+    """POT's entropic plan with the cost minus the similarities."""
+    weights = [np.full(len(z), 1 / len(z)) for z in (x, y)]
+    return ot.sinkhorn(*weights, 1 - x @ y.T, epsilon, method="sinkhorn_log", stopThr=1e-13, numItermax=20000)
+
+
+def strictly(*arguments: object, epsilon: float = 0.2) -> Tensor:
+    return plan_divergence(*arguments, epsilon, iterations=5000, tolerance=1e-13)  # type: ignore[arg-type]
+
+
+def test_the_plan_divergence_is_that_of_pots_plans_and_its_gradient_their_difference() -> None:
+    x, y, s, t = (random_rows(seed, rows, width) for seed, rows, width in ((0, 6, 4), (1, 5, 4), (2, 6, 3), (3, 5, 3)))
+    ours, taught = plan(x, y, 0.2), plan(s, t, 0.2)
+    image = torch.from_numpy(x).requires_grad_()
+    found = strictly(image, y, 7 * s, t)  # the teacher's rows count by their directions
+    assert found.item() == pytest.approx(entropy(taught.ravel(), ours.ravel()), rel=1e-6)
+    (gradient,) = torch.autograd.grad(2 * found, image)
+    np.testing.assert_allclose(gradient.numpy(), 2 * (ours - taught) / 0.2 @ y, rtol=1e-6, atol=1e-10)
+
+
+def test_its_gradient_is_that_of_finite_differences_though_sinkhorn_is_not_differentiated() -> None:
+    x, y = tensor_rows(0, 5, 3).requires_grad_(), tensor_rows(1, 4, 3).requires_grad_()
+    s, t = tensor_rows(2, 5, 4), tensor_rows(3, 4, 4)
+    assert torch.autograd.gradcheck(lambda x, y: strictly(x, y, s, t), [x, y])
+
+
+def test_the_plan_divergence_vanishes_at_the_teachers_similarities_and_knows_no_pairs() -> None:
+    x, y = tensor_rows(0, 6, 4), tensor_rows(1, 5, 4)
+    turned = torch.from_numpy(ortho_group.rvs(4, random_state=1))
+    assert strictly(x, y, x @ turned, y @ turned).item() == pytest.approx(0, abs=1e-9)
+    s, t, order = tensor_rows(2, 6, 4), tensor_rows(3, 5, 4), torch.randperm(6)
+    value = strictly(x, y, s, t)
+    assert value.item() > 0.01
+    torch.testing.assert_close(strictly(x[order], y, s[order], t), value)
+
+
+def test_the_plan_is_the_same_block_by_block_and_has_the_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, s, t = (tensor_rows(seed, rows, 4) for seed, rows in ((0, 11), (1, 9), (2, 11), (3, 9)))
+    whole = strictly(x, y, s, t)
+    for kept in (0, 2 * 4 * 9 * 8):  # none of the blocks, or two of them
+        monkeypatch.setattr(plan_matching, "_BLOCK", 4)
+        monkeypatch.setattr(plan_matching, "_KEPT_BYTES", kept)
+        torch.testing.assert_close(strictly(x, y, s, t), whole)
+    rows = torch.cat([p for _, p, _ in plan_matching.transport_plan(x, y, 0.05, 1000, 1e-10).blocks()])
+    torch.testing.assert_close(rows.sum(dim=1), torch.full((11,), 1 / 11, dtype=torch.float64))
+    torch.testing.assert_close(rows.sum(dim=0), torch.full((9,), 1 / 9, dtype=torch.float64))
+
+
+def test_the_smallest_epsilon_leaves_numbers() -> None:
+    x, y = random_rows(0, 30, 4).astype(np.float32), random_rows(1, 20, 4).astype(np.float32)
+    value = plan_divergence(x, y, -x, y, epsilon=plan_matching.SMALLEST_EPSILON)
+    assert value.dtype == torch.float32 and math.isfinite(value.item())
+    assert logsumexp(-2 / plan_matching.SMALLEST_EPSILON) > -700
+    with pytest.raises(InputError, match=r"epsilon: expected a number of at least 0\.005, got 0\.001"):
+        plan_divergence(x, y, x, y, epsilon=0.001)
+    with pytest.raises(InputError, match="image and its teacher differ in rows: 30 against 20"):
+        plan_divergence(x, y, y, y)
