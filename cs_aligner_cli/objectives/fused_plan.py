@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,24 @@ class Tile(NamedTuple):
     registers: int | None = None
 
 
+class Tiles(NamedTuple):
+    """How many tiles cover a chunk of rows, ``down`` and ``across``, and the first column."""
+
+    down: int
+    across: int
+    first_column: int
+
+    @property
+    def programs(self) -> int:
+        """Tiles in all: programs of a kernel."""
+        return self.down * self.across
+
+    def extents(self, chunk: slice, rows: Sequence[int], columns: int) -> tuple[int, ...]:
+        """The chunk and its first column, sizes of rows (m, d) and columns, tiles, as the kernels take them."""
+        m, d = rows
+        return chunk.start, chunk.stop, self.first_column, m, columns, d, self.down, self.across
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one precision is computed: types of the rows that are multiplied and of the weights that pull them.
@@ -45,6 +63,37 @@ class Plan:
     inside: bool = False
     precision: str = "ieee"
     chunk_bytes: int = 256 * 2**20
+
+    def chunks(self, rows: int, columns: int, within: bool) -> Iterator[slice]:
+        """As many rows at a time as the budget holds the weights of: WITHIN one cloud later rows have fewer columns."""
+        start, step = 0, self.tile.i
+        while start < rows:
+            line = (columns - (start if within else 0)) * self.weights.itemsize
+            taken = max(step, self.chunk_bytes // line // step * step)
+            if within:  # squares on the diagonal are taken whole: eight, so that they are small
+                taken = min(taken, max(1024 // step * step, -(-rows // 8) // step * step))
+            yield slice(start, min(start + taken, rows))
+            start += taken
+
+    def tiles(self, chunk: slice, columns: int, within: bool) -> Tiles:
+        """The tiles of a chunk of rows and all columns; WITHIN one cloud of those from the chunk on."""
+        first, tile = chunk.start if within else 0, self.tile
+        return Tiles(-(-(chunk.stop - chunk.start) // tile.i), -(-(columns - first) // tile.j), first)
+
+    def options(self, dims: int) -> dict[str, Any]:
+        """What the kernels over pairs of rows of ``dims`` dimensions are compiled and launched with."""
+        tile = self.tile
+        return {
+            "ROWS": tile.i,
+            "COLUMNS": tile.j,
+            "K": tile.k,
+            "EVEN": dims % tile.k == 0,
+            "PRECISION": self.precision,
+            "GROUP": tile.group,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+            **({"maxnreg": tile.registers} if tile.registers else {}),
+        }
 
 
 _EPILOGUE = Tile(32, 128, 16, 4, 1)
@@ -103,6 +152,19 @@ class Memory:
             self._buffers.pop(name, None)
             buffer = self._buffers[name] = torch.empty(lines * line, dtype=dtype, device=self._device)
         return buffer[: lines * line].view(lines, line)[:rows, :columns]
+
+    def products(self, x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor | None, int]:
+        """``x @ y.T`` in float32 by cuBLAS and the stride of its rows; none where the kernels take products inside."""
+        if plan.inside:
+            return None, 0
+        buffer = self.take("products", len(x), len(y), torch.float32, plan.tile)
+        if x.dtype == buffer.dtype:
+            torch.mm(x, y.T, out=buffer)
+        elif x.is_cuda:
+            torch.mm(x, y.T, out_dtype=buffer.dtype, out=buffer)
+        else:
+            torch.mm(x.to(buffer.dtype), y.T.to(buffer.dtype), out=buffer)
+        return buffer, buffer.stride(0)
 
 
 def add_product(into: Tensor, a: Tensor, b: Tensor) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.objectives.fused_plan import LOG2
+from cs_aligner_cli.objectives.fused_plan import LOG2, Tiles
+
+# Sums that one program of the merging kernel adds up.
+_BLOCK = 128
 
 
 class KernelSum(NamedTuple):
@@ -17,6 +21,13 @@ class KernelSum(NamedTuple):
     total: Tensor
     reference: Tensor
     pairs: int
+
+    @classmethod
+    def of(cls, sums: Tensor, references: Tensor, pairs: int) -> KernelSum:
+        """The sum of parts (float32, any number), each in units of 2^its reference."""
+        references = references.double()
+        top = references.max()
+        return cls((sums.double() * torch.exp2(references - top)).sum(), top, pairs)
 
     def mean(self, logarithm: bool) -> Tensor:
         """The mean kernel value, or its natural logarithm."""
@@ -42,6 +53,34 @@ class Softmax(NamedTuple):
     column_maxima: Tensor
     column_sums: Tensor
     own: Tensor
+
+    @classmethod
+    def empty(cls, paired: Tensor) -> Softmax:
+        """Sums of nothing yet, for as many pairs as there are in ``paired`` (N,) and on its device."""
+        maxima = [torch.full_like(paired, -math.inf) for _ in range(2)]
+        sums = [torch.zeros_like(paired, dtype=torch.float64) for _ in range(2)]
+        return cls(maxima[0], sums[0], maxima[1], sums[1], torch.empty_like(paired))
+
+    def parts(self, rows: int, columns: int, tiles: Tiles) -> list[Tensor]:
+        """Room for the maxima and sums of a chunk: of its rows by tile across, of all columns by tile down."""
+        new = self.own.new_empty
+        by_row, by_column = (tiles.across, rows), (tiles.down, columns)
+        return [new(by_row), new(by_row), new(by_column), new(by_column)]
+
+    def merge(self, chunk: slice, parts: Sequence[Tensor]) -> None:
+        """Add what ``parts`` hold now to the sums of the chunk's rows and of all columns."""
+        from cs_aligner_cli.objectives.triton_kernels import merge_sums
+
+        rows = self.row_maxima[chunk], self.row_sums[chunk], *parts[:2]
+        columns = self.column_maxima, self.column_sums, *parts[2:]
+        for maxima, sums, part_maxima, part_sums in (rows, columns):
+            count, size = part_sums.shape
+            merge_sums[(-(-size // _BLOCK),)](maxima, sums, part_maxima, part_sums, size, count, BLOCK=_BLOCK)
+
+    def shares(self) -> list[Tensor]:
+        """Maxima and reciprocal sums in float32, of rows, then of columns: what the second pass takes shares by."""
+        by_row, by_column = (1 / self.row_sums).float(), (1 / self.column_sums).float()
+        return [self.row_maxima, by_row, self.column_maxima, by_column]
 
     @property
     def loss(self) -> Tensor:

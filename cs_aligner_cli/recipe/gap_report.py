@@ -49,8 +49,8 @@ class GapReport(Strict):
     exact_pairs: int = Field(
         20_000,
         ge=10,
-        description="With more pairs than these, D_CS is approximated (Nystroem), and other metrics of all pairs of "
-        "rows take so many evenly spaced ones.",
+        description="With more pairs than these, D_CS and other metrics of all pairs of rows take so many evenly spaced"
+        " ones.",
     )
     max_gallery: int = Field(
         20_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."

@@ -24,6 +24,14 @@ def _run(recipe: str, run_dir: Path, *settings: str) -> dict:  # type: ignore[ty
     return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
+def test_two_epochs_retrieve(tmp_path: Path) -> None:
+    short = ("train.epochs=2", "train.pairwise_only=false", "gap_report.max_pairs=100")
+    aligned = _run("flickr8k", tmp_path, *short)["eval_retrieval"]["aligned"]
+    assert aligned["i2t"]["R@1"] > 0.1
+    assert aligned["t2i"]["R@1"] > 0.08
+
+
+@pytest.mark.slow
 def test_adapters_retrieve_and_the_gap_is_small(tmp_path: Path) -> None:
     data = _run("flickr8k", tmp_path)
     aligned = data["eval_retrieval"]["aligned"]
@@ -34,6 +42,7 @@ def test_adapters_retrieve_and_the_gap_is_small(tmp_path: Path) -> None:
     assert data["gap_report"]["aligned"]["paired_cosine"] > 0.4
 
 
+@pytest.mark.slow
 def test_every_photo_goes_from_file_to_report(tmp_path: Path) -> None:
     data = _run("flickr8k_images", tmp_path, "train.epochs=2", "embed.batch_size=200")
     assert data["eval_retrieval"]["aligned"]["i2t"]["queries"] == 200

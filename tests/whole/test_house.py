@@ -27,7 +27,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SHARED_BY_STAGES = {"pipeline", "table", "making", "replacing", "continuing", "gap_stores", "formats", "run_result"}
 MAX_FILE, MAX_FUNCTION, MAX_CLASS = 350, 60, 200
 # What is longer all the same, and how long it may be: the list is to get shorter.
-LONGER = {"_Job": 250, "FusedPairs": 300}
+LONGER = {"_Job": 250}
 
 
 @lru_cache(maxsize=1)
