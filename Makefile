@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-all test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
+.PHONY: help demo results test test-all test-browser test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
 	bench-embed bench-gap bench-statistics bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
@@ -38,10 +38,14 @@ demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five 
 	$(BIN)/csalign run recipes/scenes.yaml
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
 
 test-gpu: $(VENV)/.test ## what a CUDA device changes; skipped where there is none
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(VENV)/.test ## the pages in the Chromium that is installed; skipped where there is none
+	$(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/report/test_browser.py
 
 test-all: $(VENV)/.test ## all tests, the slow ones too
 	$(BIN)/python -m pytest

@@ -197,6 +197,16 @@ def prepared(at: Bench, *command: str) -> list[str]:
     return [*command]
 
 
+def other_seed(at: Bench, *changes: str) -> list[str]:
+    """A gap report that takes a run in other/ for this one with another seed; ``changes`` are what differs there."""
+    theirs = [word for change in ("run_dir=other", *changes) for word in ("--set", change)]
+    at.features(npy(ROWS))
+    common = ["--set", "encoders.text.kind=features", "--set", "eval_retrieval.split=train"]
+    for command in ("prepare", "embed"):
+        run([command, *common, "--set", "train=null", *theirs], at.folder)
+    return ["gap-report", *common, "--set", "train=null", "--set", "gap_report.seeds=[other]"]
+
+
 def split_folders(at: Bench) -> list[str]:
     at.file("data/loose.png", picture())
     return at.manifest({"kind": "folder", "split_folders": True})
@@ -448,6 +458,12 @@ CASES: dict[str, list[Case]] = {
             lambda at: prepared(at, "embed", "--set", "encoders.further={audio: {kind: features}}"),
         ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
+        Case(
+            "seeds: a folder without a run",
+            lambda at: prepared(at, "gap-report", "--set", "train=null", "--set", "gap_report.seeds=[gone]"),
+        ),
+        Case("seeds: a run of the same seed", lambda at: other_seed(at)),
+        Case("seeds: a run of another recipe", lambda at: other_seed(at, "seed=1", "encoders.image.power=0.5")),
         Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
         Case("pictures without a section", lambda at: ["generate", "scenes"]),
         Case(

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from cs_aligner_cli.experiments.comparison import Comparison
 from cs_aligner_cli.experiments.figures import figures
+from cs_aligner_cli.report import SORT_SCRIPT
 
 
 def render_page(found: Comparison, title: str) -> str:
@@ -15,7 +16,7 @@ def render_page(found: Comparison, title: str) -> str:
     from jinja2 import Environment, StrictUndefined
 
     folder = files("cs_aligner_cli.experiments")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    script = files("cs_aligner_cli.report").joinpath(SORT_SCRIPT).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         found=found,

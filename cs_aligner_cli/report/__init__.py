@@ -2,3 +2,5 @@
 
 # The page.
 REPORT = "report.html"
+# What sorts the tables of every page of csalign's.
+SORT_SCRIPT = "sort_tables.js"

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: its colours stay apart under every common kind of colour blindness.
-IMAGE, TEXT, PAIRED, UNPAIRED = "#E69F00", "#0072B2", "#009E73", "#4D4D4D"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# The hues of Okabe and Ito, which stay apart under every common kind of colour blindness, each as dark or light as it
+# takes to stand out by 3:1 on a white page and on a dark one.
+IMAGE, TEXT, PAIRED, UNPAIRED = "#C07800", "#0072B2", "#009E73", "#757575"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#C0629A", "#C07800", "#3A8FC7")
 GRID = "#DDDDDD"
 
 _DPI = 130
 _PANEL_INCHES = 3.4
+# Room for axis labels, legend and titles, in inches: fixed, since finding the least takes as long as drawing twice.
+_LEFT, _RIGHT, _BELOW, _ABOVE, _BETWEEN_ROWS = 0.85, 0.2, 0.55, 0.85, 0.85
+_BETWEEN_COLUMNS = {True: 0.25, False: 0.95}  # whether the inner panels have axis labels of their own: not if shared
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -28,33 +32,46 @@ _STYLE: dict[Any, Any] = {
 }
 # Right and left of a mark, then higher and lower, step by step.
 _LABEL_STEP = 12
+_LINE_PARTS = 40  # a line is as many small boxes to a label
 _LABEL_OFFSETS = tuple((x, side * _LABEL_STEP * step) for step in range(11) for side in (1, -1) for x in (9, -9))
 
 
 @contextmanager
-def panels(titles: Sequence[str], *, share_axes: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(
+    titles: Sequence[str], *, share_axes: bool = False, size: tuple[float, float] | None = None
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield a figure and one titled panel per title: one alone is wider, four are two rows of two.
 
-    ``share_axes`` gives all panels the same limits. The style in force is matplotlib's own default, whatever
-    the user's configuration says, until the block ends; pyplot and its global figures are not touched.
+    ``share_axes`` gives all panels the same limits; ``size``: of the figure, in inches. The style in force is
+    matplotlib's own default, whatever the user's configuration says, until the block ends; pyplot and its global
+    figures are not touched.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     count = len(titles)
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
-    width = 5.8 if count == 1 else columns * _PANEL_INCHES + 0.4
+    width, height = size or (5.8 if count == 1 else columns * _PANEL_INCHES + 0.4, rows * _PANEL_INCHES + 0.5)
+    between = _BETWEEN_COLUMNS[share_axes]
+    across = (width - _LEFT - _RIGHT - (columns - 1) * between) / columns
+    up = (height - _BELOW - _ABOVE - (rows - 1) * _BETWEEN_ROWS) / rows
+    room = {
+        "left": _LEFT / width,
+        "right": 1 - _RIGHT / width,
+        "bottom": _BELOW / height,
+        "top": 1 - _ABOVE / height,
+        "wspace": between / across,
+        "hspace": _BETWEEN_ROWS / up,
+    }
     with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(figsize=(width, rows * _PANEL_INCHES + 0.5), dpi=_DPI, layout="constrained")
-        engine = figure.get_layout_engine()
-        if isinstance(engine, ConstrainedLayoutEngine):
-            engine.set(h_pad=0.1)  # a title keeps clear of the labels of the row above
+        figure = Figure(figsize=(width, height), dpi=_DPI)
+        figure.subplots_adjust(**room)
         grid = list(figure.subplots(rows, columns, sharex=share_axes, sharey=share_axes, squeeze=False).flat)
         for ax, title in zip(grid, titles, strict=False):
             # A store's name is text, never a formula: "$" must not start one.
-            ax.set_title(title, parse_math=False, fontweight="bold", fontsize=11)
+            # With a height of its own it is not looked for anew at every drawing.
+            ax.set_title(title, parse_math=False, fontweight="bold", fontsize=11, y=1.0)
         for unused in grid[count:]:
             unused.remove()
         yield figure, grid[:count]
@@ -82,28 +99,42 @@ def legend(figure: Figure, axes: Sequence[Axes], marker_scale: float = 1.0) -> N
     """Put the entries of the first panel above all of them, in as many columns as the figure has room for."""
     handles, labels = axes[0].get_legend_handles_labels()
     columns = 2 if len(axes) == 1 and len(labels) == 4 else len(labels)
-    shown = figure.legend(
-        handles, labels, loc="outside upper center", ncols=columns, frameon=False, markerscale=marker_scale
-    )
+    shown = figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False, markerscale=marker_scale)
     for handle in shown.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
 
 
-def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Sequence[float]]]) -> None:
-    """Write each name beside its mark, at the first place that meets no other label, no mark and no edge.
+class Mark(NamedTuple):
+    """A mark at (x, y) with its error bars: the spans that they cover."""
 
-    A mark is (x, [y, ...]): its label goes beside the first y, and it covers the span of them all.
+    x: float
+    y: float
+    across: tuple[float, float]
+    up: tuple[float, float]
+
+
+def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, Mark], lines: Sequence[tuple[Mark, Mark]] = ()) -> None:
+    """Write each name beside its mark, at the first place that meets no other label, no mark, bar or line, no edge.
+
+    ``lines`` go from one mark to another.
     """
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()
     taken = []
-    for x, ys in marks.values():
-        (left, bottom), (right, top) = ax.transData.transform([(x, min(ys)), (x, max(ys))])
+    for mark in marks.values():
+        (left, bottom), (right, top) = ax.transData.transform([(mark.x, mark.up[0]), (mark.x, mark.up[1])])
         taken.append(Bbox.from_extents(left - 7, bottom - 9, right + 7, top + 9))
-    for name, (x, ys) in marks.items():
-        label = ax.annotate(name, (x, ys[0]), xytext=(0, 0), textcoords="offset points", va="center", parse_math=False)
+        (left, bottom), (right, top) = ax.transData.transform([(mark.across[0], mark.y), (mark.across[1], mark.y)])
+        taken.append(Bbox.from_extents(left - 2, bottom - 3, right + 2, top + 3))
+    for start, end in lines:
+        (left, bottom), (right, top) = ax.transData.transform([(start.x, start.y), (end.x, end.y)])
+        for part in range(_LINE_PARTS + 1):
+            x, y = (a + (b - a) * part / _LINE_PARTS for a, b in ((left, right), (bottom, top)))
+            taken.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
+    for name, mark in marks.items():
+        at = mark.x, mark.y
+        label = ax.annotate(name, at, xytext=(0, 0), textcoords="offset points", va="center", parse_math=False)
         # The first place comes again at the end: where none is clear, an overlap is better than no label.
         for offset in (*_LABEL_OFFSETS, _LABEL_OFFSETS[0]):
             label.set_position(offset)
@@ -115,7 +146,7 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, tuple[float, Seque
         if abs(label.get_position()[1]) > _LABEL_STEP:  # too far to be seen as the mark's own
             edge = box.x0 if label.get_position()[0] > 0 else box.x1
             to = ax.transData.inverted().transform((edge, (box.y0 + box.y1) / 2))
-            ax.plot([x, to[0]], [ys[0], to[1]], color=UNPAIRED, lw=0.6, zorder=1)
+            ax.plot([mark.x, to[0]], [mark.y, to[1]], color=UNPAIRED, lw=0.6, zorder=1)
         taken.append(box)
 
 
@@ -129,11 +160,6 @@ class Picture(NamedTuple):
 def rendered(figure: Figure) -> Picture:
     """Render the figure; equal figures give equal bytes."""
     png, svg = io.BytesIO(), io.BytesIO()
-    # The layout takes most of the time, and is the same for both.
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-    figure.set_layout_engine("none")
     figure.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     figure.savefig(svg, format="svg", dpi=_DPI, facecolor="white", metadata={"Date": None, "Creator": None})
     return Picture(png.getvalue(), svg.getvalue())

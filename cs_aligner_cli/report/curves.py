@@ -9,7 +9,7 @@ import numpy as np
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.report.canvas import GRID, SERIES, Picture, legend, outer_labels, panels, rendered
+from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, legend, outer_labels, panels, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +39,7 @@ def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
             widths = curve["bandwidth"]
             ax.set(xscale="log", yscale="log", ylim=(bottom, top))
             ax.fill_between(widths, bottom, curve["null"], color="#C4C4C4", lw=0, label="V without a gap")
+            ax.plot(widths, curve["null"], color=UNPAIRED, lw=1)
             ax.fill_between(widths, curve["low"], curve["high"], color="black", alpha=0.25, lw=0)
             ax.plot(widths, curve["v"], color="black", lw=1.8, marker="o", ms=4, label="CS, V")
             ax.plot(widths, curve["u"], color=SERIES[1], lw=1.8, ls="--", marker="s", ms=4, label="CS, U")

@@ -95,8 +95,8 @@ def scatter_pairs(ax: Axes, points: Floats) -> None:
     image, text = np.split(points, 2)
     ax.axhline(0, color=GRID, lw=0.8, zorder=0)
     ax.axvline(0, color=GRID, lw=0.8, zorder=0)
-    ax.scatter(image[:, 0], image[:, 1], s=9, c=IMAGE, marker="o", alpha=0.55, lw=0, label="image", rasterized=True)
-    ax.scatter(text[:, 0], text[:, 1], s=9, c=TEXT, marker="^", alpha=0.55, lw=0, label="text", rasterized=True)
+    ax.scatter(image[:, 0], image[:, 1], s=7, c=IMAGE, marker="o", alpha=0.8, lw=0, label="image", rasterized=True)
+    ax.scatter(text[:, 0], text[:, 1], s=7, c=TEXT, marker="^", alpha=0.8, lw=0, label="text", rasterized=True)
     joined = np.linspace(0, len(image) - 1, min(_JOINED_PAIRS, len(image))).astype(int)
     for number, pair in enumerate(joined):
         line = np.stack([image[pair], text[pair]])
@@ -112,7 +112,7 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
     values = np.concatenate([cosines for store in kinds.values() for cosines in store.values()])
     bins = np.linspace(float(values.min()) - 0.01, float(values.max()) + 0.01, 61).tolist()
     styles: dict[str, dict[str, Any]] = {
-        "pairs": {"color": PAIRED, "histtype": "stepfilled", "alpha": 0.6},
+        "pairs": {"facecolor": (PAIRED, 0.45), "edgecolor": PAIRED, "histtype": "stepfilled", "lw": 1.2},
         "not pairs": {"color": UNPAIRED, "histtype": "step", "lw": 1.6},
         "image with image": {"color": IMAGE, "histtype": "step", "lw": 1.6, "ls": "--"},
         "text with text": {"color": TEXT, "histtype": "step", "lw": 1.6, "ls": "-."},

@@ -9,16 +9,35 @@ from cs_aligner_cli.gap.glossary import describe
 
 _DIRECTIONS = {"i2t": "R@1 image to text", "t2i": "R@1 text to image"}
 RECALLS = ("R@1", "R@10")
+# R@10 in a corpus of images and texts together, in which a gap does harm.
+MIXED_RECALL = "mixed_R@10"
 _GAP, _SQUARED_GAP = "centroid_gap", "squared_gap_debiased"
 _METRICS = ("margin", "margin_standardised", "residual_ratio", "cs_divergence")
 _TITLES = {
+    "R@1": "R@1, mean of both ways",
+    "R@10": "R@10, mean of both ways",
+    MIXED_RECALL: "R@10 in a mixed corpus",
     _GAP: "Centroid gap",
     _SQUARED_GAP: "Squared gap, debiased",
     "margin": "Margin",
     "margin_standardised": "Margin, standardised",
     "residual_ratio": "Residual, in strangers'",
 }
-_UP = ("margin", "margin_standardised")
+# What a column says, where it stands.
+_ABOUT = {
+    "i2t": "own text found first",
+    "t2i": "own image found first",
+    "R@1": "queries answered first",
+    "R@10": "queries answered among the first ten",
+    MIXED_RECALL: "images and texts searched together",
+    _GAP: "between the mean image and text",
+    _SQUARED_GAP: "less what sampling noise adds",
+    "margin": "cosine of pairs less that of strangers",
+    "margin_standardised": "in standard deviations of strangers",
+    "residual_ratio": "of pairs over strangers, means taken away",
+    "cs_divergence_u": "between the distributions; 0: none",
+}
+_UP = (*RECALLS, MIXED_RECALL, "margin", "margin_standardised")
 
 
 class Cell(NamedTuple):
@@ -32,23 +51,24 @@ class Cell(NamedTuple):
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of every store: {"columns": [{"title", "better"}], "rows": [{"store", "kind", "cells": [Cell]}]}."""
+    """Every store: {"columns": [{"title", "about", "better"}], "rows": [{"store", "kind", "cells": [Cell]}]}."""
     stores = {name: values for name, values in report["stores"].items() if values}
     kinds, retrieval = report.get("kinds", {}), report.get("retrieval", {})
     recalls = report.get("recall_intervals", {})
     directions = [d for d in _DIRECTIONS if any(d in found for found in retrieval.values())]
     keys = metric_keys(report)
-    columns = [{"title": _DIRECTIONS[d], "better": "up"} for d in directions]
     mixed = report.get("mixed", {})
-    columns += [{"title": "R@10 in a mixed corpus", "better": "up"}] if mixed else []
-    columns += [{"title": _title(key), "better": "up" if key in _UP else "down"} for key in keys]
+    columns = [{"title": _DIRECTIONS[d], "about": _ABOUT[d], "better": "up"} for d in directions]
+    columns += [_column(key) for key in ([MIXED_RECALL] if mixed else []) + keys]
     rows = []
     for name, values in stores.items():
         cells = [
             _percent(retrieval.get(name, {}).get(d, {}).get("R@1"), recalls.get(name, {}).get(d, {}).get("R@1"))
             for d in directions
         ]
-        cells += [_percent(mixed.get(name, {}).get("R@10"), None)] if mixed else []
+        if mixed:
+            span = recalls.get(name, {}).get("mixed", {}).get("R@10")
+            cells.append(_percent(mixed.get(name, {}).get("R@10"), span))
         spans = report.get("intervals", {}).get(name, {})
         cells += [_number(values.get(key), spans.get(key), _no_gap(report, name, key)) for key in keys]
         rows.append({"store": name, "kind": kinds.get(name, "store"), "cells": cells})
@@ -77,8 +97,13 @@ def _laid_out(report: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> 
         for name in report["stores"]
         if any((name, key) in found for key in keys)
     ]
-    titles = [f"{key}, mean of both ways" if key in RECALLS else _title(key) for key in keys]
-    return {"subject": report["subject"], "columns": [{"title": title} for title in titles], "rows": rows}
+    return {"subject": report["subject"], "columns": [_column(key) for key in keys], "rows": rows}
+
+
+def _column(key: str) -> dict[str, str]:
+    """A column's title, what it says, and whether "up" or "down" is better."""
+    about = _ABOUT.get(key.partition("@")[0] if key.startswith("cs_") else key, "")
+    return {"title": _title(key), "about": about, "better": "up" if key in _UP else "down"}
 
 
 def metric_keys(report: Mapping[str, Any]) -> list[str]:
@@ -88,7 +113,7 @@ def metric_keys(report: Mapping[str, Any]) -> list[str]:
 
 def tested_metrics(report: Mapping[str, Any]) -> list[str]:
     """The family whose differences between stores are tested together: R@K, the squared gap, and the headline's."""
-    return [*RECALLS, _SQUARED_GAP, *_tested(report)]
+    return [*RECALLS, MIXED_RECALL, _SQUARED_GAP, *_tested(report)]
 
 
 def _tested(report: Mapping[str, Any]) -> list[str]:
@@ -103,6 +128,11 @@ def _tested(report: Mapping[str, Any]) -> list[str]:
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, and a true minus."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with a true minus."""
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_in_words(p: float) -> str:
@@ -133,14 +163,15 @@ def _number(value: float | None, span: list[float] | None, note: str) -> Cell:
     if value is None:
         return Cell("\N{EN DASH}")
     low, high = span or (0.0, 0.0)
-    shown = [f"{v:.3f}".replace("-", "\N{MINUS SIGN}") for v in (value, low, high)]
+    shown = [number(v) for v in (value, low, high)]
     return Cell(shown[0], f"{shown[1]} to {shown[2]}" if span else "", value, note=note)
 
 
 def _change(key: str, row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell("\N{EN DASH}")
-    scale, digits, unit = (100, 1, " points") if key in RECALLS else (1, 4 if key == _SQUARED_GAP else 3, "")
+    percent = key in (*RECALLS, MIXED_RECALL)
+    scale, digits, unit = (100, 1, " points") if percent else (1, 4 if key == _SQUARED_GAP else 3, "")
     low, high = (signed(scale * bound, digits) for bound in row["interval"])
     value = row["difference"]
     note = p_in_words(row["p_holm"]) if row.get("p_holm") is not None else ""

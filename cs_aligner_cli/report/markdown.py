@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cs_aligner_cli.report.headline import Cell, changes, headline
-from cs_aligner_cli.report.verdict import verdict
+from cs_aligner_cli.report.verdict import answers, further
 
 
 def render_summary(report: Mapping[str, Any]) -> str:
     """The verdict, the headline table, the differences and the notes; ``report`` as in ``render_page``."""
     parts = [f"### Modality gap: {_plain(report['name'])}, {_plain(report['split'])}, {report['pairs']:,} pairs"]
-    parts += [_plain(sentence) for sentence in verdict(report)]
+    parts.append(" ".join(f"**{_plain(question)}** {_plain(text)}" for question, text in answers(report)))
+    parts += [_plain(paragraph) for paragraph in further(report)]
     table = headline(report)
     if table["rows"]:
         arrows = {"up": "\N{UPWARDS ARROW}", "down": "\N{DOWNWARDS ARROW}"}
@@ -21,11 +22,11 @@ def render_summary(report: Mapping[str, Any]) -> str:
     differences = changes(report)
     if differences:
         parts.append(
-            f"{_plain(differences['subject'])} less each other store, on the same pairs, with 95% intervals and p "
+            f"{_plain(differences['subject'])} minus each other store, on the same pairs, with 95% intervals and p "
             "values corrected for the number of columns (Holm; bold: below 0.05):"
         )
         parts.append(_table([column["title"] for column in differences["columns"]], differences["rows"]))
-    parts.append("\n".join(f"- {_plain(note)}" for note in report.get("note", ())))
+    parts.append("\n".join(f"- {_plain(note)}" for note in (*report.get("findings", ()), *report.get("note", ()))))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

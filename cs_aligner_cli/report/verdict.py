@@ -1,9 +1,10 @@
 """The gap report in plain sentences, computed from its numbers and tests alone.
 
-The subject (the last store of this run) is compared with its control first, where there is one, else with the first
-store. A metric *fell* or *rose* where ``differences`` calls its difference clear (Holm's correction within the
-headline's metrics); otherwise no difference is shown. With g the squared centroid gap (debiased), m the standardised
-margin, r R@1 (mean of both ways), and the spread of a cloud, 1 less the mean cosine of strangers within a modality:
+Three questions come first: did it close the gap, what did it cost, could one have had it for free? The subject (the
+last store of this run) is compared with its control, where there is one, else with the first store. A metric *fell* or
+*rose* where ``differences`` calls its difference clear (Holm's correction within the headline's metrics); otherwise no
+difference is shown. With g the squared centroid gap (debiased), m the standardised margin, r R@1 (mean of both ways),
+and the spread of a cloud, 1 less the mean cosine of strangers within a modality:
 
 A change of m by less than 5% counts as none: bringing shifted rows back to unit length does as much.
 
@@ -17,75 +18,117 @@ A change of m by less than 5% counts as none: bringing shifted rows back to unit
 7. Else ``wider`` where g rose, and ``same`` where it did not.
 
 That no gap can be told is said only where the sign-flip test of the centroid gap has p >= 0.05. Paired cosine takes no
-part: it rises whenever strangers' cosine does. A report over several seeds decides by its tests over seeds, others say
-that they cover the choice of test pairs only.
+part: it rises whenever strangers' cosine does. "Yes, as far as these pairs can tell" is said of a free alternative that
+no test shows to be worse in g, r or R@10 in a mixed corpus, whether or not it is better. A report over several seeds
+decides by its tests over seeds, others say that they cover the choice of test pairs only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from cs_aligner_cli.report.headline import p_in_words, signed
+from cs_aligner_cli.report.evidence import (
+    CONTROL,
+    GAP,
+    LEVEL,
+    MARGIN,
+    MIXED,
+    RECALL,
+    direction,
+    gap_left,
+    own_stores,
+    p_of_test,
+    recall_of,
+    reference_of,
+    row_of,
+    value_of,
+)
+from cs_aligner_cli.report.free import Alternative, free_alternatives
+from cs_aligner_cli.report.headline import number, p_in_words, signed
 
-CONTROL = "pairwise_only"
-_LEVEL = 0.05
 _NO_GAP = 1e-9
-_COLLAPSED, _SHRUNK, _UNCHANGED = 0.1, 0.5, 0.05
+_COLLAPSED, _SHRUNK = 0.1, 0.5
 _FEW_RUNS = 4
 _ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
-_GAP, _MARGIN, _RECALL = "squared_gap_debiased", "margin_standardised", "R@1"
+# {better} and {worse} say which of m and r rose or fell.
 _SENTENCES = {
-    "collapse": "The rows collapsed: everything lies close together, and pairs stand out from strangers less.",
+    "collapse": "The rows collapsed: everything lies close together, and {worse}.",
     "scale": "Both clouds shrank, and the gap with them: by the clouds' own spread, most of it is still there.",
     "alignment": "The clouds came together, and pairs stand out from strangers more than before: no shift does that.",
     "shift": "With each modality's mean taken away, pairs stand out no more than before: a shift of one cloud can do "
     "that much.",
-    "cost": "The clouds came together, and pairs stand out from strangers less than before.",
-    "trade": "The clouds came together; pairs do better by one measure and worse by another.",
-    "pairs": "Pairs stand out from strangers more than before; the clouds did not come together.",
-    "apart": "Pairs stand out from strangers less than before, and the clouds did not come together.",
-    "wider": "The clouds moved apart, and pairs stand out no more for it.",
-    "same": "No difference is shown: neither of the clouds nor of the pairs.",
+    "cost": "The clouds came together, and {worse}.",
+    "trade": "The clouds came together; {better}, and {worse}.",
+    "pairs": "The clouds did not come together, but {better}.",
+    "apart": "The clouds did not come together, and {worse}.",
+    "wider": "The clouds moved apart{both}.",
+    "same": "Between the clouds no difference is shown{both}.",
 }
 
 
-def verdict(report: Mapping[str, Any]) -> list[str]:
-    """Return a paragraph on the subject and its control, with the best free alternative, then one on each other store.
+class Answer(NamedTuple):
+    """One of the questions that a report opens with, and what its tests say."""
+
+    question: str
+    text: str
+
+
+def answers(report: Mapping[str, Any]) -> list[Answer]:
+    """The report's first paragraph, question by question: on the subject, its control, and the best free alternatives.
 
     Stores without a centroid gap do not count; ``report`` is as in ``render_page``.
     """
-    measured = [name for name, values in report["stores"].items() if "centroid_gap" in values]
-    if not measured:
-        return ["No store has its image and text rows in one space, so no gap between them can be measured yet."]
-    kinds = report.get("kinds", {})
-    own = [name for name in measured if kinds.get(name, "store") == "store"]
-    sentences = []
-    if len(own) == 1:
-        sentences = [" ".join([_alone(report, own[0]), *_free(report, own[0])])]
-    elif own:
-        subject = own[-1]
-        # The control differs in the divergence alone, a frozen store in all of training.
-        others = sorted(own[:-1], key=lambda name: name != CONTROL)
-        first = [_compared(report, others[0], subject), _left(report, subject), *_free(report, subject)]
-        sentences = [
-            " ".join([*first, _coverage(report)]),
-            *(_compared(report, other, subject) for other in others[1:]),
-        ]
-    runs = [name for name in measured if kinds.get(name) == "run"]
-    return sentences + _best_run(report, runs)
+    own = own_stores(report)
+    if not own:
+        words = "No store has its image and text rows in one space, so no gap between them can be measured yet."
+        return [Answer("How wide is the gap?", words)]
+    subject, reference = own[-1], reference_of(report)
+    free = Answer("Could one have had it for free?", _free(report, subject))
+    if reference is None:
+        first = [Answer("How wide is the gap?", _alone(report, subject))]
+        return [*first, free] if free_alternatives(report, subject) else first
+    lead, gap = _gap_change(report, reference, subject)
+    return [
+        Answer("Did it close the gap?", " ".join(part for part in (lead, gap, _left(report, subject)) if part)),
+        Answer(
+            "What did it cost?",
+            f"{_cost(report, reference, subject)} {_summary(report, reference, subject)}",
+        ),
+        free._replace(text=f"{free.text} {_coverage(report)}"),
+    ]
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """Return the answers as one paragraph, then one on every other store of this run, and one on other runs' stores."""
+    return [" ".join(f"{question} {text}" for question, text in answers(report)), *further(report)]
+
+
+def further(report: Mapping[str, Any]) -> list[str]:
+    """A paragraph on the subject against every other store of this run, and one on the best of other runs' stores."""
+    own, reference = own_stores(report), reference_of(report)
+    paragraphs = []
+    for other in own[:-1]:
+        if other != reference:
+            _, gap = _gap_change(report, other, own[-1])
+            rest = f"{_cost(report, other, own[-1])} {_summary(report, other, own[-1])}"
+            paragraphs.append(
+                f"Against {other}: {gap[0].lower() if gap.startswith('Between') else gap[0]}{gap[1:]} {rest}"
+            )
+    runs = [n for n, kind in report.get("kinds", {}).items() if kind == "run" and "centroid_gap" in report["stores"][n]]
+    return paragraphs + _best_run(report, runs)
 
 
 def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
     """Which of the rules above applies to the subject against a reference store, one of their names."""
-    gap, margin, recall = (_direction(report, reference, metric) for metric in (_GAP, _MARGIN, _RECALL))
+    gap, margin, recall = (direction(report, reference, metric) for metric in (GAP, MARGIN, RECALL))
     up, down = 1 in (margin, recall), -1 in (margin, recall)
     stores = report["stores"]
     spread = _spread(stores[subject]) / max(_spread(stores[reference]), _NO_GAP)
     if spread < _COLLAPSED and down and not up:
         return "collapse"
     if gap < 0:
-        before, after = (max(stores[name].get(_GAP, 0.0), _NO_GAP) for name in (reference, subject))
+        before, after = (max(stores[name].get(GAP, 0.0), _NO_GAP) for name in (reference, subject))
         if spread < _SHRUNK and after / spread > _SHRUNK * before:
             return "scale"
         if down:
@@ -96,106 +139,107 @@ def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
     return "wider" if gap > 0 else "same"
 
 
-def mean_r1(report: Mapping[str, Any], store: str) -> float | None:
-    """R@1 of a store in percent, averaged over both directions; None where retrieval was not evaluated."""
-    directions = report.get("retrieval", {}).get(store)
-    if not directions:
-        return None
-    return 50 * float(directions["i2t"]["R@1"] + directions["t2i"]["R@1"])
+def _summary(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    """The sentence of the rule that applies."""
+    margin, recall = (direction(report, reference, metric) for metric in (MARGIN, RECALL))
+    words = {
+        1: ("stand out from strangers more than before", "are found first more often"),
+        -1: ("stand out from strangers less than before", "are found first less often"),
+    }
+    better, worse = (
+        "pairs " + " and ".join(w for w, moved in zip(words[way], (margin, recall), strict=True) if moved == way)
+        for way in (1, -1)
+    )
+    both = f"; {better}, and {worse}" if {margin, recall} == {1, -1} else ", nor between the pairs"
+    if outcome(report, reference, subject) == "wider" and margin == recall:
+        both = "; between the pairs no difference is shown"
+    sentence = _SENTENCES[outcome(report, reference, subject)]
+    return sentence.format(better=better, worse=worse, both=both)
 
 
 def _spread(values: Mapping[str, float]) -> float:
     return 1 - (values.get("conformity_image", 0.0) + values.get("conformity_text", 0.0)) / 2
 
 
-def _row(report: Mapping[str, Any], reference: str, metric: str) -> Mapping[str, Any] | None:
-    """The test of the subject against a reference: over seeds, where they were measured."""
-    rows = [*report.get("seeds", {}).get("differences", ()), *report.get("differences", ())]
-    return next((row for row in rows if row["store"] == reference and row["metric"] == metric), None)
-
-
-def _direction(report: Mapping[str, Any], reference: str, metric: str) -> int:
-    """1 where the subject's metric rose, -1 where it fell, 0 where no difference is shown."""
-    row = _row(report, reference, metric)
-    if row is None or not row["clear"]:
-        return 0
-    if metric == _MARGIN and abs(row["difference"]) < _UNCHANGED * abs(_value(report, reference, _MARGIN)):
-        return 0
-    return 1 if row["difference"] > 0 else -1
-
-
-def _value(report: Mapping[str, Any], store: str, metric: str) -> float:
-    """A store's value: the mean over seeds, where they were measured."""
-    runs = report.get("seeds", {}).get("stores", {}).get(store) or [report["stores"][store]]
-    return float(sum(run.get(metric, 0.0) for run in runs)) / len(runs)
-
-
-def _compared(report: Mapping[str, Any], reference: str, subject: str) -> str:
-    stores = report["stores"]
-    before, after = (_value(report, name, "centroid_gap") for name in (reference, subject))
-    numbers = f"({before:.3f}{_ARROW}{after:.3f}{_p(report, reference, _GAP)})"
-    direction = _direction(report, reference, _GAP)
-    if direction < 0:
-        closed = f"{1 - after / before:.0%} of " if before > _NO_GAP else ""
-        parts = [f"{subject} closed {closed}the centroid gap of {_named(reference)} {numbers}"]
-    elif direction > 0:
-        parts = [f"{subject} widened the centroid gap of {_named(reference)} {numbers}"]
+def _gap_change(report: Mapping[str, Any], reference: str, subject: str) -> tuple[str, str]:
+    """Whether the subject closed the gap of a reference, in a word, and a sentence with the numbers."""
+    before, after = (value_of(report, name, "centroid_gap") for name in (reference, subject))
+    numbers = f"({before:.3f}{_ARROW}{after:.3f}{p_of_test(report, reference, GAP)})"
+    named = f"its control {reference}" if reference == CONTROL else reference
+    change = direction(report, reference, GAP)
+    if change > 0:
+        return "No, it widened it.", f"{subject} widened the centroid gap of {named} {numbers}."
+    if change == 0:
+        return "No.", f"Between {subject} and {named} no difference in the centroid gap is shown {numbers}."
+    closed = f"{1 - after / before:.0%} of " if before > _NO_GAP else ""
+    left = gap_left(report, subject)
+    if outcome(report, reference, subject) in ("collapse", "scale"):
+        lead = "Only by drawing everything together."
+    elif left and left[2] >= LEVEL:
+        lead = "Yes, as far as these pairs can tell."
     else:
-        parts = [f"between {subject} and {_named(reference)} no difference in the centroid gap is shown {numbers}"]
-    parts += _recall_change(report, reference, subject)
-    if _MARGIN in stores[subject] and _MARGIN in stores[reference]:
-        margins = _ARROW.join(f"{_value(report, name, _MARGIN):.2f}" for name in (reference, subject))
-        words = {1: "rose", -1: "fell", 0: "is as before"}[_direction(report, reference, _MARGIN)]
-        parts.append(
-            f"the standardised margin of pairs over strangers {words} ({margins}{_p(report, reference, _MARGIN)})"
-        )
-    sentence = "; ".join(parts)
-    return (
-        f"{sentence[0].upper() if sentence[0] == 'b' and direction == 0 else sentence[0]}{sentence[1:]}. "
-        + _SENTENCES[outcome(report, reference, subject)]
-    )
+        lead = "In part." if left else "It is narrower."
+    return lead, f"{subject} closed {closed}the centroid gap of {named} {numbers}."
 
 
-def _named(store: str) -> str:
-    return f"its control {store}" if store == CONTROL else store
+def _cost(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    """R@1, how far pairs stand out, and retrieval from a mixed corpus: before, after, and what the tests say of it."""
+    parts = [_recall_change(report, reference, subject)]
+    stores = report["stores"]
+    if MARGIN in stores[subject] and MARGIN in stores[reference]:
+        margins = _ARROW.join(number(value_of(report, name, MARGIN), 2) for name in (reference, subject))
+        words = {1: "more than before", -1: "less than before", 0: "as before"}[direction(report, reference, MARGIN)]
+        p = p_of_test(report, reference, MARGIN)
+        parts.append(f"Pairs stand out from strangers {words}, by {margins} standard deviations{p}.")
+    parts.append(_mixed_change(report, reference, subject))
+    return " ".join(part for part in parts if part)
 
 
-def _p(report: Mapping[str, Any], reference: str, metric: str) -> str:
-    row = _row(report, reference, metric)
-    return "" if row is None else f", {p_in_words(row['p_holm'] if row.get('p_holm') is not None else row['p'])}"
-
-
-def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> list[str]:
-    before, after = mean_r1(report, reference), mean_r1(report, subject)
-    if report.get("seeds") and reference in report["seeds"]["stores"]:
-        before, after = (100 * _value(report, name, _RECALL) for name in (reference, subject))
-    row = _row(report, reference, _RECALL)
+def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    before, after = (recall_of(report, name) for name in (reference, subject))
     if before is None or after is None:
-        return []
-    numbers = f"{before:.1f}%{_ARROW}{after:.1f}%"
+        return ""
+    numbers, row = f"{before:.1f}%{_ARROW}{after:.1f}%", row_of(report, reference, RECALL)
     if row is None:
-        return [f"R@1 went {numbers}"]
-    low, high = (signed(100 * bound, 1) for bound in row["interval"])
+        return f"R@1 went {numbers}."
     points = f"{abs(100 * row['difference']):.1f} points of R@1"
-    direction = _direction(report, reference, _RECALL)
-    words = {1: f"it won {points}", -1: f"it cost {points}", 0: "no difference in R@1 is shown"}[direction]
-    return [f"{words} ({numbers}; {low} to {high} points)"]
+    words = {1: f"Nothing: it won {points}", -1: f"It cost {points}", 0: "No difference in R@1 is shown"}
+    return f"{words[direction(report, reference, RECALL)]} ({numbers}; {_points(row)})."
+
+
+def _mixed_change(report: Mapping[str, Any], reference: str, subject: str) -> str:
+    """R@10 in a corpus of both modalities, the search in which a gap does harm."""
+    before, after = (recall_of(report, name, MIXED) for name in (reference, subject))
+    row = row_of(report, reference, MIXED)
+    if before is None or after is None or row is None:
+        return ""
+    change = direction(report, reference, MIXED)
+    words = {1: "R@10 rose", -1: "R@10 fell", 0: "no difference in R@10 is shown"}[change]
+    return f"Where images and texts are searched together, {words} ({before:.1f}%{_ARROW}{after:.1f}%; {_points(row)})."
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    low, high = (signed(100 * bound, 1) for bound in row["interval"])
+    return f"{low} to {high} points"
 
 
 def _left(report: Mapping[str, Any], store: str) -> str:
     """Whether a gap is left, by the sign-flip test."""
-    gap, level, p = (report.get(part, {}).get(store, {}).get("centroid_gap") for part in ("stores", "null", "tests"))
-    if gap is None or level is None or p is None:
+    found = gap_left(report, store)
+    if found is None:
         return ""
+    gap, level, p = found
+    words = "No gap can be told" if p >= LEVEL else "A gap is left"
+    words += " in this run" if report.get("seeds") else ""
     reads = f"{gap:.3f} where {level:.3f} is read without any, {p_in_words(p)}"
-    return f"No gap can be told any more ({reads})." if p >= _LEVEL else f"A gap is left ({reads})."
+    return f"{words} ({reads})."
 
 
 def _alone(report: Mapping[str, Any], store: str) -> str:
-    values, recall = report["stores"][store], mean_r1(report, store)
+    values, recall = report["stores"][store], recall_of(report, store)
     parts = [f"{store} has a centroid gap of {values['centroid_gap']:.3f}"]
-    if _MARGIN in values:
-        parts.append(f"a standardised margin of pairs over strangers of {values[_MARGIN]:.2f}")
+    if MARGIN in values:
+        parts.append(f"pairs that stand out from strangers by {number(values[MARGIN], 2)} standard deviations")
     if recall is not None:
         parts.append(f"an R@1 of {recall:.1f}%")
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -204,62 +248,43 @@ def _alone(report: Mapping[str, Any], store: str) -> str:
     return " ".join(part for part in (f"{listed}.", _left(report, store), ending) if part)
 
 
-def _free(report: Mapping[str, Any], subject: str) -> list[str]:
-    """The best of what can be had for free: nothing trained at all, and nothing added to the control's training."""
-    baselines = [name for name, kind in report.get("kinds", {}).items() if kind == "baseline"]
-    baselines = [
-        name for name in baselines if mean_r1(report, name) is not None and "centroid_gap" in report["stores"][name]
-    ]
-    of_control = [name for name in baselines if name.startswith(f"{CONTROL}+")]
-    sentences = []
-    for title, names in (
-        ("Of what needs no training, {} retrieves best", [n for n in baselines if n.startswith("frozen+")]),
-        ("The control needs no divergence either, with {}", of_control),
-    ):
-        if names:
-            # Of those that print the same R@1, the one with the smallest gap.
-            best = max(
-                names,
-                key=lambda name: (round(mean_r1(report, name) or 0.0, 1), -report["stores"][name]["centroid_gap"]),
-            )
-            sentences.append(f"{title.format(best)}: {_state(report, best)}{_rivals(report, subject, best)}.")
-    return sentences
+def _free(report: Mapping[str, Any], subject: str) -> str:
+    """The strongest of what can be had for free, and whether it does as well by the tests."""
+    found = free_alternatives(report, subject)
+    if not found:
+        return "This was not measured: no closed form is in the report (gap_report.baselines)."
+    tested = [alternative for alternative in found if alternative.tested]
+    lead = ""
+    if any(alternative.as_good for alternative in tested):
+        lead = "Yes, as far as these pairs can tell. "
+    elif tested:
+        lead = "Not the same. " if any(alternative.better for alternative in tested) else "No. "
+    return lead + " ".join(_sentence(report, alternative, subject) for alternative in found)
 
 
-def _rivals(report: Mapping[str, Any], subject: str, other: str) -> str:
-    """How a free alternative compares with the subject, by the tests."""
-    gap, recall = _direction(report, other, _GAP), _direction(report, other, _RECALL)
-    if not any(_row(report, other, metric) for metric in (_GAP, _RECALL)):
-        return ""
-    better = [
-        what
-        for what, direction in (("a smaller gap once sampling noise is taken off", gap), ("a higher R@1", -recall))
-        if direction > 0
-    ]
-    worse = [
-        what
-        for what, direction in (("a larger gap once sampling noise is taken off", -gap), ("a lower R@1", recall))
-        if direction > 0
-    ]
-    if not better and not worse:
-        return f", no difference to {subject} in either is shown"
-    return f", {' and '.join(better + worse)} than {subject}"
-
-
-def _state(report: Mapping[str, Any], store: str) -> str:
-    return f"R@1 {mean_r1(report, store):.1f}%, gap {report['stores'][store]['centroid_gap']:.3f}"
+def _sentence(report: Mapping[str, Any], alternative: Alternative, subject: str) -> str:
+    gap = report["stores"][alternative.store]["centroid_gap"]
+    numbers = f"R@1 {recall_of(report, alternative.store):.1f}%, gap {gap:.3f}"
+    mixed = recall_of(report, alternative.store, MIXED)
+    numbers += f", R@10 in a mixed corpus {mixed:.1f}%" if mixed is not None else ""
+    compared = alternative.compared(subject)
+    return f"{alternative.store} ({alternative.what}): {numbers}{f'; {compared}' if compared else ''}."
 
 
 def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
     """A sentence on the other runs' store that retrieves best, and one on that with the smallest gap, if another."""
-    ranked = {name: recall for name in stores if (recall := mean_r1(report, name)) is not None}
+    ranked = {name: recall for name in stores if (recall := recall_of(report, name)) is not None}
     if not ranked:
         return []
+
+    def state(store: str) -> str:
+        return f"R@1 {ranked[store]:.1f}%, gap {report['stores'][store]['centroid_gap']:.3f}"
+
     best = max(ranked, key=lambda name: ranked[name])
     closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
-    sentence = f"Of the other runs' stores, {best} retrieves best: {_state(report, best)}."
+    sentence = f"Of the other runs' stores, {best} retrieves best: {state(best)}."
     if closest != best:
-        sentence += f" {closest} has the smallest gap: {_state(report, closest)}."
+        sentence += f" {closest} has the smallest gap: {state(closest)}."
     return [sentence]
 
 

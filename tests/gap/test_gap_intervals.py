@@ -16,13 +16,13 @@ from cs_aligner_cli.gap.groups import CENTRED_SQUARE, DISTANCE, Groups, kernel_s
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
 from cs_aligner_cli.gap.neighbours import nearest_rows, neighbour_metrics
 from cs_aligner_cli.gap.null import divergence_flips, flip_p, purity_flips, sign_flips, sliced_flips
-from cs_aligner_cli.gap.recall import recall_spreads
+from cs_aligner_cli.gap.recall import mixed_recalls, recall_spreads
 from cs_aligner_cli.gap.results import Measurement, Spread, interval, jackknife, score_interval
 from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.gap.separability import separability
 from cs_aligner_cli.gap.transport import projected, sliced_distance
 from cs_aligner_cli.report.headline import changes, headline
-from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 
 
 def uneven_groups(n: int, starts: list[int], seed: int = 0) -> Groups:
@@ -308,6 +308,21 @@ def test_recall_spreads_are_over_images_with_all_their_captions():
     hits = (true_ranks(image, text, owner)["t2i"].ranks == 1).reshape(30, 3).mean(axis=1)
     assert found["t2i"]["R@1"][1].variance == pytest.approx(hits.var(ddof=1) / 30)
     assert found["i2t"]["R@5"][1].units == 30
+
+
+def test_mixed_recalls_are_those_of_evaluate_mixed_and_vary_over_images():
+    image = random_rows(8, 40, 6)
+    owner = np.repeat(np.arange(40), 3)
+    text = image[owner] + 0.6 * random_rows(9, 120, 6)
+    plain = evaluate_mixed(image, text, owner, (1, 10))
+    found, spreads = mixed_recalls(image, text, owner, (1, 10), seed=0)
+    assert found == plain
+    value, spread = spreads["R@10"]
+    assert (value, spread.units) == (pytest.approx(plain["R@10"]), 40)
+    # Five corpora ask for the same images again: the error is that of 40 images at most, not of 200 queries.
+    binomial = (value * (1 - value) / 40) ** 0.5
+    assert 0.3 * binomial < spread.error < 1.1 * binomial
+    assert mixed_recalls(image, image, np.arange(40), (1,), seed=0) == ({}, {})
 
 
 def test_the_centroid_gap_of_a_flip_is_that_of_the_flipped_differences():

@@ -10,6 +10,7 @@ from cs_aligner_cli.gap.metrics import measure_headline
 from cs_aligner_cli.gap.recall import recall_spreads
 from cs_aligner_cli.gap.results import Measurement
 from cs_aligner_cli.report import headline
+from cs_aligner_cli.report.tiles import tiles
 from cs_aligner_cli.report.verdict import outcome, verdict
 
 N, D = 400, 24
@@ -81,7 +82,7 @@ def test_centring_closes_the_gap_and_wins_nothing() -> None:
     kind, words = judged((image, text), (image - image.mean(0), text - text.mean(0)))
     assert kind == "shift"
     assert "a shift of one cloud can do that much" in words
-    assert "No gap can be told any more" in words
+    assert "No gap can be told" in words
 
 
 def test_a_common_mean_only_shrinks_both_clouds() -> None:
@@ -98,8 +99,8 @@ def test_a_rotation_of_both_changes_nothing_and_of_one_tears_pairs_apart() -> No
     assert judged((image, text), (image @ turn, text @ turn))[0] == "same"
     kind, words = judged(pairs(), (pairs()[0], pairs()[1] @ turn))
     assert kind == "apart"
-    assert "pairs stand out from strangers less" in words.lower()
-    assert "it cost" in words
+    assert "pairs stand out from strangers less than before and are found first less often" in words
+    assert "It cost" in words
 
 
 def test_a_collapse_is_called_one() -> None:
@@ -116,9 +117,10 @@ def test_a_collapse_is_called_one() -> None:
 def test_a_true_alignment_is_called_one() -> None:
     kind, words = judged(pairs(gap=0.3, noise=1.2), pairs(noise=0.6))
     assert kind == "alignment"
-    assert words.startswith("after closed ")
-    assert "it won" in words
+    assert words.startswith("Did it close the gap? Yes, as far as these pairs can tell. after closed ")
+    assert "Nothing: it won" in words
     assert "pairs stand out from strangers more than before: no shift does that" in words
+    assert "This was not measured: no closed form is in the report" in words
     assert words.endswith("This covers the choice of test pairs, not the seed of training: one run was measured.")
 
 
@@ -133,16 +135,97 @@ def test_the_control_comes_first_and_the_best_free_alternative_is_named() -> Non
     centred = tuple(z - z.mean(0) for z in control)
     free = {"frozen+centred": tuple(z - z.mean(0) for z in frozen)}
     stores = {"frozen": frozen, **free, "pairwise_only": control, "pairwise_only+centred": centred, "aligned": aligned}
-    first, second = verdict(report(**stores))
+    found = report(**stores)
+    first, second = verdict(found)
     assert "its control pairwise_only" in first
-    assert "Of what needs no training, frozen+centred retrieves best" in first
+    assert "Could one have had it for free? Yes, as far as these pairs can tell. pairwise_only+centred (each" in first
+    assert "taken away, the control trained): R@1" in first
+    assert "no difference to aligned in gap or R@1 is shown" in first
+    assert first.index("pairwise_only+centred") < first.index(
+        "frozen+centred (each modality's mean taken away, nothing"
+    )
     assert "a lower R@1 than aligned" in first
-    assert "with pairwise_only+centred" in first
-    assert "no difference to aligned in either is shown" in first
-    assert "centroid gap of frozen" in second
+    assert second.startswith("Against frozen: aligned closed ")
+    gap, recall, mixed, free = tiles(found)
+    assert (gap.tone, gap.words.partition(",")[0]) == ("good", "no gap can be told")
+    assert (recall.title, recall.words) == ("R@1, against pairwise_only", "higher, more than chance")
+    assert mixed.words.startswith("not measured")
+    assert (free.value, free.tone) == ("pairwise_only+centred", "bad")
+    assert free.words.startswith("as good, as far as these pairs tell")
 
 
-@pytest.mark.parametrize(("p", "words"), [(0.2, "No gap can be told any more"), (0.01, "A gap is left")])
+@pytest.mark.parametrize(
+    ("gap", "lead", "tone", "tile_words"),
+    [
+        (
+            0.1,
+            "No. ",
+            "good",
+            "not as good: a larger gap once sampling noise is taken off and a lower R@1 than aligned",
+        ),
+        (
+            0.0,
+            "Not the same. ",
+            "open",
+            "another trade: a smaller gap once sampling noise is taken off and a lower R@1",
+        ),
+    ],
+)
+def test_a_closed_form_that_is_clearly_worse_is_no_free_alternative(
+    gap: float, lead: str, tone: str, tile_words: str
+) -> None:
+    frozen = pairs(gap=0.5, noise=1.2)
+    free = {"frozen+cca": pairs(gap=gap, noise=1.2), "frozen+mean_shift": frozen}
+    found = report(frozen=frozen, **free, aligned=pairs(gap=0.05, noise=0.6))
+    (first,) = verdict(found)
+    assert f"Could one have had it for free? {lead}frozen+cca (canonical axes of both modalities, nothing" in first
+    assert "mean_shift" not in first  # wider, and no better: not the strongest
+    (_, _, _, tile) = tiles(found)
+    assert tile.tone == tone
+    assert tile.words.startswith(tile_words)
+
+
+def test_where_only_r1_fell_nothing_is_said_of_strangers() -> None:
+    """Every sentence follows from what was tested: here only R@1 changed."""
+    image, text = pairs(gap=0.3)
+    found = report(before=(image, text), after=(image - image.mean(0), text - text.mean(0)))
+    for row in found["differences"]:
+        if row["metric"] == "R@1":
+            row |= {"clear": True, "difference": -0.02, "p_holm": 0.01}
+    assert outcome(found, "before", "after") == "cost"
+    (words,) = verdict(found)
+    assert "The clouds came together, and pairs are found first less often." in words
+    assert "It cost 2.0 points of R@1" in words.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_gap_is_closed_in_part_where_the_test_still_finds_one() -> None:
+    _, words = judged(pairs(gap=0.6, noise=1.2), pairs(gap=0.15, noise=0.6))
+    assert words.startswith("Did it close the gap? In part. after closed ")
+    assert "A gap is left (" in words
+    _, words = judged(pairs(gap=0.1, noise=0.6), pairs(gap=0.5, noise=0.6))
+    assert words.startswith("Did it close the gap? No, it widened it. ")
+
+
+def test_mixed_retrieval_speaks_where_it_was_tested() -> None:
+    found = report(before=pairs(gap=0.3), after=pairs(noise=0.6))
+    found["mixed"] = {"before": {"R@10": 0.1}, "after": {"R@10": 0.5}}
+    row = {
+        "store": "before",
+        "metric": "mixed_R@10",
+        "difference": 0.4,
+        "interval": [0.3, 0.5],
+        "p": 0.0,
+        "p_holm": 0.0,
+    }
+    for clear, expected in ((True, "R@10 rose (10.0%"), (False, "no difference in R@10 is shown (10.0%")):
+        found["differences"] = [*found["differences"], {**row, "clear": clear, "headline": True}]
+        (words,) = verdict(found)
+        assert f"Where images and texts are searched together, {expected}" in words
+        assert tiles(found)[2].value == "50.0%"
+        found["differences"].pop()
+
+
+@pytest.mark.parametrize(("p", "words"), [(0.2, "No gap can be told"), (0.01, "A gap is left")])
 def test_only_the_test_says_that_no_gap_can_be_told(p: float, words: str) -> None:
     """Below the level without a gap or above it: the sentence follows the p value."""
     for gap in (0.01, 0.03):
@@ -171,7 +254,7 @@ def test_over_seeds_the_seeds_decide() -> None:
 
 def test_one_store_alone_and_none() -> None:
     (words,) = verdict(report(a=pairs(gap=0.5)))
-    assert words.startswith("a has a centroid gap of 0.")
+    assert words.startswith("How wide is the gap? a has a centroid gap of 0.")
     assert words.endswith("There is no other store to compare it with.")
     (words,) = verdict({"stores": {"frozen": {}}})
     assert "no gap between them can be measured yet" in words

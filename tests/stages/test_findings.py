@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,8 +60,11 @@ def test_ids_that_differ_in_zeros_are_bad_captions_and_are_said_by_run(
     assert found[0] == "split test: 10 of 40 images have no captions"
     assert found[1].startswith("10 bad captions left out, as caption 0 (counted from 0) of image 00")
     assert all(finding in called.stderr for finding in found)
-    page = (tmp_path / "run" / "gap_report" / "report.md").read_text(encoding="utf-8")
-    assert all(f"Of the data: {finding}." in page for finding in found)
+    for file in ("report.md", "report.html"):
+        page = html.unescape((tmp_path / "run" / "gap_report" / file).read_text(encoding="utf-8"))
+        assert all(f"Of the data: {finding}." in page for finding in found), file
+    # On the page they stand before every table, in a frame of their own.
+    assert 0 < page.index("Of the data: ") < page.index("<table")
     again = csalign("run", recipe, "--json", "--set", "data.max_bad_fraction=0.5")
     assert (again.json["findings"], set(again.json["status"].values())) == (found, {"fresh"})
     assert found[1] in again.stderr

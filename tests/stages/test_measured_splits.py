@@ -28,7 +28,7 @@ def test_training_and_measuring_one_split_works_and_says_so(recipe: Path, csalig
     results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
     assert any(note.startswith("TRAINING DATA ARE MEASURED") for note in results["notes"])
     report = json.loads((recipe.parent / "run" / "gap_report" / "report.json").read_text())
-    assert any(note.startswith("TRAINING DATA ARE MEASURED") for note in report["note"])
+    assert any(finding.startswith("TRAINING DATA ARE MEASURED") for finding in report["findings"])
     assert "TRAINING DATA" in csalign("prepare", recipe, *one).stderr
     assert "TRAINING DATA" not in csalign("prepare", recipe, *TINY).stderr
 

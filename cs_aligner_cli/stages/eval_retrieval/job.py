@@ -42,10 +42,8 @@ from cs_aligner_cli.retrieval.scan import TruePairs
 from cs_aligner_cli.retrieval.scores import pair_scores
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
+from cs_aligner_cli.stages.eval_retrieval.remarks import described, remarks
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
-
-TIE_RULE = "higher score first, then smaller row"
-PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
 
 
 def write_results(recipe: Recipe, console: Console, folder: Path) -> dict[str, Any]:
@@ -121,12 +119,12 @@ class _Job:
             "split": self.split.name,
             "images": len(self.split.images),
             "captions": len(self.split.captions),
-            "protocol": self._described(),
+            "protocol": described(self.spec, self.protocol, self.mixed_protocol, self.device),
             "eval_retrieval": results,
             "intervals": spans,
             "indexes": indexes,
             "edges": self._edges(stores),
-            "notes": notes + self._remarks(),
+            "notes": notes + remarks(self.protocol, len(self.split.captions), self.layout, self.lowered),
         }
 
     def _mixed_tasks(self) -> tuple[list[MixedTask], str]:
@@ -177,33 +175,6 @@ class _Job:
                         f"{edge[1]}_to_{edge[0]}": metrics["t2i"],
                     }
         return edges
-
-    def _described(self) -> dict[str, Any]:
-        """All that a table's caption must say."""
-        spec, galleries = self.spec, self.protocol.galleries
-        return {
-            "relevance": str(spec.relevance) if spec.relevance else "an image and its own captions",
-            "hit": "any true answer among the k best",
-            "galleries": spec.folds,
-            "gallery_images": [len(images) for images, _ in galleries],
-            "gallery_captions": [len(texts) for _, texts in galleries],
-            "mixed": self.mixed_protocol,
-            "captions_per_image": spec.captions_per_image or "all",
-            "ties": TIE_RULE,
-            "search": f"exact, all scores, {self.device}",
-            "precision": PRECISION,
-            "intervals": f"95%, bootstrap over images with their captions, {spec.bootstrap} draws"
-            if spec.bootstrap
-            else "none",
-        }
-
-    def _remarks(self) -> list[str]:
-        used = sum(len(texts) for _, texts in self.protocol.galleries)
-        left = len(self.split.captions) - used
-        remarks = [self.layout.measured_on_training, self.lowered]
-        if left:
-            remarks.append(f"{left} captions are in no gallery (captions_per_image, or without image under folds)")
-        return [remark for remark in remarks if remark]
 
     def _variants(self, name: str, arrays: dict[str, Rows]) -> list[tuple[str, Searched]]:
         """The plain cosine, then every correction asked for."""

@@ -1,0 +1,40 @@
+"""What a reader must know of an evaluation: its protocol in words, and what was left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
+from cs_aligner_cli.retrieval.protocol import Protocol
+from cs_aligner_cli.runs.layout import Layout
+
+TIE_RULE = "higher score first, then smaller row"
+PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
+
+
+def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str) -> dict[str, Any]:
+    """All that a table's caption must say; ``mixed``: the corpora of both modalities in words."""
+    return {
+        "relevance": str(spec.relevance) if spec.relevance else "an image and its own captions",
+        "hit": "any true answer among the k best",
+        "galleries": spec.folds,
+        "gallery_images": [len(images) for images, _ in protocol.galleries],
+        "gallery_captions": [len(texts) for _, texts in protocol.galleries],
+        "mixed": mixed,
+        "captions_per_image": spec.captions_per_image or "all",
+        "ties": TIE_RULE,
+        "search": f"exact, all scores, {device}",
+        "precision": PRECISION,
+        "intervals": f"95%, bootstrap over images with their captions, {spec.bootstrap} draws"
+        if spec.bootstrap
+        else "none",
+    }
+
+
+def remarks(protocol: Protocol, captions: int, layout: Layout, lowered: str) -> list[str]:
+    """What was left out of ``captions`` captions, what was lowered, and whether training data were measured."""
+    left = captions - sum(len(texts) for _, texts in protocol.galleries)
+    found = [layout.measured_on_training, lowered]
+    if left:
+        found.append(f"{left} captions are in no gallery (captions_per_image, or without image under folds)")
+    return [remark for remark in found if remark]
