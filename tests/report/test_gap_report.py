@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_features
+import yaml
+from conftest import features_recipe_content, make_features
 from PIL import Image
+from typer.testing import CliRunner
 
+from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.glossary import describe
 from cs_aligner_cli.stores.embeddings import Store
@@ -32,32 +36,45 @@ FIGURES = (
 EVIL = "<img src=x onerror=alert(1)> & a dog"
 
 
-@pytest.fixture
-def report(csalign: Callable[..., Any], features_recipe: Path, features_root: Path, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run with a control and baselines over features of one dimension; one caption holds HTML, some have photos."""
-    image = np.load(features_root / "image_mobilenet_v2.npy")
-    np.save(features_root / "image_mobilenet_v2.npy", image[:, :16])
-    captions = pd.read_csv(features_root / "captions.csv")
+    folder = tmp_path_factory.mktemp("report")
+    root = make_features(folder / "features")
+    image = np.load(root / "image_mobilenet_v2.npy")
+    np.save(root / "image_mobilenet_v2.npy", image[:, :16])
+    captions = pd.read_csv(root / "captions.csv")
     captions.loc[captions["split"] == "dev", "caption"] = EVIL
-    captions.to_csv(features_root / "captions.csv", index=False)
-    (tmp_path / "photos").mkdir()
+    captions.to_csv(root / "captions.csv", index=False)
+    (folder / "photos").mkdir()
     for i in range(0, 200, 2):
-        Image.new("RGB", (300, 200), (i, 100, 50)).save(tmp_path / "photos" / f"{i:04d}.jpg")
+        Image.new("RGB", (300, 200), (i, 100, 50)).save(folder / "photos" / f"{i:04d}.jpg")
+    recipe = folder / "features.yaml"
+    recipe.write_text(yaml.safe_dump(features_recipe_content(root, folder / "run")), encoding="utf-8")
     settings = {
         "train.pairwise_only": "true",
-        "gap_report.photos": tmp_path / "photos",
+        "gap_report.photos": folder / "photos",
         "gap_report.baselines.frozen": "[centred,procrustes]",
         "eval_retrieval.ks": "[1,2]",
     }
     arguments = [f"--set={key}={value}" for key, value in settings.items()]
-    called = csalign("run", features_recipe, "--json", "-q", *arguments)
+    called = CliRunner().invoke(app, ["run", str(recipe), "--json", "-q", *arguments])
     assert called.exit_code == 0, called.stderr
-    folder = tmp_path / "run" / "gap_report"
-    return {"folder": folder, "arguments": arguments, "json": json.loads((folder / "report.json").read_text())}
+    page = folder / "run" / "gap_report"
+    found = json.loads((page / "report.json").read_text())
+    return {"root": folder, "recipe": recipe, "folder": page, "arguments": arguments, "json": found}
+
+
+@pytest.fixture
+def report(made: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same in a folder of the test's own: what it does there is nobody else's."""
+    shutil.copytree(made["root"] / "run", tmp_path / "run")
+    arguments = [*made["arguments"], f"--set=run_dir={tmp_path / 'run'}"]
+    return {**made, "folder": tmp_path / "run" / "gap_report", "arguments": arguments}
 
 
 def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
-    report: dict[str, Any], tmp_path: Path, csalign: Callable[..., Any], features_recipe: Path
+    report: dict[str, Any], tmp_path: Path, csalign: Callable[..., Any]
 ) -> None:
     found, folder = report["json"], report["folder"]
     kinds = {
@@ -97,7 +114,7 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
     conformity = (np.square(centred.sum(axis=0)).sum() - 40) / (40 * 39)
     assert found["stores"]["frozen+centred"]["conformity_image"] == pytest.approx(conformity, abs=1e-5)
 
-    again = csalign("gap-report", features_recipe, "-q", "--json", *report["arguments"])
+    again = csalign("gap-report", report["recipe"], "-q", "--json", *report["arguments"])
     assert again.json["status"] == "fresh"
 
 
@@ -119,12 +136,9 @@ def test_the_page_shows_all_of_it_and_runs_none_of_the_data(report: dict[str, An
 
 
 def test_other_runs_stand_beside_this_one(
-    report: dict[str, Any],
-    csalign: Callable[..., Any],
-    refused: Callable[..., str],
-    features_recipe: Path,
-    tmp_path: Path,
+    report: dict[str, Any], csalign: Callable[..., Any], refused: Callable[..., str], tmp_path: Path
 ) -> None:
+    features_recipe = report["recipe"]
     other = csalign(
         "run", features_recipe, "-q", "--json", *report["arguments"], f"--set=run_dir={tmp_path / 'other'}",
         "--set=name=other", "--set=train.pairwise_only=false", "--set=gap_report.baselines.frozen=[]",
@@ -143,7 +157,8 @@ def test_other_runs_stand_beside_this_one(
 
     elsewhere = make_features(tmp_path / "elsewhere", {"train": 110, "dev": 40})
     moved = [f"--set=run_dir={tmp_path / 'third'}", f"--set=data.root={elsewhere}", "--set=train.epochs=1"]
-    csalign("run", features_recipe, "-q", *moved)
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "-q", *moved).exit_code == 0
     beside = f"--set=gap_report.beside=[{tmp_path / 'third'}]"
     message = refused("gap-report", features_recipe, *report["arguments"], beside)
     expected = "holds other items than split 'dev' of this run: image_id of row 0 is 0110.jpg, expected 0120.jpg"
