@@ -74,6 +74,9 @@ def test_two_image_encoders_of_the_same_photos_become_data_sets(tmp_path) -> Non
     assert len(rows) == 2 * len(results.TABLES["flickr8k"])
     recipe = load_recipe(rows[-1].recipe, [*rows[-1].settings, f"run_dir={tmp_path / 'run'}"])
     found = run_stage("prepare", recipe, Console(quiet=True))
-    assert json.loads(found.model_dump_json())["splits"] == {"train": {"images": 3, "captions": 6}, "dev": {"images": 3, "captions": 6}}
+    assert json.loads(found.model_dump_json())["splits"] == {
+        "train": {"images": 3, "captions": 6},
+        "dev": {"images": 3, "captions": 6},
+    }
     features = np.load(tmp_path / "out" / "photos" / "image_efficientnet_lite0.npy")
     assert features.shape == (6, 1280) and np.isfinite(features).all() and len(np.unique(features, axis=0)) == 6
