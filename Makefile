@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-all test-browser test-gpu check format docs bench bench-objectives bench-retrieval bench-divergences \
+.PHONY: help demo results test test-all test-browser test-gpu check coverage format docs bench bench-objectives bench-retrieval bench-divergences \
 	bench-embed bench-gap bench-statistics bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
@@ -22,7 +22,7 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing csalign into $(VENV) (about 8 GB; two minutes or so)" >&2
-	$(PIP) -e .
+	$(PIP) -e '.[all]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
@@ -49,6 +49,9 @@ test-browser: $(VENV)/.test ## the pages in the Chromium that is installed; skip
 
 test-all: $(VENV)/.test ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+coverage: $(VENV)/.dev ## branch coverage of the package by the tests that CI runs, and its floor
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov=cs_aligner_cli --cov-branch --cov-report=term:skip-covered
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

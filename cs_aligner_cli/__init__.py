@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
     from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CCA",
     "Centring",

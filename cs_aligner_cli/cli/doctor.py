@@ -6,19 +6,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from cs_aligner_cli.common.console import table
 from cs_aligner_cli.common.errors import CsalignError, InputError
+from cs_aligner_cli.common.extras import installed, require_package
 from cs_aligner_cli.common.results import Frozen
 from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.recipe.packages import Need, needs
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 
 _DISTRIBUTION = "cs-aligner-cli"
 # Extras that make the tests and the checks of csalign itself.
-_OURS = ("test", "dev")
+_OURS = ("all", "test", "dev", "browser", "site")
 _LITTLE, _NOTHING = 10e9, 0.2e9  # bytes of free disk
 
 State: TypeAlias = Literal["ok", "warning", "failed"]
@@ -193,23 +195,12 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
     from cs_aligner_cli.data.manifest_files import missing_shards, require_files
     from cs_aligner_cli.encoders import pick_device
-    from cs_aligner_cli.report.projections import require_projection
     from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
-    from cs_aligner_cli.training.trackers import require_trackers
 
     def data(of: Recipe) -> str:
         manifest = load_manifest(of)
         require_files(manifest)
         return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
-
-    def trackers() -> str:
-        names = recipe.train.trackers if recipe.train else []
-        require_trackers(names)
-        return ", ".join(names)
-
-    def projection() -> str:
-        require_projection(recipe.gap_report.projection)
-        return recipe.gap_report.projection
 
     yield (found := _tried("data", lambda: data(recipe)))
     if found.state == "ok":
@@ -220,19 +211,19 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
     for modality in recipe.encoders.modalities:
         key = modality if modality in MODALITIES else f"further.{modality}"
-        yield _tried(f"encoders.{key}", lambda m=modality: _tower(recipe, m))  # type: ignore[misc]
+        kind = recipe.encoders.of(modality).kind
+        if kind == "features" or installed(kind):
+            yield _tried(f"encoders.{key}", lambda m=modality: _tower(recipe, m))  # type: ignore[misc]
     yield _tried("embed.device", lambda: str(pick_device(recipe.embed.device)))
     if recipe.train is not None:
         train = recipe.train
         yield _tried("train.device", lambda: str(pick_device(train.device)))
         if train.origin is not None:
             yield _tried("train.from", lambda origin=train.origin: str(trained_file(origin, ORIGIN_FILE, "train.from")))  # type: ignore[misc]
-        if train.trackers:
-            yield _tried("train.trackers", trackers)
-        if train.objective.divergence.kind == "sinkhorn":
-            yield _tried("train.objective.divergence", _sinkhorn)
-    if recipe.gap_report.projection != "pca":
-        yield _tried("gap_report.projection", projection)
+    for need in needs(recipe):
+        if need.key.startswith("encoders.") and installed(need.package):
+            continue  # its tower was tried
+        yield _tried(need.key, lambda need=need: _package(need))  # type: ignore[misc]
 
 
 def _splits(recipe: Recipe) -> Iterator[Check]:
@@ -276,11 +267,11 @@ def _tower(recipe: Recipe, modality: str) -> str:
     return f"{found}, tells {COUNT} items apart{limit}"
 
 
-def _sinkhorn() -> str:
-    there = _version("geomloss")
-    if there is None:
-        raise InputError("sinkhorn needs the package geomloss", f"pip install '{_DISTRIBUTION}[sinkhorn]'")
-    return f"geomloss {there}"
+def _package(need: Need) -> str:
+    """A package that a recipe needs, with its version; raise InputError if it is not installed."""
+    require_package(need.package, need.key)
+    names = packages_distributions().get(need.package, [need.package])
+    return f"{names[0]} {_version(names[0])}"
 
 
 def _tried(name: str, call: Callable[[], str]) -> Check:

@@ -19,7 +19,7 @@ PLACEHOLDERS = ("nan", "NaN", "None", "null", "NULL", "<NA>")
 
 
 def captions_in(text: str, rule: CaptionsInText) -> list[str]:
-    """The captions in a text, empty ones left out; \\n and \\r\\n end a line, \\r only where there is no \\n."""
+    """The captions in a text, empty ones left out; LF and CR LF end a line, CR only where there is no LF."""
     text = text.replace("\r\n", "\n")
     if "\n" not in text:
         text = text.replace("\r", "\n")

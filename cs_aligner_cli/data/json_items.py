@@ -120,6 +120,7 @@ class Place:
 
 
 def named(value: Any) -> str:
+    """What a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value)) or (str(value) if isinstance(value, float) else "a number")
 

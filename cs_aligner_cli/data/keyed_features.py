@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.common.types import Ints
 
 Array = npt.NDArray[Any]
@@ -209,10 +210,9 @@ def _is_float(kind: pa.DataType) -> bool:
 
 
 def _hdf5(path: Path, tensor: str | None) -> Keyed:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path}: HDF5 is read with h5py, which is not installed", "pip install h5py") from None
+    require_package("h5py", f"{path}: HDF5")
+    import h5py
+
     with h5py.File(path, "r") as file:
         arrays: dict[str, Any] = {}
         file.visititems(

@@ -18,6 +18,8 @@ class Counts(Strict):
 
 
 class Described(Strict):
+    """What every manifest may say of its data set."""
+
     name: str = Field(description="Name of the data set.")
     source: str | None = Field(None, description="Where it is obtained.")
     licence: str | None = Field(None, description="Terms of use.")
@@ -35,6 +37,8 @@ Checksum = Annotated[str, AfterValidator(_checksum)]
 
 
 class OnDisk(Described):
+    """A data set whose files lie in a folder."""
+
     checksums: dict[str, Checksum] = Field(
         {}, description="MD5 or SHA-256 by file, relative to root; a file that is there and differs is refused."
     )

@@ -15,7 +15,6 @@ HEADLINE = "headline_gap.json"
 
 def headline(recipe: Recipe) -> dict[str, dict[str, float]]:
     """The headline gap metrics of every store of a run on the split of its gap report, one caption per image."""
-
     layout = Layout(recipe)
     split = PreparedData(layout.prepared.path).split(recipe.gap_split, "gap_report.split")
     images, captions = split.pairs

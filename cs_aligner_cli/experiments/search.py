@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.experiments.plan import Configuration, experiment_id, named_by, rounded
 from cs_aligner_cli.experiments.worker import TrialPruned
 from cs_aligner_cli.files.artifact import fingerprint
@@ -265,12 +266,9 @@ _HINT = "Remove it to begin the search anew: runs that are done are not done twi
 
 def require_optuna() -> Any:
     """The package; raise InputError where it is not installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise InputError(
-            "sweep.search needs Optuna, which is not installed", "Install it: pip install 'cs-aligner-cli[search]'"
-        ) from None
+    require_package("optuna", "sweep.search")
+    import optuna
+
     return optuna
 
 

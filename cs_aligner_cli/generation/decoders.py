@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, source_of
 from cs_aligner_cli.generation.closed_form import ClosedForm
 from cs_aligner_cli.recipe.generate import Generate
@@ -32,7 +32,7 @@ def decoder_source(spec: Generate, own: Path, runs: Path) -> str:
     ``run:NAME``. Raises InputError, before anything is loaded, where it cannot be had."""
     model = spec.decoder.model
     if spec.decoder.kind != "closed_form":
-        _require_diffusers()
+        require_package("diffusers", "generate.decoder", "decoder: {kind: closed_form} needs nothing")
     if model is None:
         return str(own)
     if model.startswith(RUN):
@@ -63,12 +63,4 @@ def refuse_other_dimension(decoder: Decoder, spec: Generate, dim: int) -> None:
         raise InputError(
             f"generate.decoder: {name} takes image embeddings of {decoder.dim} dimensions, but the store's have {dim}",
             "encoders.image must be the image encoder that the decoder was trained with.",
-        )
-
-
-def _require_diffusers() -> None:
-    if find_spec("diffusers") is None:
-        raise InputError(
-            "generate.decoder: diffusers is not installed",
-            "pip install 'cs-aligner-cli[t2i]'; decoder: {kind: closed_form} needs nothing.",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.recipe.generate import Inception
 
@@ -21,10 +21,7 @@ _LAYER = "2048"
 def require_inception(spec: Inception) -> str:
     """The SHA-256 of the weights file; InputError if it or torch-fidelity is missing, or its checksum is another
     one."""
-    if find_spec("torch_fidelity") is None:
-        raise InputError(
-            "generate.metrics.inception: torch-fidelity is not installed", "pip install 'cs-aligner-cli[fid]'"
-        )
+    require_package("torch_fidelity", "generate.metrics.inception")
     if not spec.weights.is_file():
         raise InputError(
             f"generate.metrics.inception.weights: {spec.weights}: no such file",

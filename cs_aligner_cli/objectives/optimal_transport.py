@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_float64, l2_normalize
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 
 # How often the steps of Sinkhorn's annealing are doubled at most: from 0.5 a step to 0.9986.
 _DOUBLINGS = 10
@@ -127,15 +128,10 @@ def _converged(x: Tensor, y: Tensor, blur: float, p: int, scaling: float, diamet
 
 def require_geomloss() -> None:
     """Raise InputError unless geomloss, which ``sinkhorn`` needs, can be imported."""
-    try:
-        # geomloss imports pykeops where that is installed, which greets on stdout; but stdout carries data.
-        with contextlib.redirect_stdout(sys.stderr):
-            import geomloss  # noqa: F401
-    except ImportError as missing:
-        raise InputError(
-            "the sinkhorn divergence needs geomloss, which is not installed",
-            'Install it: pip install "cs-aligner-cli[sinkhorn]"',
-        ) from missing
+    require_package("geomloss", "the sinkhorn divergence")
+    # geomloss imports pykeops where that is installed, which greets on stdout; but stdout carries data.
+    with contextlib.redirect_stdout(sys.stderr):
+        import geomloss  # noqa: F401
 
 
 def _diameter(x: Tensor, y: Tensor) -> float:

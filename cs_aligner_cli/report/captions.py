@@ -9,6 +9,8 @@ from cs_aligner_cli.report.evidence import recall_of
 
 
 class Caption(NamedTuple):
+    """What stands over a figure, and under it."""
+
     title: str
     text: str
 

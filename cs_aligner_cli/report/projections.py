@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.report.canvas import Picture, legend, panels, rendered
 from cs_aligner_cli.report.figures import MAX_POINTS, Stores, drawn_pairs, scatter_pairs
 
 _PERPLEXITY, _NEIGHBOURS = 30.0, 15
-
-
-def require_projection(kind: str) -> None:
-    """Raise InputError if a projection ("pca", "tsne" or "umap") needs a package that is not installed."""
-    if kind == "umap" and find_spec("umap") is None:
-        raise InputError(
-            "gap_report.projection: umap needs the package umap-learn, which is not installed",
-            "pip install 'cs-aligner-cli[umap]', or take what is always there: --set gap_report.projection=tsne",
-        )
 
 
 def neighbour_projection(stores: Stores, kind: str, seed: int = 0) -> Picture:
@@ -33,7 +23,8 @@ def neighbour_projection(stores: Stores, kind: str, seed: int = 0) -> Picture:
     neighbours are 15. Axes mean nothing: who is beside whom does. Raises InputError as ``measure_gap`` does, without
     any store, and where umap-learn is not installed.
     """
-    require_projection(kind)
+    if kind == "umap":
+        require_package("umap", "UMAP", "or take t-SNE")
     place = {"tsne": _tsne, "umap": _umap}[kind]
     placed = {name: place(np.concatenate([x, y]), seed) for name, x, y in drawn_pairs(stores, MAX_POINTS, seed)}
     with panels(list(placed)) as (figure, axes):

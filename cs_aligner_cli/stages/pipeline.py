@@ -9,6 +9,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import TooManyBadItems
 from cs_aligner_cli.common.results import StageResult
 from cs_aligner_cli.files.locks import LINGERING_SECONDS, lock
+from cs_aligner_cli.recipe.packages import require_packages
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.cost import Meter
 from cs_aligner_cli.runs.distributed import Ranks, together
@@ -36,6 +37,7 @@ def run_stage(
     records, and does the stages alone that cannot be shared. Without ``ranks``, those that torchrun started come
     together for this stage.
     """
+    require_packages(recipe, [name])
     stage = STAGES[name]
     function, meter = stage.function, Meter()
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
@@ -93,6 +95,7 @@ def _run_all(
     order = [stage.name for stage in STAGES.values() if stage.runs_for(recipe) and stage.name not in left_out]
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
+    require_packages(recipe, order)
     ranks.broadcast(Layout(recipe).refuse_absent_origin)
     if not (force or archive):
         ranks.broadcast(lambda: refuse_to_replace([STAGES[name] for name in order], recipe))

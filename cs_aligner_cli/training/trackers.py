@@ -12,16 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 from uuid import uuid4
 
-from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import read_json, write_json
 
 STATE = "trackers.json"
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 # MLflow's limits on one call.
 _MLFLOW_BATCH, _MLFLOW_VALUE = 1000, 500
 
@@ -139,16 +136,6 @@ TRACKERS: dict[str, Callable[[TrackedRun, str | None], Tracker]] = {
     "wandb": _WandB,
     "mlflow": _MLflow,
 }
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Raise InputError if the package of a tracker is not installed."""
-    for name in names:
-        if find_spec(_PACKAGES[name]) is None:
-            raise InputError(
-                f"train.trackers: {name} is not installed",
-                f"pip install 'cs-aligner-cli[{name}]', or leave it out: metrics.jsonl is always there.",
-            )
 
 
 class Trackers:

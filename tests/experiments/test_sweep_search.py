@@ -243,6 +243,6 @@ def test_without_optuna_one_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "optuna", None)
     message = refused("sweep", recipe(search={"keys": KEYS}))
     assert message.splitlines() == [
-        "sweep.search needs Optuna, which is not installed",
-        "Install it: pip install 'cs-aligner-cli[search]'",
+        "sweep.search needs optuna, which is not installed",
+        "pip install 'cs-aligner-cli[search]'",
     ]

@@ -371,8 +371,7 @@ def test_sinkhorn_without_geomloss_names_the_remedy(monkeypatch):
         with pytest.raises(InputError) as failure:
             call()
         assert str(failure.value) == (
-            "the sinkhorn divergence needs geomloss, which is not installed\n"
-            'Install it: pip install "cs-aligner-cli[sinkhorn]"'
+            "the sinkhorn divergence needs geomloss, which is not installed\npip install 'cs-aligner-cli[sinkhorn]'"
         )
 
 

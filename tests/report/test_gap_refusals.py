@@ -170,6 +170,6 @@ def test_a_projection_that_is_not_installed(
     made = untrained({"train": 20, "dev": 12}).embedded()
     monkeypatch.setitem(sys.modules, "umap", None)
     message = refused("gap-report", made.recipe, "--set=gap_report.projection=umap")
-    assert "gap_report.projection: umap needs the package umap-learn, which is not installed" in message
+    assert "gap_report.projection needs umap, which is not installed" in message
     assert "pip install" in message
     assert not (tmp_path / "run" / "gap_report.partial").exists()

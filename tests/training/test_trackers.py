@@ -178,7 +178,7 @@ def test_an_absent_package_is_reported_before_anything_is_trained(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     message = refused("train", features_recipe, f"--set=train.trackers=[{name}]")
-    assert f"train.trackers: {name} is not installed" in message
+    assert f"train.trackers needs {name}, which is not installed" in message
     assert f"pip install 'cs-aligner-cli[{name}]'" in message
     assert not (tmp_path / "run" / "train").exists()
 

@@ -28,7 +28,6 @@ from cs_aligner_cli.report.examples import examples
 from cs_aligner_cli.report.figures import MAX_POINTS
 from cs_aligner_cli.report.files import report_files
 from cs_aligner_cli.report.headline import MIXED_RECALL, RECALLS, tested_metrics
-from cs_aligner_cli.report.projections import require_projection
 from cs_aligner_cli.retrieval import true_ranks
 from cs_aligner_cli.retrieval.metrics import summarise
 from cs_aligner_cli.runs.layout import Layout
@@ -45,7 +44,6 @@ _CONFLICT_PAIRS = 1000
 
 def write_report(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
     """Measure and draw every store into the build's folder; return the summary."""
-    require_projection(recipe.gap_report.projection)
     layout = Layout(recipe)
     for other in (*layout.beside.values(), *(store for run in layout.seeds.values() for store in run.values())):
         other.verify(other.record() or {})

@@ -32,11 +32,6 @@ def train(
         raise InputError(f"this recipe trains nothing: {why}")
 
     ranks.broadcast(layout.refuse_absent_origin)
-    if recipe.train is not None and recipe.train.trackers:
-        from cs_aligner_cli.training.trackers import require_trackers
-
-        require_trackers(recipe.train.trackers)
-
     made = {
         name: _train(_Variant(recipe, layout, console, ranks, name, spec), force, archive)
         for name, spec in layout.variants.items()
