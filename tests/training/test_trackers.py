@@ -161,7 +161,7 @@ def test_a_killed_run_is_tracked_to_the_end(features_recipe: Path, csalign: Call
 
     for stage in ("prepare", "embed"):
         assert csalign(stage, features_recipe, "-q").exit_code == 0
-    settings = ["train.trackers=[tensorboard]", "train.epochs=40", "train.log_steps=1"]
+    settings = ["train.trackers=[tensorboard]", "train.epochs=20", "train.log_steps=1"]
     assert "going on from step" in _killed_and_resumed(features_recipe, tmp_path / "run", *settings)
     found = tensorboard_points(tmp_path / "run")["loss"]
     expected = logged(tmp_path / "run" / "train" / "aligned" / LOG)["loss"]
