@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.gap.baselines import Affine, Maps, fit_baseline, fit_cca
+from cs_aligner_cli.gap.baselines import Maps, fit_baseline, fit_cca
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 
@@ -64,8 +64,8 @@ class _Aligner(ABC):
         rows, width = as_rows(array, modality), self.n_features_in_[modality]
         if rows.shape[1] != width:
             raise InputError(f"{modality}: rows have {rows.shape[1]} dimensions, but those of fit had {width}")
-        affine: Affine = self.image_map_ if modality == "image" else self.text_map_
-        mapped = affine(rows.detach().cpu().numpy())
+        row_map = self.image_map_ if modality == "image" else self.text_map_
+        mapped = row_map(rows.detach().cpu().numpy())
         unit: Embeddings = mapped / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return unit
 

@@ -60,6 +60,13 @@ def cca_path(
 
     ``spread``: centred rows (m, d) and (l, e), paired or not, from which the covariances are taken in place of x and y.
     """
+    return [(left * rho, right * rho) for left, right, rho in canonical_axes(x, y, shrinkages, spread)]
+
+
+def canonical_axes(
+    x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
+) -> list[tuple[Floats, Floats, Floats]]:
+    """The axes (d, k) and (e, k) of ``cca_path`` without weights, and their correlations (k,), the largest first."""
     cross = x.T @ y / len(x)
     spectra = [np.linalg.eigh(z.T @ z / len(z)) for z in spread or (x, y)]
     found = []
@@ -67,7 +74,7 @@ def cca_path(
         # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
         roots = [axes / np.sqrt(v + (shrinkage * v.mean() or 1.0)) @ axes.T for v, axes in spectra]
         left, correlations, right = np.linalg.svd(roots[0] @ cross @ roots[1], full_matrices=False)
-        found.append((roots[0] @ left * correlations, roots[1] @ right.T * correlations))
+        found.append((roots[0] @ left, roots[1] @ right.T, correlations))
     return found
 
 

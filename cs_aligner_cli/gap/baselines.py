@@ -18,12 +18,19 @@ from cs_aligner_cli.common.arrays import ArrayLike
 from cs_aligner_cli.common.closed_forms import cca, cca_path, procrustes, whitening
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.few_pair_baselines import (
+    SHRINKAGES,
+    RowMap,
+    fit_asif,
+    fit_csa,
+    held_out_pairs,
+    recall_of_pairs,
+)
 from cs_aligner_cli.gap.paired_rows import paired_rows_of_any_width
 
 # What is added to a covariance before it is inverted, as a share of its mean eigenvalue: little for whitening; for
-# CCA what retrieves best on pairs that are held out of the fit.
-_WHITEN_SHRINKAGE, _CCA_SHRINKAGES = 1e-3, (0.01, 0.1, 1.0, 10.0)
-_HELD_OUT, _MOST_HELD_OUT, _FEWEST_HELD_OUT = 0.2, 1000, 20
+# CCA, of SHRINKAGES, what retrieves best on pairs that are held out of the fit.
+_WHITEN_SHRINKAGE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +49,7 @@ class Affine:
         return shifted if self.weight is None else shifted @ self.weight.astype(np.float32)
 
 
-Maps: TypeAlias = tuple[Affine, Affine]
+Maps: TypeAlias = tuple[RowMap, RowMap]
 
 
 def fit_baseline(kind: str, image: ArrayLike, text: ArrayLike) -> Maps:
@@ -57,6 +64,9 @@ def fit_baseline(kind: str, image: ArrayLike, text: ArrayLike) -> Maps:
     - ``procrustes``: centred rows on the singular axes of C_xy, an orthogonal map (Schoenemann 1966).
     - ``cca``: centred rows on their canonical axes, weighted by the correlations (Hotelling 1936; the weights as in
       Gong et al. 2014), covariances shrunk by ``cca_shrinkage``.
+
+    - ``csa``: the weighted cosines of canonical similarity analysis (``few_pair_baselines.fit_csa``).
+    - ``asif``: similarities to the pairs as coordinates, without any fit (``few_pair_baselines.fit_asif``).
 
     The first three need d = e. Raises InputError on an unknown kind, on d != e for those, and on rows as
     ``measure_gap``.
@@ -115,24 +125,13 @@ def cca_shrinkage(x: Floats, y: Floats) -> float:
     x (N, d) and y (N, e) are the pairs that CCA is fitted on, here on the first four fifths; so nothing that is
     measured takes part in the choice. 1 for fewer than 100 pairs, of which too few could be held out.
     """
-    cut = len(x) - round(_HELD_OUT * len(x))
-    # Captions of one image stand in a row, and only one of them can be its own image's nearest.
-    held = cut + np.flatnonzero((np.diff(x[cut - 1 :], axis=0) != 0).any(axis=1))
-    held = held[np.linspace(0, len(held) - 1, min(len(held), _MOST_HELD_OUT)).astype(int)]
-    if len(held) < _FEWEST_HELD_OUT:
+    cut, held = held_out_pairs(x)
+    if not len(held):
         return 1.0
     mx, my = x[:cut].mean(axis=0), y[:cut].mean(axis=0)
-    recalls = []
-    for image, text in cca_path(x[:cut] - mx, y[:cut] - my, _CCA_SHRINKAGES):
-        cosines = _unit((x[held] - mx) @ image) @ _unit((y[held] - my) @ text).T
-        own = np.arange(len(held))
-        recalls.append((cosines.argmax(axis=1) == own).mean() + (cosines.argmax(axis=0) == own).mean())
-    return _CCA_SHRINKAGES[int(np.argmax(recalls))]
-
-
-def _unit(rows: Floats) -> Floats:
-    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return unit
+    paths = cca_path(x[:cut] - mx, y[:cut] - my, SHRINKAGES)
+    recalls = [recall_of_pairs((x[held] - mx) @ image, (y[held] - my) @ text) for image, text in paths]
+    return SHRINKAGES[int(np.argmax(recalls))]
 
 
 BASELINES: dict[str, Callable[[Floats, Floats], Maps]] = {
@@ -141,6 +140,8 @@ BASELINES: dict[str, Callable[[Floats, Floats], Maps]] = {
     "whitened": _whitened,
     "procrustes": _procrustes,
     "cca": _cca,
+    "csa": fit_csa,
+    "asif": fit_asif,
 }
 # Those that compare coordinate with coordinate, and so need rows of one dimension.
 ONE_SPACE = ("centred", "mean_shift", "whitened")

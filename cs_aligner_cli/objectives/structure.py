@@ -20,20 +20,22 @@ _LEFT_OUT = -1e9
 def structure(features: ArrayLike, rows: ArrayLike, kind: str = "js", temperature: float = 0.05) -> Tensor:
     """Return how much the geometry of ``rows`` (N, d) differs from that of their ``features`` (N, D), a scalar tensor.
 
-    The features are what the rows were before the map that is trained; no gradient reaches them. Both are taken as unit
-    rows minus their mean (Groeger et al. 2025, STRUCTURE), with similarities S = z z^T. Kinds:
+    The features are what the rows were before the map that is trained; no gradient reaches them. They are taken as the
+    unit vectors from their mean: frozen features lie in a narrow cone, and rows that kept its similarities would keep
+    the cone, and with it the gap. Rows are used as given, unit rows being expected. With the similarities S = z z^T of
+    both the kinds are:
 
     - ``js``: the mean over rows of the Jensen-Shannon divergence between softmax(S / temperature) of both, in nats: the
-      regulariser of STRUCTURE at its first level, but without a row's similarity to itself, which is no neighbourhood
-      and would outweigh all others at a low temperature. Between 0 and log 2.
+      regulariser of STRUCTURE (Groeger et al. 2025) at its first level, but without a row's similarity to itself, which
+      is no neighbourhood and would outweigh all others at a low temperature. Between 0 and log 2.
     - ``kl``: the same with KL(features || rows), whose gradient is that of a cross-entropy towards soft labels.
     - ``cka``: 1 - linear centred kernel alignment (Kornblith et al., ICML 2019), between 0 and 1.
-    - ``distance``: the mean over all pairs of the squared difference of the two similarities, which for centred unit
-      rows is a quarter of that of the squared distances (classical scaling's strain).
+    - ``distance``: the mean over all pairs of the squared difference of the two similarities.
 
-    0 for features and rows that differ by a rotation or a common scale. Memory is linear in N (``cka`` and ``distance``
-    take D x d matrices instead). Computed in float32, or float64 where rows are, whatever the autocast. Raises
-    InputError for rows that do not fit together, fewer than two rows, an unknown kind and a temperature not above 0.
+    0 for rows that are the features' directions from their mean, turned by any rotation. Memory is linear in N (``cka``
+    and ``distance`` take D x d matrices instead). Computed in float32, or float64 where rows are, whatever the
+    autocast. Raises InputError for rows that do not fit together, fewer than two rows, an unknown kind and a
+    temperature not above 0.
     """
     before, after = as_rows(features, "features").detach(), as_rows(rows, "rows")
     if len(before) != len(after):
@@ -45,13 +47,8 @@ def structure(features: ArrayLike, rows: ArrayLike, kind: str = "js", temperatur
     if not (math.isfinite(temperature) and temperature > 0):
         raise InputError(f"temperature: expected a number above 0, got {temperature:g}")
     with torch.autocast(device_type=after.device.type, enabled=False):
-        before, after = (_centred(z) for z in (before.to(after), after))
-        return STRUCTURES[kind](before, after, temperature)
-
-
-def _centred(z: Tensor) -> Tensor:
-    unit = l2_normalize(z)
-    return unit - unit.mean(dim=0)
+        unit = l2_normalize(before.to(after))
+        return STRUCTURES[kind](l2_normalize(unit - unit.mean(dim=0)), after, temperature)
 
 
 def _neighbourhoods(divergence: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, float], Tensor]:
@@ -82,7 +79,7 @@ def _kullback_leibler(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _cka(before: Tensor, after: Tensor, temperature: float) -> Tensor:
-    cross, of_before, of_after = _squared_products(before, after)
+    cross, of_before, of_after = _squared_products(*(z - z.mean(dim=0) for z in (before, after)))
     least = torch.finfo(after.dtype).tiny  # rows that all coincide are aligned with nothing
     return 1 - cross / (of_before * of_after).clamp(min=least).sqrt()
 
@@ -102,7 +99,7 @@ def _squared_products(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Te
     )
 
 
-# Each takes the centred unit rows before (N, D) and after (N, d), and the temperature.
+# Each takes unit rows before (N, D) and after (N, d), and the temperature.
 STRUCTURES: Final[dict[str, Callable[[Tensor, Tensor, float], Tensor]]] = {
     "js": _neighbourhoods(_jensen_shannon),
     "kl": _neighbourhoods(_kullback_leibler),

@@ -9,7 +9,7 @@ from pydantic import Field
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 from cs_aligner_cli.recipe.train import SplitName
 
-Baseline: TypeAlias = Literal["centred", "mean_shift", "whitened", "procrustes", "cca"]
+Baseline: TypeAlias = Literal["centred", "mean_shift", "whitened", "procrustes", "cca", "csa", "asif"]
 
 
 class Baselines(Strict):
@@ -17,7 +17,8 @@ class Baselines(Strict):
 
     frozen: list[Baseline] = Field(
         ["centred", "mean_shift", "whitened", "procrustes", "cca"],
-        description="On top of the frozen store; the first three need towers of one dimension.",
+        description="On top of the frozen store; the first three need towers of one dimension. csa and asif are what"
+        " few pairs are worth without training.",
     )
     pairwise_only: list[Baseline] = Field(
         ["centred"], description="On top of the control, where there is one: what is left for the divergence to win."

@@ -107,7 +107,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(recipe, sweep, messa
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["flickr8k_sweep", "flickr8k_ablation"])
+@pytest.mark.parametrize("name", ["flickr8k_sweep", "flickr8k_ablation", "flickr8k_fewpairs_sweep"])
 def test_a_misspelt_key_of_a_shipped_sweep_is_refused_by_name(name):
     sweep = load_recipe(name).sweep
     for key in sweep.varied_keys:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from cs_aligner_cli.common.closed_forms import cca
+from cs_aligner_cli.common.closed_forms import canonical_axes, cca
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure_gap
 from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, cca_shrinkage, fit_baseline
-from cs_aligner_cli.recipe.gap_report import Baselines
+from cs_aligner_cli.gap.few_pair_baselines import RelativeMap
+from cs_aligner_cli.recipe.gap_report import Baseline, Baselines
 from cs_aligner_cli.retrieval import evaluate_retrieval
 
 
@@ -33,7 +36,7 @@ def applied(kind, train, test):
 
 
 def test_the_recipe_names_every_baseline():
-    assert set(Baselines().frozen) == set(BASELINES)
+    assert set(get_args(Baseline)) == set(BASELINES) > set(Baselines().frozen)
     assert set(ONE_SPACE) < set(BASELINES)
 
 
@@ -74,7 +77,7 @@ def test_cca_finds_scikit_learns_correlations_where_nothing_is_shrunk(monkeypatc
 
     from cs_aligner_cli.gap import baselines
 
-    monkeypatch.setattr(baselines, "_CCA_SHRINKAGES", (1e-9,))
+    monkeypatch.setattr(baselines, "SHRINKAGES", (1e-9,))
     image, text = (unit(rows) for rows in pairs(d=5, e=4, n=300))
     x, y = applied("cca", (image, text), (image, text))
     ours = [abs(np.corrcoef(x[:, i], y[:, i])[0, 1]) for i in range(3)]
@@ -116,11 +119,33 @@ def test_ccas_shrinkage_is_what_retrieves_held_out_pairs():
     assert cca_shrinkage(*(unit(rows) for rows in pairs(n=50))) == 1.0
 
 
-@pytest.mark.parametrize("kind", ["procrustes", "cca"])
-def test_towers_of_other_dimensions_get_a_shared_space_that_retrieves(kind):
+@pytest.mark.parametrize(("kind", "width"), [("procrustes", 8), ("cca", 8), ("csa", 10), ("asif", 400)])
+def test_towers_of_other_dimensions_get_a_shared_space_that_retrieves(kind, width):
     x, y = applied(kind, pairs(d=12, e=8), pairs(seed=1, n=100, d=12, e=8))
-    assert x.shape == y.shape == (100, 8)
+    assert x.shape == y.shape == (100, width)
     assert evaluate_retrieval(x, y, np.arange(100), ks=(1,))["i2t"]["R@1"] > 0.2
+
+
+def test_csas_cosines_are_canonical_coordinates_weighted_by_correlations():
+    """The definition, by hand: unit canonical coordinates, products weighted by the correlations."""
+    train, (image, text) = pairs(n=60, d=7, e=5), pairs(seed=1, n=9, d=7, e=5)  # too few to hold any out
+    x, y = applied("csa", train, (image, text))
+    means = [unit(z).mean(axis=0) for z in train]
+    left, right, rho = canonical_axes(*(unit(z) - m for z, m in zip(train, means, strict=True)), [1.0])[0]
+    a, b = unit((unit(image) - means[0]) @ left), unit((unit(text) - means[1]) @ right)
+    assert np.allclose(x @ y.T, (a * rho) @ b.T, atol=1e-5)
+    assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6) and np.allclose(np.linalg.norm(y, axis=1), 1, atol=1e-6)
+
+
+def test_asifs_coordinates_are_the_largest_similarities_to_the_pairs():
+    anchors = np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1], [-1, 0, 0]], np.float32)
+    row = RelativeMap(anchors, kept=2, power=2.0)(np.array([[5.0, 0, 1]]))
+    expected = unit(np.array([[1.0, 0.8**2, 0, 0]]))
+    assert np.allclose(row, expected, atol=1e-6)
+    train = pairs(n=400)
+    x, y = applied("asif", train, train)
+    assert x.shape == y.shape == (400, 400)
+    assert evaluate_retrieval(x, y, np.arange(400), ks=(1,))["i2t"]["R@1"] > 0.5
 
 
 @pytest.mark.parametrize("kind", list(BASELINES))
@@ -133,7 +158,12 @@ def test_rows_that_all_coincide_are_taken(kind):
     ("kind", "image", "text", "message"),
     [
         ("centered", np.ones((5, 3)), np.ones((5, 3)), "unknown baseline 'centered'; did you mean centred"),
-        ("whitened", np.ones((5, 3)), np.ones((5, 4)), "whitened: .* 3 against 4\nBaselines .*: procrustes, cca"),
+        (
+            "whitened",
+            np.ones((5, 3)),
+            np.ones((5, 4)),
+            "whitened: .* 3 against 4\nBaselines .*: procrustes, cca, csa, asif",
+        ),
         ("cca", np.ones((5, 3)), np.ones((6, 4)), "not row-paired: 5 image rows against 6 text rows"),
         ("cca", np.zeros((5, 3)), np.ones((5, 4)), "image: 5 of 5 rows are all zeros"),
     ],

@@ -56,20 +56,21 @@ def test_a_sum_over_blocks_is_the_whole_sum_with_its_gradient_and_no_block_is_la
 # ---- structure
 
 
-def similarities(rows: np.ndarray) -> np.ndarray:
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def directions(features: np.ndarray) -> np.ndarray:
+    """Unit vectors from the mean of the unit rows."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     centred = unit - unit.mean(axis=0)
-    return centred @ centred.T
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
 def neighbourhoods(rows: np.ndarray, temperature: float) -> list[np.ndarray]:
     """Of every row the softmax over all others."""
-    return [softmax(np.delete(row, i) / temperature) for i, row in enumerate(similarities(rows))]
+    return [softmax(np.delete(row, i) / temperature) for i, row in enumerate(rows @ rows.T)]
 
 
 def test_structure_is_the_divergence_of_neighbourhoods() -> None:
     before, after = random_rows(0, 8, 6, unit=False), random_rows(1, 8, 3)
-    both = [neighbourhoods(z, 0.3) for z in (before, after)]
+    both = [neighbourhoods(z, 0.3) for z in (directions(before), after)]
     js = np.mean([jensenshannon(p, q) ** 2 for p, q in zip(*both, strict=True)])
     kl = np.mean([entropy(p, q) for p, q in zip(*both, strict=True)])
     assert structure(before, after, "js", 0.3).item() == pytest.approx(js, rel=1e-9)
@@ -78,17 +79,19 @@ def test_structure_is_the_divergence_of_neighbourhoods() -> None:
 
 def test_structure_by_second_moments_is_that_by_gram_matrices() -> None:
     before, after = random_rows(0, 9, 6, unit=False), random_rows(1, 9, 3)
-    s, t = similarities(before), similarities(after)
+    s, t = (z @ z.T for z in (directions(before), after))
+    assert structure(before, after, "distance").item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-9)
+    centring = np.eye(9) - 1 / 9
+    s, t = (centring @ gram @ centring for gram in (s, t))
     cka = (s * t).sum() / math.sqrt((s * s).sum() * (t * t).sum())
     assert structure(before, after, "cka").item() == pytest.approx(1 - cka, rel=1e-9)
-    assert structure(before, after, "distance").item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", STRUCTURES)
 def test_structure_is_zero_for_a_rotation_and_has_the_gradient_of_finite_differences(kind: str) -> None:
     features = tensor_rows(0, 7, 5)
-    rotated = 3 * features @ torch.from_numpy(ortho_group.rvs(5, random_state=0))
-    assert structure(features, rotated, kind).item() == pytest.approx(0, abs=1e-12)
+    rotated = directions(features.numpy()) @ ortho_group.rvs(5, random_state=0)
+    assert structure(3 * features, rotated, kind).item() == pytest.approx(0, abs=1e-12)
     rows = tensor_rows(1, 7, 3).requires_grad_()
     assert structure(features, rows, kind).item() > 1e-3
     assert torch.autograd.gradcheck(lambda z: structure(features, z, kind, 0.4), [rows])
