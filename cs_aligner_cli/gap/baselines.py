@@ -7,7 +7,7 @@ second moments alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,15 +71,22 @@ def fit_baseline(kind: str, image: ArrayLike, text: ArrayLike) -> Maps:
     The first three need d = e. Raises InputError on an unknown kind, on d != e for those, and on rows as
     ``measure_gap``.
     """
-    if kind not in BASELINES:
-        raise InputError(f"unknown baseline {kind!r}{did_you_mean(kind, list(BASELINES))}")
+    return fit_baselines([kind], image, text)[kind]
+
+
+def fit_baselines(kinds: Sequence[str], image: ArrayLike, text: ArrayLike) -> dict[str, Maps]:
+    """``fit_baseline`` of several kinds on the same rows, which are read once."""
+    for kind in kinds:
+        if kind not in BASELINES:
+            raise InputError(f"unknown baseline {kind!r}{did_you_mean(kind, list(BASELINES))}")
     x, y = (rows.numpy() for rows in paired_rows_of_any_width(image, text))
-    if kind in ONE_SPACE and x.shape[1] != y.shape[1]:
-        raise InputError(
-            f"{kind}: image and text rows differ in dimension: {x.shape[1]} against {y.shape[1]}",
-            f"Baselines that need no shared space: {', '.join(k for k in BASELINES if k not in ONE_SPACE)}.",
-        )
-    return BASELINES[kind](x, y)
+    for kind in kinds:
+        if kind in ONE_SPACE and x.shape[1] != y.shape[1]:
+            raise InputError(
+                f"{kind}: image and text rows differ in dimension: {x.shape[1]} against {y.shape[1]}",
+                f"Baselines that need no shared space: {', '.join(k for k in BASELINES if k not in ONE_SPACE)}.",
+            )
+    return {kind: BASELINES[kind](x, y) for kind in kinds}
 
 
 def fit_cca(image: ArrayLike, text: ArrayLike, shrinkage: float | None = None) -> Maps:

@@ -75,15 +75,16 @@ class PairedRows:
 
     def _refuse_unusable(self, name: str) -> None:
         """Look through all rows once: one that is unusable is named, and how many there are."""
+        # Of a row's largest entry, which is NaN or infinite where any of them is.
         problems: dict[str, Callable[[Tensor], Tensor]] = {
-            "not finite (NaN or infinity)": lambda x: ~x.isfinite().all(dim=1),
-            "all zeros and so have no direction": lambda x: (x == 0).all(dim=1),
+            "not finite (NaN or infinity)": lambda largest: ~largest.isfinite(),
+            "all zeros and so have no direction": lambda largest: largest == 0,
         }
         found: dict[str, list[int]] = {what: [] for what in problems}
         for rows in self._spans():
-            block = self._read(name, np.arange(rows.start, rows.stop))
+            largest = self._read(name, np.arange(rows.start, rows.stop)).abs().amax(dim=1)
             for what, test in problems.items():
-                found[what] += (rows.start + np.flatnonzero(test(block).numpy())).tolist()
+                found[what] += (rows.start + np.flatnonzero(test(largest).numpy())).tolist()
         for what, bad in found.items():
             if bad:
                 raise InputError(f"{name}: {len(bad)} of {self.count} rows are {what}; the first is row {bad[0]}")

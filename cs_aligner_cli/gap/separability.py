@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import solve
 from torch import Tensor
 
 from cs_aligner_cli.common.types import Floats, Ints
@@ -83,7 +84,7 @@ def _fit(moments: _Moments, penalty: float, kept: Ints | None = None) -> Floats:
     covariance[np.diag_indices_from(covariance)] += ridge if ridge > 1e-14 else 1.0
     weights = np.zeros(moments.labelled.shape)
     # Images are as many as texts, whoever is swapped: labels have no mean.
-    weights[kept] = np.linalg.solve(covariance, moments.labelled[kept] / moments.size)
+    weights[kept] = solve(covariance, moments.labelled[kept] / moments.size, assume_a="pos", check_finite=False)
     return weights
 
 

@@ -27,7 +27,7 @@ def frechet_covariance(x: Tensor, y: Tensor) -> float:
 
 def _reduced(rows: Tensor) -> Tensor:
     """R (r, d) of rows = Q R, where there are more rows than dimensions."""
-    return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows).R
+    return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
 
 
 def sliced_distance(x: Tensor, y: Tensor, seed: int) -> float:

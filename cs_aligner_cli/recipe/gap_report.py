@@ -13,7 +13,7 @@ Baseline: TypeAlias = Literal["centred", "mean_shift", "whitened", "procrustes",
 
 
 class Baselines(Strict):
-    """Alignments that need no training, fitted by the report itself and measured beside the stores."""
+    """Closed forms that the report itself fits and measures beside the stores: what is to be had for free."""
 
     frozen: list[Baseline] = Field(
         ["centred", "mean_shift", "whitened", "procrustes", "cca"],
@@ -56,7 +56,7 @@ class GapReport(Strict):
     max_gallery: int = Field(
         20_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."
     )
-    baselines: Baselines = Field(Baselines(), description="What needs no training.")
+    baselines: Baselines = Field(Baselines(), description="The closed forms beside the stores.")
     beside: list[FilePath] = Field(
         [], description="Folders of other finished runs whose stores of the same split are put beside these."
     )

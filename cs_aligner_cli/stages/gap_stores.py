@@ -12,7 +12,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
-from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baseline
+from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baselines
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import read_pairing
@@ -131,8 +131,8 @@ def _baselines(layout: Layout, name: str, store: Store, measured: Split, notes: 
     rows = {"image": split.image_of_caption[captions], "text": captions}
     pairs = [_take(layout, fitted, split)(m, rows[m]) for m in MODALITIES]
     take = _take(layout, store, measured)
-    for kind in possible:
-        maps = dict(zip(MODALITIES, fit_baseline(kind, *pairs), strict=True))
+    for kind, fitted_maps in fit_baselines(possible, *pairs).items():
+        maps = dict(zip(MODALITIES, fitted_maps, strict=True))
         yield Compared(f"{name}+{kind}", "baseline", lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]
 
 
