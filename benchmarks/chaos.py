@@ -1,6 +1,6 @@
 """The kill campaign: SIGKILLs at random moments, full disks, flipped bits; every run must end as if nothing happened.
 
-python benchmarks/chaos.py [--kills 100] [--disk-full 20] [--bit-flips 20] [--seed 0]     (make chaos)
+python benchmarks/chaos.py [--kills 100] [--disk-full 20] [--bit-flips 20] [--sweep-kills 20] [--seed 0]  (make chaos)
 
 A trial is a process forked from this one, which has imported torch and done nothing with it, so that a start costs
 milliseconds; it runs the command line from there on, in a process group of its own. Each trial writes to the same
@@ -21,16 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked process cannot use its parent's threads
 
 import yaml
+from chaos_sweep import SHORT, SweepCampaign
+from killing import Found, sleep_while_alive, unlike, warm_up
 
 from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.common.console import Console, table
@@ -39,7 +40,6 @@ from cs_aligner_cli.files.checksums import digest
 STAGES = ("prepare", "embed", "train", "embed")
 # Kills of one run, after which it is left to end.
 MOST_KILLS = 8
-_TIMES = {"finished", "seconds", "per_second", "encoder_busy", "computed", "seal"}
 _CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
@@ -107,14 +107,6 @@ class Ended:
     stage: str
 
 
-@dataclass
-class Found:
-    """What a campaign found: counts by kind of event, and every failure in words."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-
 class Campaign:
     """The recipes, their reference runs, and the trials against them, in one folder."""
 
@@ -148,7 +140,7 @@ class Campaign:
         with suppress(ProcessLookupError, PermissionError):
             os.setpgid(child, child)
         if kill_after is not None:
-            _sleep_while_alive(child, kill_after)
+            sleep_while_alive(child, kill_after)
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -276,40 +268,6 @@ def _run_stages(recipe: Path, stages: tuple[str, ...], said: Path, place: Path) 
     return 0
 
 
-def _sleep_while_alive(child: int, seconds: float) -> None:
-    ends = time.monotonic() + seconds
-    while (left := ends - time.monotonic()) > 0:
-        time.sleep(min(left, 0.01))
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return
-
-
-def unlike(run: Path, reference: Path) -> list[str]:
-    """How a run's folder differs from the reference's, apart from times; leftovers of killed processes count."""
-    ours, theirs = (
-        {
-            str(p.relative_to(folder)): p
-            for p in folder.rglob("*")
-            if p.is_file() and p.name not in (".lock", ".lock-holder", "run.json")
-        }
-        for folder in (run, reference)
-    )
-    odd = [f"{name} is {'too much' if name in ours else 'missing'}" for name in sorted(ours.keys() ^ theirs.keys())]
-    for name in sorted(ours.keys() & theirs.keys()):
-        one, other = ours[name].read_bytes(), theirs[name].read_bytes()
-        if name.endswith("stage.json"):
-            one, other = (json.dumps(_without_times(json.loads(text))).encode() for text in (one, other))
-        if one != other:
-            odd.append(f"{name} differs")
-    return odd
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_times(inner) for key, inner in value.items() if key not in _TIMES}
-    return [_without_times(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _damaged_outputs(run: Path) -> Iterator[str]:
     """Files of finished outputs that are not as their record says."""
     for record in run.rglob("stage.json"):
@@ -356,20 +314,21 @@ def can_mount() -> bool:
         return False
 
 
-def _warm_up() -> None:
-    """Import whatever a stage needs, so that forked trials need not."""
-    import cs_aligner_cli.encoders.open_clip
-    import cs_aligner_cli.stages.embed.job
-    import cs_aligner_cli.stages.prepare.job
-    import cs_aligner_cli.training.loop  # noqa: F401
-
-
-def campaign(kills: int, disks: int, flips: int, seed: int, names: list[str], console: Console) -> Found:
+def campaign(options: argparse.Namespace, console: Console) -> Found:
     """The whole campaign in a temporary folder."""
-    _warm_up()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        chaos = Campaign(Path(folder), seed, names)
-        for part, count in ((chaos.kill, kills), (chaos.fill_disks, disks), (chaos.flip_bits, flips)):
+    warm_up()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as place:
+        folder = Path(place).resolve()
+        chaos = Campaign(folder, options.seed, options.recipes)
+        parts = [
+            (chaos.kill, options.kills),
+            (chaos.fill_disks, options.disk_full),
+            (chaos.flip_bits, options.bit_flips),
+        ]
+        if options.sweep_kills:
+            sweeps = SweepCampaign(folder, options.seed, chaos.found, **SHORT if options.short_sweep else {})
+            parts.append((sweeps.kill_sweeps, options.sweep_kills))
+        for part, count in parts:
             started = time.monotonic()
             with console.progress(part.__name__, count) as advance:
                 part(count, advance)
@@ -383,6 +342,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--disk-full", type=int, default=20)
     parser.add_argument("--bit-flips", type=int, default=20)
+    parser.add_argument("--sweep-kills", type=int, default=20)
+    parser.add_argument("--short-sweep", action="store_true", help="A sweep of two runs without a search.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -396,9 +357,7 @@ def main() -> None:
         again = [sys.executable, __file__, *sys.argv[1:], "--in-namespace"]
         os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--mount", *again])
     console = Console(arguments.json)
-    found = campaign(
-        arguments.kills, arguments.disk_full, arguments.bit_flips, arguments.seed, arguments.recipes, console
-    )
+    found = campaign(arguments, console)
     result = {"counts": dict(found.counts), "failures": found.failures}
     tables = [table("the campaign", ["what", "count"], sorted(found.counts.items()))]
     if found.failures:

@@ -253,6 +253,37 @@ def stale_checksum(at: Bench) -> list[str]:
     return at.table(HEAD + "a.png,x,train\n", checksums={"t.csv": "0" * 32})
 
 
+def sweep(key: str, value: str) -> Callable[[Bench], list[str]]:
+    """The shipped sweep of Flickr8k with a key of its section set."""
+    return lambda at: ["sweep", "flickr8k_sweep", "--set", f"sweep.{key}={value}"]
+
+
+def journal(at: Bench) -> list[str]:
+    """A search whose journal is no JSON."""
+    at.file("runs/flickr8k_sweep/search.journal", "no json\n")
+    return sweep("search", "{keys: {train.lr: {choices: [0.1]}}}")(at)
+
+
+def state(at: Bench) -> list[str]:
+    """A sweep of whose runs one is said to have ended in a file that is cut short."""
+    at.file("runs/flickr8k_sweep/states/0.json", "{")
+    return ["sweep", "flickr8k_sweep"]
+
+
+def measured(at: Bench, name: str, split: str = "dev", **protocol: str) -> str:
+    """The records of a run that was measured on a split by a protocol; the run's folder."""
+    from cs_aligner_cli.files.checksums import sealed
+    from cs_aligner_cli.recipe.recipe import load_recipe
+
+    recipe = load_recipe("flickr8k", [f"eval_retrieval.split={split}"]).model_dump(mode="json")
+    run = {"name": name, "seed": 0, "recipe": recipe, "stages": {}, "costs": {}, "git": "", "versions": {}}
+    at.file(f"runs/{name}/run.json", json.dumps(sealed(run)))
+    summary = {"protocol": {"ties": "count as misses", **protocol}, "eval_retrieval": {"aligned": {}}}
+    record = {"inputs": "", "files": {}, "finished": "2026-01-01", "summary": summary}
+    at.file(f"runs/{name}/eval_retrieval/stage.json", json.dumps(record))
+    return f"runs/{name}"
+
+
 @dataclass(frozen=True)
 class Case:
     """One bad input: ``make`` makes it and returns the command."""
@@ -445,6 +476,37 @@ CASES: dict[str, list[Case]] = {
         Case("clip-retrieval parts of unlike number", parts),
         Case("packing features as images", lambda at: at.features(npy(ROWS), prepare={"repack": {}})),
     ],
+    "Sweeps and comparisons": [
+        Case("no sweep section", lambda at: ["sweep", "scenes"]),
+        Case("a grid over no key", lambda at: ["sweep", "flickr8k_sweep", "--grid", "train.lrr=1e-3,1e-4"]),
+        Case("a grid without values", lambda at: ["sweep", "flickr8k_sweep", "--grid", "train.lr"]),
+        Case("a grid with a value out of bounds", sweep("grid", "{train.objective.divergence.weight: [1, -1]}")),
+        Case("equal configurations", sweep("grid", "{train.lr: [0.1, 0.1]}")),
+        Case("configurations that come to the same", sweep("settings", "{InfoNCE: {}, plain: {train.epochs: 20}}")),
+        Case("a sweep over the seed", sweep("grid", "{seed: [0, 1]}")),
+        Case("a control that is none of them", sweep("control", "InfoNEC")),
+        Case("an objective that no run has", sweep("objective.metric", "eval_retrieval.aligned.mean.R@7")),
+        Case("an objective of no stage", sweep("objective.metric", "eval_retreival.aligned.mean.R@1")),
+        Case("a seed named twice", sweep("seeds", "[0, 0]")),
+        Case("a range turned round", sweep("random", "{keys: {train.lr: {low: 1, high: 0.1}}}")),
+        Case("a search over nothing", sweep("search", "{trials: 5}")),
+        Case("a search whose range holds invalid values", sweep("search", "{keys: {train.lr: {low: -1, high: 1}}}")),
+        Case("a damaged journal of a search", journal),
+        Case("a damaged state of a run", state),
+        Case(
+            "a sweep in a folder that cannot be",
+            lambda at: (at.file("file", ""), ["sweep", "flickr8k_sweep", "--set", "run_dir=file/run"])[1],
+        ),
+        Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
+        Case("comparing other splits", lambda at: ["compare", measured(at, "a"), measured(at, "b", "test")]),
+        Case(
+            "comparing other protocols",
+            lambda at: ["compare", measured(at, "a"), measured(at, "b", ties="the first row wins")],
+        ),
+        Case("comparing in a format that is none", lambda at: ["compare", measured(at, "a"), "-o", "table.pdf"]),
+        Case("a leaderboard of nothing", lambda at: ["leaderboard", "."]),
+        Case("a leaderboard of a folder that is not there", lambda at: ["leaderboard", "rnus"]),
+    ],
     "Later commands": [
         Case("embed before prepare", lambda at: (at.features(npy(ROWS)), ["embed"])[1]),
         Case("train before embed", lambda at: prepared(at, "train", "--set", "train.val_split=train")),
@@ -464,7 +526,6 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("seeds: a run of the same seed", lambda at: other_seed(at)),
         Case("seeds: a run of another recipe", lambda at: other_seed(at, "seed=1", "encoders.image.power=0.5")),
-        Case("comparing runs that are not there", lambda at: ["compare", "one", "other"]),
         Case("pictures without a section", lambda at: ["generate", "scenes"]),
         Case(
             "a decoder without a model",

@@ -201,3 +201,39 @@ def photos_recipe(
         train={"epochs": 2, "batch_size": 4},
         eval_retrieval={"split": "dev", "ks": [1, 2]},
     )
+
+
+WEIGHT = "train.objective.divergence.weight"
+SWEEP = {"settings": {"InfoNCE": {WEIGHT: 0}, "CS": {WEIGHT: 30.0}}, "seeds": 2, "control": "InfoNCE"}
+
+
+def sweep_recipe_content(root: Path, folder: Path) -> dict[str, Any]:
+    """Two configurations with two seeds, which learn for three epochs, over such features."""
+    content = features_recipe_content(root, folder)
+    content["train"]["epochs"] = 3
+    content["eval_retrieval"] = {"split": "dev", "bootstrap": 0}
+    return {**content, "sweep": SWEEP}
+
+
+@pytest.fixture
+def sweep_recipe(features_root: Path, tmp_path: Path, write_yaml: Any) -> Path:
+    """The recipe of a sweep in tmp_path / "sweep"."""
+    return write_yaml("sweep.yaml", **sweep_recipe_content(features_root, tmp_path / "sweep"))
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep that no test may change.
+
+    Beside its folder lie the recipe (sweep.yaml) and what it printed when planned and run (planned.json, printed.json).
+    """
+    from cs_aligner_cli.cli.main import app
+
+    here = tmp_path_factory.mktemp("finished")
+    file = here / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep_recipe_content(make_features(here / "features"), here / "sweep")))
+    for name, option in (("planned", ["--dry-run"]), ("printed", [])):
+        done = CliRunner().invoke(app, ["sweep", str(file), "--json", *option])
+        assert done.exit_code == 0, done.stderr
+        (here / f"{name}.json").write_text(done.stdout, encoding="utf-8")
+    return here / "sweep"

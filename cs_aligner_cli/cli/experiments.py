@@ -1,10 +1,10 @@
-"""The commands on many runs: sweep and compare."""
+"""The commands on many runs: sweep, compare and leaderboard."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,9 @@ from cs_aligner_cli.common.tables import Table
 
 if TYPE_CHECKING:
     from cs_aligner_cli.experiments.comparison import Comparison, Difference
+    from cs_aligner_cli.experiments.ranks import AcrossDataSets
 
+Launch = Literal["slurm", "local"]
 Grid = Annotated[
     list[str] | None,
     typer.Option("--grid", metavar="KEY=A,B", help="Values of a key, all combinations of which are run; repeatable."),
@@ -32,6 +34,12 @@ def sweep(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes on this machine.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what they may cost; run none.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no further run after one that failed.")] = False,
+    launch: Annotated[
+        Launch | None,
+        typer.Option(
+            help="Submit --jobs jobs (as sweep.slurm says) and return; local: jobs of submitit on this machine."
+        ),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try runs again that failed before.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -46,21 +54,23 @@ def sweep(
         from cs_aligner_cli.stages.sweep import sweep as run_sweep
 
         source = Source.of(recipe, overrides or ())
-        options = Options(tuple(grid or ()), seeds, jobs, dry_run, fail_fast, retry_failed)
+        options = Options(tuple(grid or ()), seeds, jobs, dry_run, fail_fast, retry_failed, launch)
         failed: SomeRunsFailed | None = None
         try:
             result = run_sweep(source, options, console).model_dump(mode="json")
         except SomeRunsFailed as error:
             failed, result = error, error.result
         data, tables = {"command": "sweep", **result}, sweep_tables(result)
-        if result["done_before"] + result["done_now"] > 0 and not dry_run:
+        if result["done_before"] + result["done_now"] > 0 and result["status"] in ("done", "fresh"):
             found = compare_runs([result["folder"]], out=[Path(result["folder"]) / "comparison.html"])
             data["comparison"] = found.model_dump(mode="json")
-            tables = [*comparison_tables(found), *tables]
-            for line in found.conclusions:
+            tables = [*all_tables(found), *tables]
+            for line in all_conclusions(found):
                 console.say(line)
             console.say(f"page: {Path(result['folder']) / 'comparison.html'}")
         console.result(data, tables)
+        if result["jobs"]:
+            console.say(f"submitted: {', '.join(result['jobs'])}; logs in {Path(result['folder']) / 'jobs'}")
         if failed is not None:
             raise failed
 
@@ -94,13 +104,82 @@ def compare(
         from cs_aligner_cli.stages.compare import compare as compare_runs
 
         found = compare_runs(runs, control, objective, metric or (), out or ())
-        console.result({"command": "compare", **found.model_dump(mode="json")}, comparison_tables(found))
-        for line in found.conclusions:
+        console.result({"command": "compare", **found.model_dump(mode="json")}, all_tables(found))
+        for line in all_conclusions(found):
             console.say(line)
         for path in out or ():
             console.say(f"written: {path}")
 
     finish(call, debug, as_json, quiet)
+
+
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Below it, finished runs are looked for.")],
+    objective: Annotated[
+        str | None, typer.Option(help="The metric to rank by, by its path [default: the mean R@1 of both ways].")
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out", "-o", help="Write .md, .html or .json; repeatable [default: FOLDER/leaderboard.md, .html]."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rank finished runs that were measured alike, wherever they lie."""
+
+    def call(console: Console) -> None:
+        from cs_aligner_cli.experiments.leaderboard import rows_of
+        from cs_aligner_cli.stages.leaderboard import leaderboard as rank_runs
+
+        files = out or [folder / f"leaderboard{suffix}" for suffix in (".md", ".html")]
+        found = rank_runs(folder, objective, files)
+        tables = [
+            table(
+                f"{board.comparison.data_set}, split {board.comparison.split}, {board.comparison.images} images",
+                [
+                    "place",
+                    "configuration",
+                    *(column.title + column.arrow for column in board.comparison.columns),
+                    *("seeds", "recipe", "code", "date"),
+                ],
+                [*rows_of(board)],
+            )
+            for board in found.boards
+        ]
+        console.result({"command": "leaderboard", **found.model_dump(mode="json")}, tables)
+        for one in found.left_out:
+            console.say(f"left out: {one.folder}: {one.why}")
+        for path in files:
+            console.say(f"written: {path}")
+
+    finish(call, debug, as_json, quiet)
+
+
+def all_tables(found: Comparison | AcrossDataSets) -> list[Table]:
+    """What a comparison shows on a terminal; of several data sets the mean ranks come last."""
+    from cs_aligner_cli.experiments import rank_tables
+    from cs_aligner_cli.experiments.comparison import Comparison
+
+    if isinstance(found, Comparison):
+        return comparison_tables(found)
+    ranks = found.ranks
+    rows = [rank_tables.cells(row, ranks) for row in ranks.rows]
+    title = f"mean ranks; {ranks.critical_difference:.2f} apart is more than chance (Nemenyi, 5%)"
+    own = [part for one in found.comparisons for part in comparison_tables(one)]
+    return [*own, table(title, rank_tables.columns(ranks), rows)]
+
+
+def all_conclusions(found: Comparison | AcrossDataSets) -> list[str]:
+    """What follows from a comparison, line by line."""
+    from cs_aligner_cli.experiments.comparison import Comparison
+
+    if isinstance(found, Comparison):
+        return found.conclusions
+    own = [f"{one.data_set}: {line}" for one in found.comparisons for line in one.conclusions]
+    return [*own, *found.ranks.conclusions]
 
 
 def comparison_tables(found: Comparison) -> list[Table]:

@@ -223,6 +223,7 @@ def run(
 
 app.command()(experiments.sweep)
 app.command()(experiments.compare)
+app.command()(experiments.leaderboard)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from cs_aligner_cli.cli.options import RESULTS
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.results import Frozen, schema_of
 from cs_aligner_cli.experiments.comparison import Comparison
+from cs_aligner_cli.experiments.leaderboard import Leaderboard
+from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.files.records import StageRecord
 from cs_aligner_cli.runs.run_record import RunRecord
 from cs_aligner_cli.stages.run_result import RunResult
@@ -51,7 +53,13 @@ def result_schema(name: str) -> dict[str, Any]:
     }
     if name in plain:
         return schema_of(plain[name])
-    of_machine: dict[str, type[BaseModel]] = {"sweep": SweepResult, "compare": Comparison, "doctor": DoctorResult}
+    of_machine: dict[str, type[BaseModel]] = {
+        "sweep": SweepResult,
+        "compare": Comparison,
+        "compare-data-sets": AcrossDataSets,
+        "leaderboard": Leaderboard,
+        "doctor": DoctorResult,
+    }
     if name in of_machine:
         return _printed(of_machine[name], {"command": _OF_A_RECIPE["command"]})
     stages = {stage.command: stage for stage in STAGES.values()}

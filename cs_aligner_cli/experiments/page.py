@@ -1,27 +1,47 @@
-"""A comparison as one HTML page that opens without a network."""
+"""Comparisons and leaderboards as HTML pages that open without a network."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from cs_aligner_cli.experiments.comparison import Comparison
 from cs_aligner_cli.experiments.figures import figures
+from cs_aligner_cli.experiments.rank_tables import figure
+from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.report import SORT_SCRIPT
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.experiments.leaderboard import Leaderboard
 
 
 def render_page(found: Comparison, title: str) -> str:
     """The page: conclusions, a sortable table, figures, importance and protocol; all text is escaped."""
+    return _rendered("page.html.j2", found=found, title=title, figures=list(figures(found)))
+
+
+def render_ranks(found: AcrossDataSets, title: str) -> str:
+    """The page: mean ranks over data sets as a table and a figure, and what each data set says by itself."""
+    return _rendered("ranks.html.j2", found=found, title=title, figure=figure(found.ranks))
+
+
+def render_leaderboard(found: Leaderboard, title: str) -> str:
+    """The page: a sortable table for everything that was measured alike, and what was left out."""
+    return _rendered("leaderboard.html.j2", found=found, title=title)
+
+
+def _rendered(template: str, **values: object) -> str:
     from jinja2 import Environment, StrictUndefined
 
     folder = files("cs_aligner_cli.experiments")
     script = files("cs_aligner_cli.report").joinpath(SORT_SCRIPT).read_text(encoding="utf-8")
+    style, text = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", template))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
-        found=found,
-        title=title,
-        figures=list(figures(found)),
+    return environment.from_string(text).render(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=style,
+        **values,
     )

@@ -31,13 +31,13 @@ def markdown(found: Comparison) -> str:
     ]
     for row in found.rows:
         cells = [_bold(row.cells.get(c.key), cell_text(row.cells.get(c.key), c), "**{}**") for c in found.columns]
-        lines.append(f"| {_escaped(_name(row))} | {' | '.join(cells)} |")
+        lines.append(f"| {escaped(_name(row))} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *found.conclusions, "", _legend(found)]) + "\n"
 
 
 def latex(found: Comparison) -> str:
     """A booktabs table for a paper."""
-    head = " & ".join(["Configuration", *(_tex(c.title) + _tex_arrow(c) for c in found.columns)])
+    head = " & ".join(["Configuration", *(tex(c.title) + _tex_arrow(c) for c in found.columns)])
     lines = [f"\\begin{{tabular}}{{l{'r' * len(found.columns)}}}", "\\toprule", f"{head} \\\\", "\\midrule"]
     for row in found.rows:
         cells = []
@@ -45,7 +45,7 @@ def latex(found: Comparison) -> str:
             cell = row.cells.get(column.key)
             text = cell_text(cell, column).replace(" \N{PLUS-MINUS SIGN} ", " \\pm ").replace(CLEAR, "^{*}")
             cells.append(_bold(cell, f"${text}$" if text else "", "\\textbf{{\\boldmath {}}}"))
-        lines.append(f"{_tex(_name(row))} & {' & '.join(cells)} \\\\")
+        lines.append(f"{tex(_name(row))} & {' & '.join(cells)} \\\\")
     notes = [f"% {line}" for line in (*found.conclusions, _legend(found))]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *notes]) + "\n"
 
@@ -92,14 +92,16 @@ def _legend(found: Comparison) -> str:
     return f"Mean and standard deviation over seeds; bold: the best mean.{tested}"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text as it stands in a cell of a Markdown table."""
     return "".join(f"\\{c}" if c in "\\`*_[]|<>#" else c for c in text)
 
 
 _TEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text as it stands in LaTeX."""
     return "".join(_TEX.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 

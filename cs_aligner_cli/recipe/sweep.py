@@ -96,6 +96,21 @@ Seeds = Annotated[
 ]
 
 
+class Slurm(Strict):
+    """The jobs of `csalign sweep --launch slurm` (submitit; the extra `slurm`): one array of --jobs equal jobs."""
+
+    minutes: int = Field(
+        240, ge=1, description="Limit of a job; one that reaches it, or is preempted, is queued again and goes on."
+    )
+    requeues: int = Field(20, ge=0, description="How often a job whose time is up is queued again.")
+    cpus: int = Field(4, ge=1, description="Cores of a job.")
+    gpus: int = Field(0, ge=0, description="GPUs of a job.")
+    memory_gb: int = Field(16, ge=1, description="Memory of a job in GB.")
+    partition: str | None = Field(None, description="Partition; null: the cluster's own default.")
+    account: str | None = Field(None, description="Account; null: the user's own default.")
+    options: dict[str, str | int] = Field({}, description="Further options of sbatch, as in {constraint: a100}.")
+
+
 class Objective(Strict):
     """The metric that is tested, and by which the best is told."""
 
@@ -127,6 +142,7 @@ class Sweep(Strict):
         None, description="Name of the configuration that the others are tested against; null: none."
     )
     objective: Objective = Field(Objective(), description="The metric by which configurations are ranked.")
+    slurm: Slurm = Field(Slurm(), description="What a job of --launch slurm is given.")
     report: bool = Field(
         False, description="Write every run's gap report too; without it a sweep measures the headline gap metrics."
     )

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.experiments import rank_tables, text_tables
 from cs_aligner_cli.experiments.comparison import OBJECTIVE, Comparison
 from cs_aligner_cli.experiments.comparison import compare as compared
 from cs_aligner_cli.experiments.ledger import STATES, SWEEP
-from cs_aligner_cli.experiments.measured_run import find_run
-from cs_aligner_cli.experiments.page import render_page
-from cs_aligner_cli.experiments.text_tables import FORMATS
+from cs_aligner_cli.experiments.measured_run import MeasuredRun, find_run
+from cs_aligner_cli.experiments.page import render_page, render_ranks
+from cs_aligner_cli.experiments.ranks import AcrossDataSets, mean_ranks
 from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.sweep import Sweep
+
+_FORMATS = (*text_tables.FORMATS, ".json", ".html")
 
 
 def compare(
@@ -25,45 +28,61 @@ def compare(
     objective: str | None = None,
     further: Sequence[str] = (),
     out: Sequence[Path] = (),
-) -> Comparison:
+) -> Comparison | AcrossDataSets:
     """Compare runs and sweeps, each ``RUN``, ``RUN:STORE`` or a sweep's folder; write the comparison to files.
 
-    A sweep names its own control and objective; of single runs the first one is the control. Raises InputError as
+    Sweeps that agree on a control and an objective name theirs; of single runs the first one is the control. Runs of
+    several data sets get a comparison for each, and mean ranks over all. Raises InputError as
     ``experiments.compare``, and before anything is read for a file whose suffix is no format.
     """
     for path in out:
-        if path.suffix not in (*FORMATS, ".json", ".html"):
+        if path.suffix not in _FORMATS:
             raise InputError(
                 f"--out {path}: cannot write {path.suffix or 'a file without suffix'}",
-                f"Formats: {', '.join((*FORMATS, '.json', '.html'))}.",
+                f"Formats: {', '.join(_FORMATS)}.",
             )
-    runs = [run for one in given for run in find_run(one)]
-    sweep = _sweep_of(given)
-    if control is None:
-        control = sweep.control if sweep else runs[0].configuration
-    if len({run.configuration_id for run in runs}) == 1:
-        control = None
+    by_data_set: dict[str, list[MeasuredRun]] = {}
+    for one in given:
+        for run in find_run(one):
+            by_data_set.setdefault(run.data_set, []).append(run)
+    sweeps = _sweeps_of(given)
+    objectives = {sweep.objective.metric: sweep.objective for sweep in sweeps}
+    own = next(iter(objectives.values())) if len(objectives) == 1 else None
     better: Literal["higher", "lower"] | None = None
-    if sweep and objective in (None, sweep.objective.metric):
-        better = "higher" if sweep.objective.direction == "maximize" else "lower"
-    wanted = objective or (sweep.objective.metric if sweep else OBJECTIVE)
-    found = compared(runs, control, wanted, better, further)
-    found = found.model_copy(update={"conclusions": conclusions(found)})
+    if own and objective in (None, own.metric):
+        better = "higher" if own.direction == "maximize" else "lower"
+    wanted = objective or (own.metric if own else OBJECTIVE)
+    found = []
+    for runs in by_data_set.values():
+        table = compared(runs, _control(runs, control, sweeps), wanted, better, further)
+        found.append(table.model_copy(update={"conclusions": conclusions(table)}))
+    result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))
     for path in out:
-        write_bytes(path, _written(found, path.suffix, " and ".join(given)).encode())
-    return found
+        write_bytes(path, _written(result, path.suffix, " and ".join(given)).encode())
+    return result
 
 
-def _sweep_of(given: Sequence[str]) -> Sweep | None:
-    """The sweep section of the one sweep among these, None where there is none."""
-    places = {folder.absolute() for one in given for folder in (Path(one), Path("runs") / one)}
-    sweeps = [folder for folder in places if (folder / STATES).is_dir()]
-    return load_recipe(str(sweeps[0] / SWEEP)).sweep if len(sweeps) == 1 else None
+def _control(runs: Sequence[MeasuredRun], given: str | None, sweeps: Sequence[Sweep]) -> str | None:
+    """The control of the runs of one data set; None where there is nothing to test against it."""
+    if len({run.configuration_id for run in runs}) == 1:
+        return None
+    named = {sweep.control for sweep in sweeps}
+    of_sweeps = next(iter(named)) if len(named) == 1 else None
+    return given or (of_sweeps if sweeps else runs[0].configuration)
 
 
-def _written(found: Comparison, suffix: str, title: str) -> str:
+def _sweeps_of(given: Sequence[str]) -> list[Sweep]:
+    """The sweep sections of the sweeps among these."""
+    places = dict.fromkeys(folder.absolute() for one in given for folder in (Path(one), Path("runs") / one))
+    found = [load_recipe(str(folder / SWEEP)).sweep for folder in places if (folder / STATES).is_dir()]
+    return [sweep for sweep in found if sweep is not None]
+
+
+def _written(found: Comparison | AcrossDataSets, suffix: str, title: str) -> str:
     if suffix == ".json":
         return found.model_dump_json(indent=1) + "\n"
-    if suffix == ".html":
-        return render_page(found, f"Comparison of {title}")
-    return FORMATS[suffix](found)
+    if isinstance(found, AcrossDataSets):
+        return (
+            render_ranks(found, f"Mean ranks of {title}") if suffix == ".html" else rank_tables.FORMATS[suffix](found)
+        )
+    return render_page(found, f"Comparison of {title}") if suffix == ".html" else text_tables.FORMATS[suffix](found)

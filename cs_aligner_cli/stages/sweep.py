@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, SomeRunsFailed
+from cs_aligner_cli.experiments.cluster import Cluster, launch, require_submitit
 from cs_aligner_cli.experiments.comparison import Comparison
 from cs_aligner_cli.experiments.headline import HEADLINE, headline
 from cs_aligner_cli.experiments.ledger import SWEEP, Ledger, RunState
@@ -28,6 +29,7 @@ from cs_aligner_cli.experiments.plan import (
     plan,
 )
 from cs_aligner_cli.experiments.processes import side_by_side
+from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.experiments.search import Searcher, SearchOutcome, extremes
 from cs_aligner_cli.experiments.trials import search
 from cs_aligner_cli.experiments.worker import work
@@ -54,7 +56,7 @@ class SweepResult(BaseModel):
     """What a sweep did: its configurations and runs, and which of them failed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    status: Literal["done", "fresh", "planned"]
+    status: Literal["done", "fresh", "planned", "submitted"]
     folder: str = Field(description="the sweep's folder, an absolute path")
     configurations: int = Field(description="how many there are, those of a search as many as it may try")
     runs: int = Field(description="configurations times seeds")
@@ -65,7 +67,10 @@ class SweepResult(BaseModel):
     failed: list[RunState]
     planned: list[PlannedState] = Field(description="of a plan, every run but those of a search")
     search: SearchOutcome | None = None
-    comparison: Comparison | None = Field(None, description="of the runs that are done, as csalign compare makes it")
+    jobs: list[str] = Field([], description="of what was submitted, the ids of the jobs")
+    comparison: Comparison | AcrossDataSets | None = Field(
+        None, description="of the runs that are done, as csalign compare makes it"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Options:
     dry_run: bool = False
     fail_fast: bool = False
     retry_failed: bool = False
+    launch: Cluster | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,11 @@ class _Sweep:
     def resolve(self, configuration: Configuration, seed: int) -> PlannedRun:
         """One run of a search's configuration."""
         return self.source.resolve(self.base, configuration, seed)
+
+    def probe(self, run: PlannedRun) -> PlannedRun:
+        """A run that makes what a search shares, and is none of its trials: it has a folder of its own."""
+        recipe = run.recipe.model_copy(update={"run_dir": self.base.folder / "shared"})
+        return replace(run, recipe=recipe)
 
     def execute(self, recipe: Recipe, watcher: Callable[[int, float], None] | None = None) -> None:
         """All stages of one run; without its report the headline metrics of the gap."""
@@ -172,9 +183,13 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     ended = {state.id for state in before}
     left = [run for run in this.runs if run.id not in ended]
     searching = this.searcher is not None and not this.searcher.over
+    if (left or searching) and options.launch:
+        return _submitted(this, options.launch, before)
     if left or searching:
         write_bytes(_made(this.base.folder) / SWEEP, this.base.to_yaml().encode())
-        make_shared(left or probes[:1], console, all_need_it=len(left) == len(this.runs))
+        # Where there is only a search, what it shares is made before its first trial, too.
+        probe = [] if this.runs else [this.probe(probes[0])]
+        make_shared(left or probe, console, all_need_it=len(left) == len(this.runs))
         _work(this, left, console)
     seconds = time.monotonic() - started
     result = _result("done" if left or searching else "fresh", this, before, this.ledger.states(), seconds)
@@ -235,6 +250,16 @@ def _worker(source: Source, options: Options) -> None:
         raise SystemExit(str(error)) from None  # on stderr, in place of a traceback
 
 
+def _submitted(this: _Sweep, cluster: Cluster, before: Sequence[RunState]) -> SweepResult:
+    """Hand the work to jobs that each do what nobody else has, and return."""
+    assert this.base.sweep is not None
+    require_submitit(cluster)
+    write_bytes(_made(this.base.folder) / SWEEP, this.base.to_yaml().encode())
+    call = partial(_worker, this.source, replace(this.options, launch=None))
+    jobs = launch(call, this.options.jobs, this.base.sweep.slurm, this.base.folder, this.base.name, cluster)
+    return _result("submitted", this, before, before, 0.0).model_copy(update={"jobs": [job.job_id for job in jobs]})
+
+
 def _probes(this: _Sweep) -> list[PlannedRun]:
     """The ends of every range of the search, each alone: InputError if one of them is no valid recipe."""
     sweep = this.base.sweep
@@ -252,7 +277,7 @@ def _refuse_unknown_metric(this: _Sweep, runs: Sequence[PlannedRun]) -> None:
 
 
 def _result(
-    status: Literal["done", "fresh", "planned"],
+    status: Literal["done", "fresh", "planned", "submitted"],
     this: _Sweep,
     before: Sequence[RunState],
     after: Sequence[RunState],

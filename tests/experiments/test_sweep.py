@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Csalign, features_recipe_content
+from conftest import Csalign
 
 from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.experiments.cluster import Requeued, launch
 from cs_aligner_cli.experiments.ledger import Ledger
 from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, load_sweep, plan
+from cs_aligner_cli.experiments.processes import side_by_side
 from cs_aligner_cli.experiments.worker import work
-
-WEIGHT = "train.objective.divergence.weight"
-SWEEP = {"settings": {"InfoNCE": {WEIGHT: 0}, "CS": {WEIGHT: 1.0}}, "seeds": 2, "control": "InfoNCE"}
-
-
-@pytest.fixture
-def recipe(features_root: Path, tmp_path: Path, write_yaml: Any) -> Path:
-    content = features_recipe_content(features_root, tmp_path / "sweep")
-    content["eval_retrieval"] = {**content.get("eval_retrieval", {}), "bootstrap": 0}
-    return write_yaml("sweep.yaml", **content, sweep=SWEEP)
+from cs_aligner_cli.recipe.sweep import Slurm
 
 
 def planned(file: Path) -> list[PlannedRun]:
@@ -35,19 +32,19 @@ def planned(file: Path) -> list[PlannedRun]:
     return plan(Source(str(file)), base, configurations(base.sweep))
 
 
-def test_a_sweep_runs_everything_once_and_compares_it(csalign: Csalign, recipe: Path, tmp_path: Path) -> None:
-    plan_ = csalign("sweep", str(recipe), "--dry-run", "--json").json
+def test_a_sweep_runs_everything_once_and_compares_it(csalign: Csalign, finished_sweep: Path) -> None:
+    folder, recipe = finished_sweep, finished_sweep.with_name("sweep.yaml")
+    plan_, first = (json.loads((folder.with_name(f"{name}.json")).read_text()) for name in ("planned", "printed"))
     assert (plan_["configurations"], plan_["runs"], plan_["done_before"]) == (2, 4, 0)
-    first = csalign("sweep", str(recipe), "--json").json
     assert (first["status"], first["done_now"], first["failed"]) == ("done", 4, [])
     for result in (plan_, first):
         jsonschema.validate(result, result_schema("sweep"))
-    folder = tmp_path / "sweep"
-    # Prepared and embedded once, for all runs.
+    # Prepared and embedded once, for all runs: one store for each of the two splits that they read.
     stores = list((folder / "frozen").rglob("stage.json"))
+    assert len(stores) == 2 and len([*(folder / "data").iterdir()]) == 1
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("stage.json")}
     assert len({path.relative_to(folder).parts[1] for path in stores}) == 1
-    again = csalign("sweep", str(recipe), "--json").json
+    again = csalign("sweep", recipe, "--json").json
     assert (again["status"], again["done_before"], again["done_now"]) == ("fresh", 4, 0)
     assert made == {path: path.stat().st_mtime_ns for path in folder.rglob("stage.json")}
 
@@ -64,36 +61,31 @@ def test_a_sweep_runs_everything_once_and_compares_it(csalign: Csalign, recipe: 
     )
     assert "gap_report.aligned.centroid_gap" in cs["cells"]
 
-    out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv", ".json", ".html")]
-    csalign("compare", str(folder), *(part for path in out for part in ("--out", str(path))))
-    texts = [path.read_text(encoding="utf-8") for path in out]
-    assert all("InfoNCE" in text for text in texts)
-    assert json.loads(texts[3]) == found
-    assert texts[1].count("\\\\") == 3 and texts[1].count("{") == texts[1].count("}")
-    assert "http" not in texts[4].replace("http-equiv", "")
+
+def test_more_seeds_run_only_what_is_missing(csalign: Csalign, sweep_recipe: Path) -> None:
+    one = ("--set", "sweep.settings={InfoNCE: {}}", "--json")
+    csalign("sweep", sweep_recipe, "--seeds", "1", *one)
+    more = csalign("sweep", sweep_recipe, "--seeds", "[0,3]", *one).json
+    assert (more["runs"], more["done_before"], more["done_now"]) == (2, 1, 1)
 
 
-def test_more_seeds_run_only_what_is_missing(csalign: Csalign, recipe: Path) -> None:
-    csalign("sweep", str(recipe), "--seeds", "1", "--json")
-    more = csalign("sweep", str(recipe), "--seeds", "[0,3]", "--json").json
-    assert (more["runs"], more["done_before"], more["done_now"]) == (4, 2, 2)
-
-
-def test_a_run_that_fails_is_told_and_stops_no_other(csalign: Csalign, recipe: Path, tmp_path: Path) -> None:
-    grid = ("--set", "sweep.settings={InfoNCE: {}}", "--grid", "train.split=dev,no_such_split")
-    called = csalign("sweep", str(recipe), *grid, "--seeds", "1", "--json")
+def test_a_run_that_fails_is_told_and_stops_no_other(csalign: Csalign, sweep_recipe: Path, tmp_path: Path) -> None:
+    grid = ("--set", "sweep={settings: {InfoNCE: {}}}", "--grid", "train.split=no_such_split")
+    called = csalign("sweep", sweep_recipe, *grid, "--seeds", "1", "--json")
     assert called.exit_code == 3
-    assert "1 of 3 runs failed" in called.stderr
+    assert "1 of 2 runs failed" in called.stderr
     failed = called.json["failed"][0]
     assert failed["configuration"] == "split=no_such_split"
     log = tmp_path / "sweep" / "logs" / f"{failed['id']}.log"
     assert "no_such_split" in log.read_text(encoding="utf-8")
-    again = csalign("sweep", str(recipe), *grid, "--seeds", "1", "--json", "--retry-failed").json
-    assert (again["done_before"], len(again["failed"])) == (2, 1)
+    again = csalign("sweep", sweep_recipe, *grid, "--seeds", "1", "--json", "--retry-failed").json
+    assert (again["done_before"], len(again["failed"])) == (1, 1)
 
 
-def test_what_another_process_works_on_is_left_to_it_and_taken_up_when_it_dies(recipe: Path, tmp_path: Path) -> None:
-    runs = planned(recipe)
+def test_what_another_process_works_on_is_left_to_it_and_taken_up_when_it_dies(
+    sweep_recipe: Path, tmp_path: Path
+) -> None:
+    runs = planned(sweep_recipe)
     ledger = Ledger(tmp_path / "sweep")
     claims = tmp_path / "sweep" / "claims"
     claims.mkdir(parents=True)
@@ -119,14 +111,35 @@ def test_what_another_process_works_on_is_left_to_it_and_taken_up_when_it_dies(r
     other.stdout.close()
 
 
-def test_fail_fast_begins_no_further_run(recipe: Path, tmp_path: Path) -> None:
-    runs = planned(recipe)
+def test_fail_fast_begins_no_further_run(sweep_recipe: Path, tmp_path: Path) -> None:
+    runs = planned(sweep_recipe)
 
     def execute(recipe: Any) -> None:
         raise ValueError("no")
 
     states = work(runs, Ledger(tmp_path / "sweep"), execute, fail_fast=True)
     assert [state.error for state in states] == ["no"]
+
+
+def test_processes_side_by_side_divide_the_cores_and_a_dead_one_is_noticed(tmp_path: Path) -> None:
+    one = "import os, uuid; open(os.path.join(FOLDER, uuid.uuid4().hex), 'w').write(os.environ['OMP_NUM_THREADS'])"
+    side_by_side(2, exec, (one.replace("FOLDER", repr(str(tmp_path))),))
+    threads = [path.read_text() for path in tmp_path.iterdir()]
+    assert threads == [str(max(1, (os.cpu_count() or 1) // 2))] * 2
+    with pytest.raises(InputError, match=r"a process of the sweep ended early \(exit codes \{7: 1\}\)"):
+        side_by_side(1, exec, ("import os; os._exit(7)",))
+    side_by_side(1, exec, ("import os; os._exit(7)",), poll=lambda: True)  # others have done what there was to do
+
+
+@pytest.mark.slow
+def test_two_jobs_make_what_one_process_makes(csalign: Csalign, sweep_recipe: Path, tmp_path: Path) -> None:
+    csalign("sweep", sweep_recipe, "--set", f"run_dir={tmp_path / 'alone'}")
+    done = csalign("sweep", sweep_recipe, "--jobs", "2", "--json").json
+    assert (done["status"], done["done_now"], done["failed"]) == ("done", 4, [])
+    weights = {path.relative_to(tmp_path / "alone"): path for path in (tmp_path / "alone").rglob("last.safetensors")}
+    assert len(weights) == 4
+    for place, path in weights.items():
+        assert path.read_bytes() == (tmp_path / "sweep" / place).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -139,11 +152,52 @@ def test_fail_fast_begins_no_further_run(recipe: Path, tmp_path: Path) -> None:
         (("sweep", "RECIPE", "--grid", "train.lrr=1,2"), "unknown key; did you mean train.lr?"),
     ],
 )
-def test_bad_input_is_refused(csalign: Csalign, recipe: Path, tmp_path: Path, arguments: Any, message: str) -> None:
+def test_bad_input_is_refused(
+    csalign: Csalign, sweep_recipe: Path, tmp_path: Path, arguments: Any, message: str
+) -> None:
     folder = tmp_path / "sweep"
     (folder / "states").mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    places = {"SWEEP": str(folder), "RECIPE": str(recipe)}
+    (folder / "sweep.yaml").write_text(sweep_recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    places = {"SWEEP": str(folder), "RECIPE": sweep_recipe}
     called = csalign(*(places.get(argument, argument) for argument in arguments))
     assert called.exit_code == 2
     assert message in called.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its log open
+def test_submitted_jobs_do_the_work_and_go_back_into_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = partial(exec, "open('made', 'a').write('x')")
+    jobs = launch(call, 2, Slurm(minutes=1), tmp_path, "tiny", "debug")  # type: ignore[arg-type]
+    assert [job.result() for job in jobs] == [None, None]
+    assert (tmp_path / "made").read_text() == "xx"
+    again = Requeued(call).checkpoint()
+    again.result()
+    assert (tmp_path / "made").read_text() == "xxx"
+
+
+@pytest.mark.slow
+def test_a_sweep_is_launched_and_taken_up(csalign: Csalign, sweep_recipe: Path, tmp_path: Path) -> None:
+    submitted = csalign("sweep", sweep_recipe, "--launch", "local", "--jobs", "2", "--json").json
+    assert (submitted["status"], len(submitted["jobs"])) == ("submitted", 2)
+    waited = time.monotonic()
+    while len([*(tmp_path / "sweep" / "states").glob("*.json")]) < 4:
+        assert time.monotonic() - waited < 300, [
+            path.read_text() for path in (tmp_path / "sweep" / "jobs").glob("*.err")
+        ]
+        time.sleep(0.5)
+    assert csalign("sweep", sweep_recipe, "--json").json["status"] == "fresh"
+
+
+def test_what_a_launch_needs_is_named(
+    refused: Callable[..., str], sweep_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refused("sweep", sweep_recipe, "--launch", "slurm").splitlines() == [
+        "--launch slurm: there is no sbatch on this machine",
+        "Call it where jobs are submitted; --jobs N runs N processes here.",
+    ]
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    message = refused("sweep", sweep_recipe, "--launch", "slurm")
+    assert "--launch slurm needs submitit" in message and "cs-aligner-cli[slurm]" in message
+    assert not (tmp_path / "sweep").exists()

@@ -1,0 +1,91 @@
+"""What is made of a finished sweep: tables and pages of a comparison, leaderboards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import Csalign
+
+from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.files.checksums import sealed
+
+
+def test_a_comparison_is_written_in_every_format(csalign: Csalign, finished_sweep: Path, tmp_path: Path) -> None:
+    out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv", ".json", ".html")]
+    found = csalign("compare", finished_sweep, "--json", *(part for path in out for part in ("--out", path))).json
+    jsonschema.validate(found, result_schema("compare"))
+    texts = [path.read_text(encoding="utf-8") for path in out]
+    assert all("InfoNCE" in text for text in texts)
+    assert {"command": "compare", **json.loads(texts[3])} == found
+    assert texts[1].count("\\\\") == 3 and texts[1].count("{") == texts[1].count("}")
+    assert "http" not in texts[4].replace("http-equiv", "")
+
+
+@pytest.fixture
+def runs(finished_sweep: Path, tmp_path: Path) -> Path:
+    """A folder with that sweep, which a test may change."""
+    shutil.copytree(finished_sweep, tmp_path / "runs" / "sweep")
+    return tmp_path / "runs"
+
+
+def measured_otherwise(run: Path, **changes: str) -> None:
+    """Say in a run's record that its retrieval followed another protocol."""
+    file = run / "eval_retrieval" / "stage.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record.pop("seal")
+    record["summary"]["protocol"] |= changes
+    file.write_text(json.dumps(sealed(record)), encoding="utf-8")
+
+
+def test_a_leaderboard_ranks_what_was_measured_alike(csalign: Csalign, runs: Path) -> None:
+    found = csalign("leaderboard", runs, "--json").json
+    jsonschema.validate(found, result_schema("leaderboard"))
+    (board,) = found["boards"]
+    assert found["left_out"] == []
+    rows = {row["name"]: row for row in board["comparison"]["rows"]}
+    assert set(rows) == {"sweep: InfoNCE", "sweep: CS"}
+    means = [rows[entry["name"]]["cells"][found["objective"]]["mean"] for entry in board["entries"]]
+    assert means == sorted(means, reverse=True)
+    assert board["entries"][0]["place"] == 1
+    assert {len(entry["recipe"]) for entry in board["entries"]} == {12}
+    assert all(entry["code"][0].startswith("csalign ") and entry["date"] > "2020" for entry in board["entries"])
+    pages = [(runs / f"leaderboard{suffix}").read_text(encoding="utf-8") for suffix in (".md", ".html")]
+    for text in pages:
+        assert all(entry["recipe"] in text and "sweep: CS" in text for entry in board["entries"])
+    assert "http" not in pages[1].replace("http-equiv", "")
+
+
+def test_other_protocols_get_boards_of_their_own_and_the_rest_is_told(csalign: Csalign, runs: Path) -> None:
+    one, other, copied, damaged = sorted((runs / "sweep" / "runs").iterdir())
+    measured_otherwise(one, ties="the first row wins")
+    shutil.rmtree(other / "eval_retrieval")
+    shutil.copytree(copied, runs / "again")
+    (damaged / "run.json").write_text("{", encoding="utf-8")
+    found = csalign("leaderboard", runs, "--out", runs / "l.md", "--json").json
+    assert sorted(len(board["entries"]) for board in found["boards"]) == [1, 1]
+    ties = {board["comparison"]["protocol"]["ties"] for board in found["boards"]}
+    assert len(ties) == 2 and "the first row wins" in ties
+    reasons = {one["folder"]: one["why"] for one in found["left_out"]}
+    assert "no retrieval results" in reasons[f"sweep/runs/{other.name}"]
+    assert f"sweep/runs/{damaged.name}" in reasons
+    assert reasons[f"sweep/runs/{copied.name}"] == "is the same experiment as again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone",), "gone: no such folder"),
+        ((".", "--out", "x.pdf"), "cannot write .pdf"),
+        ((".",), "no finished run below it can be ranked by eval_retrieval.aligned.mean.R@1"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("leaderboard", *arguments)
