@@ -231,7 +231,9 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("finished")
     file = here / "sweep.yaml"
-    file.write_text(yaml.safe_dump(sweep_recipe_content(make_features(here / "features"), here / "sweep")))
+    file.write_text(
+        yaml.safe_dump(sweep_recipe_content(make_features(here / "features"), here / "sweep"), sort_keys=False)
+    )
     for name, option in (("planned", ["--dry-run"]), ("printed", [])):
         done = CliRunner().invoke(app, ["sweep", str(file), "--json", *option])
         assert done.exit_code == 0, done.stderr
