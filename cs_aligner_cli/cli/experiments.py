@@ -128,7 +128,7 @@ def leaderboard(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rank finished runs that were measured alike, wherever they lie."""
+    """Rank finished runs that were measured alike."""
 
     def call(console: Console) -> None:
         from cs_aligner_cli.experiments.leaderboard import rows_of
