@@ -26,6 +26,7 @@ EXTRAS = {
     "diffusers": "t2i",
     "torch_fidelity": "fid",
     "optuna": "search",
+    "submitit": "slurm",
 }
 
 

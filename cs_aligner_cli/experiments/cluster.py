@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.recipe.sweep import Slurm
 
 # "local": jobs of submitit on this machine, as a trial of what Slurm would be handed.
@@ -59,16 +60,12 @@ def launch(call: Callable[[], None], jobs: int, spec: Slurm, folder: Path, name:
 
 def require_submitit(cluster: Cluster) -> Any:
     """The package; raise InputError where it, or Slurm, is absent."""
-    try:
-        import submitit
-    except ImportError:
-        raise InputError(
-            f"--launch {cluster} needs submitit, which is not installed",
-            "Install it: pip install 'cs-aligner-cli[slurm]'",
-        ) from None
+    require_package("submitit", f"--launch {cluster}")
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise InputError(
             "--launch slurm: there is no sbatch on this machine",
             "Call it where jobs are submitted; --jobs N runs N processes here.",
         )
+    import submitit
+
     return submitit
