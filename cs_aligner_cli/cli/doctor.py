@@ -195,7 +195,8 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
     from cs_aligner_cli.data.manifest_files import missing_shards, require_files
     from cs_aligner_cli.encoders import pick_device
-    from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
+    from cs_aligner_cli.runs.layout import Layout
+    from cs_aligner_cli.runs.other_runs import ORIGIN_FILE, trained_file
 
     def data(of: Recipe) -> str:
         manifest = load_manifest(of)

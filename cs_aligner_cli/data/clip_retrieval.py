@@ -16,7 +16,7 @@ from cs_aligner_cli.data.features import FeatureFile, FeatureParts, checked_rows
 from cs_aligner_cli.data.manifest_layouts import ClipRetrievalManifest
 from cs_aligner_cli.data.patterns import find_files
 from cs_aligner_cli.data.tables import read_frame, text_column
-from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.files.places import below, file_stamps
 
 
 def read_clip_retrieval(manifest: ClipRetrievalManifest, folder: Path, console: Console) -> Source:
@@ -30,7 +30,7 @@ def read_clip_retrieval(manifest: ClipRetrievalManifest, folder: Path, console: 
             f"{manifest.root / manifest.metadata}: image {twice.iloc[0]!r} is listed twice; names must be unique",
             "Name another column with the manifest's key id_column.",
         )
-    description: dict[str, Any] = {"kind": "clip_retrieval", "root": str(manifest.root)}
+    description: dict[str, Any] = {"kind": "clip_retrieval"}
     digests: list[int] = []
     with console.progress("checking features", 2 * len(frame)) as advance:
         for modality, files in (("image", image_files), ("text", text_files)):
@@ -40,7 +40,7 @@ def read_clip_retrieval(manifest: ClipRetrievalManifest, folder: Path, console: 
                     raise InputError(f"{path}: holds {file.shape[0]} rows, but {table} has {rows}")
                 digests += checked_rows(file, modality == "image", advance)
             FeatureParts(files)  # of one dimension
-            paths = [str(path) for path in files]
+            paths = [below(manifest.root, path) for path in files]
             features = {"paths": paths, "tensor": None, "stamp": file_stamps(files)}
             description[f"{modality}_features"] = features
     frame = frame.assign(feature_row=np.arange(len(frame)))

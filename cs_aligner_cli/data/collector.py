@@ -94,7 +94,7 @@ class Entries:
         names = pd.concat([images["image_id"], pd.Series([None], dtype=images["image_id"].dtype)], ignore_index=True)
         captions.insert(0, "image_id", names.take(owners).reset_index(drop=True))
         captions = captions.assign(feature_row=-1)
-        description = {"kind": kind, "root": str(root)}
+        description = {"kind": kind}
         return Source(images, captions, description, self.bad, self.skipped, notes=self.notes)
 
 

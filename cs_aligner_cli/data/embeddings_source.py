@@ -19,7 +19,7 @@ from cs_aligner_cli.data.manifest import CaptionFeatures, EmbeddingsManifest, Fu
 from cs_aligner_cli.data.table_source import ALL
 from cs_aligner_cli.data.tables import MissingColumnError, read_frame, read_names, text_column
 from cs_aligner_cli.data.token_features import TokenFile
-from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.files.places import below, file_stamps
 
 _Part: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
@@ -35,7 +35,7 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
         manifest = _without_splits(manifest)
     frames = _frames(root, manifest)
     parts: dict[str, _Part | None] = {"image": manifest.images, "text": manifest.captions, **manifest.modalities}
-    description: dict[str, Any] = {"kind": "embeddings", "root": str(root)}
+    description: dict[str, Any] = {"kind": "embeddings"}
     sizes = {modality: len(frame) for modality, frame in frames.items()}
     total = sum(sizes[modality] * (2 if part and part.tokens else 1) for modality, part in parts.items())
     with console.progress("checking features", total) as advance:
@@ -95,7 +95,7 @@ def _named_features(root: Path, part: _Part, folder: Path, modality: str) -> tup
         where: dict[str, Any] = {"paths": [name], "tensor": None, "stamp": None, "inside": True}
     else:
         file = FeatureFile(path, part.tensor)
-        where = {"paths": [str(path)], "tensor": part.tensor, "stamp": file_stamps([path])}
+        where = {"paths": [below(root, path)], "tensor": part.tensor, "stamp": file_stamps([path])}
     if ids is not None and len(ids) != file.shape[0]:
         raise InputError(f"{path}: holds {file.shape[0]} rows, but there are {len(ids)} ids of them")
     return _Named(path, file, ids), where
@@ -203,8 +203,8 @@ def _checked_tokens(root: Path, part: _Part, rows: int, advance: Callable[..., N
         raise InputError(f"{path}: holds {file.shape[0]} rows, but {root / part.table} has {rows}")
     file.check(advance)
     return {
-        "path": str(path),
+        "path": below(root, path),
         "tensor": part.tokens.tensor,
-        "mask": str(mask),
+        "mask": below(root, mask),
         "stamp": file_stamps([path, mask]),
     }

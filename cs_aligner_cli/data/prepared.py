@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.files.artifact import read_json, verify_file, write_json
+from cs_aligner_cli.files.artifact import OWN, RECORD, read_json, read_record, verify_file, write_json
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
+# The place of a prepared data set's files among the places of its record.
+ROOT = "root"
 # Rows that a reader of the tables takes into memory at once.
 ROW_GROUP = 65536
 
@@ -103,10 +106,16 @@ class PreparedData:
             verify_file(path)
         self.further = {modality: pd.read_parquet(path) for modality, path in further.items()}
 
-    @property
+    @cached_property
     def root(self) -> Path:
-        """The folder that locators are relative to."""
-        return Path(self.source["root"]) if self.source.get("root") else self.folder
+        """The folder that locators are relative to: where it was when the data were last prepared or, if it is gone and
+        has been moved together with this folder, where it is now."""
+        if not (self.folder / RECORD).is_file():
+            return self.folder
+        places = read_record(self.folder / RECORD)["places"]
+        root = Path(places.get(ROOT, self.folder))
+        moved = Path(os.path.normpath(self.folder / os.path.relpath(root, places.get(OWN, self.folder))))
+        return moved if moved.exists() and not root.exists() else root
 
     def split(self, name: str, used_as: str, needs: Sequence[str] = ("image", "text")) -> Split:
         """The split of that name; InputError naming the key ``used_as`` if it lacks a modality that is needed."""

@@ -19,17 +19,20 @@ from cs_aligner_cli.recipe.recipe import Recipe
 
 def weight_files(recipe: Recipe) -> list[Path]:
     """The files on disk that hold encoder weights, whose change makes embeddings stale."""
+    return sorted({file for modality in MODALITIES for file in weights_of(recipe.encoders.of(modality))})
+
+
+def weights_of(spec: EncoderSpec) -> list[Path]:
+    """The files on disk that hold the weights of one encoder."""
     files: list[Path] = []
-    for modality in MODALITIES:
-        spec = recipe.encoders.of(modality)
-        model = getattr(spec, "model", None) or ""
-        folder = Path(model.removeprefix("local-dir:"))
-        if model.startswith("local-dir:") and folder.is_dir():
-            files += [path for path in folder.rglob("*") if path.is_file()]
-        for named in (getattr(spec, "pretrained", None), getattr(spec, "checkpoint", None)):
-            if named and Path(named).is_file():
-                files.append(Path(named))
-    return sorted(set(files))
+    model = getattr(spec, "model", None) or ""
+    folder = Path(model.removeprefix("local-dir:"))
+    if model.startswith("local-dir:") and folder.is_dir():
+        files += [path for path in folder.rglob("*") if path.is_file()]
+    for named in (getattr(spec, "pretrained", None), getattr(spec, "checkpoint", None)):
+        if named and Path(named).is_file():
+            files.append(Path(named))
+    return files
 
 
 def brings_weights(spec: EncoderSpec) -> bool:

@@ -14,7 +14,7 @@ from cs_aligner_cli.data.features import FeatureParts
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.data.token_features import TokenFile
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
-from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.encoders import FeaturesEncoder
 
 

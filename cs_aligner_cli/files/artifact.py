@@ -19,13 +19,16 @@ from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
 from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.disk import writing
+from cs_aligner_cli.files.places import places, same_place, without_paths
 from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, sync
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
 RECORD = "stage.json"
+# The place of an output itself among those that its record notes.
+OWN = "."
 _MARK = "building.json"
 # Raised when what a stage writes changes in form, so that older outputs count as stale.
-_FORMAT = 2
+_FORMAT = 3
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
 # Above so many files one sync of the whole system is quicker than one of each.
@@ -35,19 +38,6 @@ _MANY_FILES = 200
 def fingerprint(value: Any) -> str:
     """A short digest of any JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def file_stamps(paths: Iterable[str | Path]) -> str:
-    """A digest of names, sizes and modification times, as make would look at them; a file may be absent."""
-    digest = hashlib.sha256()
-    for path in sorted(map(str, paths)):
-        try:
-            status = os.stat(path)  # noqa: PTH116 (a million Path objects take longer than their stamps)
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
-        except (OSError, ValueError):
-            stamp = "absent"
-        digest.update(f"{path}\0{stamp}\n".encode(errors="surrogatepass"))
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -109,10 +99,23 @@ class Artifact:
         assert len({need.name for need in self.needs}) == len(self.needs), f"two needs of {self.name} have one name"
         return {
             "format": _FORMAT,
-            "recipe": json.loads(json.dumps(dict(self.recipe), default=str)),
+            "recipe": without_paths(json.loads(json.dumps(dict(self.recipe), default=str))),
             "needs": {need.name: need.fingerprint() for need in self.needs},
             **({"sources": sources} if sources else {}),
         }
+
+    @property
+    def places(self) -> dict[str, str]:
+        """By recipe key, the paths of the files from outside that this output is made from."""
+        return places(json.loads(json.dumps(dict(self.recipe), default=str)))
+
+    def note_places(self, record: dict[str, Any], more: Mapping[str, str]) -> dict[str, Any]:
+        """The record of a fresh output, which from now on says where the files from outside lie now."""
+        now = {**self.places, **more, OWN: str(self.path)}
+        if record.get("places", {}) != now:
+            record = {**record, "places": now}
+            write_json(self.path / RECORD, sealed(record))
+        return record
 
     def record(self) -> dict[str, Any] | None:
         """What the finished stage wrote about itself, or None if there is no whole output."""
@@ -178,6 +181,12 @@ class Artifact:
                 f"the {self.name} in {self.path} is stale: {next(differences(made, wanted))}",
                 f"Make it again: {self.command}",
             )
+        for key, place in self.places.items():
+            if not same_place(before := record.get("places", {}).get(key, place), place):
+                raise InputError(
+                    f"the {self.name} in {self.path} may be stale: {key} was {before} and is now {place}",
+                    f"See whether it is: {self.command}",
+                )
         return record
 
     def verify(self, record: dict[str, Any]) -> None:
@@ -233,6 +242,7 @@ class Artifact:
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             seconds=round(time.monotonic() - started, 2),
             inputs=Inputs.model_validate(wanted),
+            places={**self.places, **build.places, OWN: str(self.path)},
             summary=build.summary,
             files={
                 f.relative_to(self.work).as_posix(): (f.stat().st_size, checksum)
@@ -266,6 +276,7 @@ class Build:
     resumed: bool
     summary: dict[str, Any] = field(default_factory=dict)
     leftovers: list[Path] = field(default_factory=list)
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def _take_up(work: Path, wanted: dict[str, Any]) -> bool:

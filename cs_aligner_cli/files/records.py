@@ -27,6 +27,7 @@ class StageRecord(Frozen):
     finished: str = Field(description="local time, ISO 8601")
     seconds: Number
     inputs: Inputs
+    places: dict[str, str] = Field({}, description="where the files from outside lie; of no matter for freshness")
     summary: dict[str, Any] = Field(description="what the stage returns of it")
     files: dict[str, tuple[int, str]] = Field(description="size and BLAKE2b checksum of every file")
     seal: str = Field("", description="the checksum of this record")

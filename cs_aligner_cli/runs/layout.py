@@ -12,12 +12,18 @@ from safetensors import SafetensorError, safe_open
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED, CACHED, FROZEN, MODALITIES, PAIRWISE_ONLY, TOKENS
 from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.input_layout import InputLayout
-from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
+from cs_aligner_cli.runs.other_runs import (
+    ORIGIN_FILE,
+    finished,
+    finished_stores,
+    runs_of_other_seeds,
+    trained_file,
+    trainings,
+)
 
-# The weights of another run that a training begins with.
-ORIGIN_FILE = "last.safetensors"
 _LATER_TERMS = ("structure", "teacher")
 
 
@@ -165,8 +171,8 @@ class _TrainingLayout(InputLayout):
 
     def _origin(self, run: Path, variant: str) -> str | None:
         """The fingerprint of the training that this one begins with; of one that is gone, what it was."""
-        found = next((mark for folder in _trainings(run) if (mark := _finished(folder).fingerprint())), None)
-        if found is None and (own := _finished(self.folder / "train" / variant).record()):
+        found = next((mark for folder in trainings(run) if (mark := finished(folder).fingerprint())), None)
+        if found is None and (own := finished(self.folder / "train" / variant).record()):
             found = own["inputs"]["recipe"]["train"].get("from")
         return found
 
@@ -180,11 +186,24 @@ class _TrainingLayout(InputLayout):
         embed = self.recipe.embed
         parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
         needs: tuple[Artifact, ...] = (self.frozen(split), *([self.tokens(split)] if self.token_modalities else []))
+        folder = self.folder / "embeddings" / name / split
         if embed.weights is None:
             parts["checkpoint"] = embed.checkpoint
             needs = (self.trained(name), *needs)
-        folder = self.folder / "embeddings" / name / split
+        else:
+            parts["weights"] = self._named_weights(folder)
         return Artifact(f"{name} store of split {split}", folder, "csalign embed", {"embed": parts}, needs)
+
+    def _named_weights(self, store: Path) -> str | None:
+        """What the weights of another run are: its fingerprint, or a file's stamp; once gone, as it was."""
+        try:
+            file = self.weights(ALIGNED)
+        except InputError:
+            file = None
+        if file is not None and file.is_file():
+            return f"{file.name} {finished(file.parent).fingerprint() or file_stamps([file])}"
+        own = finished(store).record()
+        return own["inputs"]["recipe"]["embed"]["weights"] if own else None
 
     def weights(self, name: str) -> Path:
         """The weights file that an aligned store is made with."""
@@ -298,31 +317,6 @@ class Layout(_TrainingLayout):
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
-
-
-def trained_file(run: Path, file: str, key: str) -> Path:
-    """A file of a finished training: of a run's aligned towers, or of one training's own folder.
-
-    Raises InputError, naming the recipe key that wants it, if it is not there.
-    """
-    tried = [folder / file for folder in _trainings(run)]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
-        raise InputError(
-            f"{key}: {run} holds no trained weights ({tried[0]} is not there)",
-            "Expected the folder of a run that has finished training.",
-        )
-    return found
-
-
-def _trainings(run: Path) -> tuple[Path, Path]:
-    """Where the folder of a run may have its training: inside it, or it is itself one, as train/aligned.1."""
-    return run / "train" / ALIGNED, run
-
-
-def _finished(folder: Path) -> Artifact:
-    """What lies finished in a folder, whatever it was made from."""
-    return Artifact("training", folder, "csalign train", {})
 
 
 def _token_towers(weights: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stores of other finished runs: any that hold the same items, or those of one recipe with other seeds."""
+"""Trainings and stores of other finished runs: any that hold the same items, or one recipe's with other seeds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,39 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED, FROZEN, PAIRWISE_ONLY
 from cs_aligner_cli.files.artifact import Artifact, read_json
 from cs_aligner_cli.files.checksums import unsealed
+from cs_aligner_cli.files.places import same_place
 from cs_aligner_cli.recipe.recipe import Recipe
 
+# The weights of another run that a training begins with.
+ORIGIN_FILE = "last.safetensors"
 # What makes one configuration, and which of its keys say only where things lie or how fast they come.
 _SECTIONS = ("data", "prepare", "encoders", "train", "embed")
 _FREE = ("dir", "device", "compile", "shard_rows", "log_steps", "checkpoint_steps", "keep_checkpoints", "keep_states")
+
+
+def trained_file(run: Path, file: str, key: str) -> Path:
+    """A file of a finished training: of a run's aligned towers, or of one training's own folder.
+
+    Raises InputError, naming the recipe key that wants it, if it is not there.
+    """
+    tried = [folder / file for folder in trainings(run)]
+    found = next((path for path in tried if path.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{key}: {run} holds no trained weights ({tried[0]} is not there)",
+            "Expected the folder of a run that has finished training.",
+        )
+    return found
+
+
+def trainings(run: Path) -> tuple[Path, Path]:
+    """Where the folder of a run may have its training: inside it, or it is itself one, as train/aligned.1."""
+    return run / "train" / ALIGNED, run
+
+
+def finished(folder: Path) -> Artifact:
+    """What lies finished in a folder, whatever it was made from."""
+    return Artifact("training", folder, "csalign train", {})
 
 
 def finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
@@ -70,4 +98,6 @@ def _first_difference(ours: Any, theirs: Any, key: str) -> str:
             if name not in _FREE and (found := _first_difference(ours.get(name), theirs.get(name), f"{key}.{name}")):
                 return found
         return ""
+    if isinstance(ours, str) and isinstance(theirs, str) and Path(ours).is_absolute() and Path(theirs).is_absolute():
+        return "" if same_place(theirs, ours) else key
     return key if ours != theirs else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -57,25 +58,28 @@ def make(
     ranks: Ranks = ALONE,
     archive: bool = False,
     continues: str = "",
+    places: Mapping[str, str] = MappingProxyType({}),
 ) -> Made:
     """Return the output as it is if it is fresh, else let ``write`` fill ``build.folder`` and record what it returns.
 
-    ``sources`` is a digest of outside files that the output depends on. Freshness compares records; only a build reads
-    and verifies what it needs. With ``ranks`` all of them call this and ``write``. With ``archive`` an output that is
-    replaced is kept beside the new one; ``continues`` is the fingerprint of one that this one goes on from. Raises
-    InputError if a need is missing, stale or, when it is read, damaged.
+    ``sources`` is a digest of outside files that the output depends on, and ``places`` where they lie. Freshness
+    compares records; only a build reads and verifies what it needs. With ``ranks`` all of them call this and ``write``.
+    With ``archive`` an output that is replaced is kept beside the new one; ``continues`` is the fingerprint of one that
+    this one goes on from. Raises InputError if a need is missing, stale or, when it is read, damaged.
     """
 
     def fresh() -> dict[str, Any] | None:
         for need in artifact.needs:
             need.current()
-        return None if force else artifact.fresh(sources)
+        found = None if force else artifact.fresh(sources)
+        return found and artifact.note_places(found, places)
 
     record = ranks.broadcast(fresh)
     if record is not None:
         return Made(artifact, "fresh", record)
     ranks.broadcast(artifact.require_needs)
     with building(artifact, ranks, sources, archive, continues) as build:
+        build.places = places
         build.summary = write(build)
     record = ranks.broadcast(artifact.record)
     assert record is not None, f"{artifact.path} was put in place just now"

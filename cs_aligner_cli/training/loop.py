@@ -18,7 +18,8 @@ from cs_aligner_cli.common.signals import noticed_interrupts
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks
-from cs_aligner_cli.runs.layout import ORIGIN_FILE, Layout, trained_file
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.other_runs import ORIGIN_FILE, trained_file
 from cs_aligner_cli.towers.adapter_init import start_adapters
 from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.export import export_towers

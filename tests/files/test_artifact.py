@@ -17,8 +17,9 @@ import pytest
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files import artifact as artifacts
-from cs_aligner_cli.files.artifact import Artifact, file_stamps, write_bytes, write_json
+from cs_aligner_cli.files.artifact import Artifact, write_bytes, write_json
 from cs_aligner_cli.files.locks import lock
+from cs_aligner_cli.files.places import file_stamps
 
 
 @pytest.fixture

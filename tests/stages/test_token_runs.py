@@ -18,6 +18,7 @@ from trained_runs import assert_resumes_bitwise
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import token_mask
+from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.objectives import token_cs_divergence
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.runs.layout import Layout
@@ -198,7 +199,7 @@ def test_tokens_of_open_clip_cached_and_live_with_lora(photos_recipe: Path, tmp_
     queries = QueryEncoder(recipe, "aligned")
     np.testing.assert_allclose(queries.embed("text", texts).numpy(), store.array("text").all(), atol=1e-5)
     images = pd.read_parquet(layout.prepared.path / "images.parquet").query("split == 'dev'")["locator"]
-    root = Path(json.loads((layout.prepared.path / "source.json").read_text())["root"])
+    root = PreparedData(layout.prepared.path).root
     found = queries.embed("image", [str(root / locator) for locator in images]).numpy()
     np.testing.assert_allclose(found, store.array("image").all(), atol=1e-5)
 

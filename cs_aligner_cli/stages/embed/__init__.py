@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.modalities import FROZEN, TOKENS
 from cs_aligner_cli.encoders.availability import weight_files
-from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
+from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
@@ -104,14 +105,13 @@ class _Stores:
 
     def aligned(self, name: str, split: str) -> Made:
         """The store of one split as trained towers give it."""
-        weights, named = self.layout.weights(name), self.layout.recipe.embed.weights
+        self.layout.weights(name)  # refuses where there are none
 
         def write(build: Build) -> Summary:
             return self.job.write_aligned(name, split, build)
 
-        own = file_stamps([weights]) if named and weights.is_file() else ""
-        return self._make(self.layout.aligned(name, split), write, own)
+        return self._make(self.layout.aligned(name, split), write)
 
-    def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str) -> Made:
+    def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "") -> Made:
         archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))
         return make(artifact, write, force=self.force, sources=sources, ranks=self.ranks, archive=archive)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.files.artifact import Build, file_stamps
+from cs_aligner_cli.files.artifact import Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.eval_retrieval.result import RetrievalResult

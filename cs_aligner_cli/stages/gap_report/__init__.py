@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.files.artifact import Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report import REPORT
 from cs_aligner_cli.runs.layout import Layout
@@ -24,5 +25,6 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> GapRepo
 
         return write_report(recipe, console, build)
 
-    made = make(artifact, write, force=force)
+    photos = recipe.gap_report.photos
+    made = make(artifact, write, force=force, sources=file_stamps([photos]) if photos else "")
     return made.result(GapReportResult, report=str(artifact.path / REPORT))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.encoders.availability import weight_files
-from cs_aligner_cli.files.artifact import Artifact, Build, file_stamps
+from cs_aligner_cli.encoders.availability import weight_files, weights_of
+from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.generation_layout import GenerationLayout
@@ -109,7 +110,10 @@ class _Pictures:
             job = self.job
             return self.ranks.broadcast(lambda: job.measure(build))
 
-        return self._make(self.made.results, write)
+        metrics = self.made.spec.metrics
+        files = [*(weights_of(metrics.encoder) if metrics.encoder else ())]
+        files += [metrics.inception.weights] if metrics.inception else []
+        return self._make(self.made.results, write, file_stamps(files) if files else "")
 
     def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "") -> Made:
         archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))

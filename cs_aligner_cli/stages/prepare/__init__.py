@@ -8,9 +8,11 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_limit import context_length
-from cs_aligner_cli.data.manifest import STORED_FEATURES, Manifest, load_manifest
+from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest
+from cs_aligner_cli.data.prepared import ROOT
 from cs_aligner_cli.encoders.availability import brings_weights, waits_for_hub, weight_files
-from cs_aligner_cli.files.artifact import Build, file_stamps
+from cs_aligner_cli.files.artifact import Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.making import Made, Summary, joined, make
@@ -74,10 +76,11 @@ def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -
     def write(build: Build) -> Summary:
         from cs_aligner_cli.stages.prepare.job import write_tables
 
-        sources.write(build.folder / LISTING)
+        sources.write(build.folder / LISTING, None if isinstance(manifest, DrawnManifest) else manifest.root)
         return write_tables(layout, manifest, console, build)
 
-    return make(layout.prepared, write, force=force, sources=sources.stamp)
+    root = {ROOT: str(manifest.root)} if not isinstance(manifest, DrawnManifest) else {}
+    return make(layout.prepared, write, force=force, sources=sources.stamp, places=root)
 
 
 def brought_towers(layout: Layout) -> list[str]:

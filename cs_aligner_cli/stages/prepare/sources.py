@@ -6,13 +6,16 @@ set: as long as every file on it (the annotation file is one) has its size and t
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.data.manifest import Manifest, manifest_path
+from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, manifest_path
 from cs_aligner_cli.data.source_files import annotation_files, listed_files, lists_its_files, source_files
-from cs_aligner_cli.files.artifact import file_stamps
+from cs_aligner_cli.files.artifact import fingerprint
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.runs.layout import Layout
 
 LISTING = "sources.list"
@@ -20,32 +23,40 @@ LISTING = "sources.list"
 
 @dataclass(frozen=True)
 class Sources:
-    """The files, there or not, whose change makes a prepared data set stale, and a digest of their stamps."""
+    """The data files, there or not, whose change makes a prepared data set stale, and a digest of their stamps and the
+    manifest's."""
 
     files: tuple[str, ...]
     stamp: str
 
-    def write(self, path: Path) -> None:
-        """Keep the list; a name ends with a zero byte, since it may hold anything else."""
-        path.write_text("".join(f"{file}\0" for file in self.files), encoding="utf-8", errors="surrogateescape")
+    def write(self, path: Path, root: Path | None) -> None:
+        """Keep the list, below the data's root; a name ends with a zero byte, since it may hold anything else."""
+        names = (file.removeprefix(f"{root}{os.sep}") for file in self.files)
+        path.write_text("".join(f"{name}\0" for name in names), encoding="utf-8", errors="surrogateescape")
 
 
 def sources_stamp(layout: Layout, manifest: Manifest, console: Console) -> Sources:
     """The sources of a data set as they are now."""
+    own, root = str(manifest_path(layout.recipe)), None if isinstance(manifest, DrawnManifest) else manifest.root
     if lists_its_files(manifest):
-        record, kept = layout.prepared.record(), _kept(layout.prepared.path / LISTING)
-        same = record is not None and kept and file_stamps(kept) == record["inputs"].get("sources")
+        record, kept = layout.prepared.record(), _kept(layout.prepared.path / LISTING, root)
+        stamp = _stamp(own, kept, root)
+        same = record is not None and kept and stamp == record["inputs"].get("sources")
         if same and {str(file) for file in annotation_files(manifest)} <= {*kept}:  # a pattern may find a further one
-            return Sources(kept, file_stamps(kept))
+            return Sources(kept, stamp)
         files = listed_files(manifest, console)
     else:
         files = source_files(manifest)
-    every = (str(manifest_path(layout.recipe)), *files)
-    return Sources(every, file_stamps(every))
+    return Sources(tuple(files), _stamp(own, files, root))
 
 
-def _kept(path: Path) -> tuple[str, ...]:
+def _stamp(manifest: str, files: Iterable[str], root: Path | None) -> str:
+    return fingerprint([file_stamps([manifest]), file_stamps(files, root)])
+
+
+def _kept(path: Path, root: Path | None) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text(encoding="utf-8", errors="surrogateescape").split("\0")[:-1])
+        names = path.read_text(encoding="utf-8", errors="surrogateescape").split("\0")[:-1]
     except OSError:
         return ()
+    return tuple(name if Path(name).is_absolute() else f"{root}{os.sep}{name}" for name in names)
