@@ -32,7 +32,7 @@ def repeated_texts(split: str, captions: int, texts: int) -> str:
     """That captions of a split are word for word those of other images."""
     return (
         f"split {split}: {captions} captions, {texts} different texts: equal captions of other images count as wrong"
-        " answers, and as negatives in training"
+        " answers, and as negatives in training, unless data.groups is text"
     )
 
 

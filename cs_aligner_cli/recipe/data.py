@@ -72,6 +72,12 @@ class Data(Strict):
         description="Seed of what is drawn of the data: the images held out, the pairs of unpaired.paired_fraction, and"
         " what is drawn in measuring; null: the recipe's seed. Stated, it stays while seeds of training vary.",
     )
+    groups: Literal["image", "text"] = Field(
+        "image",
+        description="What belongs together. image: an image and its own captions; text: also all captions with equal"
+        " texts (labels as captions, say), which are then no negatives of each other in training, and all of them right"
+        " answers in retrieval.",
+    )
     unpaired: Unpaired | None = Field(
         None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."
     )

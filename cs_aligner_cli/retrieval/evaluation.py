@@ -12,7 +12,7 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, Metrics, QueryScores, summarise
 from cs_aligner_cli.retrieval.mixed import DRAWS, SHARE, caption_tasks, mixed_means, mixed_scores
-from cs_aligner_cli.retrieval.protocol import caption_protocol, check_ks, evaluate, owners
+from cs_aligner_cli.retrieval.protocol import caption_protocol, check_ks, evaluate, owners, with_equal_texts
 from cs_aligner_cli.retrieval.rows import RowsLike, as_searched
 
 
@@ -22,12 +22,14 @@ def evaluate_retrieval(
     image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     device: str = "cpu",
+    text_groups: npt.NDArray[np.integer] | None = None,
 ) -> Metrics:
     """Evaluate image-to-text ("i2t") and text-to-image ("t2i") retrieval by cosine similarity.
 
     image (M, d) and text (N, d) are floating-point and L2-normalised inside; a zero row has cosine 0 with
     all. ``image_of_text`` (N,) integers: the row of each text's image, or -1 for a text without one, which is
     no query but stays in the gallery; likewise an image without text. None: text i is that of image i, N = M.
+    ``text_groups`` (N,) integers: texts of one group are equal, and each of them answers the images of the others.
 
     Returns per direction "R@k" for every k in ks (the fraction of queries with any true answer among the k best),
     "mAP" (mean average precision over the whole ranking), "MRR", "median_rank" and "mean_rank" (1 is best; of a
@@ -38,7 +40,7 @@ def evaluate_retrieval(
     Raises InputError if shapes do not fit together, a row is not finite, ``image_of_text`` points outside, no
     text has an image, or a k is below 1 or above the size of a gallery.
     """
-    return summarise(true_ranks(image, text, image_of_text, ks, device))
+    return summarise(true_ranks(image, text, image_of_text, ks, device, text_groups))
 
 
 def true_ranks(
@@ -47,6 +49,7 @@ def true_ranks(
     image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1,),
     device: str = "cpu",
+    text_groups: npt.NDArray[np.integer] | None = None,
 ) -> dict[str, QueryScores]:
     """Return every query's rank of its best true answer, and its metrics, under "i2t" and "t2i".
 
@@ -60,6 +63,8 @@ def true_ranks(
             )
         image_of_text = np.arange(len(rows[1]))
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
+    if text_groups is not None:
+        protocol = with_equal_texts(protocol, np.asarray(text_groups, np.int64))
     found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device)
     return {direction: evaluated.scores for direction, evaluated in found.items()}
 

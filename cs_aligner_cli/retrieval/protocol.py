@@ -15,6 +15,8 @@ from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QuerySco
 from cs_aligner_cli.retrieval.rows import Part, Rows
 from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
+# True pairs held at most: 16 bytes each, and as much again for their ranks.
+_MOST_PAIRS = 100_000_000
 # Per direction the image rows and the text rows that are searched; score corrections may differ by direction.
 Searched = Mapping[str, tuple[Rows, Rows]]
 
@@ -97,6 +99,29 @@ def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: F
     order = np.lexsort((item, query))
     pairs = {**protocol.pairs, direction: TruePairs(query[order].astype(np.int64), item[order].astype(np.int64))}
     return replace(protocol, pairs=pairs, grades={**protocol.grades, direction: grade[order]})
+
+
+def with_equal_texts(protocol: Protocol, groups: Ints) -> Protocol:
+    """The protocol in which texts of one of the (N,) ``groups`` are one text: each answers the images of the others.
+
+    Raises InputError if that makes more true pairs than can be held.
+    """
+    if len(groups) != len(protocol.owner):
+        raise InputError(f"text_groups: expected {len(protocol.owner)} integers, one per text; got {len(groups)}")
+    kept = np.unique(np.concatenate([texts for _, texts in protocol.galleries]))
+    by_group = kept[np.argsort(groups[kept], kind="stable")]
+    pairs = protocol.pairs["i2t"]
+    images, wanted = np.unique(np.stack([pairs.query, groups[pairs.item]]), axis=1)
+    start, end = (np.searchsorted(groups[by_group], wanted, side=side) for side in ("left", "right"))
+    counts = end - start
+    if counts.sum() > _MOST_PAIRS:
+        raise InputError(
+            f"data.groups: text makes {counts.sum():,} pairs of image and right caption; {_MOST_PAIRS:,} can be held",
+            "Measure fewer captions (eval_retrieval.captions_per_image), or classify: zero_shot.",
+        )
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    query, item = np.repeat(images, counts), by_group[np.repeat(start, counts) + within]
+    return replace(protocol, pairs={"i2t": TruePairs.of(query, item), "t2i": TruePairs.of(item, query)})
 
 
 @dataclass(frozen=True, eq=False)

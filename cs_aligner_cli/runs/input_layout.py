@@ -34,7 +34,7 @@ class InputLayout:
             data.dir or self.folder / "data",
             "csalign prepare",
             {
-                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired", "seed"}),
+                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired", "seed", "groups"}),
                 "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
             },
         )

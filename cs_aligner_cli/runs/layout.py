@@ -156,10 +156,16 @@ class _TrainingLayout(InputLayout):
                 "train": parts,
                 "encoders": self.recipe.encoders.model_dump(mode="json"),
                 "seed": self.recipe.seed,
+                **self._groups,
                 **({} if self.recipe.data.seed is None else {"data_seed": self.recipe.data.seed}),
             },
             (self.prepared, *([self.pairing] if self.pairing else []), *cached),
         )
+
+    @property
+    def _groups(self) -> dict[str, str]:
+        """What belongs together, where it is not an image and its captions."""
+        return {} if self.recipe.data.groups == "image" else {"groups": self.recipe.data.groups}
 
     def refuse_absent_origin(self) -> None:
         """Raise InputError if this recipe has yet to train from weights that are not there."""
@@ -235,7 +241,11 @@ class Layout(_TrainingLayout):
             "retrieval results",
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
-            {"eval_retrieval": spec.model_dump(mode="json", exclude={"device"}), "seed": self.recipe.data_seed},
+            {
+                "eval_retrieval": spec.model_dump(mode="json", exclude={"device"}),
+                "seed": self.recipe.data_seed,
+                **self._groups,
+            },
             (*self.stores(spec.split).values(), *bank.values()),
         )
 

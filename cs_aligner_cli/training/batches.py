@@ -10,6 +10,7 @@ import torch
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
+from cs_aligner_cli.data.text_groups import linked_groups, text_groups
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Pairs
 from cs_aligner_cli.objectives.clouds import Edge
@@ -41,6 +42,9 @@ class TrainingBatches:
         self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size) if drawn else {}
         self._split, self._edges, self._ranks = split, recipe.edges, ranks
         self._micro, self._sees_features = spec.micro_batch_size, spec.objective.sees_features
+        self._groups: Ints | None = None
+        if recipe.data.groups == "text":
+            self._groups = linked_groups(split) if captions == "all" else text_groups(split.captions["text"])
 
     def load(self, step: int, inputs: Inputs) -> Batch:
         """The batch of one step."""
@@ -57,7 +61,9 @@ class TrainingBatches:
             loaded[modality] = joined([inputs(modality, split, part) for split, part in own])
             if self._sees_features:
                 features[modality] = inputs.features(modality, own, loaded[modality])
-        return Batch(loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes) for edge in self._edges}, features)
+        return Batch(
+            loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes, self._groups) for edge in self._edges}, features
+        )
 
 
 def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
@@ -84,8 +90,11 @@ def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Ints]]:
             yield split, part
 
 
-def pairs_of_edge(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs:
-    """Which items of a step are the pairs of an edge; paired items come before unpaired ones."""
+def pairs_of_edge(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int], groups: Ints | None = None) -> Pairs:
+    """Which items of a step are the pairs of an edge; paired items come before unpaired ones.
+
+    Pairs are of one group if they have one image or, where there are ``groups`` of captions, captions of one group.
+    """
     each = np.arange(len(drawn.images))
     owner = drawn.owner if "text" in edge and drawn.owner is not None else each
     in_order = np.arange(len(owner))
@@ -94,4 +103,5 @@ def pairs_of_edge(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int]) -> Pairs
         None if sizes[modality] == len(owner) and np.array_equal(place, in_order) else torch.from_numpy(place)
         for modality, place in zip(edge, places, strict=True)
     )
-    return Pairs(first, second, torch.from_numpy(drawn.images[owner]))
+    labels = drawn.images[owner] if groups is None or "text" not in edge else groups[drawn.captions]
+    return Pairs(first, second, torch.from_numpy(labels))

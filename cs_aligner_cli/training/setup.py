@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of, hold_out
+from cs_aligner_cli.data.text_groups import text_groups
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
@@ -38,12 +39,15 @@ class Validation:
     rows: Ints
     device: torch.device
     batch_size: int
+    groups: Literal["image", "text"] = "image"
 
     def recall(self, towers: Towers, inputs: Inputs) -> dict[str, float]:
         """R@1 of both directions, on all captions."""
         captions = captions_of(self.split, self.rows)
         image, text = self._embed(towers, inputs, captions)
-        found = evaluate_retrieval(image, text, np.searchsorted(self.rows, self.split.image_of_caption[captions]), (1,))
+        owner = np.searchsorted(self.rows, self.split.image_of_caption[captions])
+        groups = text_groups(self.split.captions["text"].iloc[captions]) if self.groups == "text" else None
+        found = evaluate_retrieval(image, text, owner, (1,), text_groups=groups)
         return {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
 
     def pairs(self, towers: Towers, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +98,7 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
         device,
         split,
         train_rows,
-        Validation(val_split, val_rows, device, spec.micro_batch_size or batches.pairs.batch_size),
+        Validation(val_split, val_rows, device, spec.micro_batch_size or batches.pairs.batch_size, recipe.data.groups),
         batches,
         encoders,
         towers,

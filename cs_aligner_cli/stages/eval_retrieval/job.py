@@ -16,6 +16,7 @@ from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.data.judgements import read_judgements
 from cs_aligner_cli.data.mixbench import read_mixed_corpus
 from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.data.text_groups import text_groups
 from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import write_bytes, write_json
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
@@ -36,7 +37,15 @@ from cs_aligner_cli.retrieval.mixed import (
     task_of_pairs,
 )
 from cs_aligner_cli.retrieval.per_query import SIDES, write_mixed, write_records
-from cs_aligner_cli.retrieval.protocol import Evaluated, Protocol, Searched, caption_protocol, evaluate, judged
+from cs_aligner_cli.retrieval.protocol import (
+    Evaluated,
+    Protocol,
+    Searched,
+    caption_protocol,
+    evaluate,
+    judged,
+    with_equal_texts,
+)
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scan import TruePairs
 from cs_aligner_cli.retrieval.scores import pair_scores
@@ -80,6 +89,8 @@ class _Job:
             self.spec.folds,
             self.spec.captions_per_image,
         )
+        if recipe.data.groups == "text":
+            protocol = with_equal_texts(protocol, text_groups(self.split.captions["text"]))
         if self.spec.relevance:
             for direction, found in read_judgements(self.spec.relevance, self.ids).items():
                 protocol = judged(protocol, direction, *found)
@@ -119,7 +130,7 @@ class _Job:
             "split": self.split.name,
             "images": len(self.split.images),
             "captions": len(self.split.captions),
-            "protocol": described(self.spec, self.protocol, self.mixed_protocol, self.device),
+            "protocol": described(self.spec, self.protocol, self.mixed_protocol, self.device, self.recipe.data.groups),
             "eval_retrieval": results,
             "intervals": spans,
             "indexes": indexes,

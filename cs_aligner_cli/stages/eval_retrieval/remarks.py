@@ -8,14 +8,19 @@ from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.retrieval.protocol import Protocol
 from cs_aligner_cli.runs.layout import Layout
 
+_RELEVANCE = {
+    "image": "an image and its own captions",
+    "text": "an image, its own captions, and all captions equal to one of them",
+}
 TIE_RULE = "higher score first, then smaller row"
 PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
 
 
-def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str) -> dict[str, Any]:
-    """All that a table's caption must say; ``mixed``: the corpora of both modalities in words."""
+def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str, groups: str) -> dict[str, Any]:
+    """All that a table's caption must say; ``mixed``: the corpora of both modalities in words, ``groups``: the recipe's
+    data.groups."""
     return {
-        "relevance": str(spec.relevance) if spec.relevance else "an image and its own captions",
+        "relevance": str(spec.relevance) if spec.relevance else _RELEVANCE[groups],
         "hit": "any true answer among the k best",
         "galleries": spec.folds,
         "gallery_images": [len(images) for images, _ in protocol.galleries],
