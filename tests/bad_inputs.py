@@ -10,6 +10,8 @@ import gzip
 import io
 import json
 import pickle
+import re
+import shutil
 import struct
 import sys
 import tarfile
@@ -195,6 +197,23 @@ def prepared(at: Bench, *command: str) -> list[str]:
     """A later command, on data that are prepared and no further."""
     run([*at.features(npy(ROWS))], at.folder)
     return [*command]
+
+
+def trained(at: Bench, *settings: str) -> list[str]:
+    """``train`` with other settings over a finished training."""
+    recipe = ["--set", "train.val_split=train", "--set", "train.epochs=1"]
+    prepared(at, "train")
+    for stage in ("embed", "train"):
+        run([stage, "-q", *recipe], at.folder)
+    return ["train", *recipe, *(part for setting in settings for part in ("--set", setting))]
+
+
+def other_root(at: Bench) -> list[str]:
+    """``embed`` with a root that holds other files of the same names."""
+    prepared(at, "embed")
+    shutil.copytree(at.folder / "data", at.folder / "other")
+    at.file("other/images.csv", "image,split\na,train\nb,train\nd,train\n")
+    return ["embed", "--set", "data.root=other"]
 
 
 def other_seed(at: Bench, *changes: str) -> list[str]:
@@ -519,6 +538,11 @@ CASES: dict[str, list[Case]] = {
             "a modality that the data have not",
             lambda at: prepared(at, "embed", "--set", "encoders.further={audio: {kind: features}}"),
         ),
+        Case("another folder in the place of the data", other_root),
+        Case("another learning rate over a finished training", lambda at: trained(at, "train.lr=0.01")),
+        Case("more epochs, and no state to go on from", lambda at: trained(at, "train.epochs=2")),
+        Case("a run to begin with that is not there", lambda at: ["train", "scenes", "--set", "train.from=run:gone"]),
+        Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case(
             "seeds: a folder without a run",
@@ -558,6 +582,7 @@ def run(command: list[str], folder: Path) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     outcome = result.stderr.replace(str(folder), "DIR").replace(str(PAGE.parents[1]), "CSALIGN")
+    outcome = re.sub(r"\(\d{4}-\d\d-\d\dT[^ ]+, [\d.]+ s\)", "(TIME)", outcome)
     return result.exit_code, result.stdout, outcome
 
 

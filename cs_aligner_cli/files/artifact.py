@@ -19,7 +19,7 @@ from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
 from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.disk import writing
-from cs_aligner_cli.files.places import places, same_place, without_paths
+from cs_aligner_cli.files.places import A_PATH, moved, places, without_paths
 from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, sync
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
@@ -174,20 +174,19 @@ class Artifact:
                 f"{_form(record)}; this csalign ({__version__}) reads form {_FORMAT}",
                 f"Make it again: {self.command}",
             )
-        wanted = self.wanted()
-        made = {key: record["inputs"].get(key) for key in wanted}
-        if made != wanted:
+        if changes := self.changes(record):
+            raise InputError(f"the {self.name} in {self.path} is stale: {changes[0]}", f"Make it again: {self.command}")
+        if change := moved(record.get("places", {}), self.places):
             raise InputError(
-                f"the {self.name} in {self.path} is stale: {next(differences(made, wanted))}",
-                f"Make it again: {self.command}",
+                f"the {self.name} in {self.path} may be stale: {change}", f"See whether it is: {self.command}"
             )
-        for key, place in self.places.items():
-            if not same_place(before := record.get("places", {}).get(key, place), place):
-                raise InputError(
-                    f"the {self.name} in {self.path} may be stale: {key} was {before} and is now {place}",
-                    f"See whether it is: {self.command}",
-                )
         return record
+
+    def changes(self, record: dict[str, Any]) -> list[str]:
+        """In what a finished output differs from what is wanted now, in words; files from outside are not looked at."""
+        wanted, places = self.wanted(), self.places
+        found = differences({key: record["inputs"].get(key) for key in wanted}, wanted)
+        return [change.replace(repr(A_PATH), places.get(change.split(" ")[0], "another path")) for change in found]
 
     def verify(self, record: dict[str, Any]) -> None:
         """Raise InputError naming the first file of this output that does not have the checksum it was written with.

@@ -15,6 +15,7 @@ from typing import Any
 # What stands for a path where paths are of no matter.
 A_PATH = "(a path)"
 _LOCAL = "local-dir:"
+_ROOT = "root"
 # By the section of the recipe, the keys in it that name files from outside whose sizes and times are compared.
 _NAMED = {
     "data": ("manifest", "root"),
@@ -27,7 +28,10 @@ _NAMED = {
 
 
 def without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a recipe with ``A_PATH`` for every absolute path of files from outside."""
+    """Parts of a recipe with ``A_PATH`` for every absolute path of files from outside.
+
+    The data's root is left out: a manifest may state it as well.
+    """
     return {section: _replaced(value, _NAMED.get(section, ()), "") for section, value in recipe.items()}
 
 
@@ -36,6 +40,15 @@ def places(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: path for section, value in recipe.items() for key, path in _found(value, _NAMED.get(section, ()), section)
     }
+
+
+def moved(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which path of ``now`` holds other files than that of the same key before, in words; "" where none does."""
+    for key in {**now, **{key: "" for key in before if "." in key[1:]}}:
+        was, place = before.get(key) or (before.get(_ROOT) if key.endswith(f".{_ROOT}") else None), now.get(key)
+        if was != place and (was is None or place is None or not same_place(was, place)):
+            return f"{key} was {was or 'not set'} and is now {place or 'not set'}"
+    return ""
 
 
 def same_place(one: str, other: str) -> bool:
@@ -68,7 +81,7 @@ def below(root: Path, path: Path) -> str:
 
 def _replaced(value: Any, names: tuple[str, ...], key: str) -> Any:
     if isinstance(value, dict):
-        return {inner: _replaced(part, names, inner) for inner, part in value.items()}
+        return {k: _replaced(part, names, k) for k, part in value.items() if k != _ROOT or _ROOT not in names}
     if isinstance(value, list):
         return [_replaced(part, names, key) for part in value]
     path = _path(value) if key in names else None

@@ -71,7 +71,8 @@ class _TrainingLayout(InputLayout):
     def training_splits(self) -> list[str]:
         """The splits that training reads: its own and, where it is not held out from that, the validation split."""
         train = self.recipe.train
-        return [s for s in (train.split, train.val_split) if s] if train and self.recipe.trains else []
+        splits = (train.split, train.val_split) if train and self.recipe.trains else ()
+        return list(dict.fromkeys(split for split in splits if split))
 
     @property
     def measured_on_training(self) -> str:

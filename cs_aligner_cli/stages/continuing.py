@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.files.artifact import Artifact, fingerprint
-from cs_aligner_cli.files.differences import differences
 
 STATE = "last.json"
 # What a training needs of an earlier one to go on from it; the state comes last, since it says that all is there.
@@ -20,11 +19,9 @@ def more_epochs(artifact: Artifact) -> dict[str, Any] | None:
     record = artifact.record()
     if record is None:
         return None
-    wanted = artifact.wanted()
-    made = {key: record["inputs"].get(key) for key in wanted}
-    changed = [*differences(made, wanted)]
+    changed = artifact.changes(record)
     raised = len(changed) == 1 and changed[0].startswith("train.epochs ")
-    return record if raised and wanted["recipe"]["train"]["epochs"] > epochs_of(record) else None
+    return record if raised and artifact.wanted()["recipe"]["train"]["epochs"] > epochs_of(record) else None
 
 
 def goes_on(artifact: Artifact) -> dict[str, Any] | None:

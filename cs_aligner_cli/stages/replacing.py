@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import Artifact
-from cs_aligner_cli.files.differences import differences
 from cs_aligner_cli.files.placing import beside
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
@@ -71,8 +70,7 @@ def _changes(artifact: Artifact) -> list[str]:
     record = artifact.record()
     if record is None:
         return []
-    wanted = artifact.wanted()
-    return [*differences({key: record["inputs"].get(key) for key in wanted}, wanted)]
+    return artifact.changes(record)
 
 
 def _refusal(stage: Stage, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:

@@ -78,6 +78,7 @@ def test_paths_are_no_part_of_what_an_output_is() -> None:
         "encoders": {"image": {"model": "local-dir:/m", "pretrained": "openai", "checkpoint": None}},
         "generate": {"decoder": {"model": "/m"}},
     }
+    assert without_paths(recipe)["data"] == {"manifest": "scenes"}
     assert without_paths(recipe)["encoders"]["image"]["model"] == "local-dir:(a path)"
     assert without_paths(recipe)["generate"] == recipe["generate"]
     assert places(recipe) == {"data.root": "/x/data", "encoders.image.model": "/m"}
