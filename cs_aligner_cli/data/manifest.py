@@ -23,6 +23,7 @@ from cs_aligner_cli.data.manifest_layouts import (
 )
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.messages import NAME_PATTERN, Strict, validate
+from cs_aligner_cli.recipe.paths import HF
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.strict_yaml import read_yaml, shown
 
@@ -321,6 +322,11 @@ def load_manifest(recipe: Recipe) -> Manifest:
             f"data.root: the manifest {manifest_path(recipe)} does not say where its files lie",
             "Name it: --set data.root=FOLDER",
         )
+    if str(root).startswith(HF):
+        from cs_aligner_cli.data.hub_files import data_set_folder
+        from cs_aligner_cli.data.manifest_files import files_to_fetch
+
+        return manifest.model_copy(update={"root": data_set_folder(str(root), *files_to_fetch(manifest))})
     if not root.is_dir():
         raise InputError(f"data.root: {root} is not a folder")
     return manifest.model_copy(update={"root": root})

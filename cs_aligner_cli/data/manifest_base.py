@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator
 
-from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.messages import Strict
+from cs_aligner_cli.recipe.paths import RootPath
 
 
 class Counts(Strict):
@@ -42,7 +43,11 @@ class OnDisk(Described):
     checksums: dict[str, Checksum] = Field(
         {}, description="MD5 or SHA-256 by file, relative to root; a file that is there and differs is refused."
     )
-    root: FilePath | None = Field(None, description="Folder of the files; null: the manifest's own, or data.root.")
+    root: RootPath | None = Field(
+        None,
+        description="Folder of the files, or hf:ORG/NAME[@REVISION] for a data set of Hugging Face's hub, of which what"
+        " the manifest names is fetched once; null: the manifest's own folder, or data.root.",
+    )
     split_fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         {},
         description="Draw the splits, in place of the source's own: the share of the images by split. Equal and nearly"

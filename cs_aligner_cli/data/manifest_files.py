@@ -48,6 +48,13 @@ def missing_shards(manifest: Manifest) -> Iterator[str]:
                 yield f"{key}: {len(absent)} of {total} numbered files are not there: {listed(absent)}"
 
 
+def files_to_fetch(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """The patterns of files that a manifest names, and those of images that may lie beside them, below its root."""
+    named = [str(name) for _, name in _named(manifest)]
+    folders = [*named, *(str(folder) for folder in [getattr(manifest, "image_dir", None)] if folder)]
+    return named, [f"{folder}/*" for folder in folders if folder != "."]
+
+
 def _named(manifest: Manifest) -> Iterator[tuple[str, Path | str]]:
     """(key, file or pattern) of all that a manifest names."""
     if isinstance(manifest, TableManifest):

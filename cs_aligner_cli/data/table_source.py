@@ -45,7 +45,7 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
         captions = captions.explode("text", ignore_index=True)
     captions = captions.assign(text=text_column(captions, "text", files[0][1]), feature_row=-1)
     captions = captions.reset_index(drop=True)
-    return Source(images, captions, {"kind": "table", "root": str(manifest.root)}, bad, skipped, notes=notes)
+    return Source(images, captions, {"kind": "table"}, bad, skipped, notes=notes)
 
 
 def table_files(manifest: TableManifest) -> list[tuple[str | None, Path]]:

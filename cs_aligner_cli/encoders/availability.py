@@ -45,7 +45,7 @@ def waits_for_hub(spec: EncoderSpec) -> bool:
     repositories = [repository for repository in _repositories(spec) if repository]
     if not repositories:
         return False
-    from cs_aligner_cli.encoders.hub import is_cached
+    from cs_aligner_cli.data.hub_files import is_cached
 
     return not all(map(is_cached, repositories))
 

@@ -15,6 +15,7 @@ from huggingface_hub import constants as hub
 from torch import nn
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.hub_files import is_cached
 from cs_aligner_cli.encoders.checkpoints import refuse_placeholders
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -102,11 +103,6 @@ def unreachable(repository: str) -> str | None:
         if isinstance(reason, gaierror | TimeoutError | ConnectionError):
             return f"{repository} is not cached, and {hub.ENDPOINT} cannot be reached ({reason})"
     return None
-
-
-def is_cached(repository: str) -> bool:
-    """Whether the hub's cache on this machine knows a repository."""
-    return (Path(hub.HF_HUB_CACHE) / f"models--{repository.partition('@')[0].replace('/', '--')}").is_dir()
 
 
 def weights_digest(model: nn.Module) -> str:

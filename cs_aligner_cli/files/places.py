@@ -81,7 +81,8 @@ def below(root: Path, path: Path) -> str:
 
 def _replaced(value: Any, names: tuple[str, ...], key: str) -> Any:
     if isinstance(value, dict):
-        return {k: _replaced(part, names, k) for k, part in value.items() if k != _ROOT or _ROOT not in names}
+        kept = {k: part for k, part in value.items() if k != _ROOT or _ROOT not in names or _is_name(part)}
+        return {k: _replaced(part, names, k) for k, part in kept.items()}
     if isinstance(value, list):
         return [_replaced(part, names, key) for part in value]
     path = _path(value) if key in names else None
@@ -97,6 +98,11 @@ def _found(value: Any, names: tuple[str, ...], key: str) -> Iterator[tuple[str, 
             yield from _found(part, names, f"{key}.{number}")
     elif key.rsplit(".", 1)[-1] in names and (path := _path(value)):
         yield key, path
+
+
+def _is_name(root: Any) -> bool:
+    """Whether a root is no folder: the name of a data set of a hub."""
+    return root is not None and _path(root) is None
 
 
 def _path(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, source_of
 from cs_aligner_cli.generation.closed_form import ClosedForm
 from cs_aligner_cli.recipe.generate import Generate
-from cs_aligner_cli.recipe.messages import RUN
+from cs_aligner_cli.recipe.paths import RUN
 
 
 class Decoder(Protocol):

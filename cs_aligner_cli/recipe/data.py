@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from cs_aligner_cli.recipe.messages import NAME_PATTERN, FilePath, Strict, resolve_path
+from cs_aligner_cli.recipe.paths import RootPath
 
 
 def _manifest(value: Any, info: ValidationInfo) -> Any:
@@ -27,7 +28,7 @@ class UnpairedSource(Strict):
     """Further items from another manifest: whatever pairs it has, each item stands for itself."""
 
     manifest: Manifest = Field(description="As data.manifest.")
-    root: FilePath | None = Field(None, description="As data.root.")
+    root: RootPath | None = Field(None, description="As data.root.")
     split: str = Field("train", pattern=NAME_PATTERN, description="The split taken.")
     modalities: list[Literal["image", "text"]] = Field(
         ["image", "text"], min_length=1, description="What is taken of it; one alone is enough."
@@ -54,7 +55,11 @@ class Data(Strict):
         "scenes",
         description="A manifest of the shelf by name, or the path of a manifest file (ends in .yaml).",
     )
-    root: FilePath | None = Field(None, description="Folder of the data files; replaces the manifest's own root.")
+    root: RootPath | None = Field(
+        None,
+        description="Folder of the data files, or hf:ORG/NAME for a data set of Hugging Face's hub; replaces the"
+        " manifest's own root.",
+    )
     dir: FilePath | None = Field(
         None,
         description="Where the prepared data set lies; null: in run_dir. Runs on the same data may share it.",

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from cs_aligner_cli.recipe.encoders import Encoder
-from cs_aligner_cli.recipe.messages import RUN, FilePath, Strict
+from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.recipe.train import SplitName
 
 DecoderKind: TypeAlias = Literal["kandinsky22", "stable_unclip", "karlo", "closed_form"]

@@ -21,10 +21,6 @@ from cs_aligner_cli.recipe.synonyms import NOTES, SYNONYMS, plain
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 
 
-# Begins the name of another run in ./runs, in the place of a path.
-RUN = "run:"
-
-
 class Strict(BaseModel):
     """Base of every recipe and manifest section: frozen, unknown keys refused, no silent conversions."""
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, ValidationInfo, create_model, model_validator
 
-from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, RUN, Strict, plain_or_kind, resolve_path
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind, resolve_path
 from cs_aligner_cli.recipe.objective import Objective
+from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.recipe.towers import Tower
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]

@@ -34,7 +34,7 @@ from cs_aligner_cli.generation.decoders import Decoder, decoder_source, load_dec
 from cs_aligner_cli.generation.drawing import draw_pictures, missing_batches, write_table
 from cs_aligner_cli.generation.inception import require_inception
 from cs_aligner_cli.generation.results import scene_truths, write_results
-from cs_aligner_cli.recipe.messages import RUN
+from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.generation_layout import GenerationLayout
 from cs_aligner_cli.runs.unpaired import read_pairing

@@ -35,7 +35,8 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
             f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
         )
     tables = _tables(layout, manifest, console, force)
-    towers, lengths = _towers(layout, console, force), _caption_lengths(layout, console)
+    towers = _towers(layout, console, force)
+    lengths = _caption_lengths(layout, console, towers)
     shards, pairing = _shards(layout, console, force), _pairing(layout, console, force)
     result = tables.result(
         PrepareResult,
@@ -91,21 +92,25 @@ def brought_towers(layout: Layout) -> list[str]:
 
 def _towers(layout: Layout, console: Console, force: bool) -> Made | None:
     """What is found of towers with weights from elsewhere; one still to be fetched from a hub is checked by embed."""
-    modalities = brought_towers(layout)
+    sources = file_stamps(weight_files(layout.recipe))
+    modalities = [m for m in MODALITIES if m in layout.modalities and brings_weights(layout.recipe.encoders.of(m))]
+    # Which model of a name waits for the hub, open_clip and timm know, whose import takes seconds.
+    if force or (modalities and not layout.tower_check(modalities).fresh(sources)):
+        modalities = brought_towers(layout)
 
     def write(build: Build) -> Summary:
         from cs_aligner_cli.stages.prepare.job import check_brought_towers
 
         return check_brought_towers(layout, console)
 
-    sources = file_stamps(weight_files(layout.recipe))
     return make(layout.tower_check(modalities), write, force=force, sources=sources) if modalities else None
 
 
-def _caption_lengths(layout: Layout, console: Console) -> Made | None:
+def _caption_lengths(layout: Layout, console: Console, towers: Made | None) -> Made | None:
     """How many captions a text tower of random weights would cut; None for others, and without its own tokenizer."""
     spec = layout.recipe.encoders.of("text")
-    limit = None if brings_weights(spec) and not waits_for_hub(spec) else context_length(spec)
+    checked = towers is not None and "text" in towers.artifact.recipe["encoders"]
+    limit = None if checked else context_length(spec)
     if limit is None:
         return None
 

@@ -1,0 +1,69 @@
+"""The cache of Hugging Face's hub on this machine: what is in it, and the data sets that are read from it.
+
+A data set is downloaded by huggingface_hub, files that a manifest names alone, and read in the cache where it lies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import constants as hub
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.recipe.paths import HF
+
+# Shards say how many they are, as in train-00000-of-00005.parquet.
+_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.[^/]*)")
+
+
+def is_cached(repository: str, kind: str = "models") -> bool:
+    """Whether the cache knows a repository of a kind (models, datasets)."""
+    return (Path(hub.HF_HUB_CACHE) / f"{kind}--{repository.partition('@')[0].replace('/', '--')}").is_dir()
+
+
+def data_set_folder(name: str, patterns: Sequence[str], beside: Sequence[str] = ()) -> Path:
+    """The folder of a data set's files: ``hf:ORG/NAME``, or ``hf:ORG/NAME@REVISION``; from the cache if all that the
+    patterns name is there, else downloaded into it, with what lies ``beside``.
+
+    Raises InputError if it is neither there nor to be had.
+    """
+    repository, _, revision = name.removeprefix(HF).partition("@")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = {"repo_id": repository, "repo_type": "dataset", "revision": revision or None}
+    try:
+        cached = Path(snapshot_download(**wanted, local_files_only=True))  # type: ignore[call-overload]
+        if _is_whole(cached, patterns):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        folder = Path(snapshot_download(**wanted, allow_patterns=[*patterns, *beside]))  # type: ignore[call-overload]
+        if _is_whole(folder, patterns):
+            return folder
+        reason = f"some of {', '.join(patterns)} are missing"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(
+        f"data.root: {name} is not whole in {hub.HF_HUB_CACHE}, and cannot be fetched: {reason}",
+        f"On a machine with a network: hf download --repo-type dataset {repository} --local-dir FOLDER; copy FOLDER"
+        " here and name it: --set data.root=FOLDER",
+    )
+
+
+def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether every pattern finds files, and of numbered shards all."""
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for pattern in patterns:
+        found = [file for file in files if fnmatch(file, pattern)]
+        shards: dict[tuple[str, str, int], set[int]] = {}
+        for file in found:
+            if numbered := _SHARD.fullmatch(file):
+                shards.setdefault((numbered[1], numbered[4], int(numbered[3])), set()).add(int(numbered[2]))
+        if not found or any(len(numbers) < total for (_, _, total), numbers in shards.items()):
+            return False
+    return True

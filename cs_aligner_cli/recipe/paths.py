@@ -1,0 +1,29 @@
+"""Names that stand in the place of paths: of another run, and of a data set of Hugging Face's hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationInfo
+
+from cs_aligner_cli.recipe.messages import resolve_path
+
+# Begins the name of another run in ./runs.
+RUN = "run:"
+# Begins the name of a data set of the hub.
+HF = "hf:"
+
+
+def _root(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.startswith(HF):
+        return resolve_path(value, info)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", value.removeprefix(HF)):
+        raise ValueError("expected hf:ORG/NAME, or hf:ORG/NAME@REVISION")
+    return Path(value)
+
+
+RootPath = Annotated[Path, BeforeValidator(_root)]
