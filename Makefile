@@ -82,11 +82,11 @@ bench-retrieval: $(VENV)/.core ## retrieval alone, up to a million vectors: ten 
 DATA ?= ../shared/data/flickr8k
 
 bench-divergences: $(VENV)/.test ## every divergence under one recipe, 3 seeds: make bench-divergences DATA=FOLDER
-	$(BIN)/python benchmarks/divergences.py --root $(DATA)
+	$(BIN)/csalign sweep recipes/flickr8k_divergences.yaml --set data.root=$(DATA)
 
-bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 5 seeds, an hour: make bench-regimes DATA=FOLDER
-	$(BIN)/python benchmarks/regimes.py unpaired --root $(DATA)
-	$(BIN)/python benchmarks/regimes.py captions --root $(DATA)
+bench-regimes: $(VENV)/.test ## unpaired items and caption modes on Flickr8k, 37 runs, an hour: make bench-regimes DATA=FOLDER
+	$(BIN)/csalign sweep recipes/flickr8k_regimes.yaml --set data.root=$(DATA)
+	$(BIN)/csalign sweep recipes/flickr8k_captions.yaml --set data.root=$(DATA)
 
 results: $(VENV)/.test ## the tables of README and docs from runs on Flickr8k, two hours on two cores: make results DATA=FOLDER
 	for name in flickr8k temperatures photos; do $(BIN)/python benchmarks/results.py run $$name --root $(DATA) || exit; done
@@ -119,7 +119,7 @@ fuzz: $(VENV)/.test ## 20,000 random recipes, manifests, tables, archives and fe
 bench-ranks: $(VENV)/.core ## 2 and 4 ranks against one process: losses, gradients, weights, stores, memory of each
 	$(BIN)/python benchmarks/ranks.py
 
-chaos: $(VENV)/.core ## 100 SIGKILLs, 20 full disks, 20 flipped bits: every run must end as if nothing had happened
+chaos: $(VENV)/.core ## 120 SIGKILLs, 20 full disks, 20 flipped bits: every run and sweep must end as if nothing had happened
 	$(BIN)/python benchmarks/chaos.py
 
 clean: ## remove the virtual environment and caches

@@ -79,6 +79,7 @@ class Searcher:
     def __init__(self, base: Recipe) -> None:
         """Open the journal, or begin it; raise InputError if it is damaged or Optuna is absent."""
         assert base.sweep is not None and base.sweep.search is not None
+        require_optuna()
         self.sweep, self.spec = base.sweep, base.sweep.search
         self.exhausted = False
         self._claims, self._journal = base.folder / "claims", base.folder / JOURNAL
