@@ -19,6 +19,8 @@ EXTRAS = {
     "umap": "umap",
     "webdataset": "webdataset",
     "h5py": "hdf5",
+    "pillow_heif": "heic",
+    "huggingface_hub": "encoders",
     "geomloss": "sinkhorn",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import constants as hub
-
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.recipe.paths import HF
 
 # Shards say how many they are, as in train-00000-of-00005.parquet.
@@ -21,6 +20,8 @@ _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.[^/]*)")
 
 def is_cached(repository: str, kind: str = "models") -> bool:
     """Whether the cache knows a repository of a kind (models, datasets)."""
+    from huggingface_hub import constants as hub
+
     return (Path(hub.HF_HUB_CACHE) / f"{kind}--{repository.partition('@')[0].replace('/', '--')}").is_dir()
 
 
@@ -30,10 +31,12 @@ def data_set_folder(name: str, patterns: Sequence[str], beside: Sequence[str] = 
 
     Raises InputError if it is neither there nor to be had.
     """
-    repository, _, revision = name.removeprefix(HF).partition("@")
+    require_package("huggingface_hub", f"data.root: {name}")
+    from huggingface_hub import constants as hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    repository, _, revision = name.removeprefix(HF).partition("@")
     wanted = {"repo_id": repository, "repo_type": "dataset", "revision": revision or None}
     try:
         cached = Path(snapshot_download(**wanted, local_files_only=True))  # type: ignore[call-overload]

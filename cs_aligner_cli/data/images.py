@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cs_aligner_cli.common.extras import installed
 from cs_aligner_cli.data.arrow_images import read_cell
 from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, normalised
 
@@ -37,7 +38,8 @@ _DAMAGED = (
     zlib.error,
 )
 # Formats in which photos come. PIL knows more, and hands some (EPS) to other programs, which run what they hold.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
+_NO_HEIC = "HEIC, which needs pillow-heif: pip install 'cs-aligner-cli[heic]', or save it as JPEG"
 # A queue of so many files keeps every core busy, and a list of millions out of the queue.
 _QUEUED = 4096
 # No picture of a data set comes near this; what does is no picture, or means to fill the memory.
@@ -72,6 +74,10 @@ class Seen:
 @cache
 def _formats() -> list[str]:
     Image.init()
+    if installed("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
@@ -94,7 +100,7 @@ def decode(content: bytes) -> Picture:
         raise BadImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
         heic = content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")
-        raise BadImageError("HEIC, which is not read here: save it as JPEG" if heic else "not an image") from None
+        raise BadImageError(_NO_HEIC if heic and not installed("pillow_heif") else "not an image") from None
     except BadImageError:
         raise
     except NoPhotoError as error:

@@ -209,3 +209,12 @@ def test_backgrounds_that_are_none(folder: Callable[..., Path], refused: Callabl
     text = "encoders.text={kind: open_clip, model: ViT-B-32, random_init: true, background: white}"
     again = ("recipe", "validate", recipe, "--set", "encoders.image.background=white", "--set", text)
     assert "text: background is for pictures" in refused(*again)
+
+
+def test_heic_is_decoded_where_its_plugin_is_installed() -> None:
+    plugin = pytest.importorskip("pillow_heif")
+    with io.BytesIO() as file:
+        plugin.from_pillow(Image.new("RGB", (32, 24), (200, 30, 60))).save(file, quality=90)
+        picture = decode(file.getvalue())
+    assert picture.image.size == (32, 24) and picture.image.mode == "RGB"
+    assert np.abs(np.asarray(picture.image, int).mean(axis=(0, 1)) - (200, 30, 60)).max() < 6
