@@ -51,7 +51,7 @@ test-all: $(VENV)/.test ## all tests, the slow ones too
 	$(BIN)/python -m pytest
 
 coverage: $(VENV)/.dev ## branch coverage of the package by the tests that CI runs, and its floor
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov=cs_aligner_cli --cov-branch --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not browser" --cov=cs_aligner_cli --cov-branch --cov-report=term:skip-covered
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

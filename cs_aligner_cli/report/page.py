@@ -195,8 +195,8 @@ def _retrieval_table(retrieval: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figure(name: str, picture: Picture, report: Mapping[str, Any]) -> dict[str, Any]:
-    # Width and height stand in the PNG's first chunk. A figure grows no larger than it was drawn; on a phone one of
-    # several panels keeps its letters legible and scrolls within its frame instead.
+    # Width and height stand in the PNG's first chunk. A figure grows no larger than it was drawn; on a phone it
+    # keeps its letters legible and scrolls within its frame instead.
     width, _ = struct.unpack(">II", picture.png[16:24])
     return {
         "caption": caption(name),
@@ -204,5 +204,5 @@ def _figure(name: str, picture: Picture, report: Mapping[str, Any]) -> dict[str,
         "first": name == _FIRST,
         "svg": Markup(inline_svg(picture.svg, name, in_words(name, report))),  # noqa: S704 - drawn here
         "width": round(_SHOWN * width),
-        "min_width": round(0.6 * width) if width > _ONE_PANEL else 0,
+        "min_width": round((0.6 if width > _ONE_PANEL else 0.5) * width),
     }

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.glossary import describe
+from cs_aligner_cli.stages.gap_report.drawing import _panels
 from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.training.metrics_log import read_training_log
 
@@ -116,6 +117,23 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
 
     again = csalign("gap-report", report["recipe"], "-q", "--json", *report["arguments"])
     assert again.json["status"] == "fresh"
+    questions = ("Did it close the gap? ", "What did it cost? ", "Could one have had it for free? ")
+    assert [answer.startswith(q) for answer, q in zip(again.json["verdict"], questions, strict=True)] == [True] * 3
+    page = unescape((folder / "report.html").read_text()).replace("</strong>", "")
+    assert all(answer in page for answer in again.json["verdict"])
+
+
+def test_the_panels_are_those_of_the_run_and_its_strongest_rivals() -> None:
+    """Six have room: CCA, Procrustes and the centred control are among them, whichever come first."""
+    closed = ("centred", "mean_shift", "whitened", "procrustes", "cca")
+    kinds = {"frozen": "store", **{f"frozen+{kind}": "baseline" for kind in closed}, "pairwise_only": "store"}
+    kinds |= {"pairwise_only+centred": "baseline", "aligned": "store"}
+    recalls = {"frozen+procrustes": 0.18, "frozen+cca": 0.2, "pairwise_only+centred": 0.02}
+    retrieval = {name: {way: {"R@1": recalls.get(name, 0.1)} for way in ("i2t", "t2i")} for name in kinds}
+    found = _panels({"kinds": kinds, "retrieval": retrieval, "stores": kinds}, dict.fromkeys(kinds))
+    assert found == [
+        "frozen", "frozen+procrustes", "frozen+cca", "pairwise_only", "pairwise_only+centred", "aligned",
+    ]  # fmt: skip
 
 
 def test_the_page_shows_all_of_it_and_runs_none_of_the_data(report: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from cs_aligner_cli.report.examples import examples
 from cs_aligner_cli.report.figures import MAX_POINTS
 from cs_aligner_cli.report.files import report_files
 from cs_aligner_cli.report.headline import MIXED_RECALL, RECALLS, tested_metrics
+from cs_aligner_cli.report.verdict import answers
 from cs_aligner_cli.retrieval import true_ranks
 from cs_aligner_cli.retrieval.metrics import summarise
 from cs_aligner_cli.runs.layout import Layout
@@ -247,6 +248,7 @@ class _Job:
             "mixed": report["mixed"],
             "differences": report["differences"],
             "seeds": report.get("seeds", {}),
+            "verdict": [f"{answer.question} {answer.text}" for answer in answers(report)],
             "notes": [*report["note"], *report["findings"]],
         }
 

@@ -28,11 +28,12 @@ class GapReportResult(StageResult):
     mixed: dict[str, Any] = Field({}, description="retrieval from a corpus of both modalities, by store")
     differences: list[dict[str, Any]] = Field(description="between the stores, each with its interval")
     seeds: dict[str, Any] = Field(description="runs that differ in their seed alone; empty without gap_report.seeds")
+    verdict: list[str] = Field([], description="was the gap closed, at what cost, and was it to be had for free")
     notes: list[str]
 
     def remarks(self) -> list[str]:
-        """What a reader must know of the sample, and where the page is."""
-        return [*self.notes, f"report: {self.report}"]
+        """The answers that the page opens with, what a reader must know of the sample, and where the page is."""
+        return [*self.verdict, *self.notes, f"report: {self.report}"]
 
     def tables(self) -> list[Table]:
         """The headline metrics of every store with their 95% intervals, and what the last would read without a gap."""
