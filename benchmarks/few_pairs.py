@@ -1,6 +1,6 @@
 """What terms for few pairs, and unpaired items under each, are worth on Flickr8k.
 
-python benchmarks/few_pairs.py --root FOLDER [--pairs 1000] [--seeds 3] [--passes 30]
+python benchmarks/few_pairs.py --root FOLDER [--pairs 1000] [--seeds 3] [--passes 30] [--only InfoNCE teacher]
 
 Trains recipes/flickr8k_unpaired.yaml once per row and seed, step by step as ``csalign train`` does, but without its
 validation and checkpoints, which cost more than the steps of few pairs and change nothing of the last weights. Writes
@@ -80,11 +80,13 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=30, help="passes over them")
     parser.add_argument("--seeds", type=int, default=3, help="seeds, from 0")
     parser.add_argument("--out", type=Path, default=Path("runs/few_pairs"), help="folder of the runs")
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="only rows that hold one of these words")
     options = parser.parse_args()
+    chosen = {k: v for k, v in ROWS.items() if not options.only or any(word in k for word in options.only)}
     given = [f"data.unpaired.paired_fraction={options.pairs / IMAGES}", f"train.epochs={options.passes}"]
-    values: dict[str, list[dict[str, float]]] = {label: [] for label in ROWS}
+    values: dict[str, list[dict[str, float]]] = {label: [] for label in chosen}
     for seed in range(options.seeds):
-        for label, settings in ROWS.items():
+        for label, settings in chosen.items():
             values[label].append(trained([*given, *settings], seed, options.root.resolve(), options.out.resolve()))
             print(results.line(f"{label}, seed {seed}", {k: [v] for k, v in values[label][-1].items()}), flush=True)
         rows = [
@@ -98,9 +100,11 @@ def main() -> None:
             for label, runs in values.items()
         ]
         command = f"python benchmarks/few_pairs.py --root FOLDER --seeds {seed + 1}"
+        command += f" --only {' '.join(options.only)}" if options.only else ""
         content = {"name": "few_pairs", "command": command, **results._where(), "seeds": [*range(seed + 1)]}
         path = results.RESULTS / "few_pairs.json"
-        path.write_text(json.dumps({**content, "rows": rows, "against": AGAINST}, indent=1) + "\n")
+        against = [pair for pair in AGAINST if {*pair} <= {*values}]
+        path.write_text(json.dumps({**content, "rows": rows, "against": against}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -358,6 +358,17 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.recipe("name: x\ntrain: {objective: {pairwise: {unpaired_negatives: true}}}\n"),
         ),
         Case(
+            "pseudo pairs, but no unpaired items",
+            lambda at: at.recipe("name: x\ntrain: {objective: {pseudo_pairs: {}}}\n"),
+        ),
+        Case(
+            "pseudo pairs of images and texts, which are no edge",
+            lambda at: at.recipe(
+                "name: x\nencoders: {further: {audio: {kind: features}}}\ndata: {unpaired: {}}\n"
+                "train: {edges: [[image, audio], [audio, text]], objective: {pseudo_pairs: {}}}\n"
+            ),
+        ),
+        Case(
             "a structure term with a weight by ratio",
             lambda at: at.recipe("name: x\ntrain: {objective: {structure: {weight: {kind: relative}}}}\n"),
         ),

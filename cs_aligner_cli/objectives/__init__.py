@@ -11,6 +11,7 @@ from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffr
 from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.plan_matching import plan_divergence
+from cs_aligner_cli.objectives.pseudo_pairs import pseudo_pairs
 from cs_aligner_cli.objectives.structure import structure
 from cs_aligner_cli.objectives.terms import Term, TermValues, evaluate_terms, on_clouds, on_pairs, on_tokens
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
@@ -48,6 +49,7 @@ __all__ = [
     "on_pairs",
     "on_tokens",
     "plan_divergence",
+    "pseudo_pairs",
     "rff_cs",
     "siglip",
     "siglip_with_negatives",

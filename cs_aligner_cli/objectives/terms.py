@@ -14,6 +14,7 @@ from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Clouds, Edge, Logits
 from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
+from cs_aligner_cli.objectives.pseudo_pairs import Side
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
 
 # What a pairwise loss takes: image, text, the logits, and the groups; with unpaired negatives these of both, too.
@@ -52,6 +53,19 @@ def on_features(loss: Callable[[Tensor, Tensor], Tensor]) -> TermLoss:
 
     def term(clouds: Clouds, logits: Logits) -> Tensor:
         return torch.stack([loss(clouds.feature_cloud(m), clouds.cloud(m)) for m in clouds.rows]).mean()
+
+    return term
+
+
+def on_pseudo_pairs(loss: Callable[[Side, Side, Tensor], Tensor]) -> TermLoss:
+    """``loss(image, text, logit_scale)`` of the rows and features of images and texts, in pairs and in none."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        features = replace(clouds, rows=clouds.features)
+        columns = [view.pair(IMAGE_TEXT)[:2] for view in (clouds, features)]
+        unpaired = [view.unpaired(IMAGE_TEXT) for view in (clouds, features)]
+        image, text = (Side(columns[0][i], unpaired[0][i], columns[1][i], unpaired[1][i]) for i in (0, 1))
+        return loss(image, text, logits.scale)
 
     return term
 

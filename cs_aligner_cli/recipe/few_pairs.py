@@ -40,3 +40,18 @@ class Teacher(Strict):
         1.0, gt=0, le=1e6, description="Added to the teacher's covariances, in mean eigenvalues (cca, ridge)."
     )
     unpaired_moments: bool = Field(True, description="Means and covariances of all items; false: of the pairs alone.")
+
+
+class PseudoPairs(Strict):
+    """Pseudo pairs (S-CLIP): unpaired items retrieve the captions, or images, of the pairs that they resemble."""
+
+    kind: Literal["transport", "softmax"] = Field(
+        "transport",
+        description="Soft labels from a transport plan between unpaired and paired items, or from a softmax.",
+    )
+    weight: FixedOrScheduledWeight = Field(
+        1.0, description="Weight of the term (0: logged, but trained without), or a section of kind scheduled."
+    )
+    temperature: float = Field(
+        0.05, ge=0.005, le=100, description="Temperature of the labels, in units of cosines of features."
+    )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from cs_aligner_cli.recipe.few_pairs import Structure, Teacher
+from cs_aligner_cli.recipe.few_pairs import PseudoPairs, Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
 from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
 from cs_aligner_cli.recipe.weights import RelativeWeight, Weight, is_number
@@ -260,6 +260,9 @@ class Objective(Strict):
     teacher: Teacher | None = Field(
         None, description="Draws images and texts towards the plan of a closed-form teacher; null: no such term."
     )
+    pseudo_pairs: PseudoPairs | None = Field(
+        None, description="Draws unpaired items to the pairs that they resemble; null: no such term."
+    )
     memory: int = Field(
         0,
         ge=0,
@@ -270,12 +273,12 @@ class Objective(Strict):
     @property
     def sees_features(self) -> bool:
         """Whether a term compares embeddings with what they were before the towers."""
-        return self.structure is not None or self.teacher is not None
+        return any(term is not None for term in (self.structure, self.teacher, self.pseudo_pairs))
 
     @property
     def sees_unpaired(self) -> bool:
         """Whether unpaired items change anything: a term that sees them has a weight."""
-        terms = (self.divergence, self.structure, self.teacher)
+        terms = (self.divergence, self.structure, self.teacher, self.pseudo_pairs)
         return self.pairwise.sees_unpaired or any(term.weight != 0 for term in terms if term is not None)
 
     @property
@@ -285,7 +288,7 @@ class Objective(Strict):
 
     def pairwise_alone(self) -> Objective:
         """The control: the pairwise term on the pairs alone."""
-        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher"))
+        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher", "pseudo_pairs"))
         changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
         if self.pairwise.sees_unpaired:
             changes["pairwise"] = self.pairwise.model_copy(update={"unpaired_negatives": False})

@@ -131,6 +131,8 @@ class Recipe(Strict):
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
         if train.objective.tokens and self.edges[0] != known[:2]:
             raise ValueError("train.edges: objective.tokens needs [image, text] as the first edge")
+        if train.objective.pseudo_pairs and known[:2] not in self.edges:
+            raise ValueError("train.edges: objective.pseudo_pairs needs [image, text] among the edges")
         return self
 
     @model_validator(mode="after")
@@ -155,11 +157,16 @@ class Recipe(Strict):
                 "train.unpaired_per_pair: without data.unpaired there are no unpaired items to draw; data.unpaired: {} "
                 "takes what is unpaired by itself"
             )
-        if train and self.data.unpaired is None and train.objective.pairwise.sees_unpaired:
-            raise ValueError(
-                "train.objective.pairwise.unpaired_negatives: without data.unpaired there are no unpaired items; "
-                "data.unpaired: {} takes what is unpaired by itself"
-            )
+        wanting = {
+            "pairwise.unpaired_negatives": train and train.objective.pairwise.sees_unpaired,
+            "pseudo_pairs": train and train.objective.pseudo_pairs is not None,
+        }
+        for key, wants in wanting.items() if self.data.unpaired is None else ():
+            if wants:
+                raise ValueError(
+                    f"train.objective.{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} "
+                    "takes what is unpaired by itself"
+                )
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from cs_aligner_cli.objectives import (
     on_clouds,
     on_pairs,
     on_tokens,
+    pseudo_pairs,
     structure,
 )
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
@@ -26,7 +27,7 @@ from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.optimal_transport import require_geomloss
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
-from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired
+from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.recipe.objective import (
     AnnealedBandwidth,
     AnyDivergence,
@@ -43,7 +44,7 @@ from cs_aligner_cli.recipe.weights import RelativeWeight, ScheduledWeight
 from cs_aligner_cli.training.teacher import Teacher
 
 # The names of further terms in logs.
-TOKENS, STRUCTURE, TEACHER = "tokens", "structure", "teacher"
+TOKENS, STRUCTURE, TEACHER, PSEUDO_PAIRS = "tokens", "structure", "teacher", "pseudo_pairs"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -130,6 +131,7 @@ class TrainingObjective:
 
     def _further_terms(self, step: int) -> Iterator[Term]:
         tokens, kept, teacher = self._spec.tokens, self._spec.structure, self._spec.teacher
+        labelled = self._spec.pseudo_pairs
         if tokens is not None:
             yield Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth))
         if kept is not None:
@@ -138,6 +140,9 @@ class TrainingObjective:
         if teacher is not None:
             assert self._teacher is not None, "a teacher is fitted before the first step"
             yield Term(TEACHER, self._scheduled(step, teacher.weight), self._teacher.term(teacher.epsilon))
+        if labelled is not None:
+            loss = on_pseudo_pairs(partial(pseudo_pairs, kind=labelled.kind, temperature=labelled.temperature))
+            yield Term(PSEUDO_PAIRS, self._scheduled(step, labelled.weight), loss)
 
     def observe(self, state: ObjectiveState, values: TermValues) -> ObjectiveState:
         """The state with the weight that a step was evaluated with, for the steps until it is measured again."""

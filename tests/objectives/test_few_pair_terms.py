@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -23,11 +24,13 @@ from cs_aligner_cli.objectives import (
     infonce_with_negatives,
     plan_divergence,
     plan_matching,
+    pseudo_pairs,
     siglip,
     siglip_with_negatives,
     structure,
 )
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
+from cs_aligner_cli.objectives.pseudo_pairs import POTENTIALS, Side
 from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
 from cs_aligner_cli.objectives.structure import STRUCTURES
 
@@ -230,3 +233,61 @@ def test_the_smallest_epsilon_leaves_numbers() -> None:
         plan_divergence(x, y, x, y, epsilon=0.001)
     with pytest.raises(InputError, match="image and its teacher differ in rows: 30 against 20"):
         plan_divergence(x, y, y, y)
+
+
+# ---- pseudo pairs
+
+
+def side(seed: int, paired: int, unpaired: int) -> Side:
+    rows, more = (tensor_rows(seed + i, n, 4) for i, n in ((0, paired), (1, unpaired)))
+    features, further = (tensor_rows(seed + i, n, 6) for i, n in ((2, paired), (3, unpaired)))
+    return Side(rows, more, features, further)
+
+
+def label_loss(own: Side, targets: Tensor, scale: float, kind: str, temperature: float) -> Tensor:
+    """Unpaired rows against the pairs' rows of the other modality, with the labels of POT or of a softmax."""
+    assert own.unpaired is not None and own.unpaired_features is not None
+    both = directions(torch.cat([own.paired_features, own.unpaired_features]).numpy())
+    known, new = both[: len(own.paired)], both[len(own.paired) :]
+    labels = (
+        plan(new, known, temperature) * len(new) if kind == "transport" else softmax(new @ known.T / temperature, 1)
+    )
+    return cross_entropy(scale * own.unpaired @ targets.T, torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("kind", POTENTIALS)
+def test_pseudo_pairs_are_cross_entropies_towards_soft_labels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(Side.__module__)
+    monkeypatch.setattr(module, "_TOLERANCE", 1e-12)
+    monkeypatch.setattr(module, "_ITERATIONS", 3000)
+    image, text = side(0, 6, 5), side(10, 6, 7)
+    scale = torch.tensor(4.0, dtype=torch.float64)
+    of_image = label_loss(image, text.paired, 4.0, kind, 0.3)
+    of_text = label_loss(text, image.paired, 4.0, kind, 0.3)
+    torch.testing.assert_close(pseudo_pairs(image, text, scale, kind, 0.3), (of_image + of_text) / 2)
+    one_sided = text._replace(unpaired=None, unpaired_features=None)
+    torch.testing.assert_close(pseudo_pairs(image, one_sided, scale, kind, 0.3), of_image)
+    nothing = image._replace(unpaired=None, unpaired_features=None)
+    assert pseudo_pairs(nothing, one_sided, scale, kind).item() == 0
+
+
+def test_the_gradient_of_pseudo_pairs_is_that_of_finite_differences_and_labels_have_none() -> None:
+    image, text = side(0, 5, 4), side(10, 5, 3)
+    leaves = [image.paired, image.unpaired, text.paired, text.unpaired, torch.tensor(3.0, dtype=torch.float64)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves if leaf is not None]
+
+    def loss(x: Tensor, u: Tensor, y: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+        return pseudo_pairs(image._replace(paired=x, unpaired=u), text._replace(paired=y, unpaired=v), scale)
+
+    assert torch.autograd.gradcheck(loss, leaves)
+    features = image.paired_features.clone().requires_grad_()
+    value = pseudo_pairs(image._replace(paired_features=features), text, leaves[-1])
+    assert torch.autograd.grad(value, features, allow_unused=True) == (None,)
+
+
+def test_pseudo_pairs_refuse_what_does_not_fit() -> None:
+    image, text, scale = side(0, 5, 4), side(10, 5, 3), torch.tensor(3.0)
+    with pytest.raises(InputError, match="kind: unknown name 'transports'; did you mean transport"):
+        pseudo_pairs(image, text, scale, "transports")
+    with pytest.raises(InputError, match=r"temperature: expected a number of at least 0\.005, got 0"):
+        pseudo_pairs(image, text, scale, temperature=0)

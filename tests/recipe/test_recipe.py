@@ -180,7 +180,7 @@ ANY_VALUES = (
 def _base_for(path: Path_) -> dict[str, Any]:
     """A recipe in which only the kinds are given that make ``path`` a key."""
     data: dict[str, Any] = {"name": "x"}
-    if path[:2] == ("train", "unpaired_per_pair") or path[-1] == "unpaired_negatives":
+    if path[:2] == ("train", "unpaired_per_pair") or path[-1] == "unpaired_negatives" or "pseudo_pairs" in path:
         data["data"] = {"unpaired": {}}
     for tower in ("image", "text"):
         if path[:2] == ("encoders", tower) and path[2:3] not in ((), ("kind",), ("power",)):
@@ -623,6 +623,7 @@ def _kinds(*path: str) -> set[str]:
 
 def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
     from cs_aligner_cli.data.sources import SOURCES
+    from cs_aligner_cli.objectives.pseudo_pairs import POTENTIALS
     from cs_aligner_cli.objectives.structure import STRUCTURES
     from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
     from cs_aligner_cli.towers.adapters import ADAPTERS
@@ -630,6 +631,7 @@ def test_the_tables_of_parts_hold_what_the_schema_allows() -> None:
     assert set(PAIRWISE) == _kinds("train", "objective", "pairwise")
     assert {*DIVERGENCES, *JOINT} == _kinds("train", "objective", "divergence")
     assert set(APPROXIMATIONS) == _kinds("train", "objective", "divergence", "approximation")
+    assert set(POTENTIALS) == _kinds("train", "objective", "pseudo_pairs")
     assert set(STRUCTURES) == _kinds("train", "objective", "structure")
     pairwise = section_models(Objective.model_fields["pairwise"].annotation)
     taking = {m.model_fields["kind"].default for m in pairwise if "unpaired_negatives" in m.model_fields}

@@ -239,6 +239,7 @@ def test_a_share_of_pairs_leaves_the_frozen_stores_fresh(features_recipe: Path) 
         ["train.captions=all", "train.unpaired_per_pair={image: 4, text: 0}"],
         ["train.captions=first", "train.objective={pairwise: {kind: siglip}, divergence: {kind: energy}}"],
         ["train.objective={pairwise: {unpaired_negatives: true}, structure: {}, teacher: {}, memory: 50}"],
+        ["train.objective={pseudo_pairs: {kind: softmax}}", "train.captions=all"],
     ],
 )  # fmt: skip
 def test_micro_batches_equal_the_whole_batch_in_every_regime(
