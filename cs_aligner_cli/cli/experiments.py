@@ -92,7 +92,8 @@ def compare(
         list[str] | None, typer.Option("--metric", help="A further metric, by its path; may be repeated.")
     ] = None,
     out: Annotated[
-        list[Path] | None, typer.Option("--out", "-o", help="Also write .md, .csv, .tex, .json or .html; repeatable.")
+        list[Path] | None,
+        typer.Option("--out", "-o", help="Also write .md, .csv, .tex, .json, .html or .svg; repeatable."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

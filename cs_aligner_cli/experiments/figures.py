@@ -37,6 +37,13 @@ def figures(found: Comparison) -> Iterator[Figure]:
         yield from _parallel(found, list(varied), objective)
 
 
+def main_figure(found: Comparison) -> Figure | None:
+    """The figure that a README would take: the objective over two keys where two vary, else the first one."""
+    varied = _varied(found.rows)
+    heat = _heat(found, found.column(found.objective), *varied) if len(varied) == 2 else iter(())
+    return next(heat, None) or next(figures(found), None)
+
+
 def _tradeoff(found: Comparison, gap: Column, objective: Column) -> Figure:
     rows = [row for row in found.rows if gap.key in row.cells and objective.key in row.cells]
     xs = [value for row in rows for value in row.cells[gap.key].values]

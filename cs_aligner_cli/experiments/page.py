@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from cs_aligner_cli.experiments.comparison import Comparison
-from cs_aligner_cli.experiments.figures import figures
+from cs_aligner_cli.experiments.figures import Figure, figures
 from cs_aligner_cli.experiments.rank_tables import figure
 from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.report import SORT_SCRIPT
@@ -25,6 +25,14 @@ def render_page(found: Comparison, title: str) -> str:
 def render_ranks(found: AcrossDataSets, title: str) -> str:
     """The page: mean ranks over data sets as a table and a figure, and what each data set says by itself."""
     return _rendered("ranks.html.j2", found=found, title=title, figure=figure(found.ranks))
+
+
+def render_figure(figure: Figure) -> str:
+    """A figure as an SVG file of its own, with a background, since nobody knows what it will stand on."""
+    style = files("cs_aligner_cli.experiments").joinpath("page.css").read_text(encoding="utf-8")
+    head, rest = figure.svg.split(">", 1)
+    ground = '<rect width="100%" height="100%" fill="var(--card)"/>'
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{ground}{rest}\n'
 
 
 def render_leaderboard(found: Leaderboard, title: str) -> str:

@@ -10,16 +10,17 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments import rank_tables, text_tables
 from cs_aligner_cli.experiments.comparison import OBJECTIVE, Comparison
 from cs_aligner_cli.experiments.comparison import compare as compared
+from cs_aligner_cli.experiments.figures import main_figure
 from cs_aligner_cli.experiments.ledger import STATES, SWEEP
 from cs_aligner_cli.experiments.measured_run import MeasuredRun, find_run
-from cs_aligner_cli.experiments.page import render_page, render_ranks
+from cs_aligner_cli.experiments.page import render_figure, render_page, render_ranks
 from cs_aligner_cli.experiments.ranks import AcrossDataSets, mean_ranks
 from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.sweep import Sweep
 
-_FORMATS = (*text_tables.FORMATS, ".json", ".html")
+_FORMATS = (*text_tables.FORMATS, ".json", ".html", ".svg")
 
 
 def compare(
@@ -81,6 +82,11 @@ def _sweeps_of(given: Sequence[str]) -> list[Sweep]:
 def _written(found: Comparison | AcrossDataSets, suffix: str, title: str) -> str:
     if suffix == ".json":
         return found.model_dump_json(indent=1) + "\n"
+    if suffix == ".svg":
+        drawn = rank_tables.figure(found.ranks) if isinstance(found, AcrossDataSets) else main_figure(found)
+        if drawn is None:
+            raise InputError("--out: a single configuration has no figure", "Compare several runs, or a sweep.")
+        return render_figure(drawn)
     if isinstance(found, AcrossDataSets):
         return (
             render_ranks(found, f"Mean ranks of {title}") if suffix == ".html" else rank_tables.FORMATS[suffix](found)

@@ -6,17 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
 from conftest import Csalign
 
 from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.experiments.comparison import Row, compare
+from cs_aligner_cli.experiments.figures import main_figure
+from cs_aligner_cli.experiments.measured_run import find_run
+from cs_aligner_cli.experiments.page import render_figure
 from cs_aligner_cli.files.checksums import sealed
 
 
 def test_a_comparison_is_written_in_every_format(csalign: Csalign, finished_sweep: Path, tmp_path: Path) -> None:
-    out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv", ".json", ".html")]
+    out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv", ".json", ".html", ".svg")]
     found = csalign("compare", finished_sweep, "--json", *(part for path in out for part in ("--out", path))).json
     jsonschema.validate(found, result_schema("compare"))
     texts = [path.read_text(encoding="utf-8") for path in out]
@@ -24,6 +29,20 @@ def test_a_comparison_is_written_in_every_format(csalign: Csalign, finished_swee
     assert {"command": "compare", **json.loads(texts[3])} == found
     assert texts[1].count("\\\\") == 3 and texts[1].count("{") == texts[1].count("}")
     assert "http" not in texts[4].replace("http-equiv", "")
+    drawing = ElementTree.fromstring(texts[5])
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and "CS" in drawing.attrib["aria-label"]
+
+
+def test_two_keys_are_drawn_as_a_heat_map(finished_sweep: Path) -> None:
+    """Four rows of a grid, made of the one that was measured."""
+    measured = compare(find_run(str(finished_sweep)), None)
+    cells = measured.rows[0].cells
+    grid = [(a, b) for a in (0.3, 1) for b in (0.5, 1)]
+    rows = [Row(name=f"{a}, {b}", settings={"w.a": a, "w.b": b}, seeds=[0], runs=[], cells=cells) for a, b in grid]
+    drawn = main_figure(measured.model_copy(update={"rows": rows}))
+    assert drawn is not None
+    assert drawn.title == "R@1 over a and b"
+    assert ElementTree.fromstring(render_figure(drawn)).attrib["aria-label"].count(";") == 3
 
 
 @pytest.fixture
