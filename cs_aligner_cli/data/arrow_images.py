@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -46,9 +47,10 @@ class ArrowFile:
         return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        """Some columns; a struct's field as STRUCT.FIELD."""
+        """Some columns; a struct's field as STRUCT.FIELD. Raises InputError where they are damaged."""
         if self._parquet:
-            return self._parquet.read(list(names))
+            with _reading(self.path):
+                return self._parquet.read(list(names))
         flat = self._table.flatten() if any("." in name for name in names) else self._table
         return flat.select([name for name in names if name in flat.column_names])
 
@@ -124,8 +126,15 @@ def read_cell(locator: str) -> bytes | None:
 
 def open_arrow(path: Path) -> ArrowFile:
     """An Arrow or Parquet file; InputError where it is none."""
-    try:
+    with _reading(path):
         return ArrowFile(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Report a file that is absent or damaged as InputError."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (pa.ArrowException, OSError) as error:

@@ -27,8 +27,8 @@ def _run(recipe: str, run_dir: Path, *settings: str) -> dict:  # type: ignore[ty
 def test_two_epochs_retrieve(tmp_path: Path) -> None:
     short = ("train.epochs=2", "train.pairwise_only=false", "gap_report.max_pairs=100")
     aligned = _run("flickr8k", tmp_path, *short)["eval_retrieval"]["aligned"]
-    assert aligned["i2t"]["R@1"] > 0.1
-    assert aligned["t2i"]["R@1"] > 0.08
+    assert aligned["i2t"]["R@1"] > 0.04
+    assert aligned["t2i"]["R@1"] > 0.04
 
 
 @pytest.mark.slow
