@@ -17,7 +17,7 @@ from cs_aligner_cli.report.headline import tested_metrics
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
 # Repetitions by number of pairs, of every population.
-REPETITIONS = {100: 200, 500: 200, 5000: 20}
+REPETITIONS = {100: 200, 500: 100, 5000: 8}
 REGIMES = {
     "no gap": {"gap": 0.0, "noise": 0.7},
     "small": {"gap": 0.15, "noise": 0.5},
