@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ from cs_aligner_cli.encoders.tokens import TimmTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
 from cs_aligner_cli.recipe.encoders import TimmEncoder
 
+# The weights in a folder, in the order in which timm takes them.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "*.safetensors", "*.bin", "*.pth")
+
 
 def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     """An image tower; its output is the pooled, headless feature (B, dim)."""
     pretrained = require_timm(spec, key)
     with loading(spec.model, key), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
+        model = _created(spec, key, pretrained)
     if spec.checkpoint is not None:
         _load_checkpoint(model, spec.checkpoint, f"{key}.checkpoint")
     preprocess = timm.data.resolve_model_data_config(model)
@@ -51,6 +55,17 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     return Encoder("image", dim, model, load, identity, model, tokens=tokens)
 
 
+def _created(spec: TimmEncoder, key: str, pretrained: bool) -> Any:
+    """The headless model with its weights, those of a folder key by key: timm itself passes over what does not fit."""
+    if not pretrained or not spec.model.startswith(LOCAL):
+        return timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
+    folder = Path(spec.model.removeprefix(LOCAL))
+    model = timm.create_model(spec.model, pretrained=False, num_classes=0)
+    files = (file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern)))
+    _load_checkpoint(model, next(files), f"{key}.model")  # require_timm has seen that there are some
+    return model
+
+
 def _load_checkpoint(model: Any, file: Path, key: str) -> None:
     """The weights of a file without their classifier, which timm leaves out of a headless model, too."""
     if file.suffix in (".npz", ".npy"):  # Google's own, which timm knows how to read
@@ -64,7 +79,19 @@ def _load_checkpoint(model: Any, file: Path, key: str) -> None:
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     state = {name: value for name, value in state.items() if name in own or not name.startswith(heads)}
+    if {*state} != {*own}:
+        state = _renamed(model, state)
     load_state(model, state, file, key)
+
+
+def _renamed(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Weights under older names, or the names of their first publisher, as timm itself knows to read them."""
+    renaming = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        renamed = renaming(dict(state), model) if renaming else {}
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError):  # of weights that are none of this model's
+        return state
+    return renamed if {*renamed} == {*model.state_dict()} else state
 
 
 def refuse_unknown_architecture(model: str, key: str) -> None:

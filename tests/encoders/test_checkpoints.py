@@ -23,11 +23,11 @@ from cs_aligner_cli.recipe.recipe import Recipe
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 600000000\n"
 
 
-def timm_tower(checkpoint: Path, model: str = "test_vit") -> Encoder:
-    image = {"kind": "timm", "model": model, "checkpoint": str(checkpoint)}
+def timm_tower(checkpoint: Path | None, model: str = "test_vit") -> Encoder:
+    image = {"kind": "timm", "model": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
     text = {"kind": "open_clip", "random_init": True, "config": {}}
     recipe = Recipe.model_validate({"name": "x", "encoders": {"image": image, "text": text}})
-    data = argparse.Namespace(root=checkpoint.parent)
+    data = argparse.Namespace(root=checkpoint.parent if checkpoint else Path())
     return load_encoders(recipe, data, torch.device("cpu"), ["image"])["image"]  # type: ignore[arg-type]
 
 
@@ -78,6 +78,23 @@ def test_timm_checkpoints_load_however_they_are_wrapped(name: str, headed: nn.Mo
     Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "a.png")
     pixels = tower.load(pd.DataFrame({"locator": ["a.png"]}))
     torch.testing.assert_close(tower.module(pixels), reference(pixels), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", ["of DataParallel", "nested"])
+@torch.inference_mode()
+def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(wrap: str, headed: nn.Module, tmp_path: Path) -> None:
+    timm.models.save_for_hf(headed, tmp_path / "model", model_config={"num_classes": 1000})
+    (tmp_path / "model" / "model.safetensors").unlink(missing_ok=True)
+    file = tmp_path / "model" / "pytorch_model.bin"
+    state = {f"module.{name}": value for name, value in headed.state_dict().items()}
+    torch.save(state if wrap == "of DataParallel" else {"state_dict": dict(headed.state_dict())}, file)
+    tower = timm_tower(None, f"local-dir:{tmp_path / 'model'}")
+    pixels = torch.rand(2, 3, 160, 160)
+    expected = headed.forward_head(headed.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(tower.module(pixels), expected, atol=1e-5, rtol=1e-5)
+    torch.save({**state, "module.neck": torch.zeros(3)}, file)
+    found = message_of(lambda: timm_tower(None, f"local-dir:{tmp_path / 'model'}"))
+    assert "encoders.image.model: the weights in" in found and "it also holds neck" in found
 
 
 def test_what_does_not_fit_is_named_key_by_key(headed: nn.Module, tmp_path: Path) -> None:
