@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,14 @@ def test_captions_that_are_cut_are_counted_for_every_kind(
         assert f"3 captions are longer than the {limit} tokens" in prepared.stderr.replace("\n", " ")
         assert [*prepared.json["towers"]] == ([] if name == "config" else ["image", "text"])
         assert csalign("prepare", tmp_path / f"{name}.yaml", "--json").json["status"] == "fresh", name
+    code = "import sys; from cs_aligner_cli.cli.main import app\n"
+    code += (
+        "try: app(sys.argv[1:])\nexcept SystemExit as ended: print(ended.code, {'torch', 'open_clip'} & {*sys.modules})"
+    )
+    again = subprocess.run(
+        [sys.executable, "-c", code, "prepare", tmp_path / "bert.yaml"], capture_output=True, text=True
+    )
+    assert again.stdout.endswith("0 set()\n") and "nothing to do" in again.stderr
     examined = csalign("doctor", tmp_path / "bert.yaml", "--json").json["checks"]
     checked = {check["name"]: check["found"] for check in examined}
     assert "tells 16 items apart, reads 32 tokens" in checked["encoders.text"]
