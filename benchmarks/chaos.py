@@ -227,7 +227,7 @@ class Campaign:
 
     def _mend(self, name: str, said: str, file: Path) -> None:
         """Do what the message says."""
-        command = re.search(r"csalign (prepare|embed|train) --force", said)
+        command = re.search(r"csalign (prepare|embed|train) .*--force", said)
         folder = re.search(r"Remove (/\S+) to begin", said)
         if command:
             self.trial(name, stages=(f"{command[1]} --force",))
