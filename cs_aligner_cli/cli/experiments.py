@@ -141,8 +141,8 @@ def leaderboard(
             table(
                 f"{board.comparison.data_set}, split {board.comparison.split}, {board.comparison.images} images",
                 [
-                    "place",
                     "configuration",
+                    "place",
                     *(column.title + column.arrow for column in board.comparison.columns),
                     *("seeds", "recipe", "code", "date"),
                 ],

@@ -179,7 +179,7 @@ def _left_out(folder: Path, one: _Found, why: str) -> LeftOut:
 
 
 def rows_of(board: Board) -> Iterator[tuple[str, ...]]:
-    """The rows of a board for the terminal: place, name, every metric, and where it comes from."""
+    """The rows of a board for the terminal: name, place, every metric, and where it comes from."""
     for entry, row in board.ranked:
         cells = [cell_text(row.cells.get(column.key), column) for column in board.comparison.columns]
-        yield (str(entry.place), row.name, *cells, str(len(row.seeds)), entry.recipe, ", ".join(entry.code), entry.date)
+        yield (row.name, str(entry.place), *cells, str(len(row.seeds)), entry.recipe, ", ".join(entry.code), entry.date)
