@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo results test test-all test-browser test-gpu check coverage format docs bench bench-objectives bench-retrieval bench-divergences \
+.PHONY: help demo site results test test-all test-browser test-gpu check coverage format docs bench bench-objectives bench-retrieval bench-divergences \
 	bench-embed bench-gap bench-statistics bench-gpu bench-prepare bench-store bench-ranks bench-regimes chaos fuzz clean
 
 help: ## show this list
@@ -34,8 +34,7 @@ $(VENV)/.dev: $(VENV)/.test
 	@touch $@
 
 demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five minutes, installation included
-	$(BIN)/csalign run recipes/scenes_clip.yaml
-	$(BIN)/csalign run recipes/scenes.yaml
+	$(BIN)/csalign demo
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores
 	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
@@ -61,6 +60,13 @@ check: $(VENV)/.dev ## format, lint and types
 format: $(VENV)/.dev ## write the format and the lint fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(VENV)/.site: $(VENV)/.core
+	$(PIP) -e '.[site]'
+	@touch $@
+
+site: $(VENV)/.site ## the documentation as a site that reads without a network, in site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 docs: $(VENV)/.test ## write docs/recipe.md from the schema, docs/bad-inputs.md and the table of docs/encoders.md from the tests
 	$(BIN)/python docs/recipe_reference.py

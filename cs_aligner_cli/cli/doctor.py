@@ -195,6 +195,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.data.manifest import DrawnManifest, load_manifest
     from cs_aligner_cli.data.manifest_files import missing_shards, require_files
     from cs_aligner_cli.encoders import pick_device
+    from cs_aligner_cli.runs.evaluated_sets import evaluated_sets
     from cs_aligner_cli.runs.layout import Layout
     from cs_aligner_cli.runs.other_runs import ORIGIN_FILE, trained_file
 
@@ -203,11 +204,15 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         require_files(manifest)
         return "drawn by csalign" if isinstance(manifest, DrawnManifest) else f"in {manifest.root}"
 
-    yield (found := _tried("data", lambda: data(recipe)))
-    if found.state == "ok":
-        for gap in missing_shards(load_manifest(recipe)):
-            yield _check("data", "warning", gap, "Fetch them again, or leave it so: what is there is taken.")
-    yield from _splits(recipe)
+    sets = {f"eval_retrieval.sets.{i}": found.recipe for i, found in enumerate(evaluated_sets(Layout(recipe)).values())}
+    for key, of in {"data": recipe, **sets}.items():
+        yield (found := _tried(key, lambda of=of: data(of)))  # type: ignore[misc]
+        yield from _missing(key, of)
+        if found.state == "failed":
+            continue
+        for gap in missing_shards(load_manifest(of)):
+            yield _check(key, "warning", gap, "Fetch them again, or leave it so: what is there is taken.")
+        yield from _splits(of, "" if of is recipe else f"{key}: ")
     for number, other in enumerate(Layout(recipe).unpaired.values()):
         yield _tried(f"data.unpaired.sources.{number}", lambda of=other.recipe: data(of))  # type: ignore[misc]
     for modality in recipe.encoders.modalities:
@@ -227,7 +232,26 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         yield _tried(need.key, lambda need=need: _package(need))  # type: ignore[misc]
 
 
-def _splits(recipe: Recipe) -> Iterator[Check]:
+def _missing(key: str, recipe: Recipe) -> Iterator[Check]:
+    """Every file of a data set that is not here, with its size and where it is published."""
+    from cs_aligner_cli.data.manifest import DrawnManifest, read_manifest, root_of
+    from cs_aligner_cli.data.manifest_files import missing_files
+    from cs_aligner_cli.recipe.paths import HF
+
+    try:
+        manifest = read_manifest(recipe)
+    except InputError:
+        return  # which the check of the data has said
+    if isinstance(manifest, DrawnManifest):
+        return
+    root = root_of(recipe, manifest)
+    if str(root).startswith(HF):
+        return  # what is not here is fetched
+    for file in missing_files(manifest, root if root and root.is_dir() else None):
+        yield _check(f"{key}: {file.name}", "failed", "not here", file.about)
+
+
+def _splits(recipe: Recipe, of: str) -> Iterator[Check]:
     """Whether the splits that the recipe names are there, as far as its data are prepared or its manifest says."""
     from cs_aligner_cli.data.manifest import read_manifest
     from cs_aligner_cli.data.manifest_splits import KnownSplits, split_findings, stated_splits
@@ -235,22 +259,19 @@ def _splits(recipe: Recipe) -> Iterator[Check]:
     from cs_aligner_cli.runs.layout import Layout
 
     prepared = Layout(recipe).prepared
-    try:
-        if prepared.record() is None:
-            known = stated_splits(read_manifest(recipe))
-        else:
-            tables = PreparedData(prepared.path)
-            names = sorted({*tables.images["split"], *tables.captions["split"]})
-            parts = {name: tables.part(name) for name in names}
-            known = KnownSplits({name: (len(p.images), len(p.captions)) for name, p in parts.items()}, True)
-    except InputError as error:
-        yield _check("splits", "failed", *_parted(error))
-        return
-    findings = [*split_findings(recipe, known)]
+    known = stated_splits(read_manifest(recipe))
+    if prepared.record() is not None:
+        tables = PreparedData(prepared.path)
+        names = sorted({*tables.images["split"], *tables.captions["split"]})
+        parts = {name: tables.part(name) for name in names}
+        known = KnownSplits({name: (len(p.images), len(p.captions)) for name, p in parts.items()}, True)
+    # A set is not trained on, and its own recipe names its split as the one that is evaluated.
+    findings = [f for f in split_findings(recipe, known) if not of or f.key.startswith("eval_retrieval")]
     for finding in findings:
-        yield _check(finding.key, "failed" if finding.certain else "warning", finding.message)
+        yield _check(f"{of}{finding.key}", "failed" if finding.certain else "warning", finding.message)
     if not findings:
-        yield _check("splits", "ok", ", ".join(dict.fromkeys(recipe.splits.values())))
+        checked = [recipe.eval_retrieval.split] if of else [*dict.fromkeys(recipe.splits.values())]
+        yield _check(f"{of}splits", "ok", ", ".join(checked))
 
 
 def _tower(recipe: Recipe, modality: str) -> str:

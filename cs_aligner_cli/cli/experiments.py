@@ -185,6 +185,7 @@ def all_conclusions(found: Comparison | AcrossDataSets) -> list[str]:
 
 def comparison_tables(found: Comparison) -> list[Table]:
     """Configurations times metrics, then every test of the objective against the control."""
+    from cs_aligner_cli.experiments.expected import published_tables
     from cs_aligner_cli.experiments.text_tables import CLEAR, cell_text
 
     columns = ["configuration", *(column.title + column.arrow for column in found.columns)]
@@ -196,8 +197,9 @@ def comparison_tables(found: Comparison) -> list[Table]:
         for row in found.rows
     ]
     tables = [table("mean \N{PLUS-MINUS SIGN} standard deviation over seeds", columns, rows)]
+    published = published_tables(found.expected)
     if found.control is None:
-        return tables
+        return [*tables, *published]
     objective = found.column(found.objective)
     tests = [
         (row.name, *_test(cell.difference, objective.digits))
@@ -205,7 +207,8 @@ def comparison_tables(found: Comparison) -> list[Table]:
         if (cell := row.cells.get(found.objective)) is not None and cell.difference is not None
     ]
     title = f"{objective.title} less that of {found.control} ({CLEAR} above: p < .05 after Holm's correction)"
-    return [*tables, table(title, ["configuration", "difference", "95% interval", "p", "p (Holm)"], tests)]
+    columns = ["configuration", "difference", "95% interval", "p", "p (Holm)"]
+    return [*tables, table(title, columns, tests), *published]
 
 
 def _test(test: Difference, digits: int) -> tuple[str, ...]:

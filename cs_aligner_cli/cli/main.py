@@ -13,6 +13,7 @@ import typer
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.cli import experiments
+from cs_aligner_cli.cli.demo import demo
 from cs_aligner_cli.cli.options import SETTINGS, Archive, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.cli.recipes import recipes
 from cs_aligner_cli.common import streams
@@ -203,6 +204,7 @@ def run(
     """Run all stages in order, skipping what is up to date."""
 
     def call(console: Console) -> None:
+        from cs_aligner_cli.experiments.expected import published_tables
         from cs_aligner_cli.recipe.recipe import load_recipe
         from cs_aligner_cli.stages.pipeline import run_all
         from cs_aligner_cli.stages.run_result import run_result, run_tables
@@ -215,12 +217,14 @@ def run(
                 console.result(answer("prepare", loaded, error.result), error.result.tables())
             raise
         result = run_result(loaded, results)
-        console.result(answer("run", loaded, result), run_tables(results))
+        tables = [*run_tables(results), *published_tables(result.expected, loaded.expected)]
+        console.result(answer("run", loaded, result), tables)
         console.say(f"report: {result.report}")
 
     finish(call, debug, as_json, quiet, recipe, overrides)
 
 
+app.command()(demo)
 app.command()(experiments.sweep)
 app.command()(experiments.compare)
 app.command()(experiments.leaderboard)

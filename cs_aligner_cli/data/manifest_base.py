@@ -10,12 +10,22 @@ from pydantic import AfterValidator, Field, field_validator
 from cs_aligner_cli.recipe.messages import Strict
 from cs_aligner_cli.recipe.paths import RootPath
 
+# The place of a prepared data set's files among the places of its record.
+ROOT = "root"
+
 
 class Counts(Strict):
     """How many images and captions a split should have."""
 
     images: int = Field(ge=0, description="Images.")
     captions: int = Field(ge=0, description="Captions.")
+
+
+class PublishedFile(Strict):
+    """What is known of a file or folder before it is there."""
+
+    size: str | None = Field(None, description="Its size as it is published, as in 13 GB; null: not stated.")
+    source: str | None = Field(None, description="Where it is published; null: where the data set is.")
 
 
 class Described(Strict):
@@ -42,6 +52,9 @@ class OnDisk(Described):
 
     checksums: dict[str, Checksum] = Field(
         {}, description="MD5 or SHA-256 by file, relative to root; a file that is there and differs is refused."
+    )
+    files: dict[str, PublishedFile] = Field(
+        {}, description="Size and source by file or folder, relative to root, for csalign doctor to name."
     )
     root: RootPath | None = Field(
         None,

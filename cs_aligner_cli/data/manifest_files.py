@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.file_names import Lookalikes
 from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, Manifest, TableManifest
+from cs_aligner_cli.data.manifest_base import PublishedFile
 from cs_aligner_cli.data.manifest_layouts import (
     ClipRetrievalManifest,
     CocoManifest,
@@ -31,6 +33,30 @@ def require_files(manifest: Manifest) -> None:
             find_files(manifest.root, str(name), key)
         else:
             raise InputError(f"{key}: {path}: no such file{Lookalikes().hint(path.parent, path.name)}")
+
+
+class MissingFile(NamedTuple):
+    """A file, folder or pattern that a manifest names and that is not there, and what is known of it."""
+
+    key: str
+    name: str
+    about: str
+
+
+def missing_files(manifest: Manifest, root: Path | None) -> Iterator[MissingFile]:
+    """All that a manifest names and that is not below ``root``; without a root all of it. Nothing is read."""
+    if isinstance(manifest, DrawnManifest):
+        return
+    named = {key: str(name) for key, name in _named(manifest)}
+    folders = {f"files.{name}": name for name in manifest.files if name not in named.values()}
+    for key, name in {**named, **folders}.items():
+        pattern = any(character in name for character in "*?[")
+        if root is not None and (any(root.glob(name)) if pattern else (root / name).exists()):
+            continue
+        published = manifest.files.get(name, PublishedFile())
+        where = published.source or manifest.source
+        about = [published.size or "size not stated", f"published at {where}" if where else "source not stated"]
+        yield MissingFile(key, name, ", ".join(about))
 
 
 def missing_shards(manifest: Manifest) -> Iterator[str]:

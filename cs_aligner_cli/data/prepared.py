@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.data.manifest_base import ROOT
 from cs_aligner_cli.files.artifact import OWN, RECORD, read_json, read_record, verify_file, write_json
 
 IMAGES, CAPTIONS, SOURCE = "images.parquet", "captions.parquet", "source.json"
-# The place of a prepared data set's files among the places of its record.
-ROOT = "root"
 # Rows that a reader of the tables takes into memory at once.
 ROW_GROUP = 65536
 

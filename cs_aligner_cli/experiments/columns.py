@@ -12,6 +12,8 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun
 
 _RETRIEVAL_KEY = re.compile(r"eval_retrieval\.[^.]+\.(?P<direction>i2t|t2i|mean|both|mixed)\.(?P<metric>.+)")
+# The same of a further data set; what each of its queries scored is not compared.
+_SET_KEY = re.compile(r"eval_retrieval\.sets\.(?P<set>[^.]+)\.(?P<rest>eval_retrieval\..+)")
 
 
 class Column(BaseModel):
@@ -91,6 +93,9 @@ def columns_of(
 
 def _made(key: str) -> Column:
     """The column of a metric that the table does not know by itself."""
+    if of_set := _SET_KEY.fullmatch(key):
+        inner = _made(of_set["rest"])
+        return inner.model_copy(update={"key": key, "title": f"{of_set['set']} {inner.title}"})
     match = _RETRIEVAL_KEY.fullmatch(key)
     if match is None:
         return Column(key=key, title=key.rsplit(".", 1)[-1], better="higher")

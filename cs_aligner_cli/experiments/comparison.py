@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, columns_of
+from cs_aligner_cli.experiments.expected import BesidePublished
 from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun
 from cs_aligner_cli.experiments.statistics import (
     LEVEL,
@@ -89,6 +90,7 @@ class Comparison(BaseModel):
     detectable: float | None
     importance: dict[str, float]
     conclusions: list[str] = []
+    expected: list[BesidePublished] = []
 
     def column(self, key: str) -> Column:
         """A column by its key."""

@@ -18,7 +18,17 @@ from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
 from cs_aligner_cli.runs.layout import Layout
 
 # What a run is called, where it lies and how its recipe is written says nothing about its results.
-_NOT_THE_EXPERIMENT = ("version", "name", "run_dir", "sweep", "distributed", "data.dir", "embed.dir", "embed.device")
+_NOT_THE_EXPERIMENT = (
+    "version",
+    "expected",
+    "name",
+    "run_dir",
+    "sweep",
+    "distributed",
+    "data.dir",
+    "embed.dir",
+    "embed.device",
+)
 # The name of the recipe as it stands, beside what an ablation takes away from it.
 FULL = "full"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cs_aligner_cli.recipe.data import Manifest
 from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.paths import RootPath
 from cs_aligner_cli.recipe.train import Device, SplitName
 
 Correction: TypeAlias = Literal["centred", "csls", "inverted_softmax", "qb_norm"]
@@ -57,6 +60,26 @@ class Mixed(Strict):
     )
 
 
+class EvalSet(Strict):
+    """A further data set that the trained towers are evaluated on: trained on one, tested on several."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]+$", description="Its name in results; null: that of the manifest."
+    )
+    manifest: Manifest = Field(description="As data.manifest.")
+    root: RootPath | None = Field(
+        None, description="Folder of its files; null: the manifest's own, else the folder of its name in data.root."
+    )
+    split: SplitName = Field("test", description="The split evaluated.")
+    folds: int = Field(1, ge=1, description="As eval_retrieval.folds.")
+    captions_per_image: int | None = Field(None, ge=1, description="As eval_retrieval.captions_per_image.")
+
+    @property
+    def key(self) -> str:
+        """What it is called in results and folders."""
+        return self.name or Path(self.manifest).stem.replace(".", "-")
+
+
 class EvalRetrieval(Strict):
     """Which retrieval numbers are computed."""
 
@@ -89,6 +112,16 @@ class EvalRetrieval(Strict):
     )
     query_bank: QueryBank = Field(QueryBank(), description="What score corrections learn from.")
     index: Index = Field(Index(), description="The saved index.")
+    sets: list[EvalSet] = Field(
+        [], description="Further data sets that the same towers are evaluated on, each with its own images and texts."
+    )
+
+    @model_validator(mode="after")
+    def _sets_have_names(self) -> EvalRetrieval:
+        names = [found.key for found in self.sets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"sets: two are named {min(twice)}; give one another name")
+        return self
 
     @model_validator(mode="after")
     def _bank_is_apart(self) -> EvalRetrieval:

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,10 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.data import Data
 from cs_aligner_cli.recipe.distributed import Distributed
+from cs_aligner_cli.recipe.embed import Embed
 from cs_aligner_cli.recipe.encoders import Encoders
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval, ZeroShot
+from cs_aligner_cli.recipe.expected import Expected
 from cs_aligner_cli.recipe.gap_report import GapReport
 from cs_aligner_cli.recipe.generate import Generate
 from cs_aligner_cli.recipe.messages import (
@@ -31,7 +33,7 @@ from cs_aligner_cli.recipe.messages import (
 from cs_aligner_cli.recipe.prepare import Prepare
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, read_yaml
 from cs_aligner_cli.recipe.sweep import Sweep
-from cs_aligner_cli.recipe.train import Device, Precision, Train, UnpairedPerPair
+from cs_aligner_cli.recipe.train import Train, UnpairedPerPair
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
@@ -39,37 +41,6 @@ DEFAULT_RECIPE = Path("recipe.yaml")
 _GIVEN = Path("recipe")
 # Raised when a key changes its meaning, so that no recipe is read as what it was not.
 VERSION = 1
-
-
-class Embed(Strict):
-    """How embeddings are computed and stored."""
-
-    device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
-    precision: Precision = Field(
-        "auto",
-        description="Autocast precision of the frozen encoders; auto: bf16 on CUDA (fp16 on older cards), else fp32."
-        " Trained towers run in train.precision.",
-    )
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
-    )
-    compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
-    shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
-    dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
-    token_dtype: Literal["float16", "float32"] = Field(
-        "float16", description="Type of stored tokens, which towers with reads: tokens have."
-    )
-    dir: FilePath | None = Field(
-        None,
-        description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",
-    )
-    checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
-    weights: FilePath | None = Field(
-        None,
-        description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
-    )
 
 
 class Recipe(Strict):
@@ -97,6 +68,16 @@ class Recipe(Strict):
     generate: Generate | None = Field(None, description="Pictures drawn from text embeddings; null: none are.")
     distributed: Distributed = Field(Distributed(), description="Several processes, started by torchrun.")
     sweep: Sweep | None = Field(None, description="Many runs of this recipe (csalign sweep); null: one run.")
+
+    expected: Expected | None = Field(None, description="What was published of this experiment; null: nothing.")
+
+    @model_validator(mode="after")
+    def _ours_are_keys(self) -> Recipe:
+        known = key_paths(Recipe)
+        for number, key in enumerate(self.expected.ours if self.expected else ()):
+            if key not in known:
+                raise ValueError(f"expected.ours.{number}: unknown key {key!r}{did_you_mean(key, known)}")
+        return self
 
     @model_validator(mode="after")
     def _modalities_are_named(self) -> Recipe:

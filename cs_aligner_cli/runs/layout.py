@@ -243,7 +243,7 @@ class Layout(_TrainingLayout):
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
             {
-                "eval_retrieval": spec.model_dump(mode="json", exclude={"device"}),
+                "eval_retrieval": spec.model_dump(mode="json", exclude={"device", "sets"}),
                 "seed": self.recipe.data_seed,
                 **self._groups,
             },

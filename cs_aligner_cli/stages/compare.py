@@ -10,6 +10,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments import rank_tables, text_tables
 from cs_aligner_cli.experiments.comparison import OBJECTIVE, Comparison
 from cs_aligner_cli.experiments.comparison import compare as compared
+from cs_aligner_cli.experiments.expected import beside_published, expected_of
 from cs_aligner_cli.experiments.figures import main_figure
 from cs_aligner_cli.experiments.ledger import STATES, SWEEP
 from cs_aligner_cli.experiments.measured_run import MeasuredRun, find_run
@@ -56,7 +57,8 @@ def compare(
     found = []
     for runs in by_data_set.values():
         table = compared(runs, _control(runs, control, sweeps), wanted, better, further)
-        found.append(table.model_copy(update={"conclusions": conclusions(table)}))
+        published = [value for run in runs for value in beside_published(expected_of(run), run)]
+        found.append(table.model_copy(update={"conclusions": conclusions(table), "expected": published}))
     result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))
     for path in out:
         write_bytes(path, _written(result, path.suffix, " and ".join(given)).encode())

@@ -10,8 +10,9 @@ from pydantic import Field
 from cs_aligner_cli.common.console import table
 from cs_aligner_cli.common.results import Frozen, Measured, Number, StageResult, Status
 from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.experiments.expected import BesidePublished, beside_published
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.stages.eval_retrieval.result import Metrics, RetrievalResult
+from cs_aligner_cli.stages.eval_retrieval.result import EvaluatedSplit, Metrics, RetrievalResult
 from cs_aligner_cli.stages.formats import number, percent
 from cs_aligner_cli.stages.gap_report.result import GapReportResult
 from cs_aligner_cli.stages.generate.result import GenerateResult
@@ -26,8 +27,12 @@ class RunResult(Frozen):
     status: dict[str, Status] = Field(description="by stage")
     train: dict[str, TrainedRun]
     eval_retrieval: dict[str, Metrics]
+    sets: dict[str, dict[str, Metrics]] = Field(
+        {}, description="of further data sets, by set and store; absent without eval_retrieval.sets"
+    )
     zero_shot: dict[str, dict[str, Number]] = Field({}, description="absent without zero_shot.classes")
     generate: dict[str, dict[str, Measured]] = Field({}, description="absent without a generate section")
+    expected: list[BesidePublished] = Field([], description="published values; absent where the recipe has none")
     gap_report: dict[str, dict[str, Measured]]
     null_floor: dict[str, dict[str, Measured]]
     findings: list[str] = Field(description="what prepare dropped, cut, or found leaked, unmatched or repeated")
@@ -44,6 +49,12 @@ def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
     drawn = results.get("generate")
     optional: dict[str, Any] = {"zero_shot": zero_shot.zero_shot} if isinstance(zero_shot, ZeroShotResult) else {}
     optional |= {"generate": drawn.generate} if isinstance(drawn, GenerateResult) else {}
+    if retrieval.sets:
+        optional["sets"] = {name: found.eval_retrieval for name, found in retrieval.sets.items()}
+    if recipe.expected is not None:
+        from cs_aligner_cli.experiments.measured_run import find_run
+
+        optional["expected"] = beside_published(recipe.expected, find_run(str(recipe.folder))[0])
     return RunResult(
         seed=recipe.seed,
         status={stage: result.status for stage, result in results.items()},
@@ -80,4 +91,23 @@ def run_tables(results: Mapping[str, StageResult]) -> list[Table]:
         "margin",
         "margin, standardised",
     ]
-    return [table(f"split {evaluated.split} (R@k in percent)", columns, rows)]
+    return [
+        table(f"split {evaluated.split} (R@k in percent)", columns, rows),
+        *(_set_table(name, found) for name, found in evaluated.sets.items()),
+    ]
+
+
+def _set_table(name: str, found: EvaluatedSplit) -> Table:
+    """Retrieval on a further data set, store by store."""
+    ways = ("i2t", "t2i", *(["mixed"] if any("mixed" in metrics for metrics in found.eval_retrieval.values()) else []))
+    rows = [
+        (store, *(percent(_plain(metrics, way, f"R@{k}")) for way in ways for k in (1, 10)))
+        for store, metrics in found.eval_retrieval.items()
+    ]
+    columns = ["store", *(f"{way} R@{k}" for way in ways for k in (1, 10))]
+    return table(f"{name}, split {found.split} (R@k in percent)", columns, rows)
+
+
+def _plain(metrics: Metrics, way: str, metric: str) -> Measured:
+    value = metrics.get(way, {}).get(metric)
+    return None if isinstance(value, dict) else value

@@ -73,6 +73,20 @@ def _generated(layout: Layout) -> Sequence[Artifact]:
     return GenerationLayout(layout).outputs if layout.recipe.generate else []
 
 
+def _stores(layout: Layout) -> Sequence[Artifact]:
+    """The stores of a recipe's data, then those of the further data sets that it is evaluated on."""
+    from cs_aligner_cli.runs.evaluated_sets import evaluated_sets
+
+    return [
+        store
+        for one in (layout, *evaluated_sets(layout).values())
+        for store in (
+            *(one.frozen(split) for split in one.frozen_splits),
+            *(one.aligned(name, split) for name in one.aligned_names for split in one.aligned_splits(name)),
+        )
+    ]
+
+
 _STAGES = (
     Stage(
         "prepare",
@@ -83,10 +97,7 @@ _STAGES = (
     Stage(
         "embed",
         "Compute the embeddings, frozen and (once trained) aligned.",
-        outputs=lambda layout: [
-            *(layout.frozen(split) for split in layout.frozen_splits),
-            *(layout.aligned(name, split) for name in layout.aligned_names for split in layout.aligned_splits(name)),
-        ],
+        outputs=_stores,
         shared_folder=lambda recipe: recipe.embed.dir,
         shared_by_ranks=True,
         protects="long",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import ALONE, Ranks
+from cs_aligner_cli.runs.evaluated_sets import evaluated_sets
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.embed.result import EmbedResult, StoreSummary
 from cs_aligner_cli.stages.making import Made, Summary, joined, make, took_long
@@ -39,6 +40,8 @@ def embed(
     trained = ranks.broadcast(lambda: [name for name in layout.aligned_names if _can_align(layout, name)])
     for name in trained:
         made[name] = {split: stores.aligned(name, split) for split in layout.aligned_splits(name)}
+    for name, other in evaluated_sets(layout).items():
+        made |= _of_set(name, other, stores.of(other), trained)
     summaries = {
         name: {
             split: StoreSummary.model_validate({"status": part.status, **part.summary}) for split, part in by.items()
@@ -62,6 +65,17 @@ def _unpaired(layout: Layout, stores: _Stores) -> dict[str, dict[str, Made]]:
         stores.ranks.broadcast(lambda other=other: other.prepared.current() is not None)  # type: ignore[misc]
         like = own, f"data.unpaired.sources.{number}"
         made[f"unpaired {name}"] = {split: stores.of(other).frozen(split, like)}
+    return made
+
+
+def _of_set(name: str, layout: Layout, stores: _Stores, trained: Sequence[str]) -> dict[str, dict[str, Made]]:
+    """Make the stores of a further data set that the recipe is evaluated on, as SET:STORE."""
+    stores.ranks.broadcast(lambda: layout.prepared.current() is not None)
+    made = {f"{name}:{FROZEN}": {split: stores.frozen(split) for split in layout.frozen_splits}}
+    if layout.token_splits:
+        made[f"{name}:{TOKENS}"] = {split: stores.tokens(split) for split in layout.token_splits}
+    for store in trained:
+        made[f"{name}:{store}"] = {split: stores.aligned(store, split) for split in layout.aligned_splits(store)}
     return made
 
 

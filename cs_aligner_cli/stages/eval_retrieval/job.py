@@ -55,9 +55,9 @@ from cs_aligner_cli.stages.eval_retrieval.remarks import described, remarks
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 
-def write_results(recipe: Recipe, console: Console, folder: Path) -> dict[str, Any]:
-    """Evaluate and index every store into a folder; return the summary, which is written there too."""
-    summary = _Job(recipe, Layout(recipe), console).run(folder)
+def write_results(layout: Layout, console: Console, folder: Path, indexed: bool) -> dict[str, Any]:
+    """Evaluate and, if wanted, index every store into a folder; return the summary, which is written there too."""
+    summary = _Job(layout.recipe, layout, console).run(folder, indexed)
     write_json(folder / "results.json", summary)
     write_bytes(folder / "results.csv", csv_bytes(_long_table(summary)))
     return summary
@@ -101,8 +101,8 @@ class _Job:
         self.owners = self.ids["image"].to_numpy(object)
         self.mixed, self.mixed_protocol = self._mixed_tasks()
 
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Evaluate and index every store into ``folder``; return the summary."""
+    def run(self, folder: Path, indexed: bool) -> dict[str, Any]:
+        """Evaluate and, if wanted, index every store into ``folder``; return the summary."""
         stores = {name: Store(artifact.path) for name, artifact in self.layout.stores(self.split.name).items()}
         comparable = {name: store for name, store in stores.items() if store.shares_space}
         if not comparable:
@@ -123,7 +123,7 @@ class _Job:
                     if self.mixed and label.removeprefix(name) in ("", *(f"+{kind}" for kind in ONE_SPACE)):
                         self._add_mixed(searched["t2i"], folder / label, results[label], spans[label])
                     self._write_neighbors(searched, found, folder / label)
-                    if label == name:
+                    if indexed and label == name:
                         indexes[name] = self._index(name, arrays, folder / name)
         notes = [f"{name}: {NO_SPACE}" for name in stores if name not in comparable]
         return {

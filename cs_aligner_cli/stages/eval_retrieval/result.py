@@ -50,8 +50,8 @@ class SavedIndex(Frozen):
     efSearch: int | None = Field(None, description="effort of a search in a graph")  # noqa: N815 (FAISS's own name)
 
 
-class RetrievalResult(StageResult):
-    """Retrieval in every store of a split."""
+class EvaluatedSplit(StageResult):
+    """Retrieval in every store of one split."""
 
     split: str
     folder: str
@@ -66,11 +66,7 @@ class RetrievalResult(StageResult):
     )
     notes: list[str]
 
-    def remarks(self) -> list[str]:
-        """What was left out, and why."""
-        return self.notes
-
-    def tables(self) -> list[Table]:
+    def numbers(self, what: str) -> Table:
         """Every metric with its 95% interval, store by store; fractions in percent."""
         stores = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in self.eval_retrieval.items()}
         spans = {s: {(way, m): v for way, m, v in flattened(found)} for s, found in self.intervals.items()}
@@ -82,11 +78,29 @@ class RetrievalResult(StageResult):
             )
             for way, metric in next(iter(stores.values()))
         ]
-        title = f"retrieval on split {self.split}: {self.images} images, {self.captions} captions"
+        title = f"retrieval on {what}: {self.images} images, {self.captions} captions"
         title += "; fractions in %, [95% intervals]"
+        return table(title, ["direction", "metric", *stores], rows)
+
+
+class RetrievalResult(EvaluatedSplit):
+    """Retrieval in every store of the recipe's own split, and of further data sets."""
+
+    sets: dict[str, EvaluatedSplit] = Field(
+        {}, description="the same of every further data set of eval_retrieval.sets, without indexes; absent without"
+    )
+
+    def remarks(self) -> list[str]:
+        """What was left out, and why."""
+        return [*self.notes, *(f"{name}: {note}" for name, found in self.sets.items() for note in found.notes)]
+
+    def tables(self) -> list[Table]:
+        """Every metric with its 95% interval, store by store; fractions in percent."""
+        numbers = self.numbers(f"split {self.split}")
         told = [(key.replace("_", " "), _listed(value)) for key, value in self.protocol.data().items()]
         return [
-            table(title, ["direction", "metric", *stores], rows),
+            numbers,
+            *(found.numbers(f"{name}, split {found.split}") for name, found in self.sets.items()),
             *self._edge_tables(),
             self._index_table(),
             table("protocol", ["what", "how"], told),

@@ -9,11 +9,12 @@ from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_limit import context_length
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest
-from cs_aligner_cli.data.prepared import ROOT
+from cs_aligner_cli.data.manifest_base import ROOT
 from cs_aligner_cli.encoders.availability import brings_weights, waits_for_hub, weight_files
 from cs_aligner_cli.files.artifact import Build
 from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.runs.evaluated_sets import evaluated_sets
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.making import Made, Summary, joined, make
 from cs_aligner_cli.stages.prepare.result import Bad, PrepareResult
@@ -38,6 +39,7 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
     towers = _towers(layout, console, force)
     lengths = _caption_lengths(layout, console, towers)
     shards, pairing = _shards(layout, console, force), _pairing(layout, console, force)
+    sets = _sets(layout, console, force)
     result = tables.result(
         PrepareResult,
         towers=towers.summary["towers"] if towers else {},
@@ -45,7 +47,10 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
         shards=_part(shards, folder=str(layout.shards.path) if layout.shards else ""),
         pairing=_part(pairing),
         folder=str(layout.prepared.path),
-    ).model_copy(update={"status": joined(tables, towers, lengths, shards, pairing)})
+        **({"sets": {name: found for name, (_, found) in sets.items()}} if sets else {}),
+    )
+    parts = tables, towers, lengths, shards, pairing, *(made for made, _ in sets.values())
+    result = result.model_copy(update={"status": joined(*parts)})
     for warning in (*result.warnings(), layout.measured_on_training, _small_split(recipe, result)):
         if warning:
             console.warn(warning)
@@ -131,6 +136,22 @@ def _shards(layout: Layout, console: Console, force: bool) -> Made | None:
         return pack_shards(layout, console, build)
 
     return make(layout.shards, write, force=force) if layout.shards else None
+
+
+def _sets(layout: Layout, console: Console, force: bool) -> dict[str, tuple[Made, dict[str, Any]]]:
+    """The further data sets that the recipe is evaluated on: their tables, and what is returned of them."""
+    found: dict[str, tuple[Made, dict[str, Any]]] = {}
+    for number, (name, other) in enumerate(evaluated_sets(layout).items()):
+        try:
+            made = _tables(other, load_manifest(other.recipe), console, force)
+            lengths = _part(_caption_lengths(other, console, None))
+        except InputError as error:
+            raise InputError(f"eval_retrieval.sets.{number}: {error}") from None
+        summary = made.summary
+        _refuse_too_many_bad(other, Bad.model_validate(summary["bad"]), summary["bad_fraction"], None)
+        about = {"folder": str(other.prepared.path), "splits": summary["splits"], "caption_lengths": lengths}
+        found[name] = made, {"status": made.status, **about}
+    return found
 
 
 def _pairing(layout: Layout, console: Console, force: bool) -> Made | None:

@@ -102,6 +102,15 @@ class Pairing(RootModel[dict[str, Roles | Status]], frozen=True):
         return {name: roles for name, roles in self.root.items() if isinstance(roles, Roles)}
 
 
+class PreparedSet(Frozen):
+    """A further data set that the recipe is evaluated on."""
+
+    status: Status
+    folder: str
+    splits: dict[str, Counts]
+    caption_lengths: CaptionLengths | None
+
+
 class PrepareResult(StageResult):
     """The prepared data set."""
 
@@ -122,6 +131,7 @@ class PrepareResult(StageResult):
     caption_lengths: CaptionLengths | None
     shards: Shards | None
     pairing: Pairing | None
+    sets: dict[str, PreparedSet] = Field({}, description="of eval_retrieval.sets; absent without")
 
     def warnings(self) -> list[str]:
         """Leaks, captions that are cut, and what the reader of the data warns of."""
@@ -137,6 +147,9 @@ class PrepareResult(StageResult):
         ]
         lengths = self.caption_lengths
         cut = [cut_captions(lengths.truncated, lengths.limit)] if lengths and lengths.truncated else []
+        for name, found in self.sets.items():
+            if (read := found.caption_lengths) and read.truncated:
+                cut.append(f"{name}: {cut_captions(read.truncated, read.limit)}")
         return [*self.notes, *leaks, *repeated, *cut]
 
     def findings(self) -> list[str]:
@@ -155,6 +168,9 @@ class PrepareResult(StageResult):
         if self.shards:
             written = list(self.shards.splits.items())
             tables.append(table(f"WebDataset shards in {self.shards.folder}", ["split", "shards"], written))
+        for name, found in self.sets.items():
+            rows = [(split, n.images, n.captions) for split, n in found.splits.items()]
+            tables.append(table(f"evaluated on {name} in {found.folder}", ["split", "images", "captions"], rows))
         remarks = list(self._to_know())
         return [*tables, table("to know", ["what", "count"], remarks)] if remarks else tables
 

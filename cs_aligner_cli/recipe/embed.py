@@ -1,0 +1,41 @@
+"""The recipe's section on embedding: where encoders run, and how their vectors are stored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.train import Device, Precision
+
+
+class Embed(Strict):
+    """How embeddings are computed and stored."""
+
+    device: Device = Field("auto", description="Where encoders run; auto: CUDA where there is one, else the CPU.")
+    precision: Precision = Field(
+        "auto",
+        description="Autocast precision of the frozen encoders; auto: bf16 on CUDA (fp16 on older cards), else fp32."
+        " Trained towers run in train.precision.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
+    )
+    compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
+    shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
+    dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")
+    token_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Type of stored tokens, which towers with reads: tokens have."
+    )
+    dir: FilePath | None = Field(
+        None,
+        description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",
+    )
+    checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
+    weights: FilePath | None = Field(
+        None,
+        description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
+    )

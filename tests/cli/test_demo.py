@@ -1,0 +1,37 @@
+"""What the demo says at its end, and that its recipes are what it runs; the scenes themselves run elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from cs_aligner_cli.cli.demo import RECIPES, conclusions
+from cs_aligner_cli.recipe.recipe import load_recipe
+
+GAPS = {"frozen": 0.96, "pairwise_only": 0.51, "aligned": 0.07, "frozen+cca": 0.069, "frozen+whitened": 0.9}
+RECALL = {
+    "frozen": {"R@1": 0.13, "mixed": None},
+    "pairwise_only": {"R@1": 0.165, "mixed": 0.2},
+    "aligned": {"R@1": 0.147, "mixed": 0.45},
+    "frozen+cca": {"R@1": 0.14, "mixed": 0.4},
+    "frozen+whitened": {"R@1": 0.3, "mixed": 0.4},
+}
+
+
+def test_the_last_lines_say_the_gap_the_harm_the_cost_and_what_is_free() -> None:
+    gap, harm, cost, free = conclusions(RECALL, {store: {"centroid_gap": value} for store, value in GAPS.items()})
+    assert "0.96 apart" in gap and "0.51 after" in gap and "0.07 with InfoNCE + CS" in gap
+    assert "20% were" in harm and "45% with CS" in harm
+    assert "16.5% with the control, 14.7% with CS (-1.8 points)" in cost
+    assert "frozen+cca" in free and "14.0%, less" in free  # whitening retrieves more, but closes no gap
+
+
+def test_a_free_alternative_that_is_as_good_is_called_so() -> None:
+    recall = {**RECALL, "frozen+cca": {"R@1": 0.2, "mixed": 0.4}}
+    assert conclusions(recall, {s: {"centroid_gap": v} for s, v in GAPS.items()})[-1].endswith("as good or better.")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_demo_trains_a_control_and_needs_no_data(name: str) -> None:
+    recipe = load_recipe(name) if name != "scenes" else load_recipe(name, ["encoders.image.model=local-dir:."])
+    assert recipe.data.manifest == "scenes" and recipe.train is not None
+    assert recipe.train.pairwise_only == (name == "scenes")
