@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-PAGES = ("README.md", "docs/retrieval.md", "docs/objectives.md")
+PAGES = ("README.md", "docs/retrieval.md", "docs/objectives.md", "docs/regimes.md")
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
     "i2t R@1": 1,
@@ -199,6 +199,18 @@ def differences(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def against(content: dict[str, Any]) -> str:
+    """Differences between the pairs of rows that a JSON names, paired over seeds, as ``differences``."""
+    columns = {"R@1, mean of both ways": 1, "mixed R@1": 1, "mixed R@10": 1, "centroid gap": 3}
+    lines = [f"| difference | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    found = {row["label"]: _with_mean(row["values"]) for row in content["rows"]}
+    for label, other in content["against"]:
+        pairs = [zip(found[label][c], found[other][c], strict=True) for c in columns]
+        cells = [_difference([x - y for x, y in pair], n) for pair, n in zip(pairs, columns.values(), strict=True)]
+        lines.append(f"| {label}, against {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _with_mean(values: Values) -> Values:
     both = [(a + b) / 2 for a, b in zip(values["i2t R@1"], values["t2i R@1"], strict=True)]
     return {**values, "R@1, mean of both ways": both}
@@ -264,7 +276,7 @@ def _write_photo_features(root: Path, folder: Path) -> None:
 
 # Tables whose rows need something made first.
 PREPARED: dict[str, Callable[[Path, Path], list[Row]]] = {"photos": photo_rows}
-VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {"table": table, "differences": differences}
+VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {"table": table, "differences": differences, "against": against}
 _PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
 

