@@ -315,8 +315,8 @@ def test_what_is_wrong_is_reported_with_key_line_value_and_what_is_expected(text
         ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp or bottleneck"),
         ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip or transformers or sentence_transformers or timm"),
         ("encoders: {text: {knd: open_clip, model: x, pretrained: y}}", "r.yaml:2: encoders.text.knd: unknown key; did you mean encoders.text.kind?"),
-        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
-        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
+        ("zebra: 1", "r.yaml:2: zebra: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, expected, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
+        ("3: 1", "r.yaml:2: 3: unknown key; expected one of: data, distributed, embed, encoders, eval_retrieval, expected, gap_report, generate, name, prepare, run_dir, seed, sweep, train, version, zero_shot"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_led_to_where_it_belongs(text: str, message: str) -> None:
