@@ -15,7 +15,7 @@ class ExpectedValue(Strict):
     metric: str = Field(
         min_length=1, description="Path of the number in run.json, as csalign compare --metric takes it."
     )
-    value: float = Field(description="The published value, in the metric's own unit (recalls are fractions).")
+    value: float = Field(ge=0, description="The published value, in the metric's own unit (recalls are fractions).")
     tolerance: float = Field(ge=0, description="How far from it one's own number may lie and still count as equal.")
     source: str = Field(min_length=1, description="Where it is published: paper and table.")
 

@@ -108,7 +108,9 @@ class Slurm(Strict):
     memory_gb: int = Field(16, ge=1, description="Memory of a job in GB.")
     partition: str | None = Field(None, description="Partition; null: the cluster's own default.")
     account: str | None = Field(None, description="Account; null: the user's own default.")
-    options: dict[str, str | int] = Field({}, description="Further options of sbatch, as in {constraint: a100}.")
+    options: dict[str, str | Annotated[int, Field(ge=0)]] = Field(
+        {}, description="Further options of sbatch, as in {constraint: a100}."
+    )
 
 
 class Objective(Strict):
