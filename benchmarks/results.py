@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-PAGES = ("README.md", "docs/retrieval.md", "docs/objectives.md", "docs/regimes.md")
+PAGES = ("README.md", "docs/why.md", "docs/retrieval.md", "docs/objectives.md", "docs/regimes.md")
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
     "i2t R@1": 1,
