@@ -48,11 +48,16 @@ class Table:
         longest = max([heads, *(cell_len(word) for cell in cells for word in cell.split())])
         return longest if column == 0 else max(heads, min(longest, _LONGEST_WORD))
 
+    def _holds_numbers(self, column: int) -> bool:
+        """Whether most cells of a column that are not empty begin as numbers do."""
+        cells = [cell for cell in self._cells(column) if cell]
+        return 2 * sum(bool(_NUMBER.match(cell)) for cell in cells) >= len(cells)
+
     def _part(self, group: Sequence[int], least: Sequence[int], width: int) -> RichTable:
         result = RichTable(header_style="bold")
         for column, room in zip(group, self._widths(group, least, width), strict=True):
-            head = Text(self.columns[column])
-            result.add_column(head, justify="left" if column == 0 else "right", width=room, overflow="fold")
+            head, right = Text(self.columns[column]), column > 0 and self._holds_numbers(column)
+            result.add_column(head, justify="right" if right else "left", width=room, overflow="fold")
         for row in self.rows:
             result.add_row(*(Text(row[column]) for column in group))
         return result
