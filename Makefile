@@ -104,7 +104,7 @@ bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain 
 bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device: make bench-gpu DATA=FOLDER
 	for part in errors objective training embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
 
-bench-statistics: $(VENV)/.core ## coverage, false alarms and power of the gap's statistics, into docs/statistics.md: five minutes
+bench-statistics: $(VENV)/.core ## coverage, false alarms and power of the gap's statistics, into docs/statistics.md: ten minutes
 	$(BIN)/python benchmarks/gap_statistics.py --write
 
 bench-gap: $(VENV)/.core ## the gap report at three sizes, up to a million pairs: time and peak memory
