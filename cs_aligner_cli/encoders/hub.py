@@ -11,7 +11,6 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import constants as hub
 from torch import nn
 
 from cs_aligner_cli.common.errors import InputError
@@ -94,6 +93,8 @@ def unreachable(repository: str) -> str | None:
     """
     if not repository or is_cached(repository):
         return None
+    from huggingface_hub import constants as hub  # a light install has none, and features need none
+
     try:
         urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()  # noqa: S310 - the user's own setting
     except HTTPError:

@@ -29,6 +29,7 @@ class ProcessGroup(Ranks):
     """Several processes, joined by torch.distributed once ``join`` has been called."""
 
     def __init__(self) -> None:
+        self._speaks = False  # for all ranks, of how the command ends
         with _among_ranks():
             self._store, self.rank, self.size = next(rendezvous("env://"))
 
@@ -96,10 +97,13 @@ class ProcessGroup(Ranks):
 
     def already_reported(self) -> bool:
         """Whether another rank has already said why the command ends; if not, this one is now to say it."""
+        if self._speaks:  # a signal came before it could say so
+            return False
         try:
-            return int(self._store.add("csalign/reported", 1)) > 1
+            self._speaks = int(self._store.add("csalign/reported", 1)) == 1
         except RuntimeError:  # the launcher, which keeps the store, has gone
-            return not self.main
+            self._speaks = self.main
+        return not self._speaks
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def test_every_stage_is_a_command_with_the_common_options() -> None:
 
 def test_every_stage_is_a_function_of_recipe_console_and_force() -> None:
     for stage in STAGES.values():
-        expected = ["recipe", "console", "force", *(["ranks"] if stage.shared_by_ranks else [])]
+        expected = ["recipe", "console", "force", *(["ranks", "archive"] if stage.shared_by_ranks else [])]
         assert list(inspect.signature(stage.function).parameters) == expected
 
 
