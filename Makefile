@@ -33,7 +33,7 @@ $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: about five minutes, installation included
+demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: five minutes of CPU beside the installation
 	$(BIN)/csalign demo
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores
