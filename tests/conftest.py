@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -177,30 +178,36 @@ def photos_root(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
 
 
+# The smallest useful open_clip architecture, as the recipe's ``encoders.*.config`` takes it.
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2},
+}
+
+
 @pytest.fixture
 def tiny_clip_config() -> dict[str, Any]:
-    """The smallest useful open_clip architecture, as the recipe's ``encoders.*.config`` takes it."""
+    """``TINY_CLIP``, for a test to change."""
+    return copy.deepcopy(TINY_CLIP)
+
+
+def photos_recipe_content(root: Path, run_dir: Path) -> dict[str, Any]:
+    """A recipe over such photos with a tiny random open_clip model."""
     return {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
-        "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2},
+        "name": "photos",
+        "run_dir": str(run_dir),
+        "data": {"manifest": "flickr8k_images", "root": str(root)},
+        "encoders": {"image": {"kind": "open_clip", "random_init": True, "config": copy.deepcopy(TINY_CLIP)}},
+        "train": {"epochs": 2, "batch_size": 4},
+        "eval_retrieval": {"split": "dev", "ks": [1, 2]},
     }
 
 
 @pytest.fixture
-def photos_recipe(
-    photos_root: Path, tmp_path: Path, tiny_clip_config: dict[str, Any], write_yaml: Callable[..., Path]
-) -> Path:
-    """A recipe file over ``photos_root`` with a tiny random open_clip model; runs to tmp_path / "run"."""
-    return write_yaml(
-        "photos.yaml",
-        name="photos",
-        run_dir=str(tmp_path / "run"),
-        data={"manifest": "flickr8k_images", "root": str(photos_root)},
-        encoders={"image": {"kind": "open_clip", "random_init": True, "config": tiny_clip_config}},
-        train={"epochs": 2, "batch_size": 4},
-        eval_retrieval={"split": "dev", "ks": [1, 2]},
-    )
+def photos_recipe(photos_root: Path, tmp_path: Path, write_yaml: Callable[..., Path]) -> Path:
+    """A recipe file over ``photos_root``; its run goes to tmp_path / "run"."""
+    return write_yaml("photos.yaml", **photos_recipe_content(photos_root, tmp_path / "run"))
 
 
 WEIGHT = "train.objective.divergence.weight"

@@ -16,8 +16,12 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import features_recipe_content, make_features, make_photos, photos_recipe_content
 from PIL import Image
+from typer.testing import CliRunner
 
+from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.files.checksums import SEAL, digest, sealed
@@ -32,20 +36,47 @@ Csalign = Callable[..., Any]
 STAGES = ("prepare", "embed", "train", "embed", "eval-retrieval")
 
 
-@pytest.fixture
-def photos_run(photos_recipe: Path, csalign: Csalign) -> Path:
-    """The recipe of a finished run over photos with a tiny open_clip model."""
+def finish(recipe: Path, *settings: str) -> Path:
+    """Run the stages of a recipe; the folder that holds it."""
     for stage in STAGES:
-        assert csalign(stage, photos_recipe, "-q").exit_code == 0
-    return photos_recipe
+        done = CliRunner().invoke(app, [stage, str(recipe), "-q", *settings])
+        assert done.exit_code == 0, done.stderr
+    return recipe.parent
+
+
+def write_recipe(here: Path, content: dict[str, Any]) -> Path:
+    """The recipe file of a run in a folder."""
+    (here / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return here / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/ and a finished run/ over them with a tiny open_clip model."""
+    here = tmp_path_factory.mktemp("photos")
+    return finish(write_recipe(here, photos_recipe_content(make_photos(here / "photos"), here / "run")))
+
+
+@pytest.fixture(scope="module")
+def finished_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features/ and a finished run/ over them, with its control."""
+    here = tmp_path_factory.mktemp("features")
+    content = features_recipe_content(make_features(here / "features"), here / "run")
+    return finish(write_recipe(here, content), "--set", "train.pairwise_only=true")
 
 
 @pytest.fixture
-def features_run(features_recipe: Path, csalign: Csalign) -> Path:
-    """The recipe of a finished run over stored features, with its control."""
-    for stage in STAGES:
-        assert csalign(stage, features_recipe, "-q", "--set", "train.pairwise_only=true").exit_code == 0
-    return features_recipe
+def photos_run(finished_photos: Path, tmp_path: Path) -> Path:
+    """The recipe of a copy of the finished run over photos, in tmp_path / "run"."""
+    shutil.copytree(finished_photos / "run", tmp_path / "run")
+    return write_recipe(tmp_path, photos_recipe_content(finished_photos / "photos", tmp_path / "run"))
+
+
+@pytest.fixture
+def features_run(finished_features: Path, tmp_path: Path) -> Path:
+    """The same of the run over stored features."""
+    shutil.copytree(finished_features / "run", tmp_path / "run")
+    return write_recipe(tmp_path, features_recipe_content(finished_features / "features", tmp_path / "run"))
 
 
 def test_a_caption_as_text_finds_what_its_stored_row_finds(photos_run: Path, csalign: Csalign, tmp_path: Path) -> None:
@@ -64,9 +95,9 @@ def test_a_caption_as_text_finds_what_its_stored_row_finds(photos_run: Path, csa
 
 
 def test_a_photo_finds_itself_among_images_and_captions_by_default(
-    photos_run: Path, photos_root: Path, csalign: Csalign, tmp_path: Path
+    photos_run: Path, finished_photos: Path, csalign: Csalign
 ) -> None:
-    photo = next(p for p in (photos_root / "images").iterdir() if p.stem == "09")
+    photo = next(p for p in (finished_photos / "photos" / "images").iterdir() if p.stem == "09")
     among = csalign("search", photos_run, "--image", photo, "--gallery", "image", "-k", 1, "--json").json["queries"][0]
     assert among["results"][0]["id"] == photo.name
     assert among["results"][0]["score"] == pytest.approx(1, abs=1e-5)
@@ -294,9 +325,9 @@ def test_options_of_the_evaluation(
 
 
 def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
-    photos_run: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+    photos_run: Path, finished_photos: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    names = sorted(p.name for p in (tmp_path / "photos" / "images").iterdir())
+    names = sorted(p.name for p in (finished_photos / "photos" / "images").iterdir())
     (tmp_path / "classes.txt").write_text("\ufeffcat\ndog\nbird\n", encoding="utf-8")
     pd.DataFrame({"image": names, "label": [["cat", "dog", "bird"][i % 3] for i in range(len(names))]}).to_csv(
         tmp_path / "labels.csv", index=False
