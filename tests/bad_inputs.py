@@ -289,6 +289,20 @@ def state(at: Bench) -> list[str]:
     return ["sweep", "flickr8k_sweep"]
 
 
+def other_files(at: Bench) -> list[str]:
+    """A search whose trials so far were made from other data."""
+    from cs_aligner_cli.experiments.ledger import RunState
+    from cs_aligner_cli.files.checksums import sealed
+
+    old, _ = (at.file(f"{name}/images.csv", name).parent for name in ("old", "new"))
+    trial = RunState(
+        id="0", configuration_id="0", configuration="lr=0.1", settings={}, seed=0, status="done", seconds=1.0,
+        finished="", trial=0, places={"data.root": str(old)},
+    )  # fmt: skip
+    at.file("runs/flickr8k_sweep/states/0.json", json.dumps(sealed(trial.model_dump(mode="json"))))
+    return [*sweep("search", "{keys: {train.lr: {choices: [0.1]}}}")(at), "--set", "data.root=new"]
+
+
 def measured(at: Bench, name: str, split: str = "dev", **protocol: str) -> str:
     """The records of a run that was measured on a split by a protocol; the run's folder."""
     from cs_aligner_cli.files.checksums import sealed
@@ -523,6 +537,7 @@ CASES: dict[str, list[Case]] = {
         Case("a search whose range holds invalid values", sweep("search", "{keys: {train.lr: {low: -1, high: 1}}}")),
         Case("a damaged journal of a search", journal),
         Case("a damaged state of a run", state),
+        Case("a sweep that goes on with other data", other_files),
         Case(
             "a sweep in a folder that cannot be",
             lambda at: (at.file("file", ""), ["sweep", "flickr8k_sweep", "--set", "run_dir=file/run"])[1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments.plan import PlannedRun
 from cs_aligner_cli.files.artifact import read_json, write_json
 from cs_aligner_cli.files.checksums import sealed, unsealed
+from cs_aligner_cli.files.places import moved
 
 # The folder of the states, by which a sweep's folder is known.
 STATES = "states"
@@ -23,7 +24,8 @@ SWEEP = "sweep.yaml"
 
 
 class RunState(BaseModel):
-    """What became of one run of a sweep. ``trial``: the number of the search's trial that it belongs to."""
+    """What became of one run of a sweep. ``trial``: the number of the search's trial that it belongs to; ``places``: by
+    key of its recipe, where the files from outside lay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +39,7 @@ class RunState(BaseModel):
     finished: str
     error: str = ""
     trial: int | None = None
+    places: dict[str, str] = {}
 
 
 class Ledger:
@@ -58,6 +61,27 @@ class Ledger:
     def states(self) -> list[RunState]:
         """What became of every run that has ended, whatever sweep it was planned by; InputError as ``state``."""
         return [self._read(path) for path in sorted((self.folder / STATES).glob("*.json"))]
+
+    def refuse_other_files(self, runs: Sequence[PlannedRun], trial: PlannedRun | None = None) -> None:
+        """Raise InputError if runs that have ended were made from other files than ``runs`` name now.
+
+        ``trial``: any run of the search, against which its trials are held.
+        """
+        own = {run.id: run.places for run in runs}
+        pairs = []
+        for state in self.states():
+            before, now = state.places, own.get(state.id)
+            if now is None and trial is not None and state.trial is not None:  # its own keys may be varied
+                now = {key: path for key, path in trial.places.items() if key in before}
+                before = {key: before[key] for key in now}
+            if now is not None and (before, now) not in pairs:
+                pairs.append((before, now))
+        for before, now in pairs:
+            if change := moved(before, now):
+                raise InputError(
+                    f"{self.folder}: {change}, where other files lie: their runs would stand in one table",
+                    "Name another run_dir for the sweep over the new files.",
+                )
 
     def _read(self, path: Path) -> RunState:
         hint = "Remove it: the run is then looked at again, and what it finished is not done twice."
@@ -81,6 +105,7 @@ class Ledger:
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             error=error,
             trial=run.configuration.trial,
+            places=run.places,
         )
         path = self._state_path(run.id)
         path.parent.mkdir(parents=True, exist_ok=True)

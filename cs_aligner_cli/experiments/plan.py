@@ -12,6 +12,7 @@ from typing import Any
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.files.artifact import fingerprint
+from cs_aligner_cli.files.places import all_places, by_name
 from cs_aligner_cli.recipe.recipe import Recipe, find_recipe, load_recipe
 from cs_aligner_cli.recipe.strict_yaml import parse_value, read_yaml, shown
 from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
@@ -60,6 +61,11 @@ class PlannedRun:
         """The run's id without its seed."""
         return experiment_id(self.recipe.model_dump(mode="json"), seeded=False)
 
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """By key of the recipe, where the files from outside lie; no part of the id."""
+        return all_places(_experiment(self.recipe.model_dump(mode="json")))
+
     @property
     def label(self) -> str:
         """The run in a line of talk."""
@@ -69,13 +75,19 @@ class PlannedRun:
 def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
     """The fingerprint of what decides a run's results; ``recipe`` is a resolved one, as run.json holds it.
 
-    Not ``seeded``: what runs that differ in their seed alone have in common.
+    Not ``seeded``: what runs that differ in their seed alone have in common. Files from outside count by their names,
+    so that data and runs may be moved.
     """
-    left_out = {*_NOT_THE_EXPERIMENT, *([] if seeded else ["seed"])}
-    kept = {key: value for key, value in recipe.items() if key not in left_out}
+    kept = _experiment(recipe)
+    return fingerprint(by_name(kept if seeded else {key: value for key, value in kept.items() if key != "seed"}))
+
+
+def _experiment(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a resolved recipe that its results follow from."""
+    kept = {key: value for key, value in recipe.items() if key not in _NOT_THE_EXPERIMENT}
     for section in ("data", "embed"):
-        kept[section] = {key: value for key, value in kept[section].items() if f"{section}.{key}" not in left_out}
-    return fingerprint(kept)
+        kept[section] = {k: v for k, v in kept[section].items() if f"{section}.{k}" not in _NOT_THE_EXPERIMENT}
+    return kept
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ def plan(source: Source, base: Recipe, known: Sequence[Configuration]) -> list[P
         if twin is not run:
             raise InputError(
                 f"sweep: {run.configuration.name} and {twin.configuration.name} are the same experiment",
-                "Two configurations must differ in a key that is in force: remove one of them.",
+                "Two configurations must differ in a key that is in force (of a path its last name counts): remove one.",
             )
     return runs
 

@@ -42,6 +42,29 @@ def places(recipe: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def by_name(value: Any) -> Any:
+    """Any part of a recipe with the last name of every absolute path in place of the path, and without roots of data:
+    the same wherever the files lie."""
+    if isinstance(value, Mapping):
+        return {key: by_name(part) for key, part in value.items() if key != _ROOT or _is_name(part)}
+    if isinstance(value, list):
+        return [by_name(part) for part in value]
+    path = _path(value)
+    return value if path is None else value.replace(path, Path(path).name)
+
+
+def all_places(value: Any, key: str = "") -> dict[str, str]:
+    """By key, every absolute path in a recipe."""
+    if isinstance(value, Mapping):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    else:
+        path = _path(value)
+        return {} if path is None else {key: path}
+    return {k: path for name, part in parts for k, path in all_places(part, f"{key}.{name}".lstrip(".")).items()}
+
+
 def moved(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Which path of ``now`` holds other files than that of the same key before, in words; "" where none does."""
     for key in {**now, **{key: "" for key in before if "." in key[1:]}}:

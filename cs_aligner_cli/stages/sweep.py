@@ -174,6 +174,7 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     this = _Sweep.load(source, options)
     probes = _probes(this)
     _refuse_unknown_metric(this, [*this.runs, *probes])
+    this.ledger.refuse_other_files(this.runs, probes[0] if probes else None)
     before, started = this.ledger.states(), time.monotonic()
     if options.dry_run:
         return _result("planned", this, before, before, 0.0)

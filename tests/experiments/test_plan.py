@@ -54,6 +54,17 @@ def test_ids_do_not_depend_on_names_places_or_order(recipe, tmp_path):
     assert ids != [run.id for run in planned(file, "train.lr=0.5")]
 
 
+def test_moved_data_and_run_folders_keep_the_ids_and_other_names_do_not(recipe, tmp_path):
+    def ids(folder, weights="a"):
+        (tmp_path / folder / weights).mkdir(parents=True, exist_ok=True)
+        given = f"data.root={tmp_path / folder}", f"embed.weights={tmp_path / folder / weights}"
+        return [run.id for run in planned(recipe(grid={WEIGHT: [0.3, 1.0]}, seeds=1), *given)]
+
+    assert ids("here") == ids("there")
+    assert ids("here") != ids("here", "b")
+    assert str(tmp_path) in str(planned(recipe(grid={WEIGHT: [0.3]}), f"data.root={tmp_path}")[0].places)
+
+
 def test_configurations_with_other_data_do_not_share_it(recipe):
     runs = planned(recipe(grid={"embed.precision": ["fp32", "bf16"]}, seeds=1))
     assert len({run.recipe.data.dir for run in runs}) == 1

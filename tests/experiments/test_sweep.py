@@ -69,6 +69,20 @@ def test_more_seeds_run_only_what_is_missing(csalign: Csalign, sweep_recipe: Pat
     assert (more["runs"], more["done_before"], more["done_now"]) == (2, 1, 1)
 
 
+def test_moved_data_are_known_again_and_other_data_are_refused(
+    csalign: Csalign, sweep_recipe: Path, features_root: Path, tmp_path: Path
+) -> None:
+    one = ("--set", "sweep={settings: {InfoNCE: {}}, seeds: 1}", "--json")
+    csalign("sweep", sweep_recipe, *one)
+    moved = features_root.rename(tmp_path / "moved")
+    again = csalign("sweep", sweep_recipe, "--set", f"data.root={moved}", *one).json
+    assert (again["status"], again["done_before"]) == ("fresh", 1)
+    features_root.mkdir()  # now the former place holds something else
+    refused = csalign("sweep", sweep_recipe, "--set", f"data.root={moved}", *one)
+    assert refused.exit_code == 2
+    assert "data.root was " in refused.stderr and "Name another run_dir" in refused.stderr
+
+
 def test_a_run_that_fails_is_told_and_stops_no_other(csalign: Csalign, sweep_recipe: Path, tmp_path: Path) -> None:
     grid = ("--set", "sweep={settings: {InfoNCE: {}}}", "--grid", "train.split=no_such_split")
     called = csalign("sweep", sweep_recipe, *grid, "--seeds", "1", "--json")
