@@ -1,6 +1,7 @@
 """The tables of README and docs from runs: make results DATA=FOLDER, or one by one:
 
 python benchmarks/results.py run flickr8k --root FOLDER [--seeds 5]   # runs, and writes docs/results/flickr8k.json
+python benchmarks/results.py take flickr8k_ablation --sweep FOLDER     # what a finished sweep of that recipe measured
 python benchmarks/results.py tables                                   # docs/results/*.json into the pages
 
 Trains the shipped recipes and takes every number as ``csalign run`` would; what is fresh is not made again, and
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-PAGES = ("README.md", "docs/why.md", "docs/retrieval.md", "docs/objectives.md", "docs/regimes.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("why", "retrieval", "objectives", "regimes", "experiments")))
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
     "i2t R@1": 1,
@@ -139,12 +140,42 @@ def run(name: str, root: Path, out: Path, seeds: int) -> None:
         counted = 1 if row.store.startswith("frozen") else seeds
         runs = [stores(row.recipe, row.settings, seed, root, out)[row.store] for seed in range(counted)]
         values = {key: [round(one[key], 6) for one in runs] for key in runs[0]}
-        rows.append({**row._asdict(), "values": values})
+        settings = [text.replace(f"{out}/", "") for text in row.settings]
+        rows.append({**row._asdict(), "settings": settings, "values": values})
         print(line(row.label, values), flush=True)
     content = {"name": name, "command": f"python benchmarks/results.py run {name} --root FOLDER", **_where()}
     content |= {"seeds": [*range(seeds)], "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def take(name: str, sweep: Path, where: dict[str, str]) -> None:
+    """Write the comparison of a finished sweep of a recipe: its folder, or a file that ``csalign compare`` wrote of it."""
+    from cs_aligner_cli.experiments.comparison import Comparison
+    from cs_aligner_cli.stages.compare import compare
+
+    found = Comparison.model_validate_json(sweep.read_bytes()) if sweep.is_file() else compare([str(sweep)])
+    assert isinstance(found, Comparison)
+    # Of several runs at once seconds say nothing, and folders of that machine nobody else has.
+    columns = [column for column in found.columns if not column.key.startswith("cost.")]
+    keys = {column.key for column in columns}
+    rows = [
+        row.model_copy(update={"runs": [], "cells": {key: cell for key, cell in row.cells.items() if key in keys}})
+        for row in found.rows
+    ]
+    kept = found.model_copy(update={"columns": columns, "rows": rows}).model_dump(mode="json")
+    seeds = sorted({seed for row in found.rows for seed in row.seeds})
+    content = {"name": name, "command": f"csalign sweep {name} --set data.root=FOLDER", **where, "seeds": seeds}
+    (RESULTS / f"{name}.json").write_text(json.dumps({**content, "comparison": kept}, indent=1) + "\n")
+
+
+def comparison(content: dict[str, Any]) -> str:
+    """The table of a sweep with what follows from it, as ``csalign compare`` writes it, and what made it."""
+    from cs_aligner_cli.experiments.comparison import Comparison
+    from cs_aligner_cli.experiments.text_tables import markdown
+
+    text = markdown(Comparison.model_validate(content["comparison"]))
+    return f"{text}\n{provenance(content).removeprefix('Mean ± standard deviation of ')}"
 
 
 def _where() -> dict[str, str]:
@@ -276,7 +307,12 @@ def _write_photo_features(root: Path, folder: Path) -> None:
 
 # Tables whose rows need something made first.
 PREPARED: dict[str, Callable[[Path, Path], list[Row]]] = {"photos": photo_rows}
-VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {"table": table, "differences": differences, "against": against}
+VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "table": table,
+    "differences": differences,
+    "against": against,
+    "comparison": comparison,
+}
 _PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
 
@@ -293,17 +329,25 @@ def filled(page: str) -> str:
 def main() -> None:
     """Run a table, or write all tables into the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "tables"])
-    parser.add_argument("name", nargs="?", choices=[*TABLES], help="table to run")
+    parser.add_argument("what", choices=["run", "take", "tables"])
+    parser.add_argument("name", nargs="?", help=f"table to run ({', '.join(TABLES)}), or recipe of the sweep to take")
+    parser.add_argument("--sweep", type=Path, help="its folder, or the .json that csalign compare wrote of it")
+    parser.add_argument("--where", nargs=3, metavar=("COMMIT", "DATE", "DEVICE"), help="of a sweep made elsewhere")
     parser.add_argument("--root", type=Path, help="folder of Flickr8k's features")
     parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, help="seeds, from 0")
     options = parser.parse_args()
     if options.what == "run":
-        if options.name is None or options.root is None:
-            parser.error("run wants the name of a table and --root")
+        if options.name not in TABLES or options.root is None:
+            parser.error(f"run wants the name of a table ({', '.join(TABLES)}) and --root")
         seeds = options.seeds or SEEDS[options.name]
         run(options.name, options.root.resolve(), options.out.resolve(), seeds)
+        return
+    if options.what == "take":
+        if options.name is None or options.sweep is None:
+            parser.error("take wants the name of a recipe and --sweep")
+        where = dict(zip(("commit", "date", "device"), options.where, strict=True)) if options.where else _where()
+        take(options.name, options.sweep, where)
         return
     for name in PAGES:
         path = REPOSITORY / name

@@ -24,7 +24,7 @@ def side_by_side(
     processes. Raises InputError if one of them died and it is not.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     workers = []
     for number in range(jobs):
         # A child reads its environment when it starts, and torch its threads from there.
@@ -45,6 +45,11 @@ def side_by_side(
             f"a process of the sweep ended early (exit codes {dict(Counter(w.exitcode for w in workers))})",
             "The same command goes on with the runs that are left; --jobs 1 shows what is wrong.",
         )
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on, which taskset, a container or a job of a cluster may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

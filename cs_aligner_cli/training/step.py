@@ -19,7 +19,7 @@ from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
 from cs_aligner_cli.towers.towers import Towers
 from cs_aligner_cli.training.memory_bank import Memory
-from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, step_seed
+from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, seed_draws, step_seed
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
 from cs_aligner_cli.training.teacher import Teacher
 
@@ -153,7 +153,7 @@ class Stepper:
 
         The same call draws the same dropout again.
         """
-        torch.manual_seed(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)))
+        seed_draws(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)), self._device)
         inputs = inputs.to(self._device)
         if self._spec.objective.tokens is None or self._towers.plans[modality].reads != "tokens":
             return (self._towers(modality, inputs),)
@@ -162,11 +162,11 @@ class Stepper:
     def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:
         """The terms on one batch, and their gradients' norms where the step is logged."""
         seed, logits = step_seed(self._seed, step), self._towers.logits
-        torch.manual_seed(seed)  # for the directions of a sliced divergence
+        seed_draws(seed, self._device)  # for the directions of a sliced divergence
         values = evaluate_terms(terms, clouds, logits, separate=False)
         norms = values.grad_norms
         if not norms and self.logs(step + 1):
-            torch.manual_seed(seed)
+            seed_draws(seed, self._device)
             norms = evaluate_terms(terms, clouds, logits, separate=True).grad_norms
         return values, norms
 

@@ -21,7 +21,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments.cluster import Requeued, launch
 from cs_aligner_cli.experiments.ledger import Ledger
 from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, load_sweep, plan
-from cs_aligner_cli.experiments.processes import side_by_side
+from cs_aligner_cli.experiments.processes import side_by_side, usable_cores
 from cs_aligner_cli.experiments.worker import work
 from cs_aligner_cli.recipe.sweep import Slurm
 
@@ -139,7 +139,7 @@ def test_processes_side_by_side_divide_the_cores_and_a_dead_one_is_noticed(tmp_p
     one = "import os, uuid; open(os.path.join(FOLDER, uuid.uuid4().hex), 'w').write(os.environ['OMP_NUM_THREADS'])"
     side_by_side(2, exec, (one.replace("FOLDER", repr(str(tmp_path))),))
     threads = [path.read_text() for path in tmp_path.iterdir()]
-    assert threads == [str(max(1, (os.cpu_count() or 1) // 2))] * 2
+    assert threads == [str(max(1, usable_cores() // 2))] * 2
     with pytest.raises(InputError, match=r"a process of the sweep ended early \(exit codes \{7: 1\}\)"):
         side_by_side(1, exec, ("import os; os._exit(7)",))
     side_by_side(1, exec, ("import os; os._exit(7)",), poll=lambda: True)  # others have done what there was to do

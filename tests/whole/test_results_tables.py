@@ -44,10 +44,24 @@ def test_results_name_commit_date_device_and_seeds(path) -> None:
     assert re.fullmatch(r"[0-9a-f]{9}( and changes)?", content["commit"])
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", content["date"]) and content["device"]
     assert content["name"] == path.stem and path.stem in content["command"]
-    for row in content["rows"]:
+    for row in content.get("rows", ()):
         counts = {len(values) for values in row["values"].values()}
         assert counts == {len(content["seeds"])} or row["store"].startswith("frozen")
         assert set(results.COLUMNS) <= set(row["values"])
+
+
+def test_a_sweep_is_taken_without_its_folders_and_shown_as_compare_writes_it(
+    finished_sweep, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.take("tiny", finished_sweep, {"commit": "0" * 9, "date": "2026-01-01", "device": "here"})
+    text = (tmp_path / "tiny.json").read_text()
+    assert str(finished_sweep.parent) not in text
+    page = results.filled("<!-- results: tiny comparison -->\nold\n<!-- end of results -->")
+    assert "| InfoNCE (control) | " in page and "R@1: no difference" in page and "peak MB" not in page
+    assert (
+        "2 seeds of training; `csalign sweep tiny --set data.root=FOLDER`, commit 000000000, 2026-01-01, here." in page
+    )
 
 
 def test_a_cell_shows_mean_and_spread() -> None:
