@@ -150,7 +150,7 @@ def run(name: str, root: Path, out: Path, seeds: int) -> None:
 
 
 def take(name: str, sweep: Path, where: dict[str, str]) -> None:
-    """Write the comparison of a finished sweep of a recipe: its folder, or a file that ``csalign compare`` wrote of it."""
+    """Write the comparison of a finished sweep: its folder, or the .json that ``csalign compare`` wrote of it."""
     from cs_aligner_cli.experiments.comparison import Comparison
     from cs_aligner_cli.stages.compare import compare
 
