@@ -197,7 +197,7 @@ def plan(source: Source, base: Recipe, known: Sequence[Configuration]) -> list[P
         if twin is not run:
             raise InputError(
                 f"sweep: {run.configuration.name} and {twin.configuration.name} are the same experiment",
-                "Two configurations must differ in a key that is in force (of a path its last name counts): remove one.",
+                "Two configurations must differ in a key that is in force (in a path, its last name): remove one.",
             )
     return runs
 
