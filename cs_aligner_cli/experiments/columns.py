@@ -25,7 +25,7 @@ class Column(BaseModel):
     better: Literal["higher", "lower"] | None = None
     digits: int = 3
     scale: float = 1.0
-    role: Literal["objective", "gap", ""] = ""
+    role: Literal["objective", "gap", "pictures", ""] = ""
 
     @property
     def sign(self) -> float:
@@ -63,8 +63,10 @@ _COLUMNS: tuple[Column, ...] = tuple(
         {"key": "gap_report.aligned.paired_cosine", "title": "paired cosine"},
         {"key": "gap_report.aligned.cs_divergence_u@0.7071", "title": "D_CS", "better": "lower"},
         {"key": "zero_shot.aligned.top1", "title": "zero-shot", **_RECALL},
-        {"key": "generate.aligned.attributes.accuracy", "title": "attributes", **_RECALL},
-        {"key": "generate.aligned.frechet_distance", "title": "Frechet", "better": "lower", "digits": 1},
+        {"key": "generate.aligned.accuracy_mean", "title": "attributes", "role": "pictures", **_RECALL},
+        {"key": "generate.aligned.prompt_R@1", "title": "prompt R@1", "role": "pictures", **_RECALL},
+        {"key": "generate.aligned.frechet@encoder", "title": "Frechet", "better": "lower", "digits": 2},
+        {"key": "generate.aligned.frechet@inception", "title": "FID", "better": "lower", "digits": 2},
         {"key": "train.runs.aligned.seconds", "title": "train s", "digits": 0},
         {"key": "cost.peak_memory_mb", "title": "peak MB", "digits": 0},
     )

@@ -1,4 +1,4 @@
-"""The figures of a comparison: gap against the objective, a heat map, lines with bands, parallel coordinates."""
+"""The figures of a comparison: gap against objective and pictures, a heat map, lines with bands, parallel axes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def figures(found: Comparison) -> Iterator[Figure]:
     gap = next((column for column in found.columns if column.role == "gap" and column.key != found.objective), None)
     if gap is not None and len(found.rows) > 1:
         yield _tradeoff(found, gap, objective)
+        pictures = next((c for c in found.columns if c.role == "pictures" and c.key != found.objective), None)
+        if pictures is not None:
+            yield _bought(found, gap, pictures)
     varied = _varied(found.rows)
     if len(varied) == 2:
         for column in (objective, *([gap] if gap else [])):
@@ -45,7 +48,32 @@ def main_figure(found: Comparison) -> Figure | None:
 
 
 def _tradeoff(found: Comparison, gap: Column, objective: Column) -> Figure:
-    rows = [row for row in found.rows if gap.key in row.cells and objective.key in row.cells]
+    rows = _with_both(found, gap, objective)
+    arrows = "".join(f" Arrows go from {row.name}." for row in rows if row.is_control)
+    return Figure(
+        f"What does a smaller gap cost in {objective.title}?",
+        f"Small dots are seeds, large ones their means; filled green: nothing has both a smaller gap and a higher "
+        f"{objective.title}.{arrows}",
+        _against_gap(rows, gap, objective, fronts=True),
+    )
+
+
+def _bought(found: Comparison, gap: Column, pictures: Column) -> Figure:
+    rows = _with_both(found, gap, pictures)
+    arrows = "".join(f" Arrows go from {row.name}." for row in rows if row.is_control)
+    return Figure(
+        f"What does a smaller gap buy in pictures ({pictures.title})?",
+        f"Pictures drawn from texts in the place of images. Small dots are seeds, large ones their means.{arrows}",
+        _against_gap(rows, gap, pictures, fronts=False),
+    )
+
+
+def _with_both(found: Comparison, gap: Column, other: Column) -> list[Row]:
+    return [row for row in found.rows if gap.key in row.cells and other.key in row.cells]
+
+
+def _against_gap(rows: Sequence[Row], gap: Column, objective: Column, fronts: bool) -> str:
+    """The chart of a column over the gap; with ``fronts`` the rows of the Pareto front stand out."""
     xs = [value for row in rows for value in row.cells[gap.key].values]
     ys = [value for row in rows for value in row.cells[objective.key].values]
     control = next((row for row in rows if row.is_control), None)
@@ -64,17 +92,12 @@ def _tradeoff(found: Comparison, gap: Column, objective: Column) -> Figure:
             chart.line([(control.cells[gap.key].mean, control.cells[objective.key].mean), (x, y)], "arrow", arrow=True)
     for row in rows:
         x, y = row.cells[gap.key].mean, row.cells[objective.key].mean
-        chart.dot(x, y, "control" if row.is_control else "front" if row.on_front else "mean", row.name)
-        if len(rows) <= _MOST_LABELS or row.is_control or row.on_front:
+        on_front = fronts and row.on_front
+        chart.dot(x, y, "control" if row.is_control else "front" if on_front else "mean", row.name)
+        if len(rows) <= _MOST_LABELS or row.is_control or on_front:
             to_the_left = x > (min(xs) + max(xs)) / 2
             chart.label(x, y, row.name, dx=-9 if to_the_left else 9, anchor="end" if to_the_left else "start")
-    arrows = f" Arrows go from {control.name}." if control is not None else ""
-    return Figure(
-        f"What does a smaller gap cost in {objective.title}?",
-        f"Small dots are seeds, large ones their means; filled green: nothing has both a smaller gap and a higher "
-        f"{objective.title}.{arrows}",
-        chart.render(),
-    )
+    return chart.render()
 
 
 def _varied(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -29,7 +29,7 @@ from cs_aligner_cli.generation.measured import Subject, floors, measure_pictures
 from cs_aligner_cli.generation.scene_attributes import scene_attributes
 from cs_aligner_cli.recipe.generate import PICTURE_METRICS, Generate
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.runs.generation_layout import GenerationLayout
+from cs_aligner_cli.runs.generation_layout import RESULTS, GenerationLayout
 from cs_aligner_cli.stores.embeddings import Store
 
 # Pictures embedded at once.
@@ -101,7 +101,7 @@ def _write(
     prompts: pd.DataFrame,
     images: pd.DataFrame,
 ) -> None:
-    write_json(folder / "results.json", summary)
+    write_json(folder / RESULTS, summary)
     long = [
         {"store": store, "metric": metric, "value": value}
         for store, metrics in summary["generate"].items()

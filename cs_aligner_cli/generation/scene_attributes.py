@@ -131,7 +131,9 @@ def _says(caption: str, words: str) -> bool:
 def attribute_accuracy(
     shown: Sequence[dict[str, str]], truths: Sequence[dict[str, str]], captions: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """The share of pictures that show each attribute as it is, and "all" of them at once; NaN where none counts.
+    """The share of pictures that show each attribute as it is, the "mean" of these shares, and "all" of them at once.
+
+    NaN where none counts.
 
     With ``captions`` only the attributes that a picture's caption states count: "all" then of the stated ones.
     """
@@ -143,4 +145,5 @@ def attribute_accuracy(
             right[name].append(seen[name] == truth[name])
         if names:
             right["all"].append(all(seen[name] == truth[name] for name in names))
-    return {name: float(np.mean(values)) if values else float("nan") for name, values in right.items()}
+    shares = {name: float(np.mean(values)) if values else float("nan") for name, values in right.items()}
+    return {**shares, "mean": float(np.mean([shares[name] for name in ATTRIBUTES]))}

@@ -11,6 +11,8 @@ from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.recipe.generate import FREE_MAPS, Generate
 from cs_aligner_cli.runs.layout import Layout
 
+RESULTS = "results.json"
+
 
 class GenerationLayout:
     """The artifacts of a recipe's generate section."""
@@ -98,3 +100,11 @@ class GenerationLayout:
         own = {artifact.name for artifact in self.outputs}
         needs = {need.name: need for artifact in self.outputs for need in artifact.needs}
         return [need for name, need in needs.items() if name not in own]
+
+
+def drawn_results(layout: Layout) -> Artifact | None:
+    """The measured pictures of the gap report's split; None where the recipe draws none, or from another split."""
+    recipe = layout.recipe
+    if recipe.generate is None or recipe.drawn_split != recipe.gap_split:
+        return None
+    return GenerationLayout(layout).results

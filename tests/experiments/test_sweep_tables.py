@@ -14,7 +14,7 @@ from conftest import Csalign
 
 from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.experiments.comparison import Row, compare
-from cs_aligner_cli.experiments.figures import main_figure
+from cs_aligner_cli.experiments.figures import figures, main_figure
 from cs_aligner_cli.experiments.measured_run import find_run
 from cs_aligner_cli.experiments.page import render_figure
 from cs_aligner_cli.files.checksums import sealed
@@ -43,6 +43,22 @@ def test_two_keys_are_drawn_as_a_heat_map(finished_sweep: Path) -> None:
     assert drawn is not None
     assert drawn.title == "R@1 over a and b"
     assert ElementTree.fromstring(render_figure(drawn)).attrib["aria-label"].count(";") == 3
+
+
+def test_what_a_smaller_gap_buys_in_pictures_is_drawn_where_they_were_measured(finished_sweep: Path) -> None:
+    runs = find_run(str(finished_sweep))
+    control, other = list(dict.fromkeys(run.configuration for run in runs))[:2]
+    assert not [figure for figure in figures(compare(runs, control)) if "pictures" in figure.title]
+    for run in runs:
+        shares = {"accuracy_mean": 0.25 if run.configuration == control else 0.75, "prompt_R@1": 0.1}
+        vars(run)["numbers"] = run.numbers | {f"generate.aligned.{name}": share for name, share in shares.items()}
+    found = compare(runs, control)
+    assert {"attributes", "prompt R@1"} <= {column.title for column in found.columns}
+    drawn = next(figure for figure in figures(found) if "pictures" in figure.title)
+    assert drawn.title == "What does a smaller gap buy in pictures (attributes)?"
+    alt = ElementTree.fromstring(render_figure(drawn)).attrib["aria-label"]
+    assert f"{control}: centroid gap " in alt and "attributes 25.0" in alt
+    assert f"{other}: centroid gap " in alt and "attributes 75.0" in alt
 
 
 @pytest.fixture

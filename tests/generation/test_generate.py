@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from tiny_pipelines import saved_pipeline
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.generation import drawing
-from cs_aligner_cli.generation.conditions import bound, free_map, median_norm, picture_seed, scaled
+from cs_aligner_cli.generation.conditions import (
+    bound,
+    chosen_captions,
+    free_map,
+    median_norm,
+    picture_seed,
+    refuse_another_encoder,
+    scaled,
+)
+from cs_aligner_cli.recipe.generate import Generate
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.gap_report.job import _Job
 
 CLIP = {
-    "embed_dim": 16,
+    "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2},
 }
@@ -76,7 +94,7 @@ def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
     assert {"frechet@encoder", "kid@encoder", "cmmd@encoder", "clip_score", "prompt_R@1", "precision@encoder"} <= {
         *metrics
     }
-    assert {"accuracy_background", "stated_accuracy_cell", "condition_cosine"} <= {*metrics}
+    assert {"accuracy_background", "accuracy_mean", "stated_accuracy_cell", "condition_cosine"} <= {*metrics}
     assert metrics["condition_cosine"] > result["generate"]["noise"]["condition_cosine"]
     assert metrics["accuracy_background"] > result["generate"]["other_image"]["accuracy_background"]
     # blind to the prompt: the same ten pictures, in another order
@@ -92,6 +110,27 @@ def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
     assert list(drawn) == ["caption_id", "image_id", "prompt", "seed", "norm", "seconds", "sha256"]
     assert drawn["norm"].nunique() == 1 or np.ptp(drawn["norm"]) < 1e-5
     assert csalign("generate", ready, "--json").json["status"] == "fresh"
+
+
+def test_the_gap_report_shows_what_closing_the_gap_bought(ready, csalign):
+    drawn = csalign("generate", ready, "--json").json["generate"]
+    page = ready.parent / "run" / "gap_report"
+    settings = ("--set", "gap_report.examples=0", "--set", "gap_report.baselines={frozen: [], pairwise_only: []}")
+    assert csalign("gap-report", ready, *settings, "--json").json["status"] == "done"
+    report = json.loads((page / "report.json").read_text())
+    assert report["pictures"]["metric"] == "accuracy_mean"
+    stores = {name: 100 * drawn[name]["accuracy_mean"] for name in ("frozen", "pairwise_only", "aligned")}
+    assert report["pictures"]["stores"] == pytest.approx(stores)
+    assert report["pictures"]["bounds"]["image"] == pytest.approx(100 * drawn["image"]["accuracy_mean"])
+    words = f"attributes drawn right, percent {stores['aligned']:.1f}"
+    assert words in (page / "report.html").read_text()
+    assert (page / "gap_against_pictures.svg").is_file()
+    recipe = load_recipe(str(ready), ["generate.limit=9"])  # of which no pictures were drawn
+    layout = Layout(recipe)
+    job = _Job(recipe, layout, PreparedData(layout.prepared.path).split("test", "gap_report.split"))
+    job.add_pictures()
+    assert "pictures" not in job.report
+    assert "Pictures are left out: the pictures of frozen in" in job.report["note"][-1]
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(ready, csalign, monkeypatch):
@@ -138,6 +177,30 @@ def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_
     assert other.exit_code == 2
 
 
+def test_a_decoder_of_another_image_encoder_is_refused(ready, refused, tmp_path):
+    _, folder = saved_pipeline("stable_unclip", tmp_path)
+    decoder = ("--set", f"generate.decoder={{kind: stable_unclip, model: 'local-dir:{folder}'}}")
+    said = refused("generate", ready, *decoder)
+    assert re.search(r"the image encoder of local-dir:\S+ is not that of the store: of 8 pictures the embeddings", said)
+    assert "expected more than 0.99" in said
+
+
+def test_as_many_rows_as_are_compared_must_agree():
+    ours = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
+    theirs = torch.from_numpy(3 * ours)  # of another length, which is no matter
+    refuse_another_encoder(theirs, ours, "karlo")
+    theirs[5] += 1
+    with pytest.raises(InputError, match=r"of 8 pictures the embeddings agree to a cosine of -?0\.\d+ only"):
+        refuse_another_encoder(theirs, ours, "karlo")
+
+
+def test_without_diffusers_it_says_what_to_install(ready, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    said = refused("generate", ready, "--set", "generate.decoder={kind: karlo, model: ORG/NAME}")
+    assert "generate.decoder needs diffusers, which is not installed" in said
+    assert "pip install 'cs-aligner-cli[t2i]'" in said
+
+
 REFUSED: list[tuple[dict[str, str], str]] = [
     ({"generate": "null"}, "generate: the recipe has no such section"),
     ({"generate.stores": "[alinged]"}, "'alinged' is no store"),
@@ -174,6 +237,15 @@ def test_attributes_are_those_of_one_shape(tmp_path, csalign, refused):
         "generate", path, "--set", "generate.metrics.which=[attributes]"
     )
     assert "accuracy_all" not in csalign("generate", path, "--json").json["generate"]["frozen"]
+
+
+def test_without_captions_of_images_there_is_nothing_to_draw():
+    images = pd.DataFrame({"image_id": ["a", "b"]})
+    alone = pd.DataFrame({"caption_id": ["0", "1"], "image_id": [None, "b"], "text": ["one", "two"]})
+    spec = Generate.model_validate({"decoder": {"kind": "closed_form"}})
+    for captions, count in ((alone[:0], 0), (alone, 1)):
+        with pytest.raises(InputError, match=rf"split 'dev' has {count} captions of images; expected at least 2"):
+            chosen_captions(Split("dev", images, captions), spec, 0)
 
 
 def test_seeds_are_of_recipe_and_caption_alone():

@@ -58,8 +58,9 @@ def test_only_what_a_caption_states_counts():
     wrong = {**truth, "shape": "ring"}
     found = attribute_accuracy([wrong, truth], [truth, truth], ["something purple at the top", "a cross"])
     assert found["colour"] == found["cell"] == found["all"] == found["shape"] == 1
-    assert np.isnan(found["background"])
-    assert attribute_accuracy([wrong, truth], [truth, truth])["all"] == 0.5
+    assert np.isnan(found["background"]) and np.isnan(found["mean"])
+    found = attribute_accuracy([wrong, truth], [truth, truth])
+    assert found["all"] == 0.5 and found["mean"] == 0.875
 
 
 def test_full_captions_state_everything(scenes):

@@ -7,6 +7,7 @@ from cs_aligner_cli.files.artifact import Build
 from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report import REPORT
+from cs_aligner_cli.runs.generation_layout import RESULTS, drawn_results
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.gap_report.result import GapReportResult
 from cs_aligner_cli.stages.making import Summary, make
@@ -25,6 +26,7 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> GapRepo
 
         return write_report(recipe, console, build)
 
-    photos = recipe.gap_report.photos
-    made = make(artifact, write, force=force, sources=file_stamps([photos]) if photos else "")
+    photos, drawn = recipe.gap_report.photos, drawn_results(Layout(recipe))
+    sources = [*([photos] if photos else []), *([drawn.path / RESULTS] if drawn and drawn.record() else [])]
+    made = make(artifact, write, force=force, sources=file_stamps(sources) if sources else "")
     return made.result(GapReportResult, report=str(artifact.path / REPORT))

@@ -11,6 +11,7 @@ from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.report.bought import gap_against_pictures
 from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
 from cs_aligner_cli.report.evidence import CONTROL, recall_of, reference_of
@@ -51,6 +52,12 @@ def draw_figures(
         "gap_against_recall": gap_against_recall(_points(report), arrow),
         "projection": projection(drawn, seed=seed),
     }
+    if pictures := report.get("pictures"):
+        points = {
+            name: {"gap": report["stores"][name]["centroid_gap"], "pictures": value, "r1": recall_of(report, name) or 0}
+            for name, value in pictures["stores"].items()
+        }
+        figures["gap_against_pictures"] = gap_against_pictures(points, pictures["title"], pictures["bounds"])
     kind = recipe.gap_report.projection
     if kind != "pca":
         figures[f"projection_{kind}"] = neighbour_projection(drawn, kind, seed=seed)

@@ -24,6 +24,7 @@ from cs_aligner_cli.gap.results import Measured, Measurement, refuse_constant, s
 from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.objectives import conflict_sweep
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.report.bought import pictures_beside_gap
 from cs_aligner_cli.report.examples import examples
 from cs_aligner_cli.report.figures import MAX_POINTS
 from cs_aligner_cli.report.files import report_files
@@ -31,6 +32,7 @@ from cs_aligner_cli.report.headline import MIXED_RECALL, RECALLS, tested_metrics
 from cs_aligner_cli.report.verdict import answers
 from cs_aligner_cli.retrieval import true_ranks
 from cs_aligner_cli.retrieval.metrics import summarise
+from cs_aligner_cli.runs.generation_layout import drawn_results
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.recorded_findings import recorded_findings
 from cs_aligner_cli.runs.run_record import git_state, versions
@@ -54,6 +56,7 @@ def write_report(recipe: Recipe, console: Console, build: Build) -> dict[str, An
     job.measure(console)
     if not job.pairs:
         raise nothing_to_compare(split.name)
+    job.add_pictures()
     background = Store(layout.frozen(split.name).path).background
     photos = Photos(data.root, recipe.gap_report.photos, background)
     shown = draw_items(job.report, split, photos, job.pairs, job.drawn, job.gallery, job.looked_at)
@@ -225,6 +228,19 @@ class _Job:
             self.report["conflict"][name] = conflict_sweep(image.take(kept), text.take(kept))
             if spec.examples:
                 self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
+
+    def add_pictures(self) -> None:
+        """What was measured of the stores' pictures, where they are there and were drawn from these stores."""
+        drawn = drawn_results(self.layout)
+        if drawn is None or drawn.record() is None:
+            return
+        try:
+            found = drawn.current()["summary"]["generate"]
+        except InputError as error:
+            self.report["note"].append(f"Pictures are left out: {error}.")
+            return
+        if beside := pictures_beside_gap(self.report, found):
+            self.report["pictures"] = beside
 
     def _pairs_in_gallery(self) -> tuple[Ints, Ints]:
         """The measured pairs whose images and captions are in the gallery, as its rows."""
