@@ -99,13 +99,14 @@ def stores(recipe: str, settings: tuple[str, ...], seed: int, root: Path, out: P
     from cs_aligner_cli.stages.gap_stores import compared
     from cs_aligner_cli.stages.pipeline import run_stage
 
-    name = "-".join([recipe, *(re.sub(r"\W+", "_", s.partition("=")[2]) for s in settings), str(seed)])
+    name = "-".join([recipe, *(re.sub(r"\W+", "_", s.partition("=")[2].removeprefix(f"{out}/")) for s in settings), str(seed)])
     # CCA of the frozen features is the same for every seed.
     baselines = "{frozen: [cca], pairwise_only: [centred]}" if seed == 0 else "{frozen: [], pairwise_only: [centred]}"
     data = next((s.partition("=")[2] for s in settings if s.startswith("data.manifest=")), "")
     shared = out / "shared" / (Path(data).stem or "flickr8k")
     given = [*settings, f"seed={seed}", f"run_dir={out / name}", f"gap_report.baselines={baselines}"]
-    given += [f"data.root={root}", f"data.dir={shared / 'data'}", f"embed.dir={shared / 'frozen'}"]
+    given += [f"data.dir={shared / 'data'}", f"embed.dir={shared / 'frozen'}"]
+    given += [] if data else [f"data.root={root}"]  # a manifest of our own states its root
     loaded = load_recipe(recipe, given)
     for stage in ("prepare", "embed", "train", "embed"):
         run_stage(stage, loaded, Console(quiet=True))
