@@ -99,7 +99,8 @@ def stores(recipe: str, settings: tuple[str, ...], seed: int, root: Path, out: P
     from cs_aligner_cli.stages.gap_stores import compared
     from cs_aligner_cli.stages.pipeline import run_stage
 
-    name = "-".join([recipe, *(re.sub(r"\W+", "_", s.partition("=")[2].removeprefix(f"{out}/")) for s in settings), str(seed)])
+    chosen = [re.sub(r"\W+", "_", text.partition("=")[2].removeprefix(f"{out}/")) for text in settings]
+    name = "-".join([recipe, *chosen, str(seed)])
     # CCA of the frozen features is the same for every seed.
     baselines = "{frozen: [cca], pairwise_only: [centred]}" if seed == 0 else "{frozen: [], pairwise_only: [centred]}"
     data = next((s.partition("=")[2] for s in settings if s.startswith("data.manifest=")), "")
