@@ -35,27 +35,24 @@ SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
 PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
 Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TILES = {
-    "64x128x64 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
-    "64x128x64 4w 4s 168r": Tile(64, 128, 64, 4, 4, registers=168),
-    "64x128x64 4w 3s": Tile(64, 128, 64, 4, 3),
-    "64x128x64 4w 3s 168r g16": Tile(64, 128, 64, 4, 3, 16, 168),
-    "64x128x32 4w 4s 168r": Tile(64, 128, 32, 4, 4, registers=168),
-    "128x64x64 4w 3s 168r": Tile(128, 64, 64, 4, 3, registers=168),
-    "64x64x64 4w 4s 128r": Tile(64, 64, 64, 4, 4, registers=128),
-    "128x128x64 8w 3s": Tile(128, 128, 64, 8, 3),
-    "128x128x64 8w 3s 168r": Tile(128, 128, 64, 8, 3, registers=168),
-}
-_EPILOGUES = {
-    "cuBLAS 64x64 4w": Tile(64, 64, 16, 4, 1),
-    "cuBLAS 32x128 4w": Tile(32, 128, 16, 4, 1),
-    "cuBLAS 16x256 4w": Tile(16, 256, 16, 4, 1),
+    "64x128 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
+    "64x128 4w 3s 168r 2p": Tile(64, 128, 64, 4, 3, registers=168, parts=2),
+    "64x256 4w 2s 4p": Tile(64, 256, 64, 4, 2, parts=4),
+    "128x128 4w 3s 4p": Tile(128, 128, 64, 4, 3, parts=4),
+    "128x128 4w 3s 2p": Tile(128, 128, 64, 4, 3, parts=2),
+    "128x128 4w 3s 4p g16": Tile(128, 128, 64, 4, 3, 16, parts=4),
+    "128x128 8w 3s 128r 4p": Tile(128, 128, 64, 8, 3, registers=128, parts=4),
+    "128x128 8w 3s 128r 2p": Tile(128, 128, 64, 8, 3, registers=128, parts=2),
+    "128x256 8w 3s 4p": Tile(128, 256, 64, 8, 3, parts=4),
+    "128x256 8w 4s 4p": Tile(128, 256, 64, 8, 4, parts=4),
 }
 VARIANTS: dict[str, Plan] = {
-    **{f"inside {name}": replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
-    **{name: replace(PLANS["bf16"], inside=False, tile=tile) for name, tile in _EPILOGUES.items()},
-    "inside, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
-    "cuBLAS 64x64 4w, chunks of 128 MB": replace(WIDE_PLANS["bf16"], chunk_bytes=128 * 2**20),
-    **{f"fp32 {name}": replace(PLANS["fp32"], tile=tile) for name, tile in _EPILOGUES.items()},
+    **{name: replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
+    "128x128 4w 3s 4p, chunks of 128 MB": replace(
+        PLANS["bf16"], tile=TILES["128x128 4w 3s 4p"], chunk_bytes=128 * 2**20
+    ),
+    "by cuBLAS, 64x64 4w": WIDE_PLANS["bf16"],
+    "by cuBLAS, chunks of 128 MB": replace(WIDE_PLANS["bf16"], chunk_bytes=128 * 2**20),
 }
 
 
@@ -185,16 +182,26 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
 
 
 def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """The objective in several forms, in bf16 where a name says nothing else."""
+    """The objective in bf16 in several forms, and the milliseconds of our kernels and of all others in it."""
     for name in names:
-        products: Products = "fp32" if name.startswith("fp32") else "bf16"
-        PLANS[products] = WIDE_PLANS[products] = VARIANTS[name]
+        PLANS["bf16"] = WIDE_PLANS["bf16"] = VARIANTS[name]
         for d in dims:
-            x, y = unit_rows(n, d)
+            call = partial(joint("bf16"), *unit_rows(n, d))
             try:
-                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(partial(joint(products), x, y), 3), 3)}
+                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(call, 3), 3), **kernels(call)}
             except Exception as error:  # noqa: BLE001 - a form that does not compile is a result
                 yield {"what": name, "n": n, "d": d, "error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def kernels(call: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds of a call by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        call()
+        torch.cuda.synchronize()
+    took = dict.fromkeys(("sum_pairs", "weigh_pairs", "others"), 0.0)
+    for event in found.key_averages():
+        took[event.key if event.key in took else "others"] += event.device_time_total / 1e3
+    return {name: round(part, 3) for name, part in took.items()}
 
 
 def profile(n: int, d: int, products: Products) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -43,23 +44,28 @@ def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
         clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
         recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
         (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
-        count = len(lines) - 1
-        for stage in ("prepare", "embed"):
+        csalign, sampled = ["-m", "cs_aligner_cli"], [str(Path(__file__).with_name("sampled.py"))]
+        for stage, program, *options in (
+            ("prepare", csalign),
+            ("embed", csalign),
+            ("embed", csalign, "--set", "embed.decoders=0"),
+            ("embed", sampled),
+        ):
             began = time.perf_counter()
             ran = subprocess.run(
-                [sys.executable, "-m", "cs_aligner_cli", stage, "recipe.yaml", "--force", "--json"],
+                [sys.executable, *program, stage, "recipe.yaml", "--force", "--json", *options],
                 cwd=folder,
                 capture_output=True,
                 text=True,
             )
             took = time.perf_counter() - began
-            yield {
-                "what": f"csalign {stage}",
-                "s": round(took, 2),
-                "per s": round(count / took),
-                "exit": ran.returncode,
-            }
-            print(ran.stderr[-600:] if ran.returncode else ran.stdout[-1500:])
+            row = {"what": " ".join(["csalign", stage, *options]), "s": round(took, 2), "exit": ran.returncode}
+            if stage == "embed" and not ran.returncode:
+                images = json.loads(ran.stdout)["stores"]["frozen"]["test"]["image"]
+                row |= {key: images[key] for key in ("per_second", "seconds", "encoder_busy")}
+            yield row
+            if ran.returncode or program == sampled:
+                print(ran.stderr[-6000:])
         shutil.rmtree(folder / "run")
         began = time.perf_counter()
         model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")

@@ -1,23 +1,23 @@
-"""Loading ahead: the next batch is read while the present one is used."""
+"""Loading ahead: the next batches are read while the present one is used."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def prefetched(load: Callable[[S], T], steps: Iterable[S]) -> Iterator[T]:
-    """``load(step)`` for every step, in order, the next one being loaded while the present one is used."""
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        waiting = None
+def prefetched(load: Callable[[S], T], steps: Iterable[S], ahead: int = 1) -> Iterator[T]:
+    """``load(step)`` for every step, in order, the next ``ahead`` being loaded while the present one is used."""
+    with ThreadPoolExecutor(max_workers=ahead) as workers:
+        waiting: deque[Future[T]] = deque()
         for step in steps:
-            upcoming = worker.submit(load, step)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = upcoming
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(workers.submit(load, step))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cs_aligner_cli.common.extras import installed
-from cs_aligner_cli.data.arrow_images import read_cell
 from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, normalised
 
 ABSENT = "no such file"
@@ -128,8 +127,11 @@ def read_bytes(path: Path) -> bytes:
     if member := _MEMBER.fullmatch(str(path)):
         file, offset, size = Path(member[1]), int(member[3]), int(member[4])
     try:
-        if (cell := read_cell(str(path))) is not None:
-            return _sound(cell)
+        if "::" in str(path) and not member:
+            from cs_aligner_cli.data.arrow_images import read_cell  # pandas and pyarrow, which few pictures need
+
+            if (cell := read_cell(str(path))) is not None:
+                return _sound(cell)
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")

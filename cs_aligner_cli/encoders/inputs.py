@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import join_padded
+from cs_aligner_cli.data.decode_pool import BadPictureError, DecodePool, can_share
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.data.pictures import on_background
+from cs_aligner_cli.encoders.transforms import Parts
 
 PADDING = -1
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
@@ -27,11 +30,21 @@ _CHUNK, _FULL = 64, 0.8
 # Beside a GPU with 16 cores 4 threads decoded 4,375 photos a second, 8 3,841 and 16 2,918 (`benchmarks/gpu.py decode`):
 # the interpreter lock, that each photo takes a few times, then changes hands too often.
 _DECODERS = 4
+# With more cores than those threads can use, processes decode beside a GPU: so many at most.
+_PROCESSES = 32
+# What a crop by PIL, normalised elsewhere, may differ by from the library's own pixels.
+_SAME = 1e-6
 
 
 def decoders() -> int:
     """How many threads decode photos at most."""
     return min(cpu_count() or 1, _DECODERS)
+
+
+def decoding_processes() -> int:
+    """How many processes decode photos beside a GPU: one for each core but this process's own; 0 where threads do."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu_count() or 1
+    return min(cores - 1, _PROCESSES) if cores > 2 * _DECODERS else 0
 
 
 class ImageLoader:
@@ -41,19 +54,30 @@ class ImageLoader:
     stated.
     ``workers`` threads decode at once (PIL lets go of the interpreter lock); more than it takes to keep the encoder
     busy only get in its way where it runs on the same cores. ``pinned``: pixels lie where a GPU fetches them from.
+    ``parts`` are those of ``preprocess``, None where it is not known: with them processes may decode, see ``begin``.
     """
 
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor], root: Path, background: str | None = None) -> None:
+    def __init__(
+        self,
+        preprocess: Callable[[Image.Image], Tensor],
+        root: Path,
+        background: str | None = None,
+        parts: Parts | None = None,
+    ) -> None:
         self.preprocess, self.root, self.background = preprocess, root, background
         self.workers, self.pinned = decoders(), False
+        self._parts = parts.on_background(background) if parts else None
+        self._processes: DecodePool | None = None
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(decoders(), "decode")
 
     def __call__(self, rows: pd.DataFrame) -> Tensor:
-        """The pixels of some rows; raise InputError for a picture that is no longer whole."""
+        """The pixels of some rows, or their crops, see ``begin``; InputError for a picture that is no longer whole."""
         paths = [self.root / locator for locator in rows["locator"]]
+        if self._processes is not None:
+            return self._cropped(self._processes, paths)
         first = self._read(paths[0])
         # The decoding threads are in no inference mode that the caller may be in, and could not write a tensor of one.
         with torch.inference_mode(False):
@@ -71,14 +95,52 @@ class ImageLoader:
             list(self._pool.map(fill, [range(i, min(i + share, len(paths))) for i in range(1, len(paths), share)]))
         return pixels
 
+    def begin(self, processes: int) -> bool:
+        """Let processes decode from now on, if they can: then rows become crops (B, H, W, 3) uint8 for ``finished``.
+
+        They cannot where the library's preprocessing is not known, or where it and its parts do not agree on a picture.
+        """
+        if self._processes is None and processes and self._parts is not None and can_share():
+            picture = Image.linear_gradient("L").convert("RGB").resize((331, 257))
+            whole, crop = self.preprocess(picture), torch.from_numpy(self._parts.crop.of(picture).copy())
+            apart = self._parts.normalised(crop[None])[0]
+            if whole.shape == apart.shape and float((whole - apart).abs().max()) <= _SAME:
+                self._processes = DecodePool(self._parts.crop, processes)
+        return self._processes is not None
+
+    def end(self) -> None:
+        """Decode in threads again."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+    def finished(self, inputs: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) of what rows became, normalised on the device where crops lie."""
+        if inputs.dtype != torch.uint8:
+            return inputs
+        assert self._parts is not None
+        return self._parts.normalised(inputs)
+
+    def _cropped(self, processes: DecodePool, paths: Sequence[Path]) -> Tensor:
+        crop = processes.crop
+        with torch.inference_mode(False):
+            crops = torch.empty((len(paths), crop.height, crop.width, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        try:
+            processes.read(paths, crops.numpy())
+        except BadPictureError as error:
+            raise _no_longer_whole(error.path, error) from None
+        return crops
+
     def _read(self, path: Path) -> Tensor:
         try:
             image = read_image(path).image
         except BadImageError as error:
-            raise InputError(
-                f"{path}: {error}; it was whole when the data were prepared", "Check it again: csalign prepare"
-            ) from None
+            raise _no_longer_whole(path, error) from None
         return self.preprocess(image if self.background is None else on_background(image, self.background))
+
+
+def _no_longer_whole(path: Path | str, error: BadImageError) -> InputError:
+    return InputError(f"{path}: {error}; it was whole when the data were prepared", "Check it again: csalign prepare")
 
 
 def padded_ids(encoding: Any) -> Tensor:

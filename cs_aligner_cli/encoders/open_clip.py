@@ -29,6 +29,7 @@ from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import refuse_without_tokenizer, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens, OpenClipTextTokens
+from cs_aligner_cli.encoders.transforms import parts_of
 from cs_aligner_cli.recipe.encoders import OpenClipEncoder
 
 _KEY = "encoders"
@@ -132,7 +133,8 @@ class OpenClip:
         """The function from table rows to the tower's input: pixels (B, 3, H, W) or token ids (B, L)."""
         if modality == "text":
             return lambda rows: self.tokenizer(rows["text"].tolist())
-        return ImageLoader(lambda image: self.preprocess(without_palette_alpha(image)), root, background)
+        parts = parts_of(self.preprocess, rgb_first=False)
+        return ImageLoader(lambda image: self.preprocess(without_palette_alpha(image)), root, background, parts)
 
     def save(
         self,

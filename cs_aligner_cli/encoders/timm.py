@@ -24,6 +24,7 @@ from cs_aligner_cli.encoders.hub import HUB, LOCAL, refuse_absent, unreachable, 
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.tokens import TimmTokens
 from cs_aligner_cli.encoders.transformers import dim_of, loading
+from cs_aligner_cli.encoders.transforms import parts_of
 from cs_aligner_cli.recipe.encoders import TimmEncoder
 
 # The weights in a folder, in the order in which timm takes them.
@@ -41,7 +42,8 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
     preprocess = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**preprocess, is_training=False)
     # timm's own data sets hand RGB to its transforms.
-    load = ImageLoader(lambda image: transform(as_rgb(image)), root, spec.background)
+    parts = parts_of(transform, rgb_first=True)
+    load = ImageLoader(lambda image: transform(as_rgb(image)), root, spec.background, parts)
     identity = {
         "kind": "timm",
         "model": spec.model,

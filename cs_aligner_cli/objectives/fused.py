@@ -166,7 +166,7 @@ class FusedPairs:
                     new(tiles.down, columns),
                     new(tiles.down, columns),
                 ]
-            partial = x.half_squares.new_zeros(2, tiles.programs)
+            partial = x.half_squares.new_zeros(2, tiles.sums)
             self._kernels.sum_pairs[(tiles.programs,)](
                 x.rows,
                 y.rows,
@@ -217,7 +217,7 @@ class FusedPairs:
             weights = products[0]
         new = x.half_squares.new_empty
         row_slopes, column_slopes = new(tiles.across, rows), new(tiles.down, columns)
-        sums = new(2, tiles.programs)
+        sums = new(2, tiles.sums)
         self._kernels.weigh_pairs[(tiles.programs,)](
             x.rows,
             y.rows,

@@ -20,7 +20,10 @@ LOG2 = math.log(2)
 
 
 class Tile(NamedTuple):
-    """A kernel's tile of ``i`` x ``j`` pairs, the ``k`` dimensions it multiplies at a time, and how it is launched."""
+    """A kernel's tile of ``i`` x ``j`` pairs, the ``k`` dimensions it multiplies at a time, and how it is launched.
+
+    After the products ``parts`` of its columns are taken one after another: a larger tile reads rows less often.
+    """
 
     i: int
     j: int
@@ -29,19 +32,26 @@ class Tile(NamedTuple):
     stages: int
     group: int = 8
     registers: int | None = None
+    parts: int = 1
 
 
 class Tiles(NamedTuple):
-    """How many tiles cover a chunk of rows, ``down`` and ``across``, and the first column."""
+    """How many tiles cover a chunk of rows, ``down`` and, in ``parts`` of a tile, ``across``, and the first column."""
 
     down: int
     across: int
     first_column: int
+    parts: int
+
+    @property
+    def sums(self) -> int:
+        """Parts of tiles in all, each with sums of its own."""
+        return self.down * self.across
 
     @property
     def programs(self) -> int:
         """Tiles in all: programs of a kernel."""
-        return self.down * self.across
+        return self.sums // self.parts
 
     def extents(self, chunk: slice, rows: Sequence[int], columns: int) -> tuple[int, ...]:
         """The chunk and its first column, sizes of rows (m, d) and columns, tiles, as the kernels take them."""
@@ -78,7 +88,8 @@ class Plan:
     def tiles(self, chunk: slice, columns: int, within: bool) -> Tiles:
         """The tiles of a chunk of rows and all columns; WITHIN one cloud of those from the chunk on."""
         first, tile = chunk.start if within else 0, self.tile
-        return Tiles(-(-(chunk.stop - chunk.start) // tile.i), -(-(columns - first) // tile.j), first)
+        across = -(-(columns - first) // tile.j) * tile.parts
+        return Tiles(-(-(chunk.stop - chunk.start) // tile.i), across, first, tile.parts)
 
     def options(self, dims: int) -> dict[str, Any]:
         """What the kernels over pairs of rows of ``dims`` dimensions are compiled and launched with."""
@@ -86,6 +97,7 @@ class Plan:
         return {
             "ROWS": tile.i,
             "COLUMNS": tile.j,
+            "PARTS": tile.parts,
             "K": tile.k,
             "EVEN": dims % tile.k == 0,
             "PRECISION": self.precision,

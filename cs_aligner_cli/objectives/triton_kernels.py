@@ -92,7 +92,7 @@ def _tile_of(tiles_i, tiles_j, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K: tl.constexpr, EVEN: tl.constexpr,
+def _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, K: tl.constexpr, EVEN: tl.constexpr,
           PRECISION: tl.constexpr):  # fmt: skip
     """``x_i . y_j`` of one tile, in float32; outside they are some finite numbers.
 
@@ -100,7 +100,7 @@ def _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K: tl
     """
     if buffer is not None:
         dots = tl.load(buffer + local_i[:, None] * stride + local_j[None, :])
-        if edge:
+        if (tl.max(i, 0) >= i1) | (tl.max(j, 0) >= n):
             dots = tl.where((i < i1)[:, None] & (j < n)[None, :], dots, 0.0)
     else:
         k = tl.arange(0, K)
@@ -170,11 +170,30 @@ def _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED: tl.constexpr):
 
 
 @triton.jit
-def _place(tile_i, tile_j, i0, i1, j0, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Whether a tile reaches past the last row or column, and whether the diagonal crosses it."""
-    first_i, first_j = i0 + tile_i * ROWS, j0 + tile_j * COLUMNS
-    edge = (first_i + ROWS > i1) | (first_j + COLUMNS > n)
-    return edge, (first_i < first_j + COLUMNS) & (first_j < first_i + ROWS)
+def _crossed(first_i, first_j, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Whether the diagonal crosses a tile."""
+    return (first_i < first_j + COLUMNS) & (first_j < first_i + ROWS)
+
+
+@triton.jit
+def _halves(dots):
+    """A tile cut into two beside each other."""
+    return tl.split(tl.permute(tl.reshape(dots, (dots.shape[0], 2, dots.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _parts(dots, PARTS: tl.constexpr):
+    """A tile cut into 1, 2 or 4 PARTS beside each other, so that what follows needs registers for one at a time."""
+    if PARTS == 1:
+        parts = (dots,)
+    elif PARTS == 2:
+        parts = _halves(dots)
+    else:
+        left, right = _halves(dots)
+        first, second = _halves(left)
+        third, fourth = _halves(right)
+        parts = (first, second, third, fourth)
+    return parts
 
 
 @triton.jit
@@ -189,18 +208,35 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
               row_maxima, row_sums, column_maxima, column_sums, own_logits, kernel_sums, kernel_tops,
               i0, i1, j0, m, n, d, tiles_i, tiles_j,
               LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
-              DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-              PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+              DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr,
+              EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """Sums over one tile: of 2^logit for every row and column, and of the kernel.
 
     Rows i0 to i1 of x against rows j0 to n of y; WITHIN one cloud, columns from i1 on stand for two pairs each.
-    SIGMAS below 0: no kernel.
+    SIGMAS below 0: no kernel. PARTS of a tile, beside each other, are products of one piece and sums of their own, and
+    ``tiles_j`` counts them.
     """
-    tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
-    local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    tile_i, tile_j = _tile_of(tiles_i, tiles_j // PARTS, GROUP)
+    local_i, wide_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    i = i0 + local_i
+    dots = _dots(x, y, buffer, stride, i, j0 + wide_j, i1, m, n, d, local_i, wide_j, K, EVEN, PRECISION)
+    parts = _parts(dots, PARTS)
+    for part in tl.static_range(PARTS):
+        part_j = tile_j * PARTS + part
+        local_j = part_j * (COLUMNS // PARTS) + tl.arange(0, COLUMNS // PARTS)
+        _sum_part(parts[part], half_x, half_y, groups, references, kernel, row_maxima, row_sums, column_maxima,
+                  column_sums, own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i,
+                  local_j, LOGITS, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+
+
+@triton.jit
+def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_sums, column_maxima, column_sums,
+              own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
+              LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
+              DIAGONAL: tl.constexpr):  # fmt: skip
+    """``sum_pairs`` of one part of a tile, given its dot products."""
     i, j = i0 + local_i, j0 + local_j
-    edge, diagonal = _place(tile_i, tile_j, i0, i1, j0, n, ROWS, COLUMNS)
-    dots = _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K, EVEN, PRECISION)
+    diagonal = _crossed(i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1], dots.shape[0], dots.shape[1])
     if LOGITS:
         scale = tl.load(references)
         of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
@@ -213,7 +249,10 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
             reference = tl.load(references + 1)
             powers = tl.exp2(_logits(dots, scale, of_i, of_j - reference, groups, i, j, n, GROUPED))
             of_rows, of_columns = tl.sum(powers, 1), tl.sum(powers, 0)
-            tops_i, tops_j = tl.zeros((ROWS,), tl.float32) + reference, tl.zeros((COLUMNS,), tl.float32) + reference
+            tops_i, tops_j = (
+                tl.zeros((dots.shape[0],), tl.float32) + reference,
+                tl.zeros((dots.shape[1],), tl.float32) + reference,
+            )
         else:
             logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
             tops_i, tops_j = tl.max(logits, 1), tl.max(logits, 0)
@@ -261,8 +300,8 @@ def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, g
                 row_slopes, column_slopes, scale_sums, kernel_sums, own_pulls,
                 i0, i1, j0, m, n, d, tiles_i, tiles_j,
                 LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
-                DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-                PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+                DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+                K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """The weights by which one tile's rows pull each other, as a gradient: rows and columns as in ``sum_pairs``.
 
     ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. What a pair's own logit pulls,
@@ -270,13 +309,31 @@ def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, g
     tiles: a mask would split their stores into single numbers. WITHIN one cloud ``kernel_sums`` gets the sums of
     values, and the sums of slopes are of rounded weights, so that equal rows pull each other nowhere.
     """
-    tile_i, tile_j = _tile_of(tiles_i, tiles_j, GROUP)
-    local_i, local_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    tile_i, tile_j = _tile_of(tiles_i, tiles_j // PARTS, GROUP)
+    local_i, wide_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
+    i = i0 + local_i
+    dots = _dots(x, y, buffer, stride, i, j0 + wide_j, i1, m, n, d, local_i, wide_j, K, EVEN, PRECISION)
+    parts = _parts(dots, PARTS)
+    for part in tl.static_range(PARTS):
+        part_j = tile_j * PARTS + part
+        local_j = part_j * (COLUMNS // PARTS) + tl.arange(0, COLUMNS // PARTS)
+        _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+                    row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
+                    kernel_sums, own_pulls, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
+                    LOGITS, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+
+
+@triton.jit
+def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+                row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
+                kernel_sums, own_pulls, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
+                LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
+                DIAGONAL: tl.constexpr):  # fmt: skip
+    """``weigh_pairs`` of one part of a tile, given its dot products."""
     i, j = i0 + local_i, j0 + local_j
-    edge, diagonal = _place(tile_i, tile_j, i0, i1, j0, n, ROWS, COLUMNS)
-    dots = _dots(x, y, buffer, stride, i, j, i1, m, n, d, local_i, local_j, edge, K, EVEN, PRECISION)
+    diagonal = _crossed(i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1], dots.shape[0], dots.shape[1])
     at_tile = tile_i * tiles_j + tile_j
-    pull = tl.zeros((ROWS, COLUMNS), tl.float32)
+    pull = tl.zeros(dots.shape, tl.float32)
     if LOGITS:
         scale, factor = tl.load(references), tl.load(factors)
         of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))

@@ -24,6 +24,13 @@ class Embed(Strict):
         ge=1,
         description="Items per forward pass; null: 32 on the CPU, 512 elsewhere. Halved where memory does not hold it.",
     )
+    decoders: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that decode photos; 0: threads. null: beside a GPU one for each core but one where there"
+        " are more than 8, else threads. Of open_clip's and timm's image towers, on Linux.",
+    )
     compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")

@@ -20,7 +20,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.common.token_sequences import Ragged
 from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader, decoders
+from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader, decoders, decoding_processes
 
 Values: TypeAlias = npt.NDArray[np.float32]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -61,6 +61,7 @@ class Embedder:
     ``forward`` maps inputs on ``device`` to (B, d); ``load(rows)`` gives the inputs of some rows (CPU, first axis the
     rows). ``texts`` are the captions of all rows where the tower reads captions: equal ones are computed once, and
     batches hold captions of similar length, so that little is computed on padding. ``batch_size`` None: chosen here.
+    ``processes`` decode what an ImageLoader loads, None: as many as suit a GPU; without any, threads do.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Embedder:
         batch_size: int | None = None,
         texts: Sequence[str] | None = None,
         loader: object = None,
+        processes: int | None = 0,
     ) -> None:
         self.forward, self.load, self.device = forward, load, device
         self.batch_size = batch_size or (_CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH)
@@ -79,8 +81,12 @@ class Embedder:
         self._images = loader if isinstance(loader, ImageLoader) else None
         if self._images and device.type == "cpu":
             self._images.workers = 1  # until the first batches have shown how many it takes
+        self._ahead = 1
         if self._images:
             self._images.pinned = device.type == "cuda"
+            wanted = processes if processes is not None else decoding_processes() if device.type == "cuda" else 0
+            if self._images.begin(wanted):
+                self._ahead = 2  # so that no process waits for the last pictures of a batch
 
     def all(self, rows: Ints) -> Values:
         """Embeddings (len(rows), d) of some rows, in their order; equal captions among them are computed once."""
@@ -178,7 +184,7 @@ class Embedder:
             self.throughput = Throughput(now.items, past.seconds + now.seconds, past.waited + now.waited)
             return values
 
-        loaded = prefetched(self._timed_load, batches)
+        loaded = prefetched(self._timed_load, batches, self._ahead)
         idle_since = time.perf_counter()
         for number, (inputs, load_seconds) in enumerate(loaded):
             ready = time.perf_counter()
@@ -209,7 +215,9 @@ class Embedder:
     def _run(self, inputs: Tensor) -> Tensor:
         """One batch through the tower, in smaller pieces where memory does not hold it whole."""
         try:
-            return torch.cat([self.forward(part) for part in torch.split(self._on_device(inputs), self.batch_size)])
+            parts = torch.split(self._on_device(inputs), self.batch_size)
+            finished = self._images.finished if self._images else lambda part: part
+            return torch.cat([self.forward(finished(part)) for part in parts])
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

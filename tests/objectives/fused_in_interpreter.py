@@ -15,6 +15,7 @@ from cs_aligner_cli.objectives.gram import InfoNce, PairValues, evaluate_fused, 
 # Tiles that divide neither rows nor dimensions, and chunks of one tile's rows.
 TILE = Tile(32, 64, 16, 4, 1, 2)
 INSIDE = Plan(torch.float32, torch.float32, TILE, inside=True, chunk_bytes=1)
+PARTED = Plan(torch.float32, torch.float32, Tile(32, 64, 16, 4, 1, 2, parts=4), inside=True, chunk_bytes=1)
 OUTSIDE = Plan(torch.float32, torch.float32, TILE, chunk_bytes=1)
 # The interpreter has no bfloat16 products: those of the kernels are tried in float16, whose steps are the same.
 HALF = Plan(torch.float16, torch.bfloat16, TILE, inside=True, chunk_bytes=1)
@@ -76,7 +77,7 @@ def test_far_clouds_neither_underflow_nor_overflow(estimator: Any, size: float) 
 
 @pytest.mark.parametrize(
     ("plan", "value", "gradient"),
-    [(INSIDE, 1e-6, 1e-6), (OUTSIDE, 1e-6, 1e-6), (HALF, 1e-3, 1e-2), (BFLOAT, 2e-2, 2e-2)],
+    [(INSIDE, 1e-6, 1e-6), (PARTED, 1e-6, 1e-6), (OUTSIDE, 1e-6, 1e-6), (HALF, 1e-3, 1e-2), (BFLOAT, 2e-2, 2e-2)],
 )
 def test_joint_objective(plan: Plan, value: float, gradient: float) -> None:
     agree(*both(*clouds(67, 67), plan, CS, 14.3), value, gradient)

@@ -184,6 +184,7 @@ class EmbedJob:
             spec.batch_size,
             table["text"].tolist() if encoder.reads_captions else None,
             load,
+            spec.decoders,
         )
 
 

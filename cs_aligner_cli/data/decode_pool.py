@@ -1,0 +1,149 @@
+"""Processes that decode pictures beside an encoder: each into memory of its own that it shares with this one."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+
+from cs_aligner_cli.common.errors import CsalignError
+from cs_aligner_cli.data.crops import Crop
+from cs_aligner_cli.data.images import BadImageError
+
+Pixels = npt.NDArray[np.uint8]
+# Pictures per job: enough that a message costs nothing beside it, few enough that no process waits long for the last.
+_JOB = 16
+# What a process ends after when its input is closed; it is at most in the middle of a job.
+_PATIENCE = 10
+
+
+class BadPictureError(BadImageError):
+    """A picture that is not whole, and its path."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(why)
+        self.path = path
+
+
+def can_share() -> bool:
+    """Whether this system gives processes memory by descriptor alone (Linux): /dev/shm is small in containers."""
+    return hasattr(os, "memfd_create")
+
+
+class _Worker:
+    """One process, and the memory that it writes crops of ``pixels`` bytes to, ``_JOB`` at most."""
+
+    def __init__(self, pixels: int) -> None:
+        size = _JOB * pixels
+        descriptor = os.memfd_create("csalign-decode")
+        try:
+            os.ftruncate(descriptor, size)
+            self.memory = mmap.mmap(descriptor, size)
+            package = str(Path(__file__).parents[2])
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cs_aligner_cli.data.decode_worker", str(descriptor), str(size)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[descriptor],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])},
+            )
+        finally:
+            os.close(descriptor)
+
+    def crop(self, paths: Sequence[str], crop: Crop, into: Pixels) -> None:
+        """Fill ``into`` (len(paths), height, width, 3)."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({"paths": list(paths), "crop": asdict(crop)}) + "\n")
+            stdin.flush()
+            answer = stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = self._process.wait(_PATIENCE)
+            raise CsalignError(
+                f"a process that decodes photos ended with code {code}; was it killed for memory?\n"
+                "embed.decoders: 0 decodes in threads of this process."
+            )
+        if answer != "\n":
+            found = json.loads(answer)
+            raise BadPictureError(found["path"], found["why"])
+        into[...] = np.frombuffer(self.memory, np.uint8, into.size).reshape(into.shape)
+
+    def close(self) -> None:
+        """End the process."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        with suppress(BrokenPipeError):
+            stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        stdout.close()
+
+
+class DecodePool:
+    """``count`` processes that crop pictures, for any number of threads that ask. They end with the pool."""
+
+    def __init__(self, crop: Crop, count: int) -> None:
+        self.crop = crop
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(count, "decode")
+        self._workers = [_Worker(crop.height * crop.width * 3) for _ in range(count)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._finalize = weakref.finalize(self, _end, self._threads, self._workers)
+
+    def read(self, paths: Sequence[Path], into: Pixels) -> None:
+        """Fill ``into`` (len(paths), height, width, 3); raise BadPictureError for the first picture that is not whole.
+
+        Jobs of several callers go to whichever process is idle, in the order in which they came.
+        """
+        jobs = [
+            self._threads.submit(self._crop, [str(path) for path in paths[i : i + _JOB]], into[i : i + _JOB])
+            for i in range(0, len(paths), _JOB)
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    def close(self) -> None:
+        """End the processes; nothing can be read after it."""
+        self._finalize()
+
+    def _crop(self, paths: list[str], into: Pixels) -> None:
+        with self._worker() as worker:
+            worker.crop(paths, self.crop, into)
+
+    @contextmanager
+    def _worker(self) -> Iterator[_Worker]:
+        worker = self._idle.get()
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+
+def _end(threads: ThreadPoolExecutor, workers: Sequence[_Worker]) -> None:
+    threads.shutdown(cancel_futures=True)
+    for worker in workers:
+        worker.close()

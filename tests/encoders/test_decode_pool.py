@@ -1,0 +1,112 @@
+"""Crops by PIL, in processes or not, and what is left to the device: bitwise the pixels of open_clip and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+
+from cs_aligner_cli.common.errors import CsalignError, InputError
+from cs_aligner_cli.data.decode_pool import can_share
+from cs_aligner_cli.data.pictures import as_rgb, without_palette_alpha
+from cs_aligner_cli.encoders.inputs import ImageLoader
+from cs_aligner_cli.encoders.transforms import parts_of
+from cs_aligner_cli.towers.embedder import Embedder
+
+CLIP = image_transform_v2(PreprocessCfg(size=32), is_train=False)
+# Transforms, whether they get RGB, and how their library brings a picture to them.
+TRANSFORMS: dict[str, tuple[Any, bool, Callable[[Image.Image], Image.Image]]] = {
+    "open_clip": (CLIP, False, without_palette_alpha),
+    "open_clip, squash": (
+        image_transform_v2(PreprocessCfg(size=(40, 32), resize_mode="squash"), is_train=False),
+        False,
+        without_palette_alpha,
+    ),
+    "timm": (create_transform((3, 32, 32), is_training=False, interpolation="bilinear"), True, as_rgb),
+}
+
+
+def pictures() -> Iterator[Image.Image]:
+    """One of every kind that files have, upright and flat, none of which is scaled by a whole number."""
+    y, x = np.mgrid[:47, :61]
+    channels = [127 + 127 * np.sin(x / a + y / b) for a, b in ((5, 9), (7, -6), (-11, 4))]
+    colourful = Image.fromarray(np.stack([*channels, (x * 4) % 256], -1).astype(np.uint8))
+    yield from (colourful.convert(mode) for mode in ("RGB", "RGBA", "L", "LA", "1", "P"))
+    yield colourful.convert("RGB").convert("CMYK")
+    yield colourful.convert("RGB").rotate(90, expand=True)
+    yield colourful.convert("RGB").crop((0, 0, 60, 9))  # enlarged
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_crop_and_its_normalising_are_the_librarys_pixels_bit_for_bit(name: str) -> None:
+    transform, rgb_first, brought = TRANSFORMS[name]
+    parts = parts_of(transform, rgb_first)
+    assert parts is not None
+    for picture in pictures():
+        crop = torch.from_numpy(parts.crop.of(picture).copy())
+        assert torch.equal(parts.normalised(crop[None])[0], transform(brought(picture))), picture.mode
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        None,
+        Compose([Resize(32), ToTensor(), Normalize(0.5, 0.5)]),
+        image_transform_v2(PreprocessCfg(size=32, resize_mode="longest"), is_train=False),
+        create_transform((3, 32, 32), is_training=True),
+    ],
+)
+def test_other_transforms_are_left_to_their_library(transform: Any) -> None:
+    assert parts_of(transform, rgb_first=False) is None
+    loader = ImageLoader(lambda image: CLIP(image), Path(), None, parts_of(transform, rgb_first=False))
+    assert not loader.begin(2)
+
+
+def test_parts_that_do_not_agree_with_the_library_are_not_used() -> None:
+    assert not ImageLoader(lambda image: 2 * CLIP(image), Path(), None, parts_of(CLIP, rgb_first=False)).begin(2)
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Iterator[ImageLoader]:
+    """A loader of seventeen photos: two jobs."""
+    rng = np.random.default_rng(0)
+    for number in range(17):
+        Image.fromarray(rng.integers(0, 256, (40, 50 + number, 3), np.uint8)).save(tmp_path / f"{number:02d}.png")
+    loader = ImageLoader(lambda image: CLIP(without_palette_alpha(image)), tmp_path, None, parts_of(CLIP, False))
+    yield loader
+    loader.end()
+
+
+@pytest.mark.skipif(not can_share(), reason="processes share memory by descriptor on Linux")
+def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
+    rows = pd.DataFrame({"locator": sorted(path.name for path in loader.root.iterdir())})
+
+    def embedded(processes: int) -> Any:
+        load: Callable[[Any], Tensor] = lambda places: loader(rows.iloc[places])  # noqa: E731
+        embedder = Embedder(
+            lambda pixels: pixels.flatten(1)[:, :50], load, torch.device("cpu"), 4, None, loader, processes
+        )
+        return embedder.all(np.arange(len(rows)))
+
+    in_threads = embedded(0)
+    np.testing.assert_array_equal(embedded(2), in_threads)
+
+    (loader.root / "16.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"16\.png: not an image; it was whole when the data were prepared"):
+        loader(rows)
+
+    assert loader._processes is not None
+    for worker in loader._processes._workers:
+        worker._process.kill()
+    with pytest.raises(CsalignError, match="a process that decodes photos ended with code -9"):
+        loader(rows.iloc[:1])
