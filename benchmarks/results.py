@@ -117,13 +117,24 @@ def stores(recipe: str, settings: tuple[str, ...], seed: int, root: Path, out: P
 
 
 def _values(take: Any, split: Any) -> dict[str, float]:
-    """Recalls in percent; the gap and the cosines of the pairs that the gap report measures."""
     import numpy as np
 
-    from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
+    from cs_aligner_cli.retrieval.evaluation import true_ranks
 
     rows = take("image", np.arange(len(split.images))), take("text", np.arange(len(split.captions)))
-    found, mixed = (f(*rows, split.image_of_caption) for f in (evaluate_retrieval, evaluate_mixed))
+    return measured(*rows, split, true_ranks(*rows, split.image_of_caption, (1, 10)))
+
+
+def measured(image: Any, text: Any, split: Any, scores: Any) -> dict[str, float]:
+    """Recalls in percent, ``scores`` being those of ``true_ranks``; the gap and the cosines of the pairs that the gap
+    report measures."""
+    import numpy as np
+
+    from cs_aligner_cli.retrieval import evaluate_mixed
+    from cs_aligner_cli.retrieval.metrics import summarise
+
+    rows = image, text
+    found, mixed = summarise(scores), evaluate_mixed(*rows, split.image_of_caption)
     values = {f"{way} R@{k}": 100 * found[way][f"R@{k}"] for way in ("i2t", "t2i") for k in (1, 10)}
     values |= {f"mixed R@{k}": 100 * mixed[f"R@{k}"] for k in (1, 10)}
     values["images R@10"] = 100 * mixed["image"]["R@10"]

@@ -383,6 +383,23 @@ CASES: dict[str, list[Case]] = {
             ),
         ),
         Case(
+            "a start that should know unpaired items, but no unpaired items",
+            lambda at: at.recipe("name: x\ntrain: {start: cca, start_moments: {unpaired: true}}\n"),
+        ),
+        Case(
+            "moments of a start without a closed form",
+            lambda at: at.recipe("name: x\ntrain: {start_moments: {shrinkage: 2}}\n"),
+        ),
+        Case("mixup of tokens", lambda at: at.recipe("name: x\ntrain: {mixup: {}, image: {reads: tokens}}\n")),
+        Case(
+            "mixup with a further modality",
+            lambda at: at.recipe("name: x\nencoders: {further: {audio: {kind: features}}}\ntrain: {mixup: {}}\n"),
+        ),
+        Case(
+            "a teacher of kind runs without runs",
+            lambda at: at.recipe("name: x\ntrain: {objective: {teacher: {kind: runs}}}\n"),
+        ),
+        Case(
             "a structure term with a weight by ratio",
             lambda at: at.recipe("name: x\ntrain: {objective: {structure: {weight: {kind: relative}}}}\n"),
         ),
@@ -568,6 +585,10 @@ CASES: dict[str, list[Case]] = {
         Case("another learning rate over a finished training", lambda at: trained(at, "train.lr=0.01")),
         Case("more epochs, and no state to go on from", lambda at: trained(at, "train.epochs=2")),
         Case("a run to begin with that is not there", lambda at: ["train", "scenes", "--set", "train.from=run:gone"]),
+        Case(
+            "a run to be taught by that is not there",
+            lambda at: ["train", "scenes", "--set", "train.objective.teacher={runs: [run:gone]}"],
+        ),
         Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, plan_towers
 from cs_aligner_cli.towers.weights import load_towers, read_plans, save_weights
 from cs_aligner_cli.training.batches import pairs_of_edge
+from cs_aligner_cli.training.mixup import Mixing
 from cs_aligner_cli.training.optimizer import step_seed
 from cs_aligner_cli.training.samplers import PairBatches, Pool
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
@@ -199,9 +201,13 @@ class _Fit:
             "text": np.flatnonzero(owner < 0),
         }
         per_pair = {"image": spec.unpaired_per_pair.image, "text": spec.unpaired_per_pair.text}
-        wanted = spec.objective.sees_unpaired
+        in_steps = spec.objective.sees_unpaired
+        wanted = in_steps or bool(spec.start_moments and spec.start_moments.unpaired)
+        self._mixup = Mixing(spec.mixup, seed) if spec.mixup else None
         self._pools = {
-            m: Pool([(self._split, unpaired[m])], round(per_pair[m] * self._pairs.batch_size), step_seed(seed, i))
+            m: Pool(
+                [(self._split, unpaired[m])], round(per_pair[m] * self._pairs.batch_size * in_steps), step_seed(seed, i)
+            )
             for i, m in enumerate(MODALITIES)
             if wanted and len(unpaired[m])
         }
@@ -216,7 +222,10 @@ class _Fit:
         spec, steps = self._spec, self._pairs.steps_per_epoch * self._spec.epochs
         stepper = Stepper(spec, self._towers, steps, self._seed, self._device, teacher=self._teacher())
         if spec.start != "plain":
-            start_adapters(spec.start, self._towers, self._inputs, self._split, self._paired)
+            unpaired = {m: pool.part(MAX_PAIRS) for m, pool in self._pools.items()}
+            start_adapters(
+                spec.start, self._towers, self._inputs, self._split, self._paired, spec.start_moments, unpaired
+            )
         state = ObjectiveState()
         if stepper.objective.wants_start(state):
             state = stepper.objective.start(*self._some_pairs())
@@ -234,6 +243,10 @@ class _Fit:
             rows[m] = np.concatenate([rows[m], *(part for _, part in pool.rows(step))])
         sizes = {m: len(numbers) for m, numbers in rows.items()}
         loaded = {m: self._inputs(m, self._split, numbers) for m, numbers in rows.items()}
+        if self._mixup:
+            mixed = self._mixup.drawn(step, drawn)
+            for m, paired in (("image", drawn.images), ("text", drawn.captions)):
+                loaded[m] = mixed.mix(m, paired, loaded[m], partial(self._inputs, m, self._split))
         features = loaded if self._spec.objective.sees_features else {}
         return Batch(loaded, sizes, {IMAGE_TEXT: pairs_of_edge(IMAGE_TEXT, drawn, sizes)}, features)
 
@@ -242,7 +255,9 @@ class _Fit:
         if spec is None:
             return None
         unpaired = {m: pool.part(MAX_PAIRS) for m, pool in self._pools.items()}
-        return fit_teacher(spec, self._inputs, self._split, self._paired, unpaired, ALONE).to(self._device)
+        return fit_teacher(spec, self._inputs, self._split, self._paired, unpaired, ALONE, self._towers.plans).to(
+            self._device
+        )
 
     def _some_pairs(self) -> tuple[Tensor, Tensor]:
         """Embeddings of at most 1,000 images and of one text of each, to choose a bandwidth on."""

@@ -224,8 +224,8 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
     if recipe.train is not None:
         train = recipe.train
         yield _tried("train.device", lambda: str(pick_device(train.device)))
-        if train.origin is not None:
-            yield _tried("train.from", lambda origin=train.origin: str(trained_file(origin, ORIGIN_FILE, "train.from")))  # type: ignore[misc]
+        for key, run in train.other_runs:
+            yield _tried(key, lambda key=key, run=run: str(trained_file(run, ORIGIN_FILE, key)))  # type: ignore[misc]
     for need in needs(recipe):
         if need.key.startswith("encoders.") and installed(need.package):
             continue  # its tower was tried

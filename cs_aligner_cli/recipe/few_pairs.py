@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cs_aligner_cli.recipe.messages import Strict
+from cs_aligner_cli.recipe.paths import RunFolder
 from cs_aligner_cli.recipe.weights import FixedOrScheduledWeight
 
 
@@ -25,10 +26,17 @@ class Structure(Strict):
 
 
 class Teacher(Strict):
-    """The teacher term: the batch's transport plan is drawn to that of linear maps in closed form (SOTAlign's KLOT)."""
+    """The teacher term: the batch's transport plan is drawn to that of a teacher (SOTAlign's KLOT)."""
 
-    kind: Literal["cca", "procrustes", "ridge"] = Field(
-        "cca", description="The teacher, fitted on the training pairs before the first step; see train.start."
+    kind: Literal["cca", "procrustes", "ridge", "runs"] = Field(
+        "cca",
+        description="cca, procrustes, ridge: linear maps in closed form, fitted on the training pairs before the first"
+        " step (see train.start); runs: the towers of runs, below, alone.",
+    )
+    runs: list[RunFolder] = Field(
+        [],
+        description="Finished runs (run:NAME for one in ./runs, or a folder) whose towers teach beside the closed form:"
+        " the teacher's similarity is the mean of all.",
     )
     weight: FixedOrScheduledWeight = Field(
         1.0, description="Weight of the term (0: logged, but trained without), or a section of kind scheduled."
@@ -40,6 +48,31 @@ class Teacher(Strict):
         1.0, gt=0, le=1e6, description="Added to the teacher's covariances, in mean eigenvalues (cca, ridge)."
     )
     unpaired_moments: bool = Field(True, description="Means and covariances of all items; false: of the pairs alone.")
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> Teacher:
+        if self.kind == "runs" and not self.runs:
+            raise ValueError("kind: runs names no runs; list them under runs, as in [run:NAME]")
+        return self
+
+
+class StartMoments(Strict):
+    """The second moments behind a closed-form start."""
+
+    shrinkage: float = Field(
+        1.0, gt=0, le=1e6, description="Added to the covariances, in their mean eigenvalues (cca, ridge)."
+    )
+    unpaired: bool = Field(
+        False, description="Means and covariances are those of pairs and unpaired items (data.unpaired) together."
+    )
+
+
+class Mixup(Strict):
+    """FuseMix: the pairs of a step are mixed with one another, images and texts in the same shares."""
+
+    alpha: float = Field(
+        1.0, gt=0, le=100, description="Shares are drawn from Beta(alpha, alpha): low: near the pairs themselves."
+    )
 
 
 class PseudoPairs(Strict):

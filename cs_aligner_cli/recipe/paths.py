@@ -26,4 +26,12 @@ def _root(value: Any, info: ValidationInfo) -> Any:
     return Path(value)
 
 
+def _run(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str) and value.startswith(RUN):
+        return Path.cwd() / "runs" / value.removeprefix(RUN)
+    return resolve_path(value, info) if isinstance(value, str) else value
+
+
 RootPath = Annotated[Path, BeforeValidator(_root)]
+# run:NAME for a run in ./runs, or a folder.
+RunFolder = Annotated[Path, BeforeValidator(_run)]

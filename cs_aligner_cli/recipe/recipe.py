@@ -128,6 +128,8 @@ class Recipe(Strict):
             raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
         if train.start != "plain":
             raise ValueError(f"train.start: {train.start} is of images and texts alone; use plain")
+        if train.mixup:
+            raise ValueError("train.mixup: it mixes pairs of images and texts alone; use null")
         return self
 
     @model_validator(mode="after")
@@ -139,13 +141,14 @@ class Recipe(Strict):
                 "takes what is unpaired by itself"
             )
         wanting = {
-            "pairwise.unpaired_negatives": train and train.objective.pairwise.sees_unpaired,
-            "pseudo_pairs": train and train.objective.pseudo_pairs is not None,
+            "objective.pairwise.unpaired_negatives": train and train.objective.pairwise.sees_unpaired,
+            "objective.pseudo_pairs": train and train.objective.pseudo_pairs is not None,
+            "start_moments.unpaired": train and train.start_moments is not None and train.start_moments.unpaired,
         }
         for key, wants in wanting.items() if self.data.unpaired is None else ():
             if wants:
                 raise ValueError(
-                    f"train.objective.{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} "
+                    f"train.{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} "
                     "takes what is unpaired by itself"
                 )
         return self

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, Tag, ValidationInfo, create_model, model_validator
+from pydantic import BeforeValidator, Field, Tag, create_model, model_validator
 
-from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind, resolve_path
+from cs_aligner_cli.recipe.few_pairs import Mixup, StartMoments
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind
 from cs_aligner_cli.recipe.objective import Objective
-from cs_aligner_cli.recipe.paths import RUN
+from cs_aligner_cli.recipe.paths import RunFolder
 from cs_aligner_cli.recipe.towers import Tower
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
@@ -50,12 +51,6 @@ class UnpairedPerPair(Strict):
     text: float = Field(1.0, ge=0, le=1000, description="Unpaired captions per pair.")
 
 
-def _origin(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, str) and value.startswith(RUN):
-        return Path.cwd() / "runs" / value.removeprefix(RUN)
-    return resolve_path(value, info) if isinstance(value, str) else value
-
-
 if TYPE_CHECKING:
 
     class _Begun(Strict):
@@ -67,7 +62,7 @@ else:
         __base__=Strict,
         **{
             "from": (
-                Annotated[Path | None, BeforeValidator(_origin)],
+                RunFolder | None,
                 Field(
                     None,
                     description="Another run whose trained weights (its last ones) this training begins with, with an"
@@ -109,7 +104,13 @@ class Train(_Begun):
         description="Where adapters begin. plain: the identity, or a random orthogonal map; otherwise closed forms from"
         " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's).",
     )
+    start_moments: StartMoments | None = Field(
+        None, description="What a closed-form start is computed from; null: the pairs, with shrinkage 1."
+    )
     objective: Objective = Field(Objective(), description="The loss.")
+    mixup: Mixup | None = Field(
+        None, description="Mix the features of a step's pairs with one another; null: pairs as they are."
+    )
     pairwise_only: bool = Field(
         False,
         description="Also train a control: the same recipe and seed with divergence weight 0 and without token term.",
@@ -184,6 +185,13 @@ class Train(_Begun):
         origin: Path | None = getattr(self, "from")
         return origin
 
+    @property
+    def other_runs(self) -> list[tuple[str, Path]]:
+        """The runs whose weights this training reads, each with the key that names it."""
+        found = [("train.from", self.origin)] if self.origin is not None else []
+        teacher = self.objective.teacher
+        return found + [("train.objective.teacher.runs", run) for run in (teacher.runs if teacher else ())]
+
     def tower(self, modality: str) -> Tower:
         """The tower of a modality."""
         return {"image": self.image, "text": self.text}.get(modality) or self.further.get(modality, Tower())
@@ -211,6 +219,21 @@ class Train(_Begun):
             raise ValueError(f"objective.tokens needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
         if self.start != "plain" and len(pooled) < 2:
             raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")
+        return self
+
+    @model_validator(mode="after")
+    def _moments_of_a_start(self) -> Train:
+        if self.start_moments is not None and self.start == "plain":
+            raise ValueError("start_moments goes with a closed-form start, as in start: cca")
+        return self
+
+    @model_validator(mode="after")
+    def _mixes_features(self) -> Train:
+        for name in ("image", "text") if self.mixup else ():
+            tower: Tower = getattr(self, name)
+            if tower.live or tower.reads == "tokens":
+                what = f"tune: {tower.tune}" if tower.live else "reads: tokens"
+                raise ValueError(f"mixup mixes stored pooled features, and {name}.{what} reads none")
         return self
 
     @model_validator(mode="after")

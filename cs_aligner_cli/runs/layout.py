@@ -140,15 +140,21 @@ class _TrainingLayout(InputLayout):
         }
         # Terms that older runs did not know leave them fresh where they are not in use.
         unused: dict[str, Any] = {name: True for name in _LATER_TERMS if getattr(train.objective, name) is None}
+        later = {name: True for name in ("mixup", "start_moments") if getattr(train, name) is None}
         unused["pairwise"] = {"unpaired_negatives"} if not train.objective.pairwise.sees_unpaired else set()
         pooled, tokens = train.reads_frozen(self.modalities), train.cached_reading("tokens", self.modalities)
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:
             cached += self.unpaired_stores.values()
-        parts = train.model_dump(mode="json", exclude={**dict.fromkeys(ignored, True), "objective": unused})
+        parts = train.model_dump(mode="json", exclude={**dict.fromkeys(ignored, True), **later, "objective": unused})
         if train.origin is not None:
             parts["from"] = self._origin(train.origin, variant)
+        teacher = train.objective.teacher
+        if teacher is not None:
+            del parts["objective"]["teacher"]["runs"]
+            if teacher.runs:
+                parts["objective"]["teacher"]["runs"] = [self._mark(run) or run.name for run in teacher.runs]
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,
@@ -169,16 +175,19 @@ class _TrainingLayout(InputLayout):
         return {} if self.recipe.data.groups == "image" else {"groups": self.recipe.data.groups}
 
     def refuse_absent_origin(self) -> None:
-        """Raise InputError if this recipe has yet to train from weights that are not there."""
-        train = self.recipe.train
-        if train is None or train.origin is None:
-            return
-        if not all(self.trained(variant).fresh() for variant in self.variants):
-            trained_file(train.origin, ORIGIN_FILE, "train.from")
+        """Raise InputError if this recipe has yet to train from, or be taught by, weights that are not there."""
+        needs = self.recipe.train.other_runs if self.recipe.train else []
+        if needs and not all(self.trained(variant).fresh() for variant in self.variants):
+            for key, run in needs:
+                trained_file(run, ORIGIN_FILE, key)
+
+    def _mark(self, run: Path) -> str | None:
+        """The fingerprint of another run's training; None if it is not there."""
+        return next((mark for folder in trainings(run) if (mark := finished(folder).fingerprint())), None)
 
     def _origin(self, run: Path, variant: str) -> str | None:
         """The fingerprint of the training that this one begins with; of one that is gone, what it was."""
-        found = next((mark for folder in trainings(run) if (mark := finished(folder).fingerprint())), None)
+        found = self._mark(run)
         if found is None and (own := finished(self.folder / "train" / variant).record()):
             found = own["inputs"]["recipe"]["train"].get("from")
         return found

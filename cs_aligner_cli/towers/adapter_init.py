@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from cs_aligner_cli.common.arrays import l2_normalize
-from cs_aligner_cli.common.closed_forms import cca, principal_whitening, procrustes, ridge
+from cs_aligner_cli.common.closed_forms import cca_path, principal_whitening, procrustes, ridge
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split, captions_of
+from cs_aligner_cli.recipe.few_pairs import StartMoments
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -22,16 +23,26 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 Affine: TypeAlias = tuple[Matrix, Matrix]
 
 # What is added to a covariance before it is inverted, as a share of its mean eigenvalue: little for whitening, and for
-# cca and ridge what retrieved best on Flickr8k's dev images of 0.01, 0.1 and 1.
-_WHITEN_SHRINKAGE, SHRINKAGE = 1e-3, 1.0
-# Pairs that the moments are taken over; more of them change nothing that could be seen.
+# cca and ridge (StartMoments) what retrieved best on Flickr8k's dev images of 0.01, 0.1 and 1.
+_WHITEN_SHRINKAGE = 1e-3
+# Pairs, and unpaired items of each modality, that the moments are taken over; more change nothing that could be seen.
 MAX_PAIRS = 20_000
+_PLAIN_MOMENTS = StartMoments()
 
 
-def start_adapters(kind: str, towers: Towers, inputs: Inputs, split: Split, image_rows: Ints) -> None:
+def start_adapters(
+    kind: str,
+    towers: Towers,
+    inputs: Inputs,
+    split: Split,
+    image_rows: Ints,
+    moments: StartMoments | None = None,
+    unpaired: Mapping[str, Sequence[tuple[Split, Ints]]] = {},
+) -> None:
     """Put the closed form of the training pairs (each caption with its image) into the towers' adapters, in place.
 
-    Raises InputError, before anything is changed, where that start does not exist for these towers.
+    Where ``moments`` say so, means and covariances are those of the ``unpaired`` items, too. Raises InputError, before
+    anything is changed, where that start does not exist for these towers.
     """
     plans = towers.plans
     adapted = [m for m in MODALITIES if plans[m].adapter is not None]
@@ -41,15 +52,23 @@ def start_adapters(kind: str, towers: Towers, inputs: Inputs, split: Split, imag
     captions = captions[np.linspace(0, len(captions) - 1, min(len(captions), MAX_PAIRS)).astype(int)]
     rows = {"image": split.image_of_caption[captions], "text": captions}
     device = towers.log_logit_scale.device
-    unit = {}
-    for m in MODALITIES:
+
+    def unit_rows(m: str, part: Split, which: Ints) -> Matrix:
         if m == fixed:
-            unit[m] = embed_split(towers, inputs, m, split, rows[m], device).astype(np.float64)
-        else:
-            unit[m] = l2_normalize(inputs(m, split, rows[m]).double()).numpy()
+            return embed_split(towers, inputs, m, part, which, device).astype(np.float64)
+        return l2_normalize(inputs(m, part, which).double()).numpy()
+
+    moments = moments or _PLAIN_MOMENTS
+    unit = {m: unit_rows(m, split, rows[m]) for m in MODALITIES}
+    every = None
+    if moments.unpaired:
+        every = {
+            m: np.concatenate([unit[m], *(unit_rows(m, *part) for part in unpaired.get(m, ()))]) for m in MODALITIES
+        }
     adapters: dict[str, Any] = {m: towers.parts[m] for m in adapted}
     plain = {m: adapter.linear.weight.detach().double().cpu().numpy() for m, adapter in adapters.items()}
-    for m, (weight, bias) in closed_form(kind, unit, plain, fixed, plans["image"].out_dim).items():
+    starts = closed_form(kind, unit, plain, fixed, plans["image"].out_dim, moments.shrinkage, every)
+    for m, (weight, bias) in starts.items():
         adapters[m].start_at(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
 
 
@@ -76,12 +95,20 @@ def _refuse_impossible(kind: str, towers: Towers, fixed: str | None) -> None:
 
 
 def closed_form(
-    kind: str, rows: Mapping[str, Matrix], plain: Mapping[str, Matrix], fixed: str | None, out_dim: int
+    kind: str,
+    rows: Mapping[str, Matrix],
+    plain: Mapping[str, Matrix],
+    fixed: str | None,
+    out_dim: int,
+    shrinkage: float = 1.0,
+    every: Mapping[str, Matrix] | None = None,
 ) -> dict[str, Affine]:
     """The maps of a start for every modality but ``fixed``, whose rows stay what they are (None: both are mapped).
 
     ``rows`` are paired unit rows (n, d), image and text; ``plain`` is the linear map (out_dim, d) that each adapter
-    has without a start. Kinds, with x' = x minus its modality's mean:
+    has without a start; ``every``: the unit rows (m, d) of each modality that means and covariances are taken from,
+    None for those of the pairs; ``shrinkage``: that of the covariances of cca and ridge. Kinds, with x' = x minus its
+    modality's mean:
 
     - centre: plain x'
     - whiten: the leading principal axes of x', each divided by its standard deviation
@@ -92,9 +119,10 @@ def closed_form(
 
     Every map is scaled so that its outputs have unit length on average; directions are all that is compared.
     """
-    means = {m: x.mean(0) for m, x in rows.items()}
+    means = {m: x.mean(0) for m, x in (every or rows).items()}
     centred = {m: x - means[m] for m, x in rows.items()}
-    maps = _maps(kind, centred, plain, fixed, out_dim)
+    spread = centred if every is None else {m: x - means[m] for m, x in every.items()}
+    maps = _maps(kind, {m: x - x.mean(0) for m, x in rows.items()}, spread, plain, fixed, out_dim, shrinkage)
     shift = means[fixed] if fixed else np.zeros(out_dim)
     result = {}
     for m, w in maps.items():
@@ -104,24 +132,31 @@ def closed_form(
 
 
 def _maps(
-    kind: str, x: Mapping[str, Matrix], plain: Mapping[str, Matrix], fixed: str | None, out_dim: int
+    kind: str,
+    x: Mapping[str, Matrix],
+    spread: Mapping[str, Matrix],
+    plain: Mapping[str, Matrix],
+    fixed: str | None,
+    out_dim: int,
+    shrinkage: float,
 ) -> dict[str, Matrix]:
     mapped = [m for m in x if m != fixed]
     if kind == "centre":
         return {m: plain[m] for m in mapped}
     if kind == "whiten":
-        return {m: _padded(principal_whitening(x[m], _WHITEN_SHRINKAGE).T[:out_dim], out_dim) for m in mapped}
+        return {m: _padded(principal_whitening(spread[m], _WHITEN_SHRINKAGE).T[:out_dim], out_dim) for m in mapped}
     if kind == "procrustes":
         axes = dict(zip(MODALITIES, procrustes(x["image"], x["text"]), strict=True))
         if fixed:
             return {m: axes[fixed] @ axes[m].T for m in mapped}
         return {m: _padded(axes[m].T[:out_dim], out_dim) for m in mapped}
     if kind == "cca":
-        sides = dict(zip(MODALITIES, cca(x["image"], x["text"], SHRINKAGE), strict=True))
+        spreads = spread["image"], spread["text"]
+        sides = dict(zip(MODALITIES, cca_path(x["image"], x["text"], [shrinkage], spreads)[0], strict=True))
         return {m: _padded(sides[m].T[:out_dim], out_dim) for m in mapped}
     target = fixed or "text"
     source = "image" if target == "text" else "text"
-    maps = {source: ridge(x[source], x[target], SHRINKAGE).T}
+    maps = {source: ridge(x[source], x[target], shrinkage, spread[source]).T}
     return maps if fixed else {**maps, target: plain[target]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import OWN, UNPAIRED, Pairing, unpaired_splits
 from cs_aligner_cli.towers.towers import Inputs
+from cs_aligner_cli.training.mixup import Mixing
 from cs_aligner_cli.training.optimizer import step_seed
 from cs_aligner_cli.training.samplers import DrawnPairs, PairBatches, Pool
 from cs_aligner_cli.training.step import Batch
@@ -38,8 +40,10 @@ class TrainingBatches:
         least = max(2, ranks.size) if spec.last_batch == "keep" else None
         self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further, least)
         # Terms of weight 0 are trained without, so what they alone would see is not even drawn.
-        drawn = pairing if spec.objective.sees_unpaired else None
-        self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size) if drawn else {}
+        in_steps, in_start = spec.objective.sees_unpaired, bool(spec.start_moments and spec.start_moments.unpaired)
+        drawn = pairing if in_steps or in_start else None
+        self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size if in_steps else 0) if drawn else {}
+        self._mixup = Mixing(spec.mixup, recipe.seed) if spec.mixup else None
         self._split, self._edges, self._ranks = split, recipe.edges, ranks
         self._micro, self._sees_features = spec.micro_batch_size, spec.objective.sees_features
         self._groups: Ints | None = None
@@ -50,6 +54,7 @@ class TrainingBatches:
         """The batch of one step."""
         drawn = self.pairs.pairs(step)
         rows = {"image": drawn.images, "text": drawn.captions, **drawn.further}
+        mixed = self._mixup.drawn(step, drawn) if self._mixup else None
         loaded, features, sizes = {}, {}, {}
         for modality, paired in rows.items():
             items: Items = [(self._split, paired)]
@@ -59,6 +64,9 @@ class TrainingBatches:
             share = self._ranks.share_of_batch(sizes[modality], self._micro)
             own = [*_sliced(items, share.rows)]
             loaded[modality] = joined([inputs(modality, split, part) for split, part in own])
+            if mixed is not None:
+                load = partial(inputs, modality, self._split)
+                loaded[modality] = mixed.mix(modality, paired, loaded[modality], load, share.rows)
             if self._sees_features:
                 features[modality] = inputs.features(modality, own, loaded[modality])
         return Batch(

@@ -20,7 +20,6 @@ from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.other_runs import ORIGIN_FILE, trained_file
-from cs_aligner_cli.towers.adapter_init import start_adapters
 from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.export import export_towers
 from cs_aligner_cli.towers.towers import count_parameters
@@ -114,8 +113,8 @@ class TrainingRun:
                 weights = trained_file(self.spec.origin, ORIGIN_FILE, "train.from")
                 begin_with(weights, towers, "train.from")
                 self.console.say(f"{self.name}: begins with {weights}; optimizer and schedule begin anew")
-            elif self.spec.start != "plain" and self.ranks.main:
-                start_adapters(self.spec.start, towers, self.setup.inputs, self.setup.split, self.setup.train_rows)
+            elif self.ranks.main:
+                self.setup.start_adapters(self.spec)
             self._say_what_is_trained()
         elif state.step:
             self.console.say(f"{self.name}: going on from step {state.step} of {self.steps}")

@@ -23,6 +23,7 @@ from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import Pairing, read_pairing
 from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.stores.tokens import TokenStore
+from cs_aligner_cli.towers import adapter_init
 from cs_aligner_cli.towers.blocks import checkpoint_blocks
 from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split, plan_towers
@@ -77,6 +78,14 @@ class Setup:
     steps: int
     teacher: Teacher | None
 
+    def start_adapters(self, spec: Train) -> None:
+        """Put the adapters where the recipe begins, in place: nothing to do for a plain start."""
+        if spec.start != "plain":
+            unpaired = {m: pool.part(adapter_init.MAX_PAIRS) for m, pool in self.batches.pools.items()}
+            adapter_init.start_adapters(
+                spec.start, self.towers, self.inputs, self.split, self.train_rows, spec.start_moments, unpaired
+            )
+
 
 def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
     """Read and make what training ``spec`` takes. Raises InputError if there are too few pairs or parts do not fit."""
@@ -93,7 +102,8 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
     teacher = None
     if spec.objective.teacher is not None:
         unpaired = {m: pool.part(MAX_PAIRS) for m, pool in batches.pools.items()}
-        teacher = fit_teacher(spec.objective.teacher, inputs, split, train_rows, unpaired, ranks).to(device)
+        teacher = fit_teacher(spec.objective.teacher, inputs, split, train_rows, unpaired, ranks, towers.plans)
+        teacher = teacher.to(device)
     return Setup(
         device,
         split,

@@ -17,7 +17,7 @@ from cs_aligner_cli.recipe.towers import BottleneckAdapter, LinearAdapter, Resid
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
-from cs_aligner_cli.towers.adapter_init import SHRINKAGE, Matrix, closed_form
+from cs_aligner_cli.towers.adapter_init import Matrix, closed_form
 from cs_aligner_cli.towers.adapters import make_adapter
 
 KINDS = ("centre", "whiten", "procrustes", "cca", "ridge")
@@ -110,7 +110,7 @@ def test_ridge_is_the_least_squares_solution() -> None:
     w, b = closed_form("ridge", rows, plain(6, rows), "text", 6)["image"]
     x, y = (rows[m] - rows[m].mean(0) for m in ("image", "text"))
     d = x.shape[1]
-    penalty = SHRINKAGE * np.trace(x.T @ x) / d
+    penalty = np.trace(x.T @ x) / d
     stacked_x = np.vstack([x, np.sqrt(penalty) * np.eye(d)])
     stacked_y = np.vstack([y, np.zeros((d, 6))])
     reference = np.linalg.lstsq(stacked_x, stacked_y, rcond=None)[0].T

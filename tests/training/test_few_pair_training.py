@@ -13,15 +13,19 @@ from trained_runs import QUIET, assert_resumes_bitwise
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.closed_forms import cca_path
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import captions_of
+from cs_aligner_cli.recipe.few_pairs import Mixup
 from cs_aligner_cli.recipe.few_pairs import Teacher as TeacherSpec
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.weights import load_towers
+from cs_aligner_cli.training.mixup import DrawnMixing, Mixing
 from cs_aligner_cli.training.setup import set_up
-from cs_aligner_cli.training.teacher import fit_teacher
+from cs_aligner_cli.training.teacher import Teacher, fit_teacher
 
 FEW = ["data.unpaired={paired_fraction: 0.4}", "train.epochs=2", "train.log_steps=1", "train.batch_size=16"]
 ALL = "train.objective={pairwise: {unpaired_negatives: true}, structure: {}, teacher: {}, pseudo_pairs: {}, memory: 50}"
@@ -108,10 +112,105 @@ def test_terms_that_are_not_in_use_leave_older_runs_fresh(features_recipe: Path)
     def parts(*settings: str) -> dict[str, Any]:
         made_from = Layout(load_recipe(str(features_recipe), [*FEW, *settings])).trained("aligned").recipe
         objective: dict[str, Any] = made_from["train"]["objective"]
+        assert {"mixup", "start_moments"}.isdisjoint(made_from["train"])
         return objective
 
     assert {"structure", "teacher", "pseudo_pairs"}.isdisjoint(parts()) and "unpaired_negatives" not in parts()[
         "pairwise"
     ]
+    assert "runs" not in parts("train.objective.teacher={}")["teacher"]
     assert parts("train.objective.structure={}")["structure"]["kind"] == "js"
     assert parts("train.objective.pairwise.unpaired_negatives=true")["pairwise"]["unpaired_negatives"] is True
+
+
+def test_mixup_mixes_images_and_captions_in_the_same_shares(features_recipe: Path, tmp_path: Path) -> None:
+    recipe = run(
+        features_recipe, tmp_path, "train.mixup={alpha: 0.5}", "train.captions=all", stages=("prepare", "embed")
+    )
+    assert recipe.train is not None
+    setup = set_up(recipe, recipe.train, Layout(recipe), Ranks())
+    batch, drawn = setup.batches.load(3, setup.inputs), setup.batches.pairs.pairs(3)
+    mixed = Mixing(Mixup(alpha=0.5), recipe.seed).drawn(3, drawn)
+    assert drawn.owner is not None and sorted(mixed.partner) == [*range(len(drawn.images))]
+    store = Store(Layout(recipe).frozen("train").path)
+    unit = {m: l2_normalize(torch.from_numpy(store.array(m).all())).numpy() for m in ("image", "text")}
+    captions_of_image = drawn.captions.reshape(len(drawn.images), -1)
+    for i, (partner, share) in enumerate(zip(mixed.partner, mixed.share, strict=True)):
+        image = share * unit["image"][drawn.images[i]] + (1 - share) * unit["image"][drawn.images[partner]]
+        np.testing.assert_allclose(batch.inputs["image"][i].numpy(), image, atol=1e-5)
+        for j, caption in enumerate(captions_of_image[i]):
+            text = share * unit["text"][caption] + (1 - share) * unit["text"][captions_of_image[partner][j]]
+            np.testing.assert_allclose(batch.inputs["text"][5 * i + j].numpy(), text, atol=1e-5)
+    unpaired = setup.batches.pools["image"].rows(3)[0][1]
+    np.testing.assert_array_equal(
+        batch.inputs["image"][len(drawn.images) :].numpy(), store.array("image").take(unpaired)
+    )
+
+
+def test_a_partner_with_fewer_captions_lends_them_in_turn() -> None:
+    mixed = DrawnMixing(np.array([1, 0]), np.array([0.5, 0.5]), np.array([0, 0, 0, 1, 1]))
+    assert [*mixed.partners("text", np.array([10, 11, 12, 20, 21]))] == [20, 21, 20, 10, 11]
+    assert [*mixed.partners("image", np.array([7, 8]))] == [8, 7]
+    own, other = torch.eye(2), {7: torch.tensor([0.0, 3.0]), 8: torch.tensor([2.0, 0.0])}
+    found = mixed.mix(
+        "image", np.array([7, 8]), own[1:], lambda rows: torch.stack([other[r] for r in rows]), slice(1, 2)
+    )
+    np.testing.assert_allclose(found.numpy(), [[0.0, 1.0]], err_msg="a part of the step's rows, unit rows of both")
+
+
+def test_a_start_may_know_the_unpaired_items(features_recipe: Path, tmp_path: Path) -> None:
+    settings = (
+        "train.start=cca",
+        "train.start_moments={unpaired: true, shrinkage: 0.5}",
+        "train.objective.divergence.weight=0",
+    )
+    recipe = run(features_recipe, tmp_path, *settings, stages=("prepare", "embed"))
+    assert recipe.train is not None and not recipe.train.objective.sees_unpaired
+    setup = set_up(recipe, recipe.train, Layout(recipe), Ranks())
+    setup.start_adapters(recipe.train)
+    assert setup.batches.load(0, setup.inputs).sizes["image"] == 16, "they are in no step"
+    store = Store(Layout(recipe).frozen("train").path)
+    unit = {m: l2_normalize(torch.from_numpy(store.array(m).all()).double()).numpy() for m in ("image", "text")}
+    captions = captions_of(setup.split, setup.train_rows)
+    pairs = {"image": unit["image"][setup.split.image_of_caption[captions]], "text": unit["text"][captions]}
+    every = {m: np.concatenate([pairs[m], unit[m][setup.batches.pools[m].part(10**6)[0][1]]]) for m in pairs}
+    x, y = (pairs[m] - pairs[m].mean(axis=0) for m in pairs)
+    spread = tuple(z - z.mean(axis=0) for z in every.values())
+    expected = cca_path(x, y, [0.5], spread)[0]  # type: ignore[arg-type]
+    for m, weight in zip(pairs, expected, strict=True):
+        found = setup.towers.parts[m].skip.weight.detach().double().numpy()[: weight.shape[1]]
+        scale = np.linalg.norm(found) / np.linalg.norm(weight[:, :12])
+        np.testing.assert_allclose(found.T @ found, scale**2 * weight[:, :12] @ weight[:, :12].T, atol=1e-4)
+
+
+def test_runs_teach_beside_the_closed_form(features_recipe: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run(features_recipe, tmp_path / f"{seed}", "train.epochs=1", f"seed={seed}", "data.seed=0")
+    runs = [Layout(load_recipe(str(features_recipe), [f"run_dir={tmp_path / n}"])).folder for n in ("1", "2")]
+    named = f"runs: [{runs[0]}, {runs[1]}]"
+    recipe = run(features_recipe, tmp_path / "taught", f"train.objective.teacher={{{named}}}", "data.seed=0")
+    assert all(step["terms"]["teacher"] > 0 for step in steps(recipe))
+    assert recipe.train is not None
+    setup = set_up(recipe, recipe.train, Layout(recipe), Ranks())
+    batch = setup.batches.load(0, setup.inputs)
+    teacher = setup.teacher
+    assert teacher is not None
+    alone = [Teacher(teacher.means, teacher.weights), *(Teacher({}, {}, [member]) for member in teacher.members)]
+    with_all, parts = (teacher("image", batch.features["image"]), [t("image", batch.features["image"]) for t in alone])
+    cosines = l2_normalize(with_all) @ l2_normalize(with_all).T
+    mean = sum(l2_normalize(part) @ l2_normalize(part).T for part in parts) / 3
+    torch.testing.assert_close(cosines, mean)
+    stored = l2_normalize(torch.from_numpy(Store(Layout(recipe).frozen("train").path).array("text").take(np.arange(3))))
+    member = load_towers(runs[0] / "train" / "aligned" / "last.safetensors", {}, {})
+    torch.testing.assert_close(parts[1].shape[1], 12)
+    torch.testing.assert_close(teacher("text", stored)[:, -24:-12].float(), member.eval()("text", stored))
+    (runs[0] / "train" / "aligned" / "last.safetensors").unlink()
+    with pytest.raises(InputError, match=r"train.objective.teacher.runs: .* holds no trained weights"):
+        run(features_recipe, tmp_path / "other", f"train.objective.teacher={{kind: runs, {named}}}", "data.seed=0")
+
+
+def test_a_run_with_mixup_and_a_start_of_all_items_resumes_bitwise(
+    features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.mixup={}", "train.start=cca", "train.start_moments={unpaired: true}")
+    assert_resumes_bitwise(features_recipe, tmp_path, monkeypatch, *FEW, *settings)
