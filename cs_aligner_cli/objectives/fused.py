@@ -2,7 +2,7 @@
 
 The first pass takes every product once, for the softmax and kernel sums; the second takes it again and turns it into
 the weights of the gradient, a chunk of rows at a time, which cuBLAS multiplies back. A cloud with itself takes one pass
-over half of its pairs. Exponentials, sums and weights are in ``triton_kernels``.
+over half of its pairs. Exponentials, sums and weights are in ``triton_kernels`` and ``triton_rows``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Cloud(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, plan: Plan, other: Tensor | None = None, paired: Tensor | None = None) -> _Cloud:
         """Prepare x (N, d); the dot products of its rows with those of ``other`` (N, d) go to ``paired`` (N,)."""
-        from cs_aligner_cli.objectives.triton_kernels import prepare_rows
+        from cs_aligner_cli.objectives.triton_rows import prepare_rows
 
         rows = x if plan.rows == x.dtype else torch.empty_like(x, dtype=plan.rows)
         half_squares = x.new_empty(len(x))
@@ -60,7 +60,7 @@ class FusedPairs:
         kernel: Kernel | None,
         plan: Plan,
     ) -> None:
-        from cs_aligner_cli.objectives import triton_kernels
+        from cs_aligner_cli.objectives import triton_kernels, triton_rows
 
         self._kernels, self._plan = triton_kernels, plan
         self._scale, self._groups = logit_scale, groups
@@ -71,7 +71,7 @@ class FusedPairs:
         self.text = _Cloud.of(text, plan)
         # Logits per dot product and their reference in base 2, whether one reference serves, whether distances are far.
         self._references = image.new_empty(4)
-        triton_kernels.choose_references[(1,)](
+        triton_rows.choose_references[(1,)](
             self.image.half_squares,
             self.text.half_squares,
             self._paired,

@@ -69,7 +69,7 @@ class Softmax(NamedTuple):
 
     def merge(self, chunk: slice, parts: Sequence[Tensor]) -> None:
         """Add what ``parts`` hold now to the sums of the chunk's rows and of all columns."""
-        from cs_aligner_cli.objectives.triton_kernels import merge_sums
+        from cs_aligner_cli.objectives.triton_rows import merge_sums
 
         rows = self.row_maxima[chunk], self.row_sums[chunk], *parts[:2]
         columns = self.column_maxima, self.column_sums, *parts[2:]
