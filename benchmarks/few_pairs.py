@@ -162,8 +162,8 @@ def _with_other_dev(root: Path, folder: Path) -> Path:
     return folder
 
 
-def work(jobs: Any, place: Place, device: str, until: float) -> None:
-    """Take jobs until there are none or the time is up; a line for each."""
+def work(jobs: Any, place: Place, device: str, until: float, left_to_others: bool) -> None:
+    """Take jobs until there are none or the time is up; a line for each. Large ones may be ``left_to_others``."""
     import torch
 
     torch.set_num_threads(1)
@@ -172,7 +172,7 @@ def work(jobs: Any, place: Place, device: str, until: float) -> None:
             job: Job = jobs.get(timeout=2)
         except Empty:
             return
-        if job.teachers and not _taught(job, place):
+        if (left_to_others and "train.captions=all" in job.settings) or not _taught(job, place):
             jobs.put(job)
             time.sleep(0.3)
             continue
@@ -182,8 +182,7 @@ def work(jobs: Any, place: Place, device: str, until: float) -> None:
 
 
 def _taught(job: Job, place: Place) -> bool:
-    assert job.teachers is not None
-    label, count = job.teachers
+    label, count = job.teachers or ("", 0)
     folders = (replace(job, label=label).weights(place.out, member) for member in range(count))
     return all((folder / "last.safetensors").is_file() for folder in folders)
 
@@ -197,7 +196,11 @@ def run_all(jobs: Sequence[Job], place: Place, workers: Sequence[str], budget: f
         if job.name not in done or (job.kept and not (job.weights(place.out) / "last.safetensors").is_file()):
             queue.put(job)
     until = time.time() + budget
-    processes = [context.Process(target=work, args=(queue, place, device, until)) for device in workers]
+    mixed = len({*workers}) > 1
+    processes = [
+        context.Process(target=work, args=(queue, place, device, until, mixed and device == "cpu"))
+        for device in workers
+    ]
     for process in processes:
         process.start()
     for process in processes:
