@@ -34,13 +34,13 @@ class BesidePublished(BaseModel):
     within: bool | None = Field(None, description="whether the difference is at most the tolerance")
 
 
-def beside_published(expected: Expected | None, run: MeasuredRun) -> list[BesidePublished]:
-    """Every published value of a recipe beside the number that a run of it measured."""
+def beside_published(expected: Expected | None, run: MeasuredRun | None) -> list[BesidePublished]:
+    """Every published value of a recipe beside the number that a run of it measured; None: nothing is measured yet."""
     found = []
     for value in expected.values if expected else ():
-        about = {"run": run.configuration, "metric": value.metric, "published": value.value}
+        about = {"run": run.configuration if run else "", "metric": value.metric, "published": value.value}
         about |= {"tolerance": value.tolerance, "source": value.source}
-        if (own := run.number(value.metric)) is not None:
+        if run and (own := run.number(value.metric)) is not None:
             difference = own - value.value
             about |= {"own": own, "difference": difference, "within": abs(difference) <= value.tolerance}
         found.append(BesidePublished.model_validate(about))
@@ -61,6 +61,7 @@ def published_tables(found: Sequence[BesidePublished], expected: Expected | None
             *([value.run] if runs else []),
             _PLAIN.sub("", value.metric),
             _written(value, value.published),
+            _written(value, value.tolerance),
             "not measured" if value.own is None else _written(value, value.own),
             "" if value.difference is None else f"{_scale(value) * value.difference:+.2f}",
             {None: "", True: "yes", False: "no"}[value.within],
@@ -68,7 +69,16 @@ def published_tables(found: Sequence[BesidePublished], expected: Expected | None
         )
         for value in found
     ]
-    columns = [*(["run"] if runs else []), "metric", "published", "own", "difference", "within tolerance", "source"]
+    columns = [
+        *(["run"] if runs else []),
+        "metric",
+        "published",
+        "tolerance",
+        "own",
+        "difference",
+        "within tolerance",
+        "source",
+    ]
     known = [("ours, not published", key) for key in (expected.ours if expected else ())]
     known += [("to know", remark) for remark in (expected.remarks if expected else ())]
     tables = [table("beside what was published (recalls in percent)", columns, rows)] if rows else []

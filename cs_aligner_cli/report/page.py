@@ -37,10 +37,10 @@ def render_page(
     ``report`` holds plain JSON values, as docs/gap-report.md describes them: "name", "split", "pairs" and "stores"
     (store to metrics, {} where its rows share no space) are required; "note", "findings", "kinds", "subject",
     "intervals", "null", "tests", "bands", "samples", "retrieval", "recall_intervals", "mixed", "differences", "seeds",
-    "sweep", "conflict", "pictures" and "provenance" are not. A retrieval direction ("i2t", "t2i") needs "R@1".
-    ``figures`` maps a name to its Picture; those that ``report.captions`` knows have an explanation, others are shown
-    under their name. ``shown`` holds pairs and queries to look at, as the stage makes them. Everything is escaped.
-    Raises InputError on an unknown metric.
+    "sweep", "conflict", "pictures", "published" (tables) and "provenance" are not. A retrieval direction ("i2t", "t2i")
+    needs "R@1". ``figures`` maps a name to its Picture; those that ``report.captions`` knows have an explanation, others
+    are shown under their name. ``shown`` holds pairs and queries to look at, as the stage makes them. Everything is
+    escaped. Raises InputError on an unknown metric.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -55,6 +55,7 @@ def render_page(
         "table": headline(report),
         "changes": changes(report),
         "seeds": seed_changes(report),
+        "published": report.get("published", []),
         "figures": [_figure(name, picture, report) for name, picture in figures.items()],
         "shown": _with_photos(shown or {}),
         "metric_groups": _metric_groups(report),
@@ -84,6 +85,7 @@ def _contents(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "glance": ("Every store", parts["table"]["rows"]),
         "differences": ("Differences", parts["changes"]),
         "seeds": ("Seeds of training", parts["seeds"]),
+        "published": ("Beside the published", parts["published"]),
         "figures": ("Pictures", [figure for figure in parts["figures"] if not figure["first"]]),
         "pairs": ("Pairs and queries", parts["shown"]),
         "metrics": ("Every metric", parts["metric_groups"]),

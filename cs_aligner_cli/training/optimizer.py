@@ -16,6 +16,8 @@ from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.towers.blocks import layers
 from cs_aligner_cli.towers.towers import Towers
 
+_FUSED = ("cpu", "cuda")
+
 
 def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
     """AdamW with decay on matrices only: biases, gains and the logit scale are left alone, as in open_clip.
@@ -32,7 +34,8 @@ def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
         [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()],
         lr=spec.lr,
         betas=(spec.betas[0], spec.betas[1]),
-        fused=all(p.is_cuda and p.is_floating_point() for p in trained) or None,  # one launch a step, not one a layer
+        # One launch a step, not one a layer; on a CPU one pass over the weights, not eight.
+        fused=all(p.device.type in _FUSED and p.is_floating_point() for p in trained) or None,
     )
 
 

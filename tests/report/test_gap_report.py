@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.glossary import describe
+from cs_aligner_cli.report.page import render_page
 from cs_aligner_cli.stages.gap_report.drawing import _panels
 from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.training.metrics_log import read_training_log
@@ -151,6 +152,13 @@ def test_the_page_shows_all_of_it_and_runs_none_of_the_data(report: dict[str, An
     assert "data:image/jpeg;base64," in page
     assert "Best pairs" in text
     assert not re.search(r"(src|href)=\"(?!data:image/|#)", page)
+
+
+def test_the_page_shows_what_was_published_beside_ones_own(made: dict[str, Any]) -> None:
+    published = {"title": "beside", "columns": ["metric", "own"], "rows": [["i2t.R@1", "91.8"], [EVIL, "not measured"]]}
+    page = render_page({**made["json"], "published": [published]}, {})
+    assert '<a href="#published">' in page and "<td>91.8</td>" in page and unescape(page).count(EVIL) == 1
+    assert "#published" not in render_page({**made["json"], "published": []}, {})
 
 
 def test_other_runs_stand_beside_this_one(

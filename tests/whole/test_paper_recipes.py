@@ -14,6 +14,8 @@ from cs_aligner_cli.experiments.measured_run import find_run
 from cs_aligner_cli.experiments.plan import Source, configurations, load_sweep, plan
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.recipe.shelf import names
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.gap_report import published_beside
 from cs_aligner_cli.stages.pipeline import run_all, run_stage
 from cs_aligner_cli.stages.run_result import run_result, run_tables
 
@@ -78,8 +80,15 @@ def test_one_recipe_trains_on_one_data_set_and_is_evaluated_on_others(twin: Call
     assert values[0].own == found.sets["flickr30k"].eval_retrieval["aligned"]["i2t"]["R@1"]
     assert values[0].difference == pytest.approx(values[0].own - 0.918) and values[0].within is False
     numbers, remarks = published_tables(values, recipe.expected)
-    assert numbers.rows[0][:2] == ("flickr30k.aligned.i2t.R@1", "91.8") and numbers.rows[-1][2] == "not measured"
+    assert numbers.rows[0][:3] == ("flickr30k.aligned.i2t.R@1", "91.8", "1.0") and numbers.rows[-1][3] == "not measured"
     assert ("ours, not published", "train.lr") in remarks.rows
+    assert published_beside(Layout(recipe)) == [numbers, remarks]  # what the report shows
+
+
+def test_a_report_made_before_retrieval_was_measured_says_so(twin: Callable[..., Recipe]) -> None:
+    numbers, _ = published_beside(Layout(twin("paper_retrieval")))
+    assert {row[3] for row in numbers.rows} == {"not measured"}
+    assert published_beside(Layout(load_recipe("flickr8k", ["data.root=."]))) == []
 
 
 @pytest.mark.parametrize("name", ["paper_unpaired", "paper_multicaption"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.files.artifact import Build
+from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.files.artifact import Build, fingerprint
 from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report import REPORT
@@ -19,14 +22,29 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> GapRepo
     Each image is paired with one of its captions (Split.pairs). Raises InputError if a store is missing or stale, no
     store shares a space, or the split holds too few pairs.
     """
-    artifact = Layout(recipe).gap
+    layout, photos = Layout(recipe), recipe.gap_report.photos
+    artifact, drawn, published = layout.gap, drawn_results(layout), published_beside(layout)
 
     def write(build: Build) -> Summary:
         from cs_aligner_cli.stages.gap_report.job import write_report
 
-        return write_report(recipe, console, build)
+        return write_report(recipe, console, build, published)
 
-    photos, drawn = recipe.gap_report.photos, drawn_results(Layout(recipe))
-    sources = [*([photos] if photos else []), *([drawn.path / RESULTS] if drawn and drawn.record() else [])]
-    made = make(artifact, write, force=force, sources=file_stamps(sources) if sources else "")
+    files = [*([photos] if photos else []), *([drawn.path / RESULTS] if drawn and drawn.record() else [])]
+    sources = [file_stamps(files)] if files else []
+    sources += [fingerprint([asdict(table) for table in published])] if published else []
+    made = make(artifact, write, force=force, sources=" ".join(sources))
     return made.result(GapReportResult, report=str(artifact.path / REPORT))
+
+
+def published_beside(layout: Layout) -> list[Table]:
+    """What the recipe says was published beside what this run has measured: tables for the page."""
+    expected = layout.recipe.expected
+    if expected is None:
+        return []
+    from cs_aligner_cli.experiments.expected import beside_published, published_tables
+    from cs_aligner_cli.experiments.measured_run import find_run
+
+    measured = layout.retrieval.record() is not None and (layout.folder / "run.json").is_file()
+    run = find_run(str(layout.folder))[0] if measured else None
+    return published_tables(beside_published(expected, run), expected)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
 from cs_aligner_cli.data.thumbnails import Photos
@@ -45,8 +46,8 @@ _KS = (1, 5, 10)
 _CONFLICT_PAIRS = 1000
 
 
-def write_report(recipe: Recipe, console: Console, build: Build) -> dict[str, Any]:
-    """Measure and draw every store into the build's folder; return the summary."""
+def write_report(recipe: Recipe, console: Console, build: Build, published: Sequence[Table] = ()) -> dict[str, Any]:
+    """Measure and draw every store into the build's folder, ``published`` tables beside it; return the summary."""
     layout = Layout(recipe)
     for other in (*layout.beside.values(), *(store for run in layout.seeds.values() for store in run.values())):
         other.verify(other.record() or {})
@@ -54,6 +55,7 @@ def write_report(recipe: Recipe, console: Console, build: Build) -> dict[str, An
     split = data.split(recipe.gap_split, "gap_report.split").seen_as(recipe.gap_report.modalities)
     job = _Job(recipe, layout, split)
     job.measure(console)
+    job.report["published"] = [asdict(table) for table in published]
     if not job.pairs:
         raise nothing_to_compare(split.name)
     job.add_pictures()
