@@ -38,9 +38,9 @@ def render_page(
     (store to metrics, {} where its rows share no space) are required; "note", "findings", "kinds", "subject",
     "intervals", "null", "tests", "bands", "samples", "retrieval", "recall_intervals", "mixed", "differences", "seeds",
     "sweep", "conflict", "pictures", "published" (tables) and "provenance" are not. A retrieval direction ("i2t", "t2i")
-    needs "R@1". ``figures`` maps a name to its Picture; those that ``report.captions`` knows have an explanation, others
-    are shown under their name. ``shown`` holds pairs and queries to look at, as the stage makes them. Everything is
-    escaped. Raises InputError on an unknown metric.
+    needs "R@1". ``figures`` maps a name to its Picture; those that ``report.captions`` knows have an explanation,
+    others are shown under their name. ``shown`` holds pairs and queries to look at, as the stage makes them. Everything
+    is escaped. Raises InputError on an unknown metric.
     """
     from jinja2 import Environment, StrictUndefined
 
