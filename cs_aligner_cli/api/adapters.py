@@ -33,6 +33,7 @@ from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, plan_towers
 from cs_aligner_cli.towers.weights import load_towers, read_plans, save_weights
 from cs_aligner_cli.training.batches import pairs_of_edge
+from cs_aligner_cli.training.device_inputs import inputs_on
 from cs_aligner_cli.training.mixup import Mixing
 from cs_aligner_cli.training.optimizer import step_seed
 from cs_aligner_cli.training.samplers import PairBatches, Pool
@@ -188,6 +189,7 @@ class _Fit:
 
     def __init__(self, spec: Train, rows: Mapping[str, Rows], owner: Ints, seed: int, device: torch.device) -> None:
         self._spec, self._inputs, self._device, self._seed = spec, _ArrayInputs(rows), device, seed
+        self._step_inputs = inputs_on(device, self._inputs)
         captions = pd.DataFrame({"image_id": owner})
         self._split = Split("arrays", pd.DataFrame({"image_id": np.arange(len(rows["image"]))}), captions)
         self._paired = np.unique(owner[owner >= 0])
@@ -242,11 +244,11 @@ class _Fit:
         for m, pool in self._pools.items():
             rows[m] = np.concatenate([rows[m], *(part for _, part in pool.rows(step))])
         sizes = {m: len(numbers) for m, numbers in rows.items()}
-        loaded = {m: self._inputs(m, self._split, numbers) for m, numbers in rows.items()}
+        loaded = {m: self._step_inputs(m, self._split, numbers) for m, numbers in rows.items()}
         if self._mixup:
             mixed = self._mixup.drawn(step, drawn)
             for m, paired in (("image", drawn.images), ("text", drawn.captions)):
-                loaded[m] = mixed.mix(m, paired, loaded[m], partial(self._inputs, m, self._split))
+                loaded[m] = mixed.mix(m, paired, loaded[m], partial(self._step_inputs, m, self._split))
         features = loaded if self._spec.objective.sees_features else {}
         return Batch(loaded, sizes, {IMAGE_TEXT: pairs_of_edge(IMAGE_TEXT, drawn, sizes)}, features)
 

@@ -26,6 +26,7 @@ from cs_aligner_cli.towers.towers import count_parameters
 from cs_aligner_cli.towers.weights import begin_with, load_weights, save_weights
 from cs_aligner_cli.training import watching
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
+from cs_aligner_cli.training.device_inputs import inputs_on
 from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.setup import set_up
@@ -66,7 +67,8 @@ class TrainingRun:
             self._trackers(state) as trackers,
             self.console.progress(f"training {self.name}", self.steps, done=state.step) as advance,
         ):
-            loaded = prefetched(partial(self.setup.batches.load, inputs=self.setup.inputs), remaining)
+            inputs = inputs_on(self.setup.device, self.setup.inputs)
+            loaded = prefetched(partial(self.setup.batches.load, inputs=inputs), remaining)
             for step, batch in zip(remaining, loaded, strict=True):
                 with self._explained(batch.sizes):
                     metrics, objective = self.stepper.step(step, batch, objective)

@@ -76,7 +76,7 @@ class DrawnMixing:
         """
         partners = self.partners(modality, rows)[part]
         share = (self.share if modality == "image" else self.share[self.owner])[part]
-        weight = torch.from_numpy(share).to(torch.float32).unsqueeze(1)
+        weight = torch.from_numpy(share).to(loaded.device, torch.float32).unsqueeze(1)
         own, unpaired = loaded.float().tensor_split([len(partners)])
         mixed = weight * l2_normalize(own) + (1 - weight) * l2_normalize(load(partners).float())
         return torch.cat([mixed, unpaired]).to(loaded.dtype)

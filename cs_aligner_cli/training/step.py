@@ -18,6 +18,7 @@ from cs_aligner_cli.recipe.pairwise import AnyPairwise, InfoNce, L2Contrastive, 
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
 from cs_aligner_cli.towers.towers import Towers
+from cs_aligner_cli.training.device_inputs import moved
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.optimizer import learning_rate, loss_scaler, make_optimizer, seed_draws, step_seed
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
@@ -39,8 +40,8 @@ def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | N
 class Batch(NamedTuple):
     """What one step is taken on: how many items of each modality, and which of them are pairs.
 
-    ``inputs`` are the towers' inputs (CPU tensors, first axis the items): this rank's share, or all in one process.
-    ``features`` (N, D) are the same items as the frozen encoders give them, where a term sees them.
+    ``inputs`` are the towers' inputs (first axis the items): this rank's share, or all in one process. ``features``
+    (N, D) are the same items as the frozen encoders give them, where a term sees them.
     """
 
     inputs: dict[str, Tensor]
@@ -100,13 +101,14 @@ class Stepper:
         terms, state = self.objective.terms(step, clouds, state)
         values, norms = self._evaluate(step, terms, clouds)
         state = self.objective.observe(state, values)
-        _refuse_non_finite(step, values)
+        logits = self._towers.logits
+        read = _read({**values.values, "": values.total, "logit_scale": logits.scale})
+        _refuse_non_finite(step, {name: read[name] for name in values.values if values.weights[name]}, read[""])
 
         lr = learning_rate(self._spec, step, self._steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad()
-        logits = self._towers.logits
         # Every rank knows the whole gradient of the logits' scalars, but the sum over ranks must have it once.
         once = [g if self._ranks.main else torch.zeros_like(g) for g in values.logit_grads]
         self._backward(zip(logits, once, strict=True))
@@ -117,12 +119,12 @@ class Stepper:
         self.memory.add(clouds.rows, clouds.features)
         return {
             "lr": lr,
-            "loss": float(values.total),
-            "terms": {name: float(value) for name, value in values.values.items()},
+            "loss": read[""],
+            "terms": {name: read[name] for name in values.values},
             "weights": values.weights,
             "grad_norm_ratio": _ratios(terms, norms),
-            "grad_norm": norm if math.isfinite(norm) else None,  # fp16: this step was left out
-            "logit_scale": float(logits.scale.detach()),
+            "grad_norm": self._norm(step, norm),
+            "logit_scale": read["logit_scale"],
             **state.describe(),
             **self._conflict(step + 1, terms[1], values, clouds),
         }, state
@@ -141,9 +143,11 @@ class Stepper:
             for part in found:
                 longest = max(self._ranks.all_gather(part.shape[1]))
                 tokens[m] = self._ranks.all_gather_rows(lengthened(part.detach(), longest), shares[m].counts)
-        pairs = {edge: Pairs(*(i if i is None else i.to(self._device) for i in p)) for edge, p in batch.pairs.items()}
+        pairs = {
+            edge: Pairs(*(i if i is None else moved(i, self._device) for i in p)) for edge, p in batch.pairs.items()
+        }
         features = {
-            m: self._ranks.all_gather_rows(found.to(self._device), shares[m].counts)
+            m: self._ranks.all_gather_rows(moved(found, self._device), shares[m].counts)
             for m, found in batch.features.items()
         }
         return Clouds(rows, pairs, dict(self.memory.rows), tokens, features, dict(self.memory.features))
@@ -154,7 +158,7 @@ class Stepper:
         The same call draws the same dropout again.
         """
         seed_draws(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)), self._device)
-        inputs = inputs.to(self._device)
+        inputs = moved(inputs, self._device)
         if self._spec.objective.tokens is None or self._towers.plans[modality].reads != "tokens":
             return (self._towers(modality, inputs),)
         return self._towers.forward_tokens(modality, inputs)
@@ -188,7 +192,7 @@ class Stepper:
             cut = [gradient[part, : output.shape[1]] for output, gradient in zip(outputs, gradients, strict=True)]
             self._backward(zip(outputs, cut, strict=True))
 
-    def _update(self) -> float:
+    def _update(self) -> Tensor:
         """Clip and apply the gradients; return their norm."""
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._towers.parameters(), self._spec.grad_clip or math.inf)
@@ -198,7 +202,14 @@ class Stepper:
             with torch.no_grad():  # open_clip clamps after the step, too, to at least 1
                 low = min(0.0, math.log(self._scale.init))
                 self._towers.log_logit_scale.clamp_(low, math.log(self._scale.max))
-        return float(norm)
+        return norm
+
+    def _norm(self, step: int, norm: Tensor) -> float | None:
+        """The gradients' norm where the step is logged; None also where it is not finite: fp16 leaves that step out."""
+        if not self.logs(step + 1):
+            return None  # reading it would wait for the update
+        found = float(norm)
+        return found if math.isfinite(found) else None
 
     def _conflict(self, done: int, divergence: Term, values: TermValues, clouds: Clouds) -> dict[str, Any]:
         """What alignment and uniformity do to each other on this batch's pairs, where it is asked for."""
@@ -214,9 +225,15 @@ class Stepper:
         return {"conflict": found}
 
 
-def _refuse_non_finite(step: int, values: TermValues) -> None:
-    counted = {f"the term {name}": float(value) for name, value in values.values.items() if values.weights[name]}
-    for what, value in {**counted, "the loss": float(values.total)}.items():
+def _read(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """0-d tensors of one device as numbers: the one time in a step at which the host waits for it."""
+    dtype = torch.float64 if any(scalar.dtype == torch.float64 for scalar in scalars.values()) else torch.float32
+    found: list[float] = torch.stack([scalar.detach().to(dtype) for scalar in scalars.values()]).tolist()
+    return dict(zip(scalars, found, strict=True))
+
+
+def _refuse_non_finite(step: int, terms: dict[str, float], loss: float) -> None:
+    for what, value in {**{f"the term {name}": value for name, value in terms.items()}, "the loss": loss}.items():
         if not math.isfinite(value):
             raise DivergedError(
                 f"step {step + 1}: {what} is {value}\n"

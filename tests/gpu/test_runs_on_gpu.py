@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from ranks import TORCHRUN
 from trained_runs import QUIET, assert_resumes_bitwise, recipe_of, stored
 
 from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState
+from cs_aligner_cli.training.step import Batch, Stepper
 
 pytestmark = pytest.mark.gpu
 _PATIENCE = 60  # seconds for two ranks, of which a few are work
@@ -47,6 +51,45 @@ def test_embeddings_of_every_precision_agree_with_the_processor(photos_recipe: P
             norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
             assert ((one * other).sum(1) / norms).min() > least, (name, modality)
     np.testing.assert_array_equal(found["auto"]["image"], found["bf16"]["image"])
+
+
+def test_photos_that_processes_decode_are_embedded_as_those_of_threads(photos_recipe: Path, tmp_path: Path) -> None:
+    """Crops that the device normalises are the library's pixels, bit for bit."""
+    found = {}
+    for decoders in (0, 2):
+        settings = ("embed.device=cuda", f"embed.decoders={decoders}", "embed.batch_size=3")
+        recipe = recipe_of(photos_recipe, tmp_path / str(decoders), *settings)
+        for stage in ("prepare", "embed"):
+            run_stage(stage, recipe, QUIET)
+        found[decoders] = stored(recipe, "image", "frozen")
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_a_step_waits_for_the_device_once(
+    features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third on, which is when a step's kernels are compiled and recorded; steps that are logged may read."""
+    settings = ("embed.device=cuda", "train.device=cuda", "train.epochs=4", "train.log_steps=1000")
+    recipe = recipe_of(features_recipe, tmp_path / "run", *settings)
+    waits: list[list[str]] = []
+    plain = Stepper.step
+
+    def counted(self: Stepper, step: int, batch: Batch, state: ObjectiveState) -> Any:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return plain(self, step, batch, state)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                if not self.logs(step + 1):
+                    waits.append([str(one.message) for one in said if "synchronizing" in str(one.message)])
+
+    monkeypatch.setattr(Stepper, "step", counted)
+    for stage in ("prepare", "embed", "train"):
+        run_stage(stage, recipe, QUIET)
+    assert len(waits) > 3
+    assert [len(said) for said in waits[3:]] == [1] * len(waits[3:]), waits
 
 
 def _two_ranks(recipe: Path, log: Path, *settings: str) -> tuple[int, str]:

@@ -25,12 +25,15 @@ from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.prefetch import prefetched
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of, hold_out
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.towers import Inputs
+from cs_aligner_cli.training.device_inputs import DeviceInputs
 from cs_aligner_cli.training.optimizer import learning_rate, make_optimizer, step_seed
 from cs_aligner_cli.training.samplers import PairBatches
 from cs_aligner_cli.training.step import DivergedError
@@ -139,9 +142,35 @@ def test_held_out_images_are_no_training_images_and_have_captions() -> None:
 
 def test_prefetched_keeps_the_order_and_passes_errors_on() -> None:
     assert list(prefetched(lambda i: i * i, range(5))) == [0, 1, 4, 9, 16]
-    assert list(prefetched(lambda i: i, [])) == []
+    assert list(prefetched(lambda i: i, [], ahead=3)) == []
+    assert list(prefetched(lambda i: i * i, range(5), ahead=3)) == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
         list(prefetched(lambda i: 1 // (2 - i), range(4)))
+
+
+@pytest.mark.parametrize("memory", [0, 4 * 5 * 3, 10**6])
+def test_inputs_on_a_device_are_the_same_whether_or_not_it_holds_them(memory: int) -> None:
+    """With room for nothing, for the five images, and for the seven captions, too."""
+    split = _split([0, 1, 2, 3, 4, 4, 0], images=5)
+    rows = {m: torch.randn(count, 3) for m, count in (("image", 5), ("text", 7))}
+    plain = ArrayInputs(rows)
+    placed = DeviceInputs(plain, torch.device("cpu"), memory)
+    for modality, some in rows.items():
+        for wanted in (np.array([3, 0, 3]), np.arange(len(some))):
+            assert torch.equal(placed(modality, split, wanted), some[wanted])
+        items = [(split, np.array([1, 2])), (split, np.array([0]))]
+        assert torch.equal(placed.features(modality, items), some[[1, 2, 0]])
+
+
+class ArrayInputs(Inputs):
+    """Rows in memory as towers' inputs."""
+
+    def __init__(self, rows: dict[str, torch.Tensor]) -> None:
+        self._rows = rows
+        self.live, self.reads = {}, dict.fromkeys(rows, "pooled")
+
+    def __call__(self, modality: str, split: Split, rows: Ints) -> torch.Tensor:
+        return self._rows[modality][torch.from_numpy(rows)]
 
 
 def test_learning_rate_warms_up_linearly_and_ends_near_zero() -> None:
