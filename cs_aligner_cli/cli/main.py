@@ -191,6 +191,33 @@ def search(
     finish(call, debug, as_json, quiet, recipe, overrides)
 
 
+@app.command(name="pair-score")
+def pair_score(
+    recipe: RecipeArgument = None,
+    overrides: Overrides = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", metavar="RUN", help="The folder of a run with other encoders; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score candidate encoders on the pairs at hand, before training."""
+
+    def call(console: Console) -> None:
+        from cs_aligner_cli.recipe.recipe import load_recipe
+        from cs_aligner_cli.stages.pair_score import pair_score as score
+
+        loaded = load_recipe(recipe, overrides or ())
+        result = score(loaded, console, [path.resolve() for path in beside or ()])
+        for note in result.notes:
+            console.say(note)
+        console.result(answer("pair-score", loaded, result), result.tables())
+
+    finish(call, debug, as_json, quiet, recipe, overrides)
+
+
 @app.command()
 def run(
     recipe: RecipeArgument = None,

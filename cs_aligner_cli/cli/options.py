@@ -19,7 +19,7 @@ from cs_aligner_cli.stages.table import STAGES
 # What has a published schema: what each command prints with --json, what it prints where it fails, and files of a run.
 RESULTS = (
     *(stage.command for stage in STAGES.values()),
-    *("search", "run", "sweep", "compare", "compare-data-sets", "leaderboard", "doctor", "error"),
+    *("search", "pair-score", "run", "sweep", "compare", "compare-data-sets", "leaderboard", "doctor", "error"),
     *("run.json", "stage.json", "metrics.jsonl"),
 )
 # A command on a recipe that a message names without one, or with the word RECIPE in its place.

@@ -15,6 +15,7 @@ from cs_aligner_cli.experiments.leaderboard import Leaderboard
 from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.files.records import StageRecord
 from cs_aligner_cli.runs.run_record import RunRecord
+from cs_aligner_cli.stages.pair_score import PairScoreResult
 from cs_aligner_cli.stages.run_result import RunResult
 from cs_aligner_cli.stages.search import SearchResult
 from cs_aligner_cli.stages.sweep import SweepResult
@@ -63,7 +64,7 @@ def result_schema(name: str) -> dict[str, Any]:
     if name in of_machine:
         return _printed(of_machine[name], {"command": _OF_A_RECIPE["command"]})
     stages = {stage.command: stage for stage in STAGES.values()}
-    others: dict[str, type[BaseModel]] = {"search": SearchResult, "run": RunResult}
+    others: dict[str, type[BaseModel]] = {"search": SearchResult, "pair-score": PairScoreResult, "run": RunResult}
     return _printed(others[name] if name in others else stages[name].result, _OF_A_RECIPE)
 
 

@@ -62,7 +62,7 @@ def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compare
         yield from _baselines(layout, name, store, split, notes)
     for name, artifact in layout.beside.items():
         store = Store(artifact.path)
-        _refuse_other_items(f"gap_report.beside: {name}", store, split)
+        refuse_other_items(f"gap_report.beside: {name}", store, split)
         if store.shares_space:
             yield Compared(name, "run", _take(layout, store, split))
         else:
@@ -78,7 +78,7 @@ def of_seeds(layout: Layout, split: Split) -> Iterator[tuple[str, dict[str, Take
         takes = {}
         for name, artifact in stores.items():
             store = Store(artifact.path)
-            _refuse_other_items(f"gap_report.seeds: {run}:{name}", store, split)
+            refuse_other_items(f"gap_report.seeds: {run}:{name}", store, split)
             if _share_space(layout, store):
                 takes[name] = _take(layout, store, split)
         yield run, takes
@@ -136,7 +136,8 @@ def _baselines(layout: Layout, name: str, store: Store, measured: Split, notes: 
         yield Compared(f"{name}+{kind}", "baseline", lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]
 
 
-def _refuse_other_items(name: str, store: Store, split: Split) -> None:
+def refuse_other_items(name: str, store: Store, split: Split) -> None:
+    """Raise InputError, with the ``name`` of a store, where it holds other items than this run's split."""
     for modality, column in (("image", "image_id"), ("text", "caption_id")):
         theirs, ours = store.keys(modality)[column].tolist(), split.table(modality)[column].tolist()
         if theirs == ours:

@@ -1,0 +1,47 @@
+"""Scores of two encoders before training: perfect ones, strangers, and what is known in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from samples import random_rows
+from scipy.stats import ortho_group
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.gap.pair_scores import score_pair
+
+
+def test_a_rotation_of_the_same_features_is_a_perfect_pair() -> None:
+    x = random_rows(0, 120, 6)
+    found = score_pair(x, x @ ortho_group.rvs(6, random_state=1))
+    assert found.recall == 1 and found.recall_interval == (1, 1) and found.gallery == 24
+    assert found.mutual_knn == pytest.approx(1) and found.cka == pytest.approx(1)
+    assert found.cka_shuffled < 0.3
+
+
+def test_strangers_score_as_chance_does() -> None:
+    found = score_pair(random_rows(0, 300, 8), random_rows(1, 300, 8))
+    low, high = found.recall_interval
+    assert low <= 1 / 60 <= high, "one of 60 candidates"
+    assert found.mutual_knn == pytest.approx(10 / 299, abs=0.02)
+    assert found.cka == pytest.approx(found.cka_shuffled, abs=0.05)
+
+
+def test_no_map_is_asked_for_pairs_that_it_knows() -> None:
+    """With as many dimensions as pairs, CCA would know every pair that it was fitted on."""
+    assert score_pair(random_rows(0, 60, 80), random_rows(1, 60, 80)).recall < 0.5
+
+
+def test_noise_lowers_all_scores() -> None:
+    x, noise = random_rows(0, 200, 6, unit=False), np.random.default_rng(2).standard_normal((200, 6))
+    near, far = score_pair(x, x + 0.2 * noise), score_pair(x, x + 2 * noise)
+    assert near.recall > far.recall and near.mutual_knn > far.mutual_knn and near.cka > far.cka
+    assert near.recall_interval[0] > far.recall_interval[1]
+
+
+def test_rows_that_are_no_pairs_and_too_few_are_refused() -> None:
+    x = random_rows(0, 60, 4)
+    with pytest.raises(InputError, match="no pairs: 60 rows against 59"):
+        score_pair(x, x[:59])
+    with pytest.raises(InputError, match="49 pairs are too few to score encoders on; expected at least 50"):
+        score_pair(x[:49], x[:49])

@@ -1,0 +1,50 @@
+"""csalign pair-score: own and other runs' encoders, the best first, on pairs that training may know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from trained_runs import QUIET
+
+from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.stages.pipeline import run_stage
+
+
+def embedded(file: Path, folder: Path, *settings: str) -> list[str]:
+    given = [f"run_dir={folder}", "data.unpaired={paired_fraction: 0.5}", *settings]
+    recipe = load_recipe(str(file), given)
+    for stage in ("prepare", "embed"):
+        run_stage(stage, recipe, QUIET)
+    return [part for setting in given for part in ("--set", setting)]
+
+
+def test_encoders_of_several_runs_are_ranked_and_named_once(
+    features_recipe: Path, tmp_path: Path, csalign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = embedded(features_recipe, tmp_path / "mine")
+    embedded(features_recipe, tmp_path / "signs", "encoders.image.power=0.01")
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["pair-score", str(features_recipe), *given, "--beside", str(tmp_path / "signs")]
+    shown = csalign(*arguments)
+    assert shown.exit_code == 0, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "signs: its text encoder is that of mine" in shown.stderr
+    found = json.loads(csalign(*arguments, "--json").stdout)
+    jsonschema.validate(found, result_schema("pair-score"))
+    assert [one["image"] for one in found["scores"]] == ["mine", "signs"], "signs of features have lost much of them"
+    assert {one["text"] for one in found["scores"]} == {"mine"}
+    assert found["pairs"] == 60, "half of 120 images keep their captions"
+    assert found["scores"][0]["cca_recall"] > 0.5
+
+
+def test_a_run_without_stores_is_refused(features_recipe: Path, tmp_path: Path, csalign: Any) -> None:
+    arguments = ["pair-score", str(features_recipe), *embedded(features_recipe, tmp_path / "mine")]
+    refused = csalign(*arguments, "--beside", str(tmp_path / "gone"))
+    assert refused.exit_code == 2 and "holds no finished frozen store of split 'train'" in refused.stderr
+    twice = csalign(*arguments, "--beside", str(tmp_path / "mine"))
+    assert twice.exit_code == 2 and "two folders are named mine" in twice.stderr
