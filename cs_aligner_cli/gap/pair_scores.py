@@ -56,7 +56,9 @@ def score_pair(
     recall, error = float(hits.mean()), float(hits.std(ddof=1)) / math.sqrt(len(hits))
     tensors = torch.from_numpy(image), torch.from_numpy(text)
     # Neighbours are sought within each modality; zeros beyond the narrower one's width change none of its cosines.
-    near = nearest_rows(*(pad(z, (0, max(image.shape[1], text.shape[1]) - z.shape[1])) for z in tensors))
+    width = max(image.shape[1], text.shape[1])
+    padded = [pad(z, (0, width - z.shape[1])) for z in tensors]
+    near = nearest_rows(padded[0], padded[1])
     shared, spread = neighbour_metrics(near)["mutual_knn"], neighbour_spreads(near, seed)["mutual_knn"].error
     return PairScore(
         recall,

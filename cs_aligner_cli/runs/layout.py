@@ -154,7 +154,7 @@ class _TrainingLayout(InputLayout):
         if teacher is not None:
             del parts["objective"]["teacher"]["runs"]
             if teacher.runs:
-                parts["objective"]["teacher"]["runs"] = [self._mark(run) or run.name for run in teacher.runs]
+                parts["objective"]["teacher"]["runs"] = [_mark(run) or run.name for run in teacher.runs]
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,
@@ -181,13 +181,9 @@ class _TrainingLayout(InputLayout):
             for key, run in needs:
                 trained_file(run, ORIGIN_FILE, key)
 
-    def _mark(self, run: Path) -> str | None:
-        """The fingerprint of another run's training; None if it is not there."""
-        return next((mark for folder in trainings(run) if (mark := finished(folder).fingerprint())), None)
-
     def _origin(self, run: Path, variant: str) -> str | None:
         """The fingerprint of the training that this one begins with; of one that is gone, what it was."""
-        found = self._mark(run)
+        found = _mark(run)
         if found is None and (own := finished(self.folder / "train" / variant).record()):
             found = own["inputs"]["recipe"]["train"].get("from")
         return found
@@ -337,6 +333,11 @@ class Layout(_TrainingLayout):
     def run_record(self) -> Path:
         """The file that records what this run is: recipe, versions, seed, stages."""
         return self.folder / "run.json"
+
+
+def _mark(run: Path) -> str | None:
+    """The fingerprint of another run's training; None if it is not there."""
+    return next((mark for folder in trainings(run) if (mark := finished(folder).fingerprint())), None)
 
 
 def _token_towers(weights: Path) -> list[str]:
