@@ -203,7 +203,7 @@ def pair_score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score candidate encoders on the pairs at hand, before training."""
+    """Score encoders by the pairs at hand, untrained."""
 
     def call(console: Console) -> None:
         from cs_aligner_cli.recipe.recipe import load_recipe
