@@ -1,7 +1,8 @@
 """What terms for few pairs, and unpaired items under each, are worth on Flickr8k: many short trainings at once.
 
 python benchmarks/few_pairs.py search --root FOLDER --out search.jsonl   # settings, on 1,000 images taken out of train
-python benchmarks/few_pairs.py final --root FOLDER --out final.jsonl     # the table, on dev
+python benchmarks/few_pairs.py choose --root FOLDER --out choose.jsonl   # combinations with CS, on the same images
+python benchmarks/few_pairs.py final --root FOLDER --chosen choose.jsonl --out final.jsonl  # the table, on dev
 python benchmarks/few_pairs.py show FILE.jsonl ...                       # means so far
 python benchmarks/few_pairs_table.py FILE.jsonl ...                      # into docs/results; results.py tables: pages
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
+from types import SimpleNamespace
 from typing import Any
 
 RECIPE, TRAIN_IMAGES, TAKEN_OUT = "flickr8k_unpaired", 6000, 1000
@@ -30,7 +32,10 @@ NO_CS, PAIRS = f"{_OBJECTIVE}.divergence.weight=0", "train.unpaired_per_pair={im
 
 @dataclass(frozen=True)
 class Job:
-    """One training: ``member`` 0 of a row is measured as the row; all ``teachers`` of a row are members of another."""
+    """One training: ``member`` 0 of a row is measured as the row; all ``teachers`` of a row are members of another.
+
+    ``unpaired``: the share of the unpaired items that it may see.
+    """
 
     label: str
     settings: tuple[str, ...]
@@ -39,6 +44,7 @@ class Job:
     member: int = 0
     teachers: tuple[str, int] | None = None
     kept: bool = False
+    unpaired: float = 1.0
 
     @property
     def name(self) -> str:
@@ -68,11 +74,9 @@ class Place:
 
 def trained(job: Job, place: Place, device: str) -> dict[str, Any]:
     """Train one row with one seed; what ``results`` measures of it on the recipe's split, and hits by image."""
-    from cs_aligner_cli.common.console import Console
     from cs_aligner_cli.recipe.recipe import load_recipe
     from cs_aligner_cli.runs.distributed import Ranks
     from cs_aligner_cli.runs.layout import Layout
-    from cs_aligner_cli.stages.pipeline import run_stage
     from cs_aligner_cli.towers.weights import save_weights
     from cs_aligner_cli.training.scheduled_objective import ObjectiveState
     from cs_aligner_cli.training.setup import set_up
@@ -87,8 +91,8 @@ def trained(job: Job, place: Place, device: str) -> dict[str, Any]:
         folders = [str(replace(job, label=label).weights(place.out, member)) for member in range(count)]
         settings.append(f"{_OBJECTIVE}.teacher.runs=[{', '.join(folders)}]")
     recipe = load_recipe(RECIPE, settings)
-    run_stage("prepare", recipe, Console(quiet=True))
     assert recipe.train is not None
+    _write_pairing(recipe, job)
     setup = set_up(recipe, recipe.train, Layout(recipe), Ranks())
     setup.start_adapters(recipe.train)
     stepper = Stepper(recipe.train, setup.towers, setup.steps, recipe.seed, setup.device, teacher=setup.teacher)
@@ -101,6 +105,26 @@ def trained(job: Job, place: Place, device: str) -> dict[str, Any]:
         save_weights(folder / "last.safetensors", setup.towers)
     found = _measured(recipe, setup.towers)
     return {**found, "steps": setup.steps, "seconds": round(time.monotonic() - started, 2), "device": device}
+
+
+def _write_pairing(recipe: Any, job: Job) -> None:
+    """Draw the pairs as ``csalign prepare`` does, but without its locks on what all trainings share."""
+    import numpy as np
+
+    from cs_aligner_cli.runs.layout import Layout
+    from cs_aligner_cli.runs.unpaired import LEFT_OUT, UNPAIRED, read_pairing
+    from cs_aligner_cli.stages.prepare.job import write_pairing
+
+    pairing = Layout(recipe).pairing
+    assert pairing is not None
+    pairing.path.mkdir(parents=True, exist_ok=True)
+    write_pairing(Layout(recipe), SimpleNamespace(folder=pairing.path))  # type: ignore[arg-type]
+    if job.unpaired < 1:
+        found, rng = read_pairing(pairing.path), np.random.default_rng([job.seed, 11])
+        for table in found.tables.values():
+            beyond = (table["role"] == UNPAIRED) & (rng.random(len(table)) >= job.unpaired)
+            table.loc[beyond, "role"] = LEFT_OUT
+        found.write(pairing.path)
 
 
 def _measured(recipe: Any, towers: Any) -> dict[str, Any]:
@@ -240,7 +264,7 @@ def main() -> None:
     import few_pairs_rows
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*few_pairs_rows.PLANS, "show"])
+    parser.add_argument("what", choices=["search", "choose", "final", "show"])
     parser.add_argument("files", nargs="*", type=Path, help="files of lines to show")
     parser.add_argument("--root", type=Path, help="folder of Flickr8k's features")
     parser.add_argument("--out", type=Path, help="the file of lines; what is made lies in a folder beside it")
@@ -250,6 +274,7 @@ def main() -> None:
     parser.add_argument(
         "--jobs", nargs="+", default=["cpu:2"], metavar="DEVICE:N", help="processes, as in cpu:12 cuda:2"
     )
+    parser.add_argument("--chosen", type=Path, help="final: the lines of choose")
     parser.add_argument("--passes", type=int, help="passes over the pairs, for a trial")
     parser.add_argument("--budget", type=float, default=1e6, help="seconds after which trainings are cut")
     options = parser.parse_args()
@@ -261,8 +286,9 @@ def main() -> None:
     started = time.time()
     lines = options.out.resolve()
     lines.parent.mkdir(parents=True, exist_ok=True)
-    jobs = few_pairs_rows.jobs(options.what, options.pairs, options.seeds, options.only, options.passes)
-    place = prepared(options.root.resolve(), lines.with_suffix(""), lines, options.what == "search")
+    best = few_pairs_rows.best(read_lines([options.chosen])) if options.chosen else None
+    jobs = few_pairs_rows.jobs(options.what, options.pairs, options.seeds, options.only, options.passes, best)
+    place = prepared(options.root.resolve(), lines.parent / "few_pairs", lines, options.what != "final")
     workers = [device for part in options.jobs for device, _, n in [part.partition(":")] for _ in range(int(n or 1))]
     run_all(jobs, place, workers, options.budget - (time.time() - started))
     print("\n".join(show(read_lines([lines]))))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from few_pairs import NO_CS, PAIRS, Job
 
@@ -13,18 +14,13 @@ TUNED_CS = f"{_OBJECTIVE}.divergence={{kind: cs, weight: 3, bandwidth: 0.5}}"
 
 
 class Row(NamedTuple):
-    """A row: settings of the recipe, and how many trainings of another row teach it."""
+    """A row: settings of the recipe, how many trainings of another row teach it, how many pairs it is made with, and
+    the share of the unpaired items that it sees."""
 
     settings: tuple[str, ...]
     teachers: tuple[str, int] | None = None
-
-
-class Plan(NamedTuple):
-    """Rows by label, and the numbers of pairs and seeds that they are trained with."""
-
-    rows: dict[str, Row]
-    pairs: tuple[int, ...]
-    seeds: int
+    pairs: tuple[int, ...] = (1000,)
+    unpaired: float = 1.0
 
 
 def _teacher(text: str = "", **more: object) -> str:
@@ -74,33 +70,99 @@ SEARCH = {
         (NO_CS, _teacher(_CCA), f"{_OBJECTIVE}.structure={{kind: kl, weight: 0.3}}"), _TAUGHT
     ),
 }
-PLANS = {"search": Plan(SEARCH, (1000,), 2)}
+# What is combined with the teacher of weight 3, the best of the search, when a gap may be no larger than with CS alone.
+_TEACHER = _teacher(_CCA, weight=3)
+_LARGEST_GAP = 0.055
+CHOOSE = {
+    "CS": Row((_TEACHER,)),
+    "CS, captions all": Row((ALL, _TEACHER)),
+    "CS, captions all, weight 10": Row((ALL, _teacher(_CCA, weight=10))),
+    "CS, weight 10": Row((_teacher(_CCA, weight=10),)),
+    "CS, eps .03": Row((_teacher(_CCA, weight=3, epsilon=0.03),)),
+    "CS, start cca": Row((_TEACHER, "train.start=cca", "train.lr=3e-4")),
+    "CS, 2 unpaired a pair": Row((_TEACHER, "train.unpaired_per_pair={image: 2.0, text: 2.0}")),
+    "tuned CS": Row((TUNED_CS, _TEACHER)),
+    "tuned CS, captions all": Row((TUNED_CS, ALL, _TEACHER)),
+    "CS 3": Row((f"{_OBJECTIVE}.divergence.weight=3", ALL, _TEACHER)),
+}
+
+
+def best(lines: Sequence[dict[str, Any]]) -> str:
+    """The combination with the highest R@1, the mean of both ways, among those whose gap is small enough."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in lines:
+        found.setdefault(line["label"], []).append(line["values"])
+    recalls = {label: fmean(v["i2t R@1"] + v["t2i R@1"] for v in values) for label, values in found.items()}
+    gaps = {label: fmean(v["centroid gap"] for v in values) for label, values in found.items()}
+    small = [label for label in found if gaps[label] <= _LARGEST_GAP] or [min(gaps, key=lambda label: gaps[label])]
+    return max(small, key=lambda label: recalls[label])
+
+
+def final(chosen: str) -> dict[str, Row]:
+    """The rows of the table: every term alone, on the pairs and with unpaired items, and the best combination."""
+    best_of = CHOOSE[chosen].settings
+    structure = f"{_OBJECTIVE}.structure={{kind: kl}}"
+    everywhere = (100, 300, 1000, 2000)
+    return {
+        "InfoNCE": Row((NO_CS, PAIRS), pairs=everywhere),
+        "best, unpaired": Row(best_of, pairs=everywhere),
+        "best, pairs": Row((*best_of, PAIRS), pairs=everywhere),
+        "teacher, unpaired": Row((NO_CS, _TEACHER), pairs=(300, 1000)),
+        "teacher, pairs": Row((NO_CS, PAIRS, _TEACHER), pairs=(300, 1000)),
+        "CS, unpaired": Row(()),
+        "teacher and CS, unpaired": Row((_TEACHER,)),
+        "captions all, pairs": Row((NO_CS, PAIRS, ALL)),
+        "teacher, captions all, unpaired": Row((NO_CS, ALL, _TEACHER)),
+        "best, a fifth of the unpaired": Row(best_of, unpaired=0.2),
+        "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04),
+        "start cca, pairs": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4")),
+        "structure, unpaired": Row((NO_CS, structure)),
+        "structure, pairs": Row((NO_CS, PAIRS, structure)),
+        "mixup, pairs": Row((NO_CS, PAIRS, "train.mixup={}")),
+        "pseudo pairs, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pseudo_pairs={{}}")),
+        "negatives, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pairwise.unpaired_negatives=true")),
+        "tuned CS, unpaired": Row((TUNED_CS,)),
+    }
+
+
+# Of each number of pairs: passes over them, and pairs in a step where those of the recipe are too many.
+SCHEDULES = {100: (60, 64), 300: (60, None), 1000: (30, None), 2000: (30, None)}
 
 
 def jobs(
-    name: str, pairs: Sequence[int] | None, seeds: int | None, only: Sequence[str], passes: int | None
+    name: str,
+    pairs: Sequence[int] | None,
+    seeds: int | None,
+    only: Sequence[str],
+    passes: int | None,
+    chosen: str | None = None,
 ) -> list[Job]:
     """The trainings of a plan, seed by seed, those that teach others first."""
-    plan = PLANS[name]
-    chosen = {label: row for label, row in plan.rows.items() if not only or any(word in label for word in only)}
+    if name == "final" and chosen is None:
+        raise SystemExit("final wants --chosen FILE, the lines of choose")
+    rows = {"search": lambda: SEARCH, "choose": lambda: CHOOSE, "final": lambda: final(chosen or "")}[name]()
+    wanted = {label: row for label, row in rows.items() if not only or any(word in label for word in only)}
     return [
         job
-        for seed in range(seeds or plan.seeds)
-        for count in pairs or plan.pairs
-        for job in _of(chosen, plan, count, seed, passes or 30)
+        for seed in range(seeds or {"search": 2, "choose": 2, "final": 5}[name])
+        for count in SCHEDULES
+        for job in _of(wanted, rows, count, seed, passes)
+        if pairs is None or count in pairs
     ]
 
 
-def _of(chosen: dict[str, Row], plan: Plan, pairs: int, seed: int, passes: int) -> Iterator[Job]:
-    fixed = (f"train.epochs={passes}", *(["train.batch_size=64"] if pairs < 256 else []))
+def _of(wanted: dict[str, Row], rows: dict[str, Row], pairs: int, seed: int, passes: int | None) -> Iterator[Job]:
+    epochs, batch = SCHEDULES[pairs]
+    fixed = (f"train.epochs={passes or epochs}", *([f"train.batch_size={batch}"] if batch else []))
+    here = {label: row for label, row in wanted.items() if pairs in row.pairs}
     needed: dict[str, int] = {}
-    for row in chosen.values():
+    for row in here.values():
         if row.teachers:
             label, count = row.teachers
             needed[label] = max(count, needed.get(label, 0))
     for label, count in needed.items():
         for member in range(count):
-            yield Job(label, (*fixed, *plan.rows[label].settings), pairs, seed, member, kept=True)
-    for label, row in chosen.items():
+            yield Job(label, (*fixed, *rows[label].settings), pairs, seed, member, kept=True)
+    for label, row in here.items():
         if label not in needed:
-            yield Job(label, (*fixed, *row.settings), pairs, seed, teachers=row.teachers)
+            yield Job(label, (*fixed, *row.settings), pairs, seed, teachers=row.teachers, unpaired=row.unpaired)
