@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, columns_of
 from cs_aligner_cli.experiments.expected import BesidePublished
@@ -26,6 +27,8 @@ from cs_aligner_cli.experiments.statistics import (
 )
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS
 
+# How many standard errors a 95% interval reaches either way where nothing varied.
+_NORMAL = 1.96
 Frozen = ConfigDict(frozen=True, extra="forbid")
 OBJECTIVE = "eval_retrieval.aligned.mean.R@1"
 
@@ -139,7 +142,7 @@ def compare(
             if reference is None or against is None or values is None or group is reference:
                 continue
             differences.setdefault(column.key, {})[group.name] = _paired(group, reference, values, against)
-    rows = _rows(groups, columns, estimates, _tested(differences), control)
+    rows = _rows(groups, columns, estimates, _tested(differences), control, images.count)
     of_objective = [row.cells[objective].mean for row in rows if objective in row.cells]
     found = differences.get(objective, {})
     sizes = [estimate.detectable for estimate in found.values() if np.isfinite(estimate.detectable)]
@@ -284,6 +287,7 @@ def _rows(
     estimates: Mapping[str, Mapping[str, Estimate]],
     tested: Mapping[str, Mapping[str, Difference]],
     control: str | None,
+    images: int,
 ) -> list[Row]:
     best = {
         column.key: max(
@@ -308,7 +312,7 @@ def _rows(
                 values=values,
                 mean=estimate.mean,
                 sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                interval=_known(estimate),
+                interval=_interval(estimate, column, images),
                 covers=estimate.covers,
                 best=column.better is not None and estimate.mean * column.sign == best[column.key] and len(groups) > 1,
                 difference=tested.get(column.key, {}).get(group.name),
@@ -326,6 +330,16 @@ def _rows(
             )
         )
     return rows
+
+
+def _interval(estimate: Estimate, column: Column, images: int) -> tuple[float, float] | None:
+    """The 95% interval of a mean; of a share of queries the score interval that the other reports have, too."""
+    if column.per_query is None or not column.per_query[1].startswith("R@") or estimate.covers == "nothing":
+        return _known(estimate)
+    error = estimate.standard_error
+    width = (estimate.interval[1] - estimate.mean) / error if error else _NORMAL
+    low, high = share_interval(estimate.mean / column.scale, (error / column.scale) ** 2, images, width)
+    return column.scale * low, column.scale * high
 
 
 def _known(estimate: Estimate) -> tuple[float, float] | None:

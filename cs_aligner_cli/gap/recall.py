@@ -12,6 +12,7 @@ from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.groups import random_groups
 from cs_aligner_cli.gap.results import Smooth, Spread
 from cs_aligner_cli.retrieval import QueryScores, true_ranks
+from cs_aligner_cli.retrieval.equal_texts import image_by_text
 from cs_aligner_cli.retrieval.mixed import MIXED, caption_tasks, mixed_means, mixed_scores
 from cs_aligner_cli.retrieval.rows import as_searched
 
@@ -28,12 +29,17 @@ def recall_spreads(
 
 
 def spreads_of_ranks(
-    ranks: Mapping[str, QueryScores], image_of_text: Ints, images: int, ks: Sequence[int], seed: int
+    ranks: Mapping[str, QueryScores],
+    image_of_text: Ints,
+    images: int,
+    ks: Sequence[int],
+    seed: int,
+    text_groups: Ints | None = None,
 ) -> dict[str, dict[str, tuple[float, Spread]]]:
-    """The same from ranks (``true_ranks``) that are there already."""
-    queries = {"i2t": np.unique(image_of_text[image_of_text >= 0]), "t2i": np.flatnonzero(image_of_text >= 0)}
-    owners = {"i2t": queries["i2t"], "t2i": image_of_text[queries["t2i"]]}
-    groups, units = random_groups(images, seed), len(queries["i2t"])
+    """The same from ranks (``true_ranks``, with the same ``text_groups``) that are there already."""
+    owner = image_of_text if text_groups is None else image_by_text(image_of_text, text_groups)
+    owners = {"i2t": ranks["i2t"].queries, "t2i": owner[ranks["t2i"].queries]}
+    groups, units = random_groups(images, seed), len(owners["i2t"])
     found: dict[str, dict[str, tuple[float, Spread]]] = {"i2t": {}, "t2i": {}, "mean": {}}
     for k in ks:
         sides = [_share((ranks[d].ranks <= k).astype(np.float64), owners[d], images) for d in owners]
@@ -44,14 +50,19 @@ def spreads_of_ranks(
 
 
 def mixed_recalls(
-    image: ArrayLike, text: ArrayLike, image_of_text: Ints, ks: Sequence[int], seed: int
+    image: ArrayLike,
+    text: ArrayLike,
+    image_of_text: Ints,
+    ks: Sequence[int],
+    seed: int,
+    text_groups: Ints | None = None,
 ) -> tuple[dict[str, Any], dict[str, tuple[float, Spread]]]:
     """All of ``evaluate_mixed`` with its usual corpora, and R@k over all its queries of text with their variation.
 
     Arguments and errors as there. An image counts with all that asks for it, in every corpus. Both are empty where no
     image has two texts.
     """
-    tasks = caption_tasks(image_of_text, len(image))
+    tasks = caption_tasks(image_of_text, len(image), text_groups=text_groups)
     if not tasks:
         return {}, {}
     scores = mixed_scores(as_searched(image, "image"), as_searched(text, "text"), tasks, tuple(ks))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.groups import Groups
 
@@ -175,16 +176,8 @@ def interval(value: float, spread: Spread) -> list[float]:
 
 
 def score_interval(share: float, spread: Spread) -> list[float]:
-    """The 95% interval of a share in [0, 1]: Wilson's (1927), on as many trials as the variance is worth.
-
-    It keeps its width where the share nears 0 or 1, where the variance vanishes; there ``units`` count as trials.
-    """
-    spreading, variance = share * (1 - share), spread.variance
-    trials = spreading / variance if spreading > 0 and variance > 0 else float(max(spread.units, 1))
-    z = quantile(spread.freedom)
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    reach = z / (1 + z * z / trials) * math.sqrt(spreading / trials + z * z / (4 * trials * trials))
-    return [max(centre - reach, 0.0), min(centre + reach, 1.0)]
+    """The 95% interval of a share in [0, 1], as ``share_interval``."""
+    return share_interval(share, spread.variance, spread.units, quantile(spread.freedom))
 
 
 def refuse_constant(found: Measured) -> None:

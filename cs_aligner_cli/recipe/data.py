@@ -81,7 +81,7 @@ class Data(Strict):
         "image",
         description="What belongs together. image: an image and its own captions; text: also all captions with equal"
         " texts (labels as captions, say), which are then no negatives of each other in training, and all of them right"
-        " answers in retrieval.",
+        " answers in retrieval, mixed corpora and the gap report's among them.",
     )
     unpaired: Unpaired | None = Field(
         None, description="Items beside the pairs, which training draws as train.unpaired_per_pair says; null: none."

@@ -98,7 +98,7 @@ class EvalRetrieval(Strict):
         " own images: many-to-many or graded relevance.",
     )
     relevant_above: float = Field(0.0, ge=0, description="Items judged above this are true answers.")
-    bootstrap: int = Field(1000, ge=0, description="Draws behind the 95% intervals; 0: no intervals.")
+    bootstrap: int = Field(1000, ge=0, description="Draws behind the 95% intervals of all but R@K; 0: no intervals.")
     device: Device = Field(
         "auto", description="Where scores are computed; auto: CUDA where there is one, else the CPU."
     )

@@ -1,8 +1,8 @@
-"""How sure the numbers of one evaluation are: bootstrap intervals over images.
+"""How sure the numbers of one evaluation are, over images: R@K by Wilson's score, all else by bootstrap.
 
-An image and its captions are drawn together, since their queries are not independent. Every metric is a function of
-sums over what is drawn (a mean of a sum and a count, a median of a histogram, a skewness of four moments); so a draw
-is a row of weights, and all draws are one matrix product.
+An image and its captions are one thing, since their queries are not independent. R@K is a share, whose percentiles
+would be too narrow near 1. Every other metric is a function of sums over what is drawn (a mean of a sum and a count, a
+median of a histogram, a skewness of four moments); so a draw is a row of weights, and all draws are one matrix product.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.special import stdtrit
 
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
 
@@ -26,10 +28,12 @@ _BLOCK_ENTRIES = 2**23
 @dataclass(frozen=True, eq=False)
 class Statistic:
     """A metric as a function of sums: ``sums`` (C, r), dense or sparse, one row for each of the C clusters (an image
-    with its captions); ``finish`` makes (B,) values of (B, r) weighted sums."""
+    with its captions); ``finish`` makes (B,) values of (B, r) weighted sums. ``share``: it is one of hits, and the sums
+    are hits and queries."""
 
     sums: Any
     finish: Callable[[Floats], Floats]
+    share: bool = False
 
 
 def statistics(
@@ -52,7 +56,7 @@ def statistics(
                 found[direction, "median_rank"] = _median(
                     scored.ranks, clusters, count, np.unique(scored.ranks if ranks is None else ranks[direction])
                 )
-            found[direction, metric] = _mean_of(values, clusters, count)
+            found[direction, metric] = _mean_of(metric, values, clusters, count)
         inside = scored.occurrence >= 0
         n = scored.occurrence[inside].astype(float)
         moments = _summed([np.ones_like(n), n, n**2, n**3], item_clusters[direction][inside], count)
@@ -66,12 +70,13 @@ def statistics(
 def mean_statistics(values: Mapping[Key, Floats], clusters: Ints) -> dict[Key, Statistic]:
     """Means over queries as Statistics: key to (Q,) values, NaN where a query does not count; clusters (Q,)."""
     count = 1 + int(clusters.max())
-    return {key: _mean_of(column, clusters, count) for key, column in values.items()}
+    return {key: _mean_of(key[1], column, clusters, count) for key, column in values.items()}
 
 
-def _mean_of(values: Floats, clusters: Ints, count: int) -> Statistic:
+def _mean_of(metric: str, values: Floats, clusters: Ints, count: int) -> Statistic:
     there = np.isfinite(values)
-    return Statistic(_summed([np.where(there, values, 0.0), there.astype(float)], clusters, count), _mean)
+    sums = _summed([np.where(there, values, 0.0), there.astype(float)], clusters, count)
+    return Statistic(sums, _mean, share=metric.startswith("R@"))
 
 
 def _summed(columns: list[Floats], clusters: Ints, count: int) -> Floats:
@@ -117,12 +122,27 @@ def _median(ranks: Ints, clusters: Ints, count: int, distinct: Ints) -> Statisti
 
 
 def intervals(found: Mapping[Key, Statistic], draws: int = 1000, seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """The 95% percentile interval [low, high] of every metric, by direction and metric, from bootstrap draws."""
-    drawn = _values(found, _resamples(_clusters(found), draws, seed))
+    """The 95% interval [low, high] of every metric, by direction and metric: of shares Wilson's, of others the
+    percentiles of bootstrap draws."""
+    others = {key: statistic for key, statistic in found.items() if not statistic.share}
+    drawn = _values(others, _resamples(_clusters(found), draws, seed)) if others else {}
     result: dict[str, dict[str, list[float]]] = {}
-    for (direction, metric), values in drawn.items():
-        result.setdefault(direction, {})[metric] = _interval(values)
+    for (direction, metric), statistic in found.items():
+        span = _score_interval(statistic.sums) if statistic.share else _interval(drawn[direction, metric])
+        result.setdefault(direction, {})[metric] = span
     return result
+
+
+def _score_interval(sums: Floats) -> list[float]:
+    """Of a share from (C, 2) hits and queries of every cluster; the variance is that of a ratio of sums."""
+    hits, queries = sums[sums[:, 1] > 0].T
+    units, total = len(queries), queries.sum()
+    if not units:
+        return [float("nan"), float("nan")]
+    share = float(hits.sum() / total)
+    between = float((((hits - share * queries) / total) ** 2).sum())
+    variance, freedom = (units / (units - 1) * between, units - 1) if units > 1 else (0.0, 1)
+    return share_interval(share, variance, units, float(stdtrit(freedom, (1 + _LEVEL) / 2)))
 
 
 def _interval(values: Floats) -> list[float]:

@@ -12,7 +12,14 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, Metrics, QueryScores, summarise
 from cs_aligner_cli.retrieval.mixed import DRAWS, SHARE, caption_tasks, mixed_means, mixed_scores
-from cs_aligner_cli.retrieval.protocol import caption_protocol, check_ks, evaluate, owners, with_equal_texts
+from cs_aligner_cli.retrieval.protocol import (
+    caption_protocol,
+    check_ks,
+    evaluate,
+    owners,
+    text_groups_of,
+    with_equal_texts,
+)
 from cs_aligner_cli.retrieval.rows import RowsLike, as_searched
 
 
@@ -64,7 +71,7 @@ def true_ranks(
         image_of_text = np.arange(len(rows[1]))
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
     if text_groups is not None:
-        protocol = with_equal_texts(protocol, np.asarray(text_groups, np.int64))
+        protocol = with_equal_texts(protocol, text_groups_of(text_groups, len(rows[1])))
     found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device)
     return {direction: evaluated.scores for direction, evaluated in found.items()}
 
@@ -77,6 +84,7 @@ def evaluate_mixed(
     share: float = SHARE,
     draws: int = DRAWS,
     device: str = "cpu",
+    text_groups: npt.NDArray[np.integer] | None = None,
 ) -> dict[str, Any]:
     """Evaluate retrieval from one corpus of both modalities, in which a gap does harm; see ``mixed.caption_tasks``.
 
@@ -89,7 +97,8 @@ def evaluate_mixed(
     rows = as_searched(image, "image"), as_searched(text, "text")
     owner = owners(image_of_text, len(rows[0]), len(rows[1]))
     check_ks(tuple(ks), len(rows[0]), len(rows[1]))
-    tasks = caption_tasks(owner, len(rows[0]), share=share, draws=draws)
+    groups = None if text_groups is None else text_groups_of(text_groups, len(rows[1]))
+    tasks = caption_tasks(owner, len(rows[0]), share=share, draws=draws, text_groups=groups)
     if not tasks:
         raise InputError("image_of_text: no image has two texts, so none can be query while another is in the corpus")
     return mixed_means(mixed_scores(*rows, tasks, tuple(ks), device))

@@ -19,6 +19,7 @@ from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.retrieval.bootstrap import Key
+from cs_aligner_cli.retrieval.equal_texts import equal_text_pairs
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
@@ -98,7 +99,12 @@ class MixedScores:
 
 
 def caption_tasks(
-    image_of_text: Ints, images: int, texts: Ints | None = None, share: float = SHARE, draws: int = DRAWS
+    image_of_text: Ints,
+    images: int,
+    texts: Ints | None = None,
+    share: float = SHARE,
+    draws: int = DRAWS,
+    text_groups: Ints | None = None,
 ) -> list[MixedTask]:
     """Corpora in which every image stands once: ``share`` of them as image, the others as one of their captions.
 
@@ -106,7 +112,8 @@ def caption_tasks(
     the caption that stands for it) and, of every image that stands as its caption, the image. ``image_of_text`` (N,):
     each text's image, -1 for none; ``texts``: rows of the texts that take part (None: all). Images without text stand
     as images, texts without image as texts. Corpora are drawn by their number alone, so that whatever is measured on a
-    split meets the same ones. An empty list where no image has two captions.
+    split meets the same ones. With ``text_groups`` (N,), texts of one group being equal, the right answers are those of
+    ``equal_text_pairs``. An empty list where no image has two captions.
     """
     owner = np.full(len(image_of_text), -1)
     taking_part = np.arange(len(owner)) if texts is None else texts
@@ -114,10 +121,13 @@ def caption_tasks(
     if np.bincount(owner[owner >= 0], minlength=1).max() < 2:
         return []
     alone = taking_part[owner[taking_part] < 0]
-    return [_caption_task(owner, images, alone, share, np.random.default_rng(draw)) for draw in range(draws)]
+    rngs = map(np.random.default_rng, range(draws))
+    return [_caption_task(owner, images, alone, share, text_groups, rng) for rng in rngs]
 
 
-def _caption_task(owner: Ints, images: int, alone: Ints, share: float, rng: np.random.Generator) -> MixedTask:
+def _caption_task(
+    owner: Ints, images: int, alone: Ints, share: float, groups: Ints | None, rng: np.random.Generator
+) -> MixedTask:
     standing, asking = _two_captions(owner, images, rng)
     as_image = _standing_as_image(standing, share, rng)
     corpus = _corpus(as_image, standing, alone)
@@ -128,7 +138,10 @@ def _caption_task(owner: Ints, images: int, alone: Ints, share: float, rng: np.r
         np.concatenate([asking[asks], np.full(len(from_image), -1)]),
     )
     items = np.concatenate([asks, from_image])
-    return task_of_pairs(corpus, queries, items, TruePairs.of(np.arange(len(items)), items))
+    own = TruePairs.of(np.arange(len(items)), items)
+    return task_of_pairs(
+        corpus, queries, items, own if groups is None else equal_text_pairs(owner, groups, corpus, queries)
+    )
 
 
 def label_tasks(

@@ -101,27 +101,37 @@ def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: F
     return replace(protocol, pairs=pairs, grades={**protocol.grades, direction: grade[order]})
 
 
+def text_groups_of(given: npt.NDArray[np.integer], texts: int) -> Ints:
+    """(texts,) the group of each text, checked."""
+    if len(given) != texts:
+        raise InputError(f"text_groups: expected {texts} integers, one per text; got {len(given)}")
+    return np.asarray(given, np.int64)
+
+
 def with_equal_texts(protocol: Protocol, groups: Ints) -> Protocol:
     """The protocol in which texts of one of the (N,) ``groups`` are one text: each answers the images of the others.
 
     Raises InputError if that makes more true pairs than can be held.
     """
-    if len(groups) != len(protocol.owner):
-        raise InputError(f"text_groups: expected {len(protocol.owner)} integers, one per text; got {len(groups)}")
     kept = np.unique(np.concatenate([texts for _, texts in protocol.galleries]))
     by_group = kept[np.argsort(groups[kept], kind="stable")]
     pairs = protocol.pairs["i2t"]
     images, wanted = np.unique(np.stack([pairs.query, groups[pairs.item]]), axis=1)
     start, end = (np.searchsorted(groups[by_group], wanted, side=side) for side in ("left", "right"))
     counts = end - start
-    if counts.sum() > _MOST_PAIRS:
-        raise InputError(
-            f"data.groups: text makes {counts.sum():,} pairs of image and right caption; {_MOST_PAIRS:,} can be held",
-            "Measure fewer captions (eval_retrieval.captions_per_image), or classify: zero_shot.",
-        )
+    refuse_too_many(int(counts.sum()))
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     query, item = np.repeat(images, counts), by_group[np.repeat(start, counts) + within]
     return replace(protocol, pairs={"i2t": TruePairs.of(query, item), "t2i": TruePairs.of(item, query)})
+
+
+def refuse_too_many(pairs: int) -> None:
+    """Raise InputError if equal texts make more true pairs than can be held."""
+    if pairs > _MOST_PAIRS:
+        raise InputError(
+            f"data.groups: text makes {pairs:,} pairs of image and right caption; {_MOST_PAIRS:,} can be held",
+            "Measure fewer captions (eval_retrieval.captions_per_image), or classify: zero_shot.",
+        )
 
 
 @dataclass(frozen=True, eq=False)

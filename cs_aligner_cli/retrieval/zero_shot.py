@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.rows import Rows
 
@@ -48,3 +50,10 @@ def accuracies(predicted: Ints, labels: Ints, names: Sequence[str]) -> dict[str,
             result[f"accuracy{suffix}"] = float(hit.mean())
             result[f"mean_per_class{suffix}"] = float(per_class.mean())
     return {**result, "images": len(labels)}
+
+
+def accuracy_intervals(found: Mapping[str, float | int]) -> dict[str, list[float]]:
+    """The 95% interval of every accuracy over images among ``accuracies``; means over classes have none that held."""
+    images, z = int(found["images"]), float(stdtrit(max(int(found["images"]) - 1, 1), 0.975))
+    shares = {key: float(found[key]) for key in ("accuracy", "accuracy_top5") if key in found}
+    return {key: share_interval(share, share * (1 - share) / images, images, z) for key, share in shares.items()}

@@ -293,6 +293,7 @@ class Layout(_TrainingLayout):
                 "gap_report": {**parts, "split": self.recipe.gap_split},
                 "name": self.recipe.name,
                 "seed": self.recipe.data_seed,
+                **self._groups,
             },
             tuple(needs.values()),
         )

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from cs_aligner_cli.experiments.columns import Column
+from cs_aligner_cli.experiments.comparison import _interval
 from cs_aligner_cli.experiments.statistics import (
     crossed_estimate,
     holm,
@@ -107,3 +109,30 @@ def test_main_effects_of_an_additive_grid_sum_to_one():
     assert list(found) == ["a", "b"]
     assert sum(found.values()) == pytest.approx(1)
     assert found["a"] == pytest.approx(0.8)
+
+
+RECALL = Column(key="eval_retrieval.aligned.i2t.R@10", title="i2t R@10", better="higher", scale=100.0)
+
+
+def test_a_recall_that_every_seed_reaches_in_full_keeps_an_interval():
+    low, high = _interval(crossed_estimate(np.full((3, 50), 100.0)), RECALL, 50)
+    assert (low, high) == (pytest.approx(100 * 50 / (50 + 1.96**2)), 100.0)
+    gap = RECALL.model_copy(update={"key": "gap_report.aligned.centroid_gap"})
+    assert _interval(crossed_estimate(np.full((3, 50), 100.0)), gap, 50) == (100.0, 100.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_interval_of_a_recall_near_its_ceiling_covers(seeds):
+    """Images of unlike difficulty, seeds that answer by chance: R@10 of .96 to .99, 200 images, 1,500 experiments."""
+    rng = np.random.default_rng(0)
+    covered = {True: 0, False: 0}
+    for trial in range(1500):
+        hard = (1, 2, 4)[trial % 3] / 100  # the share of images that are found half of the time
+        values = (rng.random((seeds, 200)) > 0.5 * (rng.random(200) < 2 * hard)) * 100.0
+        found = crossed_estimate(values)
+        for score in covered:
+            low, high = _interval(found, RECALL, 200) if score else found.interval
+            covered[score] += low <= 100 * (1 - hard) <= high
+    assert 0.93 <= covered[True] / 1500 <= 0.985, covered
+    assert covered[False] < covered[True]

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.text_groups import linked_groups, text_groups
+from cs_aligner_cli.gap.recall import mixed_recalls, spreads_of_ranks
 from cs_aligner_cli.objectives import infonce
 from cs_aligner_cli.recipe.recipe import load_recipe
-from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval, true_ranks
 from cs_aligner_cli.retrieval import protocol as protocols
+from cs_aligner_cli.retrieval.equal_texts import image_by_text
+from cs_aligner_cli.retrieval.mixed import caption_tasks
 from cs_aligner_cli.retrieval.protocol import caption_protocol, with_equal_texts
 from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.runs.layout import Layout
@@ -56,6 +59,50 @@ def test_a_caption_that_equals_the_own_one_is_a_hit() -> None:
     assert found["i2t"]["R@1"] == found["t2i"]["R@1"] == found["i2t"]["mAP"] == 1.0
     with pytest.raises(InputError, match="text_groups: expected 4 integers, one per text; got 3"):
         evaluate_retrieval(image, text, ks=(1,), text_groups=np.arange(3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_right_answers_in_a_mixed_corpus_are_those_of_a_table_of_all_pairs(data: st.DataObject) -> None:
+    images, texts = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 14))
+    owner = np.array(data.draw(st.lists(st.integers(-1, images - 1), min_size=texts, max_size=texts)))
+    owner[:2] = 0
+    groups = np.array(data.draw(st.lists(st.integers(0, 4), min_size=texts, max_size=texts)))
+    for task in caption_tasks(owner, images, draws=2, text_groups=groups):
+        belong = {(owner[t], groups[t]) for t in range(texts)}
+        for query in range(len(task.owner)):
+            image, text = task.queries.image[query], task.queries.text[query]
+            wanted = []
+            for place, (item_image, item_text) in enumerate(zip(*task.corpus, strict=True)):
+                if text >= 0:  # all items of images that have an equal text, and texts equal to it
+                    same = item_text >= 0 and groups[item_text] == groups[text]
+                    wanted.append(same or (place < images and (place, groups[text]) in belong))
+                else:  # the texts that belong to the image
+                    wanted.append(item_image < 0 and (image, groups[item_text]) in belong)
+            places = np.arange(len(task.corpus.image))
+            assert task.right(np.full(len(places), query), places).tolist() == wanted
+            assert task.right(np.array([query]), task.owner[[query]])[0], "its own item is always right"
+
+
+def test_equal_captions_count_in_every_r_at_k() -> None:
+    """Two like images with the same two captions: either answers for both, in mixed corpora and the gap report, too."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(12, 6))
+    image[1] = image[0] + 0.01 * rng.normal(size=6)
+    text = np.repeat(image, 2, axis=0)
+    text[:4] = image[[1, 1, 0, 0]]  # nearest is the other image
+    owner, groups = np.repeat(np.arange(12), 2), np.arange(24)
+    groups[[2, 3]] = groups[[0, 1]]
+    plain, equal = (evaluate_mixed(image, text, owner, (1,), text_groups=g)["R@1"] for g in (None, groups))
+    assert plain < 1.0 == equal
+    found = spreads_of_ranks(true_ranks(image, text, owner, text_groups=groups), owner, 12, (1,), 0, groups)
+    assert (
+        found["mean"]["R@1"][0]
+        == 1.0
+        > spreads_of_ranks(true_ranks(image, text, owner), owner, 12, (1,), 0)["mean"]["R@1"][0]
+    )
+    assert mixed_recalls(image, text, owner, (1,), 0, groups)[1]["R@1"][0] == 1.0
+    assert image_by_text(np.array([3, -1, -1]), np.array([7, 7, 8])).tolist() == [3, 3, -1]
 
 
 def test_more_pairs_than_can_be_held_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

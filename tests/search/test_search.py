@@ -345,6 +345,8 @@ def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
     found = csalign("zero-shot", photos_run, "--json", *sets).json
     assert set(found["zero_shot"]) == {"frozen", "aligned"}
     assert found["zero_shot"]["aligned"]["images"] == 4
+    low, high = found["intervals"]["aligned"]["accuracy"]
+    assert 0 <= low <= found["zero_shot"]["aligned"]["accuracy"] <= high <= 1 and high - low > 0.4
     predictions = pd.read_parquet(tmp_path / "run" / "zero_shot" / "aligned.parquet")
     assert found["zero_shot"]["aligned"]["accuracy"] == (predictions["label"] == predictions["predicted"]).mean()
     per_class = predictions.assign(hit=predictions["label"] == predictions["predicted"]).groupby("label")["hit"].mean()

@@ -89,8 +89,9 @@ class _Job:
             self.spec.folds,
             self.spec.captions_per_image,
         )
-        if recipe.data.groups == "text":
-            protocol = with_equal_texts(protocol, text_groups(self.split.captions["text"]))
+        self.groups = text_groups(self.split.captions["text"]) if recipe.data.groups == "text" else None
+        if self.groups is not None:
+            protocol = with_equal_texts(protocol, self.groups)
         if self.spec.relevance:
             for direction, found in read_judgements(self.spec.relevance, self.ids).items():
                 protocol = judged(protocol, direction, *found)
@@ -151,8 +152,9 @@ class _Job:
             return [task], f"queries, corpus and judgements of {spec.corpus}"
         texts = np.sort(np.concatenate([texts for _, texts in self.protocol.galleries]))
         how = f"{spec.draws} corpora, {spec.share:g} of the images as image, the others as a caption"
-        if tasks := caption_tasks(owner, len(self.split.images), texts, spec.share, spec.draws):
-            return tasks, f"{how}; right is the query's own image, whichever it stands as"
+        if tasks := caption_tasks(owner, len(self.split.images), texts, spec.share, spec.draws, self.groups):
+            equal = ", and so are images with an equal caption" if self.groups is not None else ""
+            return tasks, f"{how}; right is the query's own image, whichever it stands as{equal}"
         if tasks := label_tasks(self.split.labels, owner, spec.share, spec.draws):
             return tasks, f"{how}; right is any other item of the query's class"
         return [], "none: no image has two captions, and no class two captioned images"

@@ -30,7 +30,8 @@ def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str, 
         "ties": TIE_RULE,
         "search": f"exact, all scores, {device}",
         "precision": PRECISION,
-        "intervals": f"95%, bootstrap over images with their captions, {spec.bootstrap} draws"
+        "intervals": "95%, over images with their captions: of R@K Wilson's, of other metrics by a bootstrap of "
+        f"{spec.bootstrap} draws"
         if spec.bootstrap
         else "none",
     }

@@ -14,6 +14,7 @@ from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
+from cs_aligner_cli.data.text_groups import text_groups
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.files.artifact import Build, write_bytes
 from cs_aligner_cli.gap import measure
@@ -100,6 +101,9 @@ class _Job:
         drawn = np.sort(np.random.default_rng(self.recipe.data_seed).permutation(len(kept))[:MAX_POINTS])
         self.drawn = {m: rows[drawn] for m, rows in self.rows.items()}
         self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
+        self.groups = None
+        if self.recipe.data.groups == "text" and spec.modalities == [*MODALITIES]:
+            self.groups = text_groups(self.split.captions["text"].iloc[self.gallery["text"]])
         self.report = {
             "format": 3,
             "name": self.recipe.name,
@@ -137,6 +141,8 @@ class _Job:
                 f"R@k is measured on {len(self.gallery['image'])} of {len(self.split.images)} images, evenly spaced, "
                 "with all their captions: in a smaller gallery it is higher."
             )
+        if self.groups is not None:
+            notes.append("Captions of equal text count as one: each is a right answer to the images of the others.")
         if self.layout.fit_split:
             notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
         return notes
@@ -189,9 +195,9 @@ class _Job:
     def _recalls(self, found: Measured, image: Features, text: Features) -> _Recalls:
         """Retrieval in the gallery, each way and mixed; what of it is tested stands beside what was measured."""
         seed, ks = self.recipe.data_seed, [k for k in _KS if k <= min(len(image), len(text))]
-        ranks = true_ranks(image, text, self.owner, ks)
-        recalls = spreads_of_ranks(ranks, self.owner, len(image), ks, seed)
-        mixed, of_mixed = mixed_recalls(image, text, self.owner, ks, seed) if ks else ({}, {})
+        ranks = true_ranks(image, text, self.owner, ks, text_groups=self.groups)
+        recalls = spreads_of_ranks(ranks, self.owner, len(image), ks, seed, self.groups)
+        mixed, of_mixed = mixed_recalls(image, text, self.owner, ks, seed, self.groups) if ks else ({}, {})
         spans = {
             way: {k: score_interval(*both) for k, both in side.items()}
             for way, side in {**recalls, "mixed": of_mixed}.items()

@@ -16,7 +16,7 @@ from cs_aligner_cli.data.tables import read_frame, text_column
 from cs_aligner_cli.files.artifact import write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval.rows import Rows
-from cs_aligner_cli.retrieval.zero_shot import accuracies, class_rows, classify
+from cs_aligner_cli.retrieval.zero_shot import accuracies, accuracy_intervals, class_rows, classify
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
@@ -60,6 +60,7 @@ def _classified(
         "classes": len(names),
         "templates": spec.templates,
         "zero_shot": results,
+        "intervals": {name: accuracy_intervals(found) for name, found in results.items()},
         "notes": notes,
     }
 

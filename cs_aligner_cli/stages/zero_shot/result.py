@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
-from cs_aligner_cli.common.results import Number, StageResult
+from cs_aligner_cli.common.results import Interval, Number, StageResult
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import percent
 
@@ -18,6 +18,9 @@ class ZeroShotResult(StageResult):
     classes: int
     templates: list[str]
     zero_shot: dict[str, dict[str, Number]] = Field(description="by store: accuracies as fractions, and the images")
+    intervals: dict[str, dict[str, Interval]] = Field(
+        {}, description="by store: 95%, Wilson's over images, of the accuracies over all images"
+    )
     notes: list[str]
 
     def remarks(self) -> list[str]:
@@ -28,8 +31,14 @@ class ZeroShotResult(StageResult):
         """Accuracies per store, in percent."""
         names = list(next(iter(self.zero_shot.values())))
         rows = [
-            (store, *(str(v) if name == "images" else percent(v) for name, v in found.items()))
+            (store, *(self._cell(store, name, value) for name, value in found.items()))
             for store, found in self.zero_shot.items()
         ]
         title = f"zero-shot on split {self.split}: {self.classes} classes, {len(self.templates)} prompts each (in %)"
         return [table(title, ["store", *(name.replace("_", " ") for name in names)], rows)]
+
+    def _cell(self, store: str, name: str, value: Number) -> str:
+        if name == "images":
+            return str(value)
+        span = self.intervals.get(store, {}).get(name)
+        return percent(value) + (f" [{percent(span[0])}, {percent(span[1])}]" if span else "")
