@@ -10,7 +10,6 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
-from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, columns_of
 from cs_aligner_cli.experiments.expected import BesidePublished
@@ -27,8 +26,6 @@ from cs_aligner_cli.experiments.statistics import (
 )
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS
 
-# How many standard errors a 95% interval reaches either way where nothing varied.
-_NORMAL = 1.96
 Frozen = ConfigDict(frozen=True, extra="forbid")
 OBJECTIVE = "eval_retrieval.aligned.mean.R@1"
 
@@ -334,12 +331,8 @@ def _rows(
 
 def _interval(estimate: Estimate, column: Column, images: int) -> tuple[float, float] | None:
     """The 95% interval of a mean; of a share of queries the score interval that the other reports have, too."""
-    if column.per_query is None or not column.per_query[1].startswith("R@") or estimate.covers == "nothing":
-        return _known(estimate)
-    error = estimate.standard_error
-    width = (estimate.interval[1] - estimate.mean) / error if error else _NORMAL
-    low, high = share_interval(estimate.mean / column.scale, (error / column.scale) ** 2, images, width)
-    return column.scale * low, column.scale * high
+    share = column.per_query is not None and column.per_query[1].startswith("R@") and estimate.covers != "nothing"
+    return estimate.share_interval(images, column.scale) if share else _known(estimate)
 
 
 def _known(estimate: Estimate) -> tuple[float, float] | None:

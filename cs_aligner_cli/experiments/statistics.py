@@ -20,9 +20,12 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special, stats
 
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats
 
 LEVEL = 0.05
+# How many standard errors a 95% interval reaches either way where nothing varied.
+_NORMAL = 1.96
 POWER = 0.8
 # Points of the seeds' chi-square distribution that p is averaged over: more of them change its third digit.
 _QUANTILES = 500
@@ -53,6 +56,13 @@ class Estimate:
         """The 95% interval."""
         half = self._distance(LEVEL)
         return self.mean - half, self.mean + half
+
+    def share_interval(self, units: int, scale: float) -> tuple[float, float]:
+        """The 95% interval of a mean that is ``scale`` times a share, over ``units``: Wilson's, at this one's width."""
+        error = self.standard_error
+        width = (self.interval[1] - self.mean) / error if error else _NORMAL
+        low, high = share_interval(self.mean / scale, (error / scale) ** 2, units, width)
+        return scale * low, scale * high
 
     @property
     def p(self) -> float:

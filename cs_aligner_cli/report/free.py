@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cs_aligner_cli.report.evidence import CONTROL, GAP, MIXED, RECALL, direction, recall_of, row_of
@@ -25,12 +25,14 @@ class Alternative:
     """A free store beside the report's subject: in what it is clearly better, and in what clearly worse.
 
     ``tested``: the metrics that were compared. Neither better nor worse means that these pairs show no difference.
+    ``of``: from how many of its base it was chosen, by these same pairs.
     """
 
     store: str
     better: tuple[str, ...]
     worse: tuple[str, ...]
     tested: tuple[str, ...]
+    of: int = 1
 
     @property
     def as_good(self) -> bool:
@@ -41,7 +43,9 @@ class Alternative:
     def what(self) -> str:
         """The closed form in words."""
         base, _, kind = self.store.partition("+")
-        return f"{_FORMS.get(kind, kind)}, {'the control trained' if base == CONTROL else 'nothing trained'}"
+        made = "of the trained control" if base == CONTROL else "a closed form of the frozen rows"
+        chosen = f", the strongest of {self.of} here" if self.of > 1 else ""
+        return f"{_FORMS.get(kind, kind)}, {made}{chosen}"
 
     def compared(self, subject: str) -> str:
         """In words, how it stands beside the subject."""
@@ -63,7 +67,8 @@ def free_alternatives(report: Mapping[str, Any], subject: str) -> list[Alternati
         names = [n for n, kind in report.get("kinds", {}).items() if kind == "baseline" and n.startswith(f"{base}+")]
         names = [n for n in names if recall_of(report, n) is not None and "centroid_gap" in report["stores"][n]]
         if names:
-            found.append(min((_alternative(report, name) for name in names), key=lambda a: _rank(report, a)))
+            best = min((_alternative(report, name) for name in names), key=lambda a: _rank(report, a))
+            found.append(replace(best, of=len(names)))
     return sorted(found, key=lambda a: len(a.worse))
 
 

@@ -11,8 +11,8 @@ A change of m by less than 5% counts as none: bringing shifted rows back to unit
 1. ``collapse``: the spread is below a tenth of the reference's; m or r fell and neither rose.
 2. ``scale``: g fell, but by less than half in units of the spread: both clouds shrank, and the gap with them.
 3. ``alignment``: g fell, m rose, r did not fall. No shift of a cloud and no common factor can do that.
-4. ``shift``: g fell, m is as before, r did not fall: a shift of one cloud can do that much (and even raise r, where the
-   gap itself stood in the way of ranking).
+4. ``shift``: g fell, m is not shown to have risen, r did not fall: a shift of one cloud can do that much (and even
+   raise r, where the gap itself stood in the way of ranking).
 5. ``trade``: g fell; of m and r one rose and the other fell. ``cost``: g fell, m or r fell and neither rose.
 6. ``pairs``: g did not fall, m or r rose and neither fell. ``apart``: g did not fall, m or r fell and neither rose.
 7. Else ``wider`` where g rose, and ``same`` where it did not.
@@ -56,8 +56,8 @@ _SENTENCES = {
     "collapse": "The rows collapsed: everything lies close together, and {worse}.",
     "scale": "Both clouds shrank, and the gap with them: by the clouds' own spread, most of it is still there.",
     "alignment": "The clouds came together, and pairs stand out from strangers more than before: no shift does that.",
-    "shift": "With each modality's mean taken away, pairs stand out no more than before: a shift of one cloud can do "
-    "that much.",
+    "shift": "With each modality's mean taken away, pairs are not shown to stand out more than before: a shift of one "
+    "cloud can do that much.",
     "cost": "The clouds came together, and {worse}.",
     "trade": "The clouds came together; {better}, and {worse}.",
     "pairs": "The clouds did not come together, but {better}.",
@@ -188,9 +188,14 @@ def _cost(report: Mapping[str, Any], reference: str, subject: str) -> str:
     stores = report["stores"]
     if MARGIN in stores[subject] and MARGIN in stores[reference]:
         margins = _ARROW.join(number(value_of(report, name, MARGIN), 2) for name in (reference, subject))
-        words = {1: "more than before", -1: "less than before", 0: "as before"}[direction(report, reference, MARGIN)]
+        row, change = row_of(report, reference, MARGIN), direction(report, reference, MARGIN)
+        if change == 0 and (row is None or not row["clear"]):
+            words = "No difference is shown in how far pairs stand out from strangers"
+        else:
+            by_how_much = {1: "more than before", -1: "less than before", 0: "as before, to within 5%"}
+            words = f"Pairs stand out from strangers {by_how_much[change]}"
         p = p_of_test(report, reference, MARGIN)
-        parts.append(f"Pairs stand out from strangers {words}, by {margins} standard deviations{p}.")
+        parts.append(f"{words} ({margins} standard deviations{p}).")
     parts.append(_mixed_change(report, reference, subject))
     return " ".join(part for part in parts if part)
 

@@ -139,10 +139,10 @@ def test_the_control_comes_first_and_the_best_free_alternative_is_named() -> Non
     first, second = verdict(found)
     assert "its control pairwise_only" in first
     assert "Could one have had it for free? Yes, as far as these pairs can tell. pairwise_only+centred (each" in first
-    assert "taken away, the control trained): R@1" in first
+    assert "taken away, of the trained control): R@1" in first
     assert "no difference to aligned in gap or R@1 is shown" in first
     assert first.index("pairwise_only+centred") < first.index(
-        "frozen+centred (each modality's mean taken away, nothing"
+        "frozen+centred (each modality's mean taken away, a closed form"
     )
     assert "a lower R@1 than aligned" in first
     assert second.startswith("Against frozen: aligned closed ")
@@ -178,7 +178,8 @@ def test_a_closed_form_that_is_clearly_worse_is_no_free_alternative(
     free = {"frozen+cca": pairs(gap=gap, noise=1.2), "frozen+mean_shift": frozen}
     found = report(frozen=frozen, **free, aligned=pairs(gap=0.05, noise=0.6))
     (first,) = verdict(found)
-    assert f"Could one have had it for free? {lead}frozen+cca (canonical axes of both modalities, nothing" in first
+    assert f"Could one have had it for free? {lead}frozen+cca (canonical axes of both modalities, a closed" in first
+    assert "of the frozen rows, the strongest of 2 here): R@1" in first
     assert "mean_shift" not in first  # wider, and no better: not the strongest
     (_, _, _, tile) = tiles(found)
     assert tile.tone == tone
