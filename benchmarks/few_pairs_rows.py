@@ -14,19 +14,18 @@ TUNED_CS = f"{_OBJECTIVE}.divergence={{kind: cs, weight: 3, bandwidth: 0.5}}"
 
 
 class Row(NamedTuple):
-    """A row: settings of the recipe, how many trainings of another row teach it, how many pairs it is made with, and
-    the share of the unpaired items that it sees."""
+    """A row: settings of the recipe, how many trainings of another row teach it, how many pairs it is made with, the
+    share of the unpaired items that it sees, and whether all its seeds come before those of other rows."""
 
     settings: tuple[str, ...]
     teachers: tuple[str, int] | None = None
     pairs: tuple[int, ...] = (1000,)
     unpaired: float = 1.0
+    first: bool = True
 
 
-def _teacher(text: str = "", **more: object) -> str:
-    keys = {**more}
-    inside = ", ".join([*([text] if text else []), *(f"{key}: {value}" for key, value in keys.items())])
-    return f"{_OBJECTIVE}.teacher={{{inside}}}"
+def _teacher(text: str, **more: object) -> str:
+    return f"{_OBJECTIVE}.teacher={{{', '.join([text, *(f'{key}: {value}' for key, value in more.items())])}}}"
 
 
 _CCA = "unpaired_moments: false"
@@ -42,7 +41,7 @@ SEARCH = {
     "start cca": Row((NO_CS, PAIRS, "train.start=cca")),
     "start cca, lr 3e-4": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4")),
     "tuned CS": Row((TUNED_CS,)),
-    "cca teacher, moments of all": Row((NO_CS, _teacher())),
+    "cca teacher, moments of all": Row((NO_CS, f"{_OBJECTIVE}.teacher={{}}")),
     "cca teacher": Row((NO_CS, _teacher(_CCA))),
     "cca teacher, pairs": Row((NO_CS, PAIRS, _teacher(_CCA))),
     "cca teacher, eps .03": Row((NO_CS, _teacher(_CCA, epsilon=0.03))),
@@ -113,15 +112,15 @@ def final(chosen: str) -> dict[str, Row]:
         "teacher and CS, unpaired": Row((_TEACHER,)),
         "captions all, pairs": Row((NO_CS, PAIRS, ALL)),
         "teacher, captions all, unpaired": Row((NO_CS, ALL, _TEACHER)),
-        "best, a fifth of the unpaired": Row(best_of, unpaired=0.2),
-        "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04),
-        "start cca, pairs": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4")),
-        "structure, unpaired": Row((NO_CS, structure)),
-        "structure, pairs": Row((NO_CS, PAIRS, structure)),
-        "mixup, pairs": Row((NO_CS, PAIRS, "train.mixup={}")),
-        "pseudo pairs, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pseudo_pairs={{}}")),
-        "negatives, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pairwise.unpaired_negatives=true")),
-        "tuned CS, unpaired": Row((TUNED_CS,)),
+        "best, a fifth of the unpaired": Row(best_of, unpaired=0.2, first=False),
+        "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04, first=False),
+        "start cca, pairs": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4"), first=False),
+        "structure, unpaired": Row((NO_CS, structure), first=False),
+        "structure, pairs": Row((NO_CS, PAIRS, structure), first=False),
+        "mixup, pairs": Row((NO_CS, PAIRS, "train.mixup={}"), first=False),
+        "pseudo pairs, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pseudo_pairs={{}}"), first=False),
+        "negatives, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pairwise.unpaired_negatives=true"), first=False),
+        "tuned CS, unpaired": Row((TUNED_CS,), first=False),
     }
 
 
@@ -142,13 +141,14 @@ def jobs(
         raise SystemExit("final wants --chosen FILE, the lines of choose")
     rows = {"search": lambda: SEARCH, "choose": lambda: CHOOSE, "final": lambda: final(chosen or "")}[name]()
     wanted = {label: row for label, row in rows.items() if not only or any(word in label for word in only)}
-    return [
+    found = [
         job
         for seed in range(seeds or {"search": 2, "choose": 2, "final": 5}[name])
         for count in SCHEDULES
         for job in _of(wanted, rows, count, seed, passes)
         if pairs is None or count in pairs
     ]
+    return sorted(found, key=lambda job: not rows[job.label].first)
 
 
 def _of(wanted: dict[str, Row], rows: dict[str, Row], pairs: int, seed: int, passes: int | None) -> Iterator[Job]:
