@@ -255,6 +255,16 @@ def against(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tests(content: dict[str, Any]) -> str:
+    """The tests that a JSON brings: differences of R@1 (mean of both ways), seeds and images being random samples."""
+    lines = ["| difference of R@1 | | p | Holm's p | detectable |", "|---|---|---|---|---|"]
+    for test in content["tests"]:
+        found = f"{test['difference']:+.1f} [{test['low']:+.1f}, {test['high']:+.1f}]"
+        numbers = f"{test['p']:.4f} | {test['holm']:.4f} | {test['detectable']:.1f}"
+        lines.append(f"| {test['label']}, against {test['against'].partition(': ')[2]} | {found} | {numbers} |")
+    return "\n".join(lines)
+
+
 def _with_mean(values: Values) -> Values:
     both = [(a + b) / 2 for a, b in zip(values["i2t R@1"], values["t2i R@1"], strict=True)]
     return {**values, "R@1, mean of both ways": both}
@@ -324,6 +334,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "table": table,
     "differences": differences,
     "against": against,
+    "tests": tests,
     "comparison": comparison,
 }
 _PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
