@@ -67,14 +67,15 @@ def canonical_axes(
     x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
 ) -> list[tuple[Floats, Floats, Floats]]:
     """The axes (d, k) and (e, k) of ``cca_path`` without weights, and their correlations (k,), the largest first."""
-    cross = x.T @ y / len(x)
-    spectra = [np.linalg.eigh(z.T @ z / len(z)) for z in spread or (x, y)]
+    (of_x, axes_x), (of_y, axes_y) = (np.linalg.eigh(z.T @ z / len(z)) for z in spread or (x, y))
+    # Whitening scales the principal axes, whatever the shrinkage: they are changed to once.
+    cross = axes_x.T @ (x.T @ y / len(x)) @ axes_y
     found = []
     for shrinkage in shrinkages:
         # Rows that all coincide have no covariance; any multiple of the identity leaves their zeros as they are.
-        roots = [axes / np.sqrt(v + (shrinkage * v.mean() or 1.0)) @ axes.T for v, axes in spectra]
-        left, correlations, right = np.linalg.svd(roots[0] @ cross @ roots[1], full_matrices=False)
-        found.append((roots[0] @ left, roots[1] @ right.T, correlations))
+        root_x, root_y = (1 / np.sqrt(v + (shrinkage * v.mean() or 1.0))[:, None] for v in (of_x, of_y))
+        left, correlations, right = np.linalg.svd(root_x * cross * root_y.T, full_matrices=False)
+        found.append((axes_x @ (root_x * left), axes_y @ (root_y * right.T), correlations))
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from cs_aligner_cli import __version__
@@ -127,7 +128,7 @@ class Artifact:
         record = read_record(path, hint)
         # An output of another form is whole or not, but stale in any case; require says so.
         whole = _form(record) != _FORMAT or all(
-            _size(self.path / f) == size for f, (size, _) in record["files"].items()
+            _size(f"{self.path}/{f}") == size for f, (size, _) in record["files"].items()
         )
         return record if whole else None
 
@@ -329,8 +330,13 @@ def _refuse_changed(files: Iterable[Path]) -> None:
             raise InputError(f"{file}: was damaged after it was written", "The same command makes it again.")
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _size(path: Path | str) -> int | None:
+    """The bytes of a file; None where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - of thousands of files; making a Path takes longer than the call
+    except OSError:
+        return None
+    return found.st_size if S_ISREG(found.st_mode) else None
 
 
 def _sync_all(files: Sequence[Path]) -> None:

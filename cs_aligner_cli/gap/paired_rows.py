@@ -53,7 +53,7 @@ class PairedRows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The pairs asked for: unit rows (len(rows), d) of images and of texts."""
-        image, text = (_unit(self._read(name, rows)) for name in self._sides)
+        image, text = (_unit(self._read(name, rows).double()) for name in self._sides)
         return image, text
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -71,7 +71,7 @@ class PairedRows:
             if isinstance(side, Tensor)
             else torch.from_numpy(side.take(rows))
         )
-        return read.detach().cpu().double()
+        return read.detach().cpu()
 
     def _refuse_unusable(self, name: str) -> None:
         """Look through all rows once: one that is unusable is named, and how many there are."""

@@ -11,7 +11,7 @@ together, and so gives back some of what the push takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, l2_normalize, same_width
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.divergences import cs_divergence
-from cs_aligner_cli.objectives.pairwise import infonce
+from cs_aligner_cli.objectives.pairwise import checked_pairs
 
 TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5)
 BANDWIDTHS = (0.5, 0.7071, 1.0)
@@ -54,11 +54,11 @@ def conflict(
     Computed in float64, in memory linear in N. Raises InputError on rows that are not pairs, and for fewer than two.
     """
     pairs = _pairs(image, text)
-    parts = _split(pairs, logit_scale)
+    (parts,) = _split(pairs, [logit_scale])
     found = _described(pairs, parts)
     if divergence is None:
         return found
-    return found | _with(pairs, parts, *_value_and_gradient(divergence, pairs), weight)
+    return found | _with(parts, _pull_of(divergence, pairs), [weight])[0]
 
 
 def conflict_sweep(
@@ -70,15 +70,15 @@ def conflict_sweep(
 ) -> list[dict[str, float]]:
     """``conflict`` with D_CS for every temperature, bandwidth and weight, as rows with these three among their keys."""
     pairs = _pairs(image, text)
-    divergences = {s: _value_and_gradient(partial(cs_divergence, bandwidth=s), pairs) for s in bandwidths}
+    divergences = {s: _pull_of(partial(cs_divergence, bandwidth=s), pairs) for s in bandwidths}
     rows = []
-    for temperature in temperatures:
-        parts = _split(pairs, 1 / temperature)
+    split = _split(pairs, [1 / temperature for temperature in temperatures])
+    for temperature, parts in zip(temperatures, split, strict=True):
         found = _described(pairs, parts)
         for bandwidth, divergence in divergences.items():
-            for weight in weights:
+            for weight, changed in zip(weights, _with(parts, divergence, weights), strict=True):
                 setting = {"temperature": temperature, "bandwidth": bandwidth, "weight": weight}
-                rows.append({**setting, **found, **_with(pairs, parts, *divergence, weight)})
+                rows.append({**setting, **found, **changed})
     return rows
 
 
@@ -88,9 +88,11 @@ def mutual_information(image: ArrayLike, text: ArrayLike, temperatures: Sequence
     van den Oord et al. (2018); it cannot exceed log N, and is 0 where no temperature gives more. Computed in the
     rows' precision. Raises InputError as ``infonce``.
     """
-    with torch.no_grad():
-        losses = [float(infonce(image, text, 1 / temperature)) for temperature in temperatures]
-    return max(0.0, math.log(len(image)) - min(losses))
+    x, y, *_ = checked_pairs(image, text, 1.0, None)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    x, y = x.detach().to(precision), y.detach().to(precision)
+    scales = [1 / temperature for temperature in temperatures]
+    return max(0.0, math.log(len(x)) - float(_losses((x, y), scales, *_log_sums(x, y, scales)).min()))
 
 
 class _Parts(NamedTuple):
@@ -102,47 +104,90 @@ class _Parts(NamedTuple):
     push: Tensor
 
 
-def _split(pairs: tuple[Tensor, Tensor], logit_scale: float) -> _Parts:
+class _Divergence(NamedTuple):
+    """A divergence, its tangential gradient (2N, d), and how fast that moves the gap and the distance of pairs."""
+
+    value: float
+    gradient: Tensor
+    rates: dict[str, float]
+
+
+def _split(pairs: tuple[Tensor, Tensor], scales: Sequence[float]) -> list[_Parts]:
+    """The parts at every scale of the logits, whose products are taken once for all of them."""
     x, y = pairs
-    loss, whole = _value_and_gradient(lambda image, text: infonce(image, text, logit_scale), pairs)
-    own = torch.stack([_own_share(x, y, logit_scale), _own_share(y, x, logit_scale)])
-    # Both softmaxes, over texts and over images, pull at both rows of a pair.
-    strength = (logit_scale / len(x)) * (1 - own.mean(dim=0))[:, None]
-    pull = torch.cat([_tangential(-strength * y, x), _tangential(-strength * x, y)])
-    return _Parts(loss, float(own.mean()), pull, whole - pull)
+    n = len(x)
+    of_rows, of_columns = _log_sums(x, y, scales)
+    losses = _losses(pairs, scales, of_rows, of_columns)
+    pushes = x.new_zeros(len(scales), 2 * n, x.shape[1])
+    for rows, products in _products(x, y):
+        for scale, push, over_texts, over_images in zip(scales, pushes, of_rows, of_columns, strict=True):
+            logits = scale * products
+            shares = (logits - over_texts[rows, None]).exp_() + (logits - over_images).exp_()
+            shares.diagonal(rows.start).zero_()  # what is no negative
+            push[rows] = shares @ y
+            push[n:] += shares.T @ x[rows]
+    found = []
+    for scale, push, loss, *sums in zip(scales, pushes, losses, of_rows, of_columns, strict=True):
+        own = (scale * (x * y).sum(dim=1) - torch.stack(sums)).exp()
+        # Both softmaxes, over texts and over images, pull at both rows of a pair.
+        strength = (scale / n) * (1 - own.mean(dim=0))[:, None]
+        pull = torch.cat([_tangential(-strength * y, x), _tangential(-strength * x, y)])
+        found.append(
+            _Parts(float(loss), float(own.mean()), pull, _tangential(scale / (2 * n) * push, torch.cat(pairs)))
+        )
+    return found
 
 
-def _own_share(queries: Tensor, gallery: Tensor, logit_scale: float) -> Tensor:
-    """(N,) softmax weight of the pair among each query's logits."""
-    shares = []
-    for start in range(0, len(queries), _ROWS):
-        logits = logit_scale * queries[start : start + _ROWS] @ gallery.T
-        shares.append((logits.diagonal(start) - logits.logsumexp(dim=1)).exp())
-    return torch.cat(shares)
+def _products(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The inner products of some images (B, N) with all texts at a time, and which images they are."""
+    for start in range(0, len(x), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(x)))
+        yield rows, x[rows] @ y.T
+
+
+def _log_sums(x: Tensor, y: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(S, N) log-sums of the exponents of every image's logits over texts, and of every text's over images."""
+    of_rows = x.new_empty(len(scales), len(x))
+    of_columns = x.new_full((len(scales), len(y)), -math.inf)
+    for rows, products in _products(x, y):
+        for number, scale in enumerate(scales):
+            logits = scale * products
+            of_rows[number, rows] = logits.logsumexp(dim=1)
+            of_columns[number] = torch.logaddexp(of_columns[number], logits.logsumexp(dim=0))
+    return of_rows, of_columns
+
+
+def _losses(pairs: tuple[Tensor, Tensor], scales: Sequence[float], of_rows: Tensor, of_columns: Tensor) -> Tensor:
+    """(S,) InfoNCE at every scale."""
+    of_pairs = (pairs[0] * pairs[1]).sum(dim=1).mean()
+    return (of_rows.mean(dim=1) + of_columns.mean(dim=1)) / 2 - of_pairs.new_tensor(scales) * of_pairs
 
 
 def _described(pairs: tuple[Tensor, Tensor], parts: _Parts) -> dict[str, float]:
+    between = _compared(_inner(parts.pull, parts.pull), _inner(parts.push, parts.push), _inner(parts.pull, parts.push))
     return {
         "infonce": parts.loss,
         "mutual_information": math.log(len(pairs[0])) - parts.loss,
         "saturation": parts.saturation,
-        "cosine": _cosine(parts.pull, parts.push),
-        "cancelled": _cancelled(parts.pull, parts.push),
+        "cosine": between[0],
+        "cancelled": between[1],
         **_rates(pairs, "pull", parts.pull),
         **_rates(pairs, "push", parts.push),
     }
 
 
-def _with(
-    pairs: tuple[Tensor, Tensor], parts: _Parts, value: float, gradient: Tensor, weight: float
-) -> dict[str, float]:
-    push = parts.push + weight * gradient
-    return {
-        "divergence": value,
-        "cosine_with": _cosine(parts.pull, push),
-        "cancelled_with": _cancelled(parts.pull, push),
-        **_rates(pairs, "divergence", weight * gradient),
-    }
+def _with(parts: _Parts, divergence: _Divergence, weights: Sequence[float]) -> list[dict[str, float]]:
+    """Pull against push and divergence together at every weight, from inner products that are taken once."""
+    pull, push, own = parts.pull, parts.push, divergence.gradient
+    of_pull, of_push, of_own = _inner(pull, pull), _inner(push, push), _inner(own, own)
+    against, with_pull, with_push = _inner(pull, push), _inner(pull, own), _inner(push, own)
+    found = []
+    for weight in weights:
+        together = max(0.0, of_push + 2 * weight * with_push + weight**2 * of_own)
+        cosine, cancelled = _compared(of_pull, together, against + weight * with_pull)
+        rates = {name: weight * rate for name, rate in divergence.rates.items()}
+        found.append({"divergence": divergence.value, "cosine_with": cosine, "cancelled_with": cancelled, **rates})
+    return found
 
 
 def _rates(pairs: tuple[Tensor, Tensor], term: str, gradient: Tensor) -> dict[str, float]:
@@ -168,24 +213,24 @@ def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
     return l2_normalize(double(x.detach())), l2_normalize(double(y.detach()))
 
 
-def _value_and_gradient(loss: Divergence, pairs: tuple[Tensor, Tensor]) -> tuple[float, Tensor]:
-    """A loss, and its tangential gradient with respect to all rows, images first."""
+def _pull_of(divergence: Divergence, pairs: tuple[Tensor, Tensor]) -> _Divergence:
     leaves = [rows.clone().requires_grad_() for rows in pairs]
     with torch.enable_grad():
-        value = loss(*leaves)
+        value = divergence(*leaves)
     grads = torch.autograd.grad(value, leaves)
-    return float(value.detach()), torch.cat([_tangential(g, rows) for g, rows in zip(grads, pairs, strict=True)])
+    gradient = torch.cat([_tangential(g, rows) for g, rows in zip(grads, pairs, strict=True)])
+    return _Divergence(float(value.detach()), gradient, _rates(pairs, "divergence", gradient))
 
 
 def _tangential(gradient: Tensor, row: Tensor) -> Tensor:
     return gradient - (gradient * row).sum(dim=1, keepdim=True) * row
 
 
-def _cosine(pull: Tensor, push: Tensor) -> float:
-    lengths = float(pull.norm() * push.norm())
-    return float((pull * push).sum()) / lengths if lengths else 0.0
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.flatten(), b.flatten()))
 
 
-def _cancelled(pull: Tensor, push: Tensor) -> float:
-    strength = float(pull.square().sum())
-    return -float((pull * push).sum()) / strength if strength else 0.0
+def _compared(of_pull: float, of_push: float, between: float) -> tuple[float, float]:
+    """The cosine of pull and push, and the share of the pull that the push takes back, from their inner products."""
+    lengths = math.sqrt(of_pull * of_push)
+    return (between / lengths if lengths else 0.0, -between / of_pull if of_pull else 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, legend, outer_labels, panels, rendered
+from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, legend, outer_labels, panels, powers, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
             ax.plot(widths, curve["v"], color="black", lw=1.8, marker="o", ms=4, label="CS, V")
             ax.plot(widths, curve["u"], color=SERIES[1], lw=1.8, ls="--", marker="s", ms=4, label="CS, U")
             ax.plot(widths, curve["mmd"], color=SERIES[0], lw=1.8, ls=":", marker="^", ms=4, label="MMD, U")
+            ax.yaxis.set_major_formatter(powers)
             ax.grid(color=GRID, lw=0.6)
             ticks = [s for s in (0.3, 0.5, 0.71, 1.0, 2.0) if widths[0] * 0.99 <= s <= widths[-1] * 1.01]
             ax.set_xticks(ticks, [f"{s:.2g}" for s in ticks])
@@ -99,6 +100,7 @@ def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> Pict
                 ax.plot(temperatures, rates, color=colour, ls=style, lw=1.8, marker="o", ms=4, label=label)
             ax.set(xscale="log", xlabel="temperature", ylabel="change of the gap (below 0: it closes)")
             ax.set_yscale("symlog", linthresh=0.1)
+            ax.yaxis.set_major_formatter(powers)
             ticks = sorted(temperatures)
             labelled: list[float] = []
             for tick in ticks:  # a label that would run into the one before it is left out

@@ -22,6 +22,7 @@ from cs_aligner_cli.report.canvas import (
     legend,
     outer_labels,
     panels,
+    powers,
     rendered,
 )
 
@@ -165,6 +166,8 @@ def spectra(spectra_of: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Picture:
                 xlabel="dimension, by its share",
                 ylabel="share of the spectrum",
             )
+            ax.xaxis.set_major_formatter(powers)
+            ax.yaxis.set_major_formatter(powers)
             ax.grid(color=GRID, lw=0.6)
             ax.minorticks_off()
         outer_labels(axes)
