@@ -235,11 +235,16 @@ def differences(content: dict[str, Any]) -> str:
     """Differences between rows of one JSON, paired over seeds, with 95% intervals of Student's t."""
     columns = {"R@1, mean of both ways": 1, "mixed R@1": 1, "mixed R@10": 1, "centroid gap": 3}
     lines = [f"| difference | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
-    found = {(row["recipe"], row["store"]): _with_mean(row["values"]) for row in content["rows"]}
-    for label, one, other in DIFFERENCES:
-        a, b = found[one], found[other]
-        cells = [_difference([x - y for x, y in zip(a[c], b[c], strict=True)], n) for c, n in columns.items()]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by data set, say
+    for row in content["rows"]:
+        groups.setdefault(tuple(row["settings"]), []).append(row)
+    for rows in groups.values():
+        named = f"{rows[0]['label'].partition(': ')[0]}: " if len(groups) > 1 else ""
+        found = {(row["recipe"], row["store"]): _with_mean(row["values"]) for row in rows}
+        for label, one, other in DIFFERENCES:
+            a, b = found[one], found[other]
+            cells = [_difference([x - y for x, y in zip(a[c], b[c], strict=True)], n) for c, n in columns.items()]
+            lines.append(f"| {named}{label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

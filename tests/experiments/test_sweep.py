@@ -190,6 +190,7 @@ def test_submitted_jobs_do_the_work_and_go_back_into_the_queue(tmp_path: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # submitit lets go of its jobs
 def test_a_sweep_is_launched_and_taken_up(csalign: Csalign, sweep_recipe: Path, tmp_path: Path) -> None:
     submitted = csalign("sweep", sweep_recipe, "--launch", "local", "--jobs", "2", "--json").json
     assert (submitted["status"], len(submitted["jobs"])) == ("submitted", 2)
