@@ -104,7 +104,7 @@ def bare_steps(recipe: Recipe, folder: Path) -> float:
     return time.process_time() - started
 
 
-def sweep_against_loop(root: Path, runs: int, epochs: int) -> None:
+def sweep_against_loop(root: Path, runs: int, epochs: int, loop: bool) -> None:
     """Print what a run costs in a sweep and in a loop of csalign run, and the share of its training that is no step."""
     csalign = [sys.executable, "-m", "cs_aligner_cli"]
     with tempfile.TemporaryDirectory() as place:
@@ -120,18 +120,21 @@ def sweep_against_loop(root: Path, runs: int, epochs: int) -> None:
         seeds = ["--set", "sweep={settings: {CS: {}}}", "--seeds", str(runs), "--set", f"run_dir={folder / 'sweep'}"]
         swept = children([*csalign, "sweep", "flickr8k_gap", *options, *seeds, "-q"]) / runs
         looped = 0.0
-        for seed in range(runs):
+        for seed in range(runs if loop else 0):
             own = ["--set", f"seed={seed}", "--set", f"run_dir={folder / str(seed)}"]
             looped += children([*csalign, "run", "flickr8k_gap", *options, *own, "-q"]) / runs
         records = [read_run_record(path) for path in (folder / "sweep" / "runs").glob("*/run.json")]
         first, *later = (record["costs"]["train"]["cpu_seconds"] for record in sorted(records, key=_seed))
     print("| | CPU s per run | runs per CPU minute |\n|---|---|---|")
     for name, seconds in (("loop of csalign run", looped), ("csalign sweep", swept)):
-        print(f"| {name} | {seconds:.1f} | {60 / seconds:.2f} |")
+        if seconds:
+            print(f"| {name} | {seconds:.1f} | {60 / seconds:.2f} |")
     print(f"| its training stage, first run (imports torch) | {first:.1f} | |")
     training = statistics.fmean(later or [first])
     print(f"| its training stage, later runs | {training:.1f} | |\n| bare steps | {bare:.1f} | |")
-    print(f"\nsweep to loop {swept / looped:.2f}; training stage of later runs to bare steps {training / bare:.2f}")
+    print(f"\ntraining stage of later runs to bare steps {training / bare:.2f}")
+    if looped:
+        print(f"sweep to loop {swept / looped:.2f}")
 
 
 def _seed(record: dict[str, Any]) -> int:
@@ -146,13 +149,14 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of Flickr8k")
     parser.add_argument("--runs", type=int, default=4, help="seeds of the sweep and of the loop")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of every run")
+    parser.add_argument("--no-loop", dest="loop", action="store_false", help="leave out the loop of csalign run")
     options = parser.parse_args()
     if options.table == "coverage":
         coverage(options.trials)
     elif options.root is None:
         parser.error("sweep wants --root FOLDER")
     else:
-        sweep_against_loop(options.root, options.runs, options.epochs)
+        sweep_against_loop(options.root, options.runs, options.epochs, options.loop)
 
 
 if __name__ == "__main__":
