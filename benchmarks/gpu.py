@@ -28,31 +28,23 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cs_aligner_cli.objectives import joint_loss
-from cs_aligner_cli.objectives.fused_plan import PLANS, WIDE_PLANS, Plan, Tile
+from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile
 from cs_aligner_cli.objectives.tiles import Products
 
 SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
 PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
-Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Call = Callable[[Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 TILES = {
     "64x128 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
-    "64x128 4w 3s 168r 2p": Tile(64, 128, 64, 4, 3, registers=168, parts=2),
-    "64x256 4w 2s 4p": Tile(64, 256, 64, 4, 2, parts=4),
-    "128x128 4w 3s 4p": Tile(128, 128, 64, 4, 3, parts=4),
+    "64x128 4w 3s": Tile(64, 128, 64, 4, 3),
     "128x128 4w 3s 2p": Tile(128, 128, 64, 4, 3, parts=2),
-    "128x128 4w 3s 4p g16": Tile(128, 128, 64, 4, 3, 16, parts=4),
-    "128x128 8w 3s 128r 4p": Tile(128, 128, 64, 8, 3, registers=128, parts=4),
+    "128x128 4w 3s 4p": Tile(128, 128, 64, 4, 3, parts=4),
     "128x128 8w 3s 128r 2p": Tile(128, 128, 64, 8, 3, registers=128, parts=2),
-    "128x256 8w 3s 4p": Tile(128, 256, 64, 8, 3, parts=4),
-    "128x256 8w 4s 4p": Tile(128, 256, 64, 8, 4, parts=4),
+    "128x64 4w 3s 168r": Tile(128, 64, 64, 4, 3, registers=168),
 }
 VARIANTS: dict[str, Plan] = {
     **{name: replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
-    "128x128 4w 3s 4p, chunks of 128 MB": replace(
-        PLANS["bf16"], tile=TILES["128x128 4w 3s 4p"], chunk_bytes=128 * 2**20
-    ),
-    "by cuBLAS, 64x64 4w": WIDE_PLANS["bf16"],
-    "by cuBLAS, chunks of 128 MB": replace(WIDE_PLANS["bf16"], chunk_bytes=128 * 2**20),
+    "64x128 4w 3s 168r, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
 }
 
 
@@ -61,7 +53,7 @@ def unit_rows(n: int, d: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(DEVICE).manual_seed(0)
     offset = normalize(torch.randn(d, device=DEVICE, generator=generator), dim=0) * d**0.5 / 3
     x, y = (normalize(torch.randn(n, d, device=DEVICE, generator=generator) + s * offset, dim=1) for s in (1, -1))
-    return x, y
+    return x.requires_grad_(), y.requires_grad_()
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
@@ -80,7 +72,7 @@ def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def peak_megabytes(call: Callable[[], Any]) -> float:
-    """What a call adds to the device's memory at most."""
+    """What a call adds to the device's memory at most, its gradients included."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -91,12 +83,11 @@ def peak_megabytes(call: Callable[[], Any]) -> float:
 
 
 def with_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    """Value and gradients (2N, d) of a loss."""
+    """Value and gradients (N, d) of a loss."""
 
-    def call(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        leaves = x.detach().clone().requires_grad_(), y.detach().clone().requires_grad_()
-        value = loss(*leaves)
-        return value.detach(), torch.cat(torch.autograd.grad(value, leaves))
+    def call(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value = loss(x, y)
+        return value.detach(), torch.autograd.grad(value, (x, y))
 
     return call
 
@@ -148,9 +139,12 @@ def errors(n: int = 4096) -> Iterator[dict[str, Any]]:
     """Relative errors of value and gradient against the direct expression in float64."""
     for d in (512, 1024):
         x, y = unit_rows(n, d)
-        value, grad = with_gradient(direct_loss)(x.double(), y.double())
+        wide = [part.detach().double().requires_grad_() for part in (x, y)]
+        value, grads = with_gradient(direct_loss)(*wide)
+        grad = torch.cat(grads)
         for name, call in {"direct": with_gradient(direct_loss), **{p: joint(p) for p in PRECISIONS}}.items():
-            found, slope = call(x, y)
+            found, slopes = call(x, y)
+            slope = torch.cat(slopes)
             yield {
                 "n": n,
                 "d": d,
@@ -184,7 +178,7 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
 def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """The objective in bf16 in several forms, and the milliseconds of our kernels and of all others in it."""
     for name in names:
-        PLANS["bf16"] = WIDE_PLANS["bf16"] = VARIANTS[name]
+        PLANS["bf16"] = VARIANTS[name]
         for d in dims:
             call = partial(joint("bf16"), *unit_rows(n, d))
             try:

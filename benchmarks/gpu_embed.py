@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -24,66 +23,73 @@ DEVICE = "cuda"
 
 
 def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
-    """`csalign embed` from files to store, beside a DataLoader loop and the bare forward."""
+    """`csalign embed` from files to store, beside a DataLoader loop and the bare forward; then where its time goes."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _write_data(folder, photos, copies)
+        for stage in ("prepare", "embed"):
+            yield _ran(folder, ["-m", "cs_aligner_cli", stage])
+        yield from _loops(sorted((folder / "images").iterdir()))
+        yield _ran(folder, [str(Path(__file__).with_name("sampled.py")), "embed"])
+        yield _ran(folder, ["-m", "cs_aligner_cli", "embed", "--set", "embed.decoders=0"])
+
+
+def _write_data(folder: Path, photos: Path, copies: int) -> None:
+    """Each photo a few times, a caption for each, and the recipe that embeds them."""
+    (folder / "images").mkdir()
+    lines = ["image,caption,split"]
+    for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
+        for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
+            name = f"{number:04d}_{copy:02d}.jpg"
+            (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
+            lines.append(f"{name},photo {number} of {copy},test")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
+    (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
+    clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
+    recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
+
+
+def _ran(folder: Path, command: list[str]) -> dict[str, Any]:
+    """The wall time of a command on the recipe, and what embed says of its photos; stderr of one that is sampled."""
+    began = time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, *command, "recipe.yaml", "--force", "--json"], cwd=folder, capture_output=True, text=True
+    )
+    row = {"what": " ".join(["csalign", *command[1:]]), "s": round(time.perf_counter() - began, 2)}
+    if ran.returncode or command[0] != "-m":
+        print(ran.stderr[-6000:])
+    if ran.returncode:
+        return {**row, "exit": ran.returncode}
+    if "embed" in command:
+        images = json.loads(ran.stdout)["stores"]["frozen"]["test"]["image"]
+        row |= {key: images[key] for key in ("per_second", "seconds", "encoder_busy")}
+    return row
+
+
+def _loops(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """A DataLoader loop over the same files, with 16 workers and with none, and the encoder alone."""
     import open_clip
     from embed import Photos
     from torch.utils.data import DataLoader
 
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "images").mkdir()
-        lines = ["image,caption,split"]
-        for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
-            for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
-                name = f"{number:04d}_{copy:02d}.jpg"
-                (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
-                lines.append(f"{name},photo {number} of {copy},test")
-        (folder / "table.csv").write_text("\n".join(lines) + "\n")
-        manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
-        (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
-        clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
-        recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
-        (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
-        csalign, sampled = ["-m", "cs_aligner_cli"], [str(Path(__file__).with_name("sampled.py"))]
-        for stage, program, *options in (
-            ("prepare", csalign),
-            ("embed", csalign),
-            ("embed", csalign, "--set", "embed.decoders=0"),
-            ("embed", sampled),
-        ):
+    began = time.perf_counter()
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
+    tower = model.visual.to(DEVICE).eval()
+    yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
+    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+        for workers in (16, 0):
+            data = Photos(files if workers else files[:512], preprocess)
             began = time.perf_counter()
-            ran = subprocess.run(
-                [sys.executable, *program, stage, "recipe.yaml", "--force", "--json", *options],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-            )
+            loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
+            for batch in loader:
+                tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
             took = time.perf_counter() - began
-            row = {"what": " ".join(["csalign", stage, *options]), "s": round(took, 2), "exit": ran.returncode}
-            if stage == "embed" and not ran.returncode:
-                images = json.loads(ran.stdout)["stores"]["frozen"]["test"]["image"]
-                row |= {key: images[key] for key in ("per_second", "seconds", "encoder_busy")}
-            yield row
-            if ran.returncode or program == sampled:
-                print(ran.stderr[-6000:])
-        shutil.rmtree(folder / "run")
-        began = time.perf_counter()
-        model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-        tower = model.visual.to(DEVICE).eval()
-        yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
-        set_ = Photos(sorted((folder / "images").iterdir()), preprocess)
-        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
-            for workers in (0, 16):
-                data = torch.utils.data.Subset(set_, range(512)) if not workers else set_
-                began = time.perf_counter()
-                loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
-                for batch in loader:
-                    tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
-                took = time.perf_counter() - began
-                yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
-            pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
-            took = _seconds(lambda: tower(pixels))
-            yield {"what": "bare forward", "per s": round(512 / took)}
+            yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
+        pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
+        took = _seconds(lambda: tower(pixels))
+        yield {"what": "bare forward", "per s": round(512 / took)}
 
 
 def _decoded(paths: list[str]) -> int:

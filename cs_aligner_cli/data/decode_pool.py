@@ -25,6 +25,9 @@ from cs_aligner_cli.data.images import BadImageError
 Pixels = npt.NDArray[np.uint8]
 # Pictures per job: enough that a message costs nothing beside it, few enough that no process waits long for the last.
 _JOB = 16
+# What a process writes to: the crops of a job, of encoders that see up to 512 x 512 pixels; of larger ones fewer a job.
+# Memory that nothing is written to is not taken.
+_MEMORY = _JOB * 512 * 512 * 3
 # What a process ends after when its input is closed; it is at most in the middle of a job.
 _PATIENCE = 10
 
@@ -43,17 +46,16 @@ def can_share() -> bool:
 
 
 class _Worker:
-    """One process, and the memory that it writes crops of ``pixels`` bytes to, ``_JOB`` at most."""
+    """One process, and the memory that it writes crops to."""
 
-    def __init__(self, pixels: int) -> None:
-        size = _JOB * pixels
+    def __init__(self) -> None:
         descriptor = os.memfd_create("csalign-decode")
         try:
-            os.ftruncate(descriptor, size)
-            self.memory = mmap.mmap(descriptor, size)
+            os.ftruncate(descriptor, _MEMORY)
+            self.memory = mmap.mmap(descriptor, _MEMORY)
             package = str(Path(__file__).parents[2])
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cs_aligner_cli.data.decode_worker", str(descriptor), str(size)],
+                [sys.executable, "-m", "cs_aligner_cli.data.decode_worker", str(descriptor), str(_MEMORY)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -101,23 +103,23 @@ class _Worker:
 class DecodePool:
     """``count`` processes that crop pictures, for any number of threads that ask. They end with the pool."""
 
-    def __init__(self, crop: Crop, count: int) -> None:
-        self.crop = crop
+    def __init__(self, count: int) -> None:
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._threads = ThreadPoolExecutor(count, "decode")
-        self._workers = [_Worker(crop.height * crop.width * 3) for _ in range(count)]
+        self._workers = [_Worker() for _ in range(count)]
         for worker in self._workers:
             self._idle.put(worker)
         self._finalize = weakref.finalize(self, _end, self._threads, self._workers)
 
-    def read(self, paths: Sequence[Path], into: Pixels) -> None:
+    def read(self, paths: Sequence[Path], crop: Crop, into: Pixels) -> None:
         """Fill ``into`` (len(paths), height, width, 3); raise BadPictureError for the first picture that is not whole.
 
         Jobs of several callers go to whichever process is idle, in the order in which they came.
         """
+        size = min(_JOB, _MEMORY // (crop.height * crop.width * 3))
         jobs = [
-            self._threads.submit(self._crop, [str(path) for path in paths[i : i + _JOB]], into[i : i + _JOB])
-            for i in range(0, len(paths), _JOB)
+            self._threads.submit(self._crop, [str(path) for path in paths[i : i + size]], crop, into[i : i + size])
+            for i in range(0, len(paths), size)
         ]
         try:
             for job in jobs:
@@ -130,9 +132,9 @@ class DecodePool:
         """End the processes; nothing can be read after it."""
         self._finalize()
 
-    def _crop(self, paths: list[str], into: Pixels) -> None:
+    def _crop(self, paths: list[str], crop: Crop, into: Pixels) -> None:
         with self._worker() as worker:
-            worker.crop(paths, self.crop, into)
+            worker.crop(paths, crop, into)
 
     @contextmanager
     def _worker(self) -> Iterator[_Worker]:

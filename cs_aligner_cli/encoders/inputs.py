@@ -43,6 +43,8 @@ def decoders() -> int:
 
 def decoding_processes() -> int:
     """How many processes decode photos beside a GPU: one for each core but this process's own; 0 where threads do."""
+    if not can_share():
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu_count() or 1
     return min(cores - 1, _PROCESSES) if cores > 2 * _DECODERS else 0
 
@@ -54,7 +56,7 @@ class ImageLoader:
     stated.
     ``workers`` threads decode at once (PIL lets go of the interpreter lock); more than it takes to keep the encoder
     busy only get in its way where it runs on the same cores. ``pinned``: pixels lie where a GPU fetches them from.
-    ``parts`` are those of ``preprocess``, None where it is not known: with them processes may decode, see ``begin``.
+    ``parts`` are those of ``preprocess``, None where it is not known: with them rows may become crops, see ``crop``.
     """
 
     def __init__(
@@ -67,17 +69,18 @@ class ImageLoader:
         self.preprocess, self.root, self.background = preprocess, root, background
         self.workers, self.pinned = decoders(), False
         self._parts = parts.on_background(background) if parts else None
-        self._processes: DecodePool | None = None
+        self._crops = False
+        self.processes: DecodePool | None = None
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(decoders(), "decode")
 
     def __call__(self, rows: pd.DataFrame) -> Tensor:
-        """The pixels of some rows, or their crops, see ``begin``; InputError for a picture that is no longer whole."""
+        """The pixels of some rows, or their crops, see ``crop``; InputError for a picture that is no longer whole."""
         paths = [self.root / locator for locator in rows["locator"]]
-        if self._processes is not None:
-            return self._cropped(self._processes, paths)
+        if self.processes is not None:
+            return self._in_processes(self.processes, paths)
         first = self._read(paths[0])
         # The decoding threads are in no inference mode that the caller may be in, and could not write a tensor of one.
         with torch.inference_mode(False):
@@ -95,24 +98,18 @@ class ImageLoader:
             list(self._pool.map(fill, [range(i, min(i + share, len(paths))) for i in range(1, len(paths), share)]))
         return pixels
 
-    def begin(self, processes: int) -> bool:
-        """Let processes decode from now on, if they can: then rows become crops (B, H, W, 3) uint8 for ``finished``.
+    def crop(self, processes: DecodePool | None = None) -> bool:
+        """Let rows become crops (B, H, W, 3) uint8 for ``finished`` from now on, decoded by ``processes`` if given.
 
-        They cannot where the library's preprocessing is not known, or where it and its parts do not agree on a picture.
+        That cannot be where the library's preprocessing is not known, or does not agree with its parts on a picture.
         """
-        if self._processes is None and processes and self._parts is not None and can_share():
+        if self._parts is not None:
             picture = Image.linear_gradient("L").convert("RGB").resize((331, 257))
             whole, crop = self.preprocess(picture), torch.from_numpy(self._parts.crop.of(picture).copy())
             apart = self._parts.normalised(crop[None])[0]
-            if whole.shape == apart.shape and float((whole - apart).abs().max()) <= _SAME:
-                self._processes = DecodePool(self._parts.crop, processes)
-        return self._processes is not None
-
-    def end(self) -> None:
-        """Decode in threads again."""
-        if self._processes is not None:
-            self._processes.close()
-            self._processes = None
+            self._crops = whole.shape == apart.shape and float((whole - apart).abs().max()) <= _SAME
+            self.processes = processes if self._crops else None
+        return self._crops
 
     def finished(self, inputs: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of what rows became, normalised on the device where crops lie."""
@@ -121,12 +118,13 @@ class ImageLoader:
         assert self._parts is not None
         return self._parts.normalised(inputs)
 
-    def _cropped(self, processes: DecodePool, paths: Sequence[Path]) -> Tensor:
-        crop = processes.crop
+    def _in_processes(self, processes: DecodePool, paths: Sequence[Path]) -> Tensor:
+        assert self._parts is not None
+        crop = self._parts.crop
         with torch.inference_mode(False):
             crops = torch.empty((len(paths), crop.height, crop.width, 3), dtype=torch.uint8, pin_memory=self.pinned)
         try:
-            processes.read(paths, crops.numpy())
+            processes.read(paths, crop, crops.numpy())
         except BadPictureError as error:
             raise _no_longer_whole(error.path, error) from None
         return crops
@@ -136,6 +134,9 @@ class ImageLoader:
             image = read_image(path).image
         except BadImageError as error:
             raise _no_longer_whole(path, error) from None
+        if self._crops:
+            assert self._parts is not None
+            return torch.from_numpy(self._parts.crop.of(image).copy())
         return self.preprocess(image if self.background is None else on_background(image, self.background))
 
 

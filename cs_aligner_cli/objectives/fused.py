@@ -132,10 +132,9 @@ class FusedPairs:
         per_slope = zero if weights[1] is None else weights[1].float()
         factors = torch.stack([per_logit, per_slope, found.reference.float()])
         shares = _NOTHING if softmax is None else softmax.shares()
-        own = None if softmax is None else x_slopes.new_empty(len(dx))
         scale_sums = []
         for chunk in self._plan.chunks(len(image.rows), len(text.rows), within=False):
-            pull, rows, columns, sums = self._weighed(image, text, chunk, factors, shares, own=own)
+            pull, rows, columns, sums = self._weighed(image, text, chunk, factors, shares)
             add_product(dx[chunk.start : chunk.stop], pull, text.pulled)
             add_product(dy, pull.T, image.pulled[chunk.start : chunk.stop])
             if self._sigmas >= 0:
@@ -145,10 +144,13 @@ class FusedPairs:
         if self._sigmas >= 0:
             dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
             dy.addcmul_(y_slopes.unsqueeze(1), text.pulled, value=-1)
-        if own is not None:
-            dx.addcmul_(own.unsqueeze(1), text.exact)
-            dy.addcmul_(own.unsqueeze(1), image.exact)
-        return None if self._scale is None else torch.stack(scale_sums).sum() / self._scale
+        if softmax is None or self._scale is None:
+            return None
+        own = softmax.own_pulls() * per_logit
+        dx.addcmul_(own.float().unsqueeze(1), text.exact)
+        dy.addcmul_(own.float().unsqueeze(1), image.exact)
+        scale_sums.append((own * softmax.own.double()).sum() / self._references[0])
+        return torch.stack(scale_sums).sum() / self._scale
 
     def _summed(self, x: _Cloud, y: _Cloud, *, within: bool, diagonal: bool) -> tuple[Softmax | None, KernelSum]:
         softmax = Softmax.empty(self._paired) if self._paired is not None and not within else None
@@ -202,12 +204,8 @@ class FusedPairs:
         factors: Tensor,
         shares: Sequence[Tensor | None],
         diagonal: bool = True,
-        own: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The weights of a chunk's pairs, sums of slopes of its rows and columns by tile, and other sums by tile.
-
-        What a pair's own logit pulls goes to ``own`` (N,).
-        """
+        """The weights of a chunk's pairs, sums of slopes of its rows and columns by tile, and other sums by tile."""
         within = x is y
         tiles = self._plan.tiles(chunk, len(y.rows), within)
         rows, columns = chunk.stop - chunk.start, len(y.rows) - tiles.first_column
@@ -234,7 +232,6 @@ class FusedPairs:
             row_slopes,
             column_slopes,
             *sums,
-            own,
             *tiles.extents(chunk, x.rows.shape, len(y.rows)),
             LOGITS=shares[0] is not None,
             GROUPED=self._groups is not None,

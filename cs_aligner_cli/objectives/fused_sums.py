@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cs_aligner_cli.objectives.fused_plan import LOG2, Tiles
 
-# Sums that one program of the merging kernel adds up.
-_BLOCK = 128
+# Sums that one program of the merging kernel adds up, and parts of each at a time.
+_BLOCK, _LINES = 32, 32
 
 
 class KernelSum(NamedTuple):
@@ -75,12 +75,23 @@ class Softmax(NamedTuple):
         columns = self.column_maxima, self.column_sums, *parts[2:]
         for maxima, sums, part_maxima, part_sums in (rows, columns):
             count, size = part_sums.shape
-            merge_sums[(-(-size // _BLOCK),)](maxima, sums, part_maxima, part_sums, size, count, BLOCK=_BLOCK)
+            merge_sums[(-(-size // _BLOCK),)](
+                maxima, sums, part_maxima, part_sums, size, count, BLOCK=_BLOCK, LINES=_LINES
+            )
 
     def shares(self) -> list[Tensor]:
         """Maxima and reciprocal sums in float32, of rows, then of columns: what the second pass takes shares by."""
         by_row, by_column = (1 / self.row_sums).float(), (1 / self.column_sums).float()
         return [self.row_maxima, by_row, self.column_maxima, by_column]
+
+    def own_pulls(self) -> Tensor:
+        """What each pair's own logit is pulled by, (N,) float64: its shares of its row and its column less 2.
+
+        It is most of a softmax's gradient: among the weights nearly solved pairs would lose their digits.
+        """
+        own = self.own.double()
+        of_row = torch.exp2(own - self.row_maxima.double()) / self.row_sums
+        return of_row + torch.exp2(own - self.column_maxima.double()) / self.column_sums - 2
 
     @property
     def loss(self) -> Tensor:

@@ -66,24 +66,26 @@ def _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN: tl.constexpr,
 
 
 @triton.jit
-def _evaluate(near, kernel, reference, SIGMAS: tl.constexpr):
-    """A kernel's values and slopes (-dk / d(||a - b||^2 / 2)) from ``near = -||a - b||^2 / 2``, 0 where that is -inf.
+def _evaluate(near, kernel, reference, factor, SIGMAS: tl.constexpr):
+    """A kernel's values from ``near = -||a - b||^2 / 2``, and factor times its slopes -dk / d(||a - b||^2 / 2).
+
+    Both are 0 where ``near`` is -inf.
 
     No sigmas: ``-||a - b||``. Else ``kernel`` holds three floats for every sigma: log2(e) / sigma^2, the weight of its
     values and that of its slopes.
     """
     if SIGMAS == 0:
         distance = tl.sqrt(tl.maximum(-2.0 * tl.where(near == float("-inf"), 0.0, near), 0.0))
-        values, slopes = -distance, tl.where(distance > 0, 1.0 / tl.where(distance > 0, distance, 1.0), 0.0)
+        values, slopes = -distance, tl.where(distance > 0, factor / tl.where(distance > 0, distance, 1.0), 0.0)
     else:
         part = tl.exp2(near * tl.load(kernel) - reference)
-        values, slopes = part, part * tl.load(kernel + 2)
+        values, slopes = part, part * (tl.load(kernel + 2) * factor)
         if SIGMAS > 1:  # else the share is 1
             values = part * tl.load(kernel + 1)
         for s in tl.static_range(1, SIGMAS):
             part = tl.exp2(near * tl.load(kernel + 3 * s) - reference)
             values += part * tl.load(kernel + 3 * s + 1)
-            slopes += part * tl.load(kernel + 3 * s + 2)
+            slopes += part * (tl.load(kernel + 3 * s + 2) * factor)
     return values, slopes
 
 
@@ -91,7 +93,8 @@ def _evaluate(near, kernel, reference, SIGMAS: tl.constexpr):
 def _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED: tl.constexpr):
     """Logits of a tile plus ``of_i`` and ``of_j``, by which those outside are -inf, as between a group's pairs.
 
-    Masks of one line each: a mask of the tile would take as many registers as the tile.
+    Masks of one line each, and no branch: a mask of the tile, or values that leave a branch, take as many registers as
+    the tile.
     """
     logits = dots * scale + (of_i[:, None] + of_j[None, :])
     if GROUPED:
@@ -168,7 +171,8 @@ def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_
               DIAGONAL: tl.constexpr):  # fmt: skip
     """``sum_pairs`` of one part of a tile, given its dot products."""
     i, j = i0 + local_i, j0 + local_j
-    diagonal = _crossed(i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1], dots.shape[0], dots.shape[1])
+    first_i, first_j = i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1]
+    diagonal = _crossed(first_i, first_j, dots.shape[0], dots.shape[1])
     if LOGITS:
         scale = tl.load(references)
         of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
@@ -200,7 +204,7 @@ def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_
             if tl.load(references + 3) > 0:
                 # A tile may hold no pair; what is below float32's own numbers is no sum anyhow.
                 top = tl.maximum(tl.max(tl.max(near, 1), 0) * tl.load(kernel), -1e30)
-        values, _ = _evaluate(near, kernel, top, SIGMAS)
+        values, _ = _evaluate(near, kernel, top, 1.0, SIGMAS)
         if WITHIN:
             values *= tl.where(j < i1, 1.0, 2.0)[None, :]
         # Rows first: a column's values lie in many threads.
@@ -211,16 +215,16 @@ def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_
 @any_size
 def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
                 row_maxima, row_shares, column_maxima, column_shares,
-                row_slopes, column_slopes, scale_sums, kernel_sums, own_pulls,
+                row_slopes, column_slopes, scale_sums, kernel_sums,
                 i0, i1, j0, m, n, d, tiles_i, tiles_j,
                 LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
                 DIAGONAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
                 K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """The weights by which one tile's rows pull each other, as a gradient: rows and columns as in ``sum_pairs``.
 
-    ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. What a pair's own logit pulls,
-    most of a softmax's gradient, goes to ``own_pulls`` in float32, and not into ``weights``. They have room for whole
-    tiles: a mask would split their stores into single numbers. WITHIN one cloud ``kernel_sums`` gets the sums of
+    ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. What a pair's own logit pulls is
+    not among the ``weights`` (``Softmax.own_pulls``). They have room for whole tiles: a mask would split their stores
+    into single numbers. WITHIN one cloud ``kernel_sums`` gets the sums of
     values, and the sums of slopes are of rounded weights, so that equal rows pull each other nowhere.
     """
     tile_i, tile_j = _tile_of(tiles_i, tiles_j // PARTS, GROUP)
@@ -231,52 +235,72 @@ def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, g
     for part in tl.static_range(PARTS):
         part_j = tile_j * PARTS + part
         local_j = part_j * (COLUMNS // PARTS) + tl.arange(0, COLUMNS // PARTS)
-        _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
-                    row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
-                    kernel_sums, own_pulls, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
-                    LOGITS, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+        if LOGITS and tl.load(references + 2) > 0:
+            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+                        row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
+                        kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
+                        LOGITS, True, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+        else:
+            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+                        row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
+                        kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
+                        LOGITS, False, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
 
 
 @triton.jit
 def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
                 row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
-                kernel_sums, own_pulls, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
-                LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
-                DIAGONAL: tl.constexpr):  # fmt: skip
-    """``weigh_pairs`` of one part of a tile, given its dot products."""
+                kernel_sums, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
+                LOGITS: tl.constexpr, ONE: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr,
+                WITHIN: tl.constexpr, DIAGONAL: tl.constexpr):  # fmt: skip
+    """``weigh_pairs`` of one part of a tile, given its dot products; ONE reference serves all logits, or each line's.
+
+    First all that goes pair by pair, then sums over columns, for which warps wait for each other: so a pair's numbers
+    need registers for a short time. Branches end in different stores, or the compiler would join them before the end.
+    """
     i, j = i0 + local_i, j0 + local_j
-    diagonal = _crossed(i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1], dots.shape[0], dots.shape[1])
+    first_i, first_j = i0 + tile_i * dots.shape[0], j0 + tile_j * dots.shape[1]
+    diagonal = _crossed(first_i, first_j, dots.shape[0], dots.shape[1])
     at_tile = tile_i * tiles_j + tile_j
-    pull = tl.zeros(dots.shape, tl.float32)
+    pull, slopes, scaled, values = 0.0, 0.0, 0.0, 0.0
     if LOGITS:
-        scale, factor = tl.load(references), tl.load(factors)
-        of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
-        share_i = tl.load(row_shares + i, mask=i < i1, other=0.0) * factor
-        share_j = tl.load(column_shares + j, mask=j < n, other=0.0) * factor
-        # Two exponentials even where one reference serves all: choosing here would keep both forms in registers.
-        top_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
-        top_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
-        logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
-        pull = tl.exp2(logits - top_i[:, None]) * share_i[:, None] + tl.exp2(logits - top_j[None, :]) * share_j[None, :]
-        of_own = 0.0
-        own = i[:, None] == j[None, :]
-        if diagonal:
-            of_own = tl.sum(tl.sum(tl.where(own & (i < i1)[:, None], (pull - 2.0 * factor) * dots, 0.0), 1), 0)
-            tl.store(own_pulls + i[:, None] + 0 * j[None, :], pull - 2.0 * factor, mask=own & (i < i1)[:, None])
-        pull = tl.where(own, 0.0, pull)
-        tl.store(scale_sums + at_tile, tl.sum(tl.sum(pull * dots, 1), 0) + of_own)
+        pull = _softmax_pull(dots, groups, references, factors, row_maxima, row_shares, column_maxima, column_shares,
+                             i1, n, i, j, ONE, GROUPED)  # fmt: skip
+        scaled = tl.sum(pull * dots, 1)
     if SIGMAS >= 0:
         near = _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN, DIAGONAL)
-        values, slopes = _evaluate(near, kernel, tl.load(factors + 2), SIGMAS)
-        slopes *= tl.load(factors + 1)
+        values, slopes = _evaluate(near, kernel, tl.load(factors + 2), tl.load(factors + 1), SIGMAS)
         if WITHIN:
-            values *= tl.where(j < i1, 1.0, 2.0)[None, :]
-            tl.store(kernel_sums + at_tile, tl.sum(tl.sum(values, 1), 0))
+            values = tl.sum(values * tl.where(j < i1, 1.0, 2.0)[None, :], 1)
             if diagonal:  # a row does not pull itself
                 slopes = tl.where(i[:, None] == j[None, :], 0.0, slopes)
         if not LOGITS:
             slopes = slopes.to(weights.dtype.element_ty).to(tl.float32)
         tl.store(row_slopes + tile_j * (i1 - i0) + local_i, tl.sum(slopes, 1), mask=i < i1)
+    pull = (pull + slopes).to(weights.dtype.element_ty)
+    tl.store(weights + local_i[:, None] * weights_stride + local_j[None, :], pull)
+    if SIGMAS >= 0:
         tl.store(column_slopes + tile_i * (n - j0) + local_j, tl.sum(slopes, 0), mask=j < n)
-        pull += slopes
-    tl.store(weights + local_i[:, None] * weights_stride + local_j[None, :], pull.to(weights.dtype.element_ty))
+    if WITHIN:
+        tl.store(kernel_sums + at_tile, tl.sum(values, 0))
+    if LOGITS:
+        tl.store(scale_sums + at_tile, tl.sum(scaled, 0), cache_modifier=".cs" if ONE else ".cg")
+
+
+@triton.jit
+def _softmax_pull(dots, groups, references, factors, row_maxima, row_shares, column_maxima, column_shares,
+                  i1, n, i, j, ONE: tl.constexpr, GROUPED: tl.constexpr):  # fmt: skip
+    """What the softmax of rows and columns pulls by, without the pairs' own logits."""
+    scale, factor = tl.load(references), tl.load(factors)
+    of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
+    share_i = tl.load(row_shares + i, mask=i < i1, other=0.0) * factor
+    share_j = tl.load(column_shares + j, mask=j < n, other=0.0) * factor
+    if ONE:
+        logits = _logits(dots, scale, of_i, of_j - tl.load(references + 1), groups, i, j, n, GROUPED)
+        pull = tl.exp2(logits) * (share_i[:, None] + share_j[None, :])
+    else:
+        top_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
+        top_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
+        logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
+        pull = tl.exp2(logits - top_i[:, None]) * share_i[:, None] + tl.exp2(logits - top_j[None, :]) * share_j[None, :]
+    return tl.where(i[:, None] == j[None, :], 0.0, pull)

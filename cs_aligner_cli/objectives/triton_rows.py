@@ -78,18 +78,22 @@ def choose_references(half_x, half_y, paired, logit_scale, kernel, out, m, n, BL
 
 
 @any_size
-def merge_sums(maxima, sums, part_maxima, part_sums, size, parts, BLOCK: tl.constexpr):
-    """Add the ``parts`` (parts, size) of 2^maxima * sums to running ones (size,), the parts in their order."""
+def merge_sums(maxima, sums, part_maxima, part_sums, size, parts, BLOCK: tl.constexpr, LINES: tl.constexpr):
+    """Add the ``parts`` (parts, size) of 2^maxima * sums to running ones (size,), LINES of the parts at a time."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     top = tl.load(maxima + at, mask=inside, other=0.0)
     total = tl.load(sums + at, mask=inside, other=0.0)
-    for part in range(parts):
-        of_part = tl.load(part_maxima + part * size + at, mask=inside, other=0.0)
-        values = tl.load(part_sums + part * size + at, mask=inside, other=0.0).to(tl.float64)
-        larger = tl.maximum(top, of_part)
+    for start in range(0, parts, LINES):
+        part = start + tl.arange(0, LINES)
+        here = (part < parts)[:, None] & inside[None, :]
+        places = part[:, None].to(tl.int64) * size + at[None, :]
+        of_parts = tl.load(part_maxima + places, mask=here, other=float("-inf"))
+        values = tl.load(part_sums + places, mask=here, other=0.0).to(tl.float64)
+        larger = tl.maximum(top, tl.max(of_parts, 0))
         finite = tl.where(larger == float("-inf"), 0.0, larger)
-        total = total * tl.exp2(top - finite).to(tl.float64) + values * tl.exp2(of_part - finite).to(tl.float64)
+        added = tl.sum(values * tl.exp2(of_parts - finite[None, :]).to(tl.float64), 0)
+        total = total * tl.exp2(top - finite).to(tl.float64) + added
         top = larger
     tl.store(maxima + at, top, mask=inside)
     tl.store(sums + at, total, mask=inside)

@@ -20,7 +20,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.common.token_sequences import Ragged
 from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader, decoders, decoding_processes
+from cs_aligner_cli.encoders.inputs import PADDING, ImageLoader, decoders
 
 Values: TypeAlias = npt.NDArray[np.float32]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -61,7 +61,6 @@ class Embedder:
     ``forward`` maps inputs on ``device`` to (B, d); ``load(rows)`` gives the inputs of some rows (CPU, first axis the
     rows). ``texts`` are the captions of all rows where the tower reads captions: equal ones are computed once, and
     batches hold captions of similar length, so that little is computed on padding. ``batch_size`` None: chosen here.
-    ``processes`` decode what an ImageLoader loads, None: as many as suit a GPU; without any, threads do.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class Embedder:
         batch_size: int | None = None,
         texts: Sequence[str] | None = None,
         loader: object = None,
-        processes: int | None = 0,
     ) -> None:
         self.forward, self.load, self.device = forward, load, device
         self.batch_size = batch_size or (_CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH)
@@ -84,9 +82,7 @@ class Embedder:
         self._ahead = 1
         if self._images:
             self._images.pinned = device.type == "cuda"
-            wanted = processes if processes is not None else decoding_processes() if device.type == "cuda" else 0
-            if self._images.begin(wanted):
-                self._ahead = 2  # so that no process waits for the last pictures of a batch
+            self._ahead = 2 if self._images.processes else 1  # so that none waits for the last pictures of a batch
 
     def all(self, rows: Ints) -> Values:
         """Embeddings (len(rows), d) of some rows, in their order; equal captions among them are computed once."""
@@ -175,11 +171,16 @@ class Embedder:
         started = time.perf_counter()
         past = self.throughput
         ahead = 0 if self.device.type == "cpu" else 1
-        launched: deque[Tensor] = deque()
-        waited = 0.0
+        launched: deque[tuple[Tensor, Sequence[torch.cuda.Event]]] = deque()
+        waited, computed = 0.0, 0.0
 
         def fetched() -> Values:
-            values: Values = launched.popleft().float().cpu().numpy()
+            nonlocal waited, computed
+            output, marks = launched.popleft()
+            values: Values = output.float().cpu().numpy()
+            if marks:  # what a GPU did is known only now
+                computed += marks[0].elapsed_time(marks[1]) / 1e3
+                waited = time.perf_counter() - started - computed
             now = Throughput(self.throughput.items + len(values), time.perf_counter() - started, waited)
             self.throughput = Throughput(now.items, past.seconds + now.seconds, past.waited + now.waited)
             return values
@@ -189,7 +190,12 @@ class Embedder:
         for number, (inputs, load_seconds) in enumerate(loaded):
             ready = time.perf_counter()
             waited += ready - idle_since if number else 0.0  # the first batch could not be loaded ahead
-            launched.append(self._run(inputs))
+            marks = self._marks()
+            for mark in marks[:1]:
+                mark.record()
+            launched.append((self._run(inputs), marks))
+            for mark in marks[1:]:
+                mark.record()
             if self._images and number < 2 and self.device.type == "cpu":
                 self._choose_workers(load_seconds, ready)
             while len(launched) > ahead:
@@ -197,6 +203,12 @@ class Embedder:
             idle_since = time.perf_counter()
         while launched:
             yield fetched()
+
+    def _marks(self) -> list[torch.cuda.Event]:
+        """Two events of a GPU, between which a batch is computed; none elsewhere."""
+        if self.device.type != "cuda":
+            return []
+        return [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def _timed_load(self, rows: Ints) -> tuple[Tensor, float]:
         started = time.perf_counter()
@@ -257,6 +269,13 @@ def out_of_memory_explained(what: str, remedy: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise InputError(f"{what}: memory does not hold it", remedy) from None
+
+
+def warm_up(device: torch.device) -> None:
+    """Let a GPU's libraries load, which takes seconds, beside whatever else is to be done before its first batch."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(1, 3, 32, 32, device=device, dtype=dtype)
+        torch.nn.functional.conv2d(x, x) @ x.new_ones(1, 1)
 
 
 def under(precision: str, device: torch.device) -> torch.autocast:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from cs_aligner_cli.common.errors import CsalignError, InputError
-from cs_aligner_cli.data.decode_pool import can_share
+from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.pictures import as_rgb, without_palette_alpha
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.transforms import parts_of
@@ -69,44 +69,47 @@ def test_a_crop_and_its_normalising_are_the_librarys_pixels_bit_for_bit(name: st
 def test_other_transforms_are_left_to_their_library(transform: Any) -> None:
     assert parts_of(transform, rgb_first=False) is None
     loader = ImageLoader(lambda image: CLIP(image), Path(), None, parts_of(transform, rgb_first=False))
-    assert not loader.begin(2)
+    assert not loader.crop()
 
 
 def test_parts_that_do_not_agree_with_the_library_are_not_used() -> None:
-    assert not ImageLoader(lambda image: 2 * CLIP(image), Path(), None, parts_of(CLIP, rgb_first=False)).begin(2)
+    assert not ImageLoader(lambda image: 2 * CLIP(image), Path(), None, parts_of(CLIP, rgb_first=False)).crop()
 
 
 @pytest.fixture
-def loader(tmp_path: Path) -> Iterator[ImageLoader]:
+def loader(tmp_path: Path) -> ImageLoader:
     """A loader of seventeen photos: two jobs."""
     rng = np.random.default_rng(0)
     for number in range(17):
         Image.fromarray(rng.integers(0, 256, (40, 50 + number, 3), np.uint8)).save(tmp_path / f"{number:02d}.png")
-    loader = ImageLoader(lambda image: CLIP(without_palette_alpha(image)), tmp_path, None, parts_of(CLIP, False))
-    yield loader
-    loader.end()
+    return ImageLoader(lambda image: CLIP(without_palette_alpha(image)), tmp_path, None, parts_of(CLIP, False))
 
 
 @pytest.mark.skipif(not can_share(), reason="processes share memory by descriptor on Linux")
 def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
     rows = pd.DataFrame({"locator": sorted(path.name for path in loader.root.iterdir())})
 
-    def embedded(processes: int) -> Any:
+    def embedded(processes: DecodePool | None) -> Any:
         load: Callable[[Any], Tensor] = lambda places: loader(rows.iloc[places])  # noqa: E731
-        embedder = Embedder(
-            lambda pixels: pixels.flatten(1)[:, :50], load, torch.device("cpu"), 4, None, loader, processes
-        )
+        loader.crop(processes) if processes else None
+        embedder = Embedder(lambda pixels: pixels.flatten(1)[:, :50], load, torch.device("cpu"), 4, None, loader)
         return embedder.all(np.arange(len(rows)))
 
-    in_threads = embedded(0)
-    np.testing.assert_array_equal(embedded(2), in_threads)
+    in_threads = embedded(None)
+    pool = DecodePool(2)
+    np.testing.assert_array_equal(embedded(pool), in_threads)
+    assert loader(rows).dtype == torch.uint8
+    in_processes = loader(rows)
+    loader.crop()
+    assert torch.equal(loader(rows), in_processes)
+    loader.crop(pool)
 
     (loader.root / "16.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"16\.png: not an image; it was whole when the data were prepared"):
         loader(rows)
 
-    assert loader._processes is not None
-    for worker in loader._processes._workers:
+    for worker in pool._workers:
         worker._process.kill()
     with pytest.raises(CsalignError, match="a process that decodes photos ended with code -9"):
         loader(rows.iloc[:1])
+    pool.close()

@@ -15,9 +15,11 @@ from torch import Tensor
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device
 from cs_aligner_cli.encoders.availability import brings_weights
+from cs_aligner_cli.encoders.inputs import ImageLoader, decoding_processes
 from cs_aligner_cli.encoders.preflight import check_tower
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -25,7 +27,7 @@ from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stores.embeddings import ShardWriter, Store, StoredArray, write_keys
 from cs_aligner_cli.stores.tokens import TokenArray, TokenStore, TokenWriter
-from cs_aligner_cli.towers.embedder import Embedder, Values, pick_precision, under
+from cs_aligner_cli.towers.embedder import Embedder, Values, pick_precision, under, warm_up
 from cs_aligner_cli.towers.towers import Inputs, TowerPlan, tower_embedder
 from cs_aligner_cli.towers.weights import load_towers, read_plans
 
@@ -43,11 +45,31 @@ class EmbedJob:
         self.modalities = layout.modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(self.recipe.embed.device)
+        if self.device.type == "cuda":
+            ThreadPoolExecutor(1, "warm up").submit(warm_up, self.device)
+
+    @cached_property
+    def _processes(self) -> DecodePool | None:
+        """The processes that decode photos, if any."""
+        wanted = self.recipe.embed.decoders
+        if wanted is None:
+            wanted = decoding_processes() if self.device.type == "cuda" else 0
+        known = self.recipe.encoders.image.kind in ("open_clip", "timm")
+        return DecodePool(wanted) if wanted and known and can_share() else None
+
+    def _loaded(self, modalities: Sequence[str]) -> dict[str, Encoder]:
+        """Encoders of some modalities; photos become crops where a GPU is, or processes, which start meanwhile."""
+        processes = self._processes if "image" in modalities else None
+        encoders = load_encoders(self.recipe, self.data, self.device, modalities)
+        for encoder in encoders.values():
+            if isinstance(encoder.load, ImageLoader) and (processes or self.device.type == "cuda"):
+                encoder.load.crop(processes)
+        return encoders
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
         """The frozen encoders; those with weights from elsewhere must tell items apart."""
-        encoders = load_encoders(self.recipe, self.data, self.device, self.modalities)
+        encoders = self._loaded(self.modalities)
         for modality, encoder in encoders.items():
             if brings_weights(self.recipe.encoders.of(modality)):
                 check_tower(encoder, f"encoders.{modality}", self.data.captions["text"])
@@ -118,7 +140,7 @@ class EmbedJob:
                 "encoders.further must name what the weights were trained with.",
             )
         # A copy of its own: live towers get trained weights, and the frozen encoders must stay frozen.
-        encoders = load_encoders(self.recipe, self.data, self.device, [m for m, plan in plans.items() if plan.live])
+        encoders = self._loaded([m for m, plan in plans.items() if plan.live])
         tokens = TokenStore(self.layout.tokens(split_name).path)
         dims = {m: self._dim(m, plan, encoders, frozen, tokens) for m, plan in plans.items()}
         identities = {m: frozen.identity[m] for m in self.modalities}
@@ -184,7 +206,6 @@ class EmbedJob:
             spec.batch_size,
             table["text"].tolist() if encoder.reads_captions else None,
             load,
-            spec.decoders,
         )
 
 
