@@ -18,7 +18,7 @@ from queue import SimpleQueue
 import numpy as np
 import numpy.typing as npt
 
-from cs_aligner_cli.common.errors import CsalignError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.crops import Crop
 from cs_aligner_cli.data.images import BadImageError
 
@@ -77,9 +77,9 @@ class _Worker:
             answer = ""
         if not answer:
             code = self._process.wait(_PATIENCE)
-            raise CsalignError(
-                f"a process that decodes photos ended with code {code}; was it killed for memory?\n"
-                "embed.decoders: 0 decodes in threads of this process."
+            raise InputError(
+                f"a process that decodes photos ended with code {code}; was it killed for want of memory?",
+                "A smaller embed.decoders takes less; with 0 threads of this process decode.",
             )
         if answer != "\n":
             found = json.loads(answer)

@@ -16,7 +16,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from cs_aligner_cli.common.errors import CsalignError, InputError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.pictures import as_rgb, without_palette_alpha
 from cs_aligner_cli.encoders.inputs import ImageLoader
@@ -110,6 +110,6 @@ def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
 
     for worker in pool._workers:
         worker._process.kill()
-    with pytest.raises(CsalignError, match="a process that decodes photos ended with code -9"):
+    with pytest.raises(InputError, match="a process that decodes photos ended with code -9"):
         loader(rows.iloc[:1])
     pool.close()
