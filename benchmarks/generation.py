@@ -1,21 +1,26 @@
 """What closing the gap buys in pictures: one decoder fed with texts of every kind, over seeds.
 
-python benchmarks/generation.py FOLDER [--seeds 3] [--prompts 500] [--decoder closed_form|trained]
+python benchmarks/generation.py FOLDER [--seeds 3] [--prompts 500] [--decoder trained|closed_form] [--only 0 2]
 
-Trains recipes/scenes_generate.yaml once per objective and seed, draws the same prompts from every store, and prints a
-Markdown table: means over seeds with 95% intervals (t), and the p-value of a paired t-test over seeds against InfoNCE
-alone. Stores that need no training differ between seeds only by decoder and noise. Wants runs/scenes_alone_clip in the
-current folder (csalign run recipes/scenes_alone_clip.yaml). Data and frozen stores are made once, and a run that is
-already there is not trained again.
+Trains recipes/scenes_generate.yaml once per objective and seed, draws the same prompts of the test split from every
+store, and writes docs/results/generation.json (generation_closed_form.json with that decoder), which ``python
+benchmarks/results.py tables`` writes into docs/generation.md. Before, weight and bandwidth of CS are searched on the
+validation split, with the closed form and one seed; the best is a row of its own. The decoder is trained once per seed.
+
+Wants runs/scenes_alone_clip in the current folder (csalign run recipes/scenes_alone_clip.yaml). Data and frozen stores
+are made once, and a run that is already there is not made again: ``--only`` makes the runs of some seeds and writes
+nothing, so that several processes can share the work.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t, ttest_rel
+import results
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
@@ -25,42 +30,44 @@ from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
 
 RECIPE = "scenes_generate"
+CLOSED_FORM = ("generate.train_decoder=null", "generate.decoder={kind: closed_form}", "generate.guidance=null")
 _L2 = "train.objective.pairwise={kind: l2_contrastive, logit_scale: {init: 20, learn: false}}"
 _ALONE = ("train.pairwise_only=false", "generate.stores=[aligned]", "generate.bounds=[]")
-# Name of what is trained: its settings beside the recipe's, which is InfoNCE + CS with InfoNCE as its control.
+FIRST = "InfoNCE + CS"
+# What is trained, by its name: the settings beside the recipe's, which is InfoNCE + CS with InfoNCE as its control.
 RUNS: dict[str, tuple[str, ...]] = {
-    "InfoNCE + CS": ("generate.bounds=[image, other_image]",),
-    "InfoNCE + 3 CS": (*_ALONE, "train.objective.divergence.weight=3.0"),
+    FIRST: (),
     "L2 + 0.2 InfoNCE": (*_ALONE, _L2, "train.objective.divergence.weight=0"),
     "L2 + 0.2 InfoNCE + CS": (*_ALONE, _L2),
 }
-NAMES = {"pairwise_only": "InfoNCE", "other_image": "another image", "image": "the image itself"}
-COLUMNS = {
-    "accuracy_background": "background",
-    "accuracy_colour": "colour",
-    "accuracy_cell": "cell",
-    "accuracy_shape": "shape",
-    "prompt_R@1": "prompt R@1",
-    "condition_cosine": "cosine to what was fed",
-    "gap": "centroid gap",
+BEST = "InfoNCE + CS, searched"
+WEIGHTS, BANDWIDTHS = (0.3, 1.0, 3.0, 10.0), (0.3, 0.5, 0.8)
+NAMES = {
+    "frozen": "frozen text",
+    "frozen+mean_shift": "frozen + mean shift",
+    "frozen+ridge": "frozen + ridge",
+    "pairwise_only": "InfoNCE",
+    "image": "the image itself",
+    "other_image": "another image",
+    "noise": "noise",
 }
-SHARES = ("accuracy_background", "accuracy_colour", "accuracy_cell", "accuracy_shape", "prompt_R@1")
+# What is tested: of each first row against the second.
+AGAINST = [
+    *((label, "InfoNCE") for label in (FIRST, BEST, *list(RUNS)[1:], "frozen + ridge")),
+    (BEST, "frozen + ridge"),
+    (BEST, "L2 + 0.2 InfoNCE"),
+]
 
 
-def drawn(name: str, seed: int, folder: Path, settings: list[str]) -> dict[str, dict[str, float]]:
-    """One run up to its pictures: the metrics of each of its stores, under the name of the objective."""
+def drawn(name: str, seed: int, folder: Path, settings: Sequence[str]) -> tuple[Recipe, dict[str, dict[str, float]]]:
+    """One run up to its pictures: the metrics of each of its stores."""
     shared = [f"data.dir={folder / 'data'}", f"embed.dir={folder / 'frozen'}", f"seed={seed}"]
-    own = folder / f"{name.replace(' ', '').replace('+', '-')}-{seed}"
-    recipe = load_recipe(RECIPE, [*RUNS[name], *shared, *settings, f"run_dir={own}"])
+    recipe = load_recipe(RECIPE, [*settings, *shared, f"run_dir={folder / name}"])
     for stage in ("prepare", "embed", "train", "embed"):
         run_stage(stage, recipe, Console(quiet=True))
     result = run_stage("generate", recipe, Console(quiet=True))
     assert isinstance(result, GenerateResult)
-    found: dict[str, dict[str, float]] = {}
-    for store, metrics in result.generate.items():
-        label = NAMES.get(store, name if store == "aligned" else store)
-        found[label] = {**metrics, "gap": gap(recipe, store)}
-    return found
+    return recipe, {store: {**found, "gap": gap(recipe, store)} for store, found in result.generate.items()}
 
 
 def gap(recipe: Recipe, name: str) -> float:
@@ -76,44 +83,74 @@ def gap(recipe: Recipe, name: str) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def cell(metric: str, values: list[float], control: list[float]) -> str:
-    """Mean and half width of the 95% interval; the p-value of the difference to the control where seeds vary."""
-    if np.isnan(values).any():
-        return ""
-    factor = 100 if metric in SHARES else 1
-    digits = 1 if metric in SHARES else 3
-    text = f"{factor * np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        width = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        text += f" +- {factor * width:.{digits}f}"
-        if metric == "accuracy_background" and np.std(np.subtract(values, control)) > 0:
-            text += f" (p {ttest_rel(values, control).pvalue:.2g})"
-    return text
+def searched(folder: Path) -> list[dict[str, float]]:
+    """Weight and bandwidth of CS with the attributes that the validation split's pictures show, best first."""
+    tried = []
+    for weight in WEIGHTS:
+        for bandwidth in BANDWIDTHS:
+            own = (f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}",)
+            more = ("generate.split=val", "generate.metrics.which=[attributes]")
+            name = f"search-{weight:g}-{bandwidth:g}"
+            _, found = drawn(name, 0, folder, [*CLOSED_FORM, *_ALONE, *own, *more])
+            share = round(found["aligned"]["accuracy_mean"], 4)
+            tried.append({"weight": weight, "bandwidth": bandwidth, "attributes": share})
+            print(tried[-1], flush=True)
+    return sorted(tried, key=lambda one: -one["attributes"])
+
+
+def runs_of(seed: int, folder: Path, settings: Sequence[str], best: dict[str, float]) -> Iterator[dict[str, object]]:
+    """The rows of one seed: label, store and values; the first run trains the decoder, the others take it."""
+    trains = not {*CLOSED_FORM} <= {*settings}
+    weight, bandwidth = best["weight"], best["bandwidth"]
+    of_best = (*_ALONE, f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}")
+    for number, (name, own) in enumerate({**RUNS, BEST: of_best}.items()):
+        given = [*own, *settings]
+        if number and trains:
+            model = f"run:{_folder(FIRST, seed, trains)}"
+            given += ["generate.train_decoder=null", f"generate.decoder={{kind: kandinsky22, model: '{model}'}}"]
+        _, found = drawn(_folder(name, seed, trains), seed, folder, given)
+        for store, values in found.items():
+            label = NAMES.get(store, name)
+            print(f"seed {seed}, {label}: {values}", flush=True)
+            yield {"label": label, "recipe": RECIPE, "store": store, "settings": given, "values": values}
+
+
+def _folder(name: str, seed: int, trains: bool) -> str:
+    words = name.replace(" ", "").replace(",", "-").replace("+", "-")
+    return f"{words}-{'trained' if trains else 'closed'}-{seed}"
 
 
 def main() -> None:
-    """Make the runs and print the table."""
+    """Make the runs and write their numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--decoder", choices=("closed_form", "trained"), default="closed_form")
-    arguments = parser.parse_args()
-    settings = [f"generate.limit={arguments.prompts}"]
-    if arguments.decoder == "closed_form":
-        settings += ["generate.train_decoder=null", "generate.decoder={kind: closed_form}", "generate.guidance=null"]
-    rows: dict[str, list[dict[str, float]]] = {}
-    for seed in range(arguments.seeds):
-        for name in RUNS:
-            for label, metrics in drawn(name, seed, arguments.folder.resolve(), settings).items():
-                rows.setdefault(label, []).append(metrics)
-                print(f"seed {seed}, {label}: {metrics}", flush=True)
-    print("| texts | " + " | ".join(COLUMNS.values()) + " |\n|" + "---|" * (len(COLUMNS) + 1))
-    for label, found in rows.items():
-        values = {metric: [one.get(metric, float("nan")) for one in found] for metric in COLUMNS}
-        control = {metric: [one.get(metric, float("nan")) for one in rows["InfoNCE"]] for metric in COLUMNS}
-        cells = [cell(metric, values[metric], control[metric]) for metric in COLUMNS]
-        print(f"| {label} | " + " | ".join(cells) + " |")
+    parser.add_argument("--decoder", choices=("closed_form", "trained"), default="trained")
+    parser.add_argument("--only", type=int, nargs="+", help="make the runs of these seeds alone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of all runs")
+    options = parser.parse_args()
+    folder, closed = options.folder.resolve(), options.decoder == "closed_form"
+    settings = [f"generate.limit={options.prompts}", *(CLOSED_FORM if closed else ()), *options.set]
+    search = searched(folder)
+    rows: dict[str, list[dict[str, object]]] = {}
+    for seed in options.only or range(options.seeds):
+        for row in runs_of(seed, folder, settings, search[0]):
+            rows.setdefault(str(row["label"]), []).append(row)
+    if options.only:
+        return
+    name = "generation_closed_form" if closed else "generation"
+    command = f"python benchmarks/generation.py FOLDER --seeds {options.seeds} --decoder {options.decoder}"
+    content = {"name": name, "command": command, **results._where(), "seeds": [*range(options.seeds)]}
+    written = [{**found[0], "values": _by_metric([row["values"] for row in found])} for found in rows.values()]
+    content |= {"search": search, "rows": written, "against": [pair for pair in AGAINST if {*pair} <= {*rows}]}
+    (results.RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _by_metric(runs: Sequence[object]) -> dict[str, list[float]]:
+    """The values of every metric that is a number, by seed."""
+    found = [run for run in runs if isinstance(run, dict)]
+    return {key: [round(run[key], 6) for run in found] for key in found[0] if not np.isnan(found[0][key])}
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ import json
 import os
 import platform
 import re
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from table_cells import cell, difference, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -204,13 +205,6 @@ def _where() -> dict[str, str]:
     }
 
 
-def cell(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation over seeds; a number that no seed changes stands alone."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{mean} ± {spread:.{digits}f}" if spread > 0 else mean
-
-
 def line(label: str, values: Values) -> str:
     """One line of a table."""
     return f"| {label} | {' | '.join(cell(values[column], digits) for column, digits in COLUMNS.items())} |"
@@ -220,15 +214,6 @@ def table(content: dict[str, Any]) -> str:
     """The table of one JSON, and under it what made it."""
     head = f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}"
     return "\n".join([head, *(line(row["label"], row["values"]) for row in content["rows"]), "", provenance(content)])
-
-
-def provenance(content: dict[str, Any]) -> str:
-    """The line that says where a table comes from."""
-    seeds = len(content["seeds"])
-    return (
-        f"Mean ± standard deviation of {seeds} seeds of training; `{content['command']}`, commit {content['commit']}, "
-        f"{content['date']}, {content['device']}."
-    )
 
 
 def differences(content: dict[str, Any]) -> str:
@@ -243,7 +228,7 @@ def differences(content: dict[str, Any]) -> str:
         found = {(row["recipe"], row["store"]): _with_mean(row["values"]) for row in rows}
         for label, one, other in DIFFERENCES:
             a, b = found[one], found[other]
-            cells = [_difference([x - y for x, y in zip(a[c], b[c], strict=True)], n) for c, n in columns.items()]
+            cells = [difference([x - y for x, y in zip(a[c], b[c], strict=True)], n) for c, n in columns.items()]
             lines.append(f"| {named}{label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -255,7 +240,7 @@ def against(content: dict[str, Any]) -> str:
     found = {row["label"]: _with_mean(row["values"]) for row in content["rows"]}
     for label, other in content["against"]:
         pairs = [zip(found[label][c], found[other][c], strict=True) for c in columns]
-        cells = [_difference([x - y for x, y in pair], n) for pair, n in zip(pairs, columns.values(), strict=True)]
+        cells = [difference([x - y for x, y in pair], n) for pair, n in zip(pairs, columns.values(), strict=True)]
         lines.append(f"| {label}, against {other} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -273,14 +258,6 @@ def tests(content: dict[str, Any]) -> str:
 def _with_mean(values: Values) -> Values:
     both = [(a + b) / 2 for a, b in zip(values["i2t R@1"], values["t2i R@1"], strict=True)]
     return {**values, "R@1, mean of both ways": both}
-
-
-def _difference(values: Sequence[float], digits: int) -> str:
-    from scipy.stats import t
-
-    mean = statistics.fmean(values)
-    reach = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.{digits}f} [{mean - reach:+.{digits}f}, {mean + reach:+.{digits}f}]"
 
 
 def photo_rows(root: Path, out: Path) -> list[Row]:

@@ -226,10 +226,26 @@ def _of_recipe(recipe: Recipe) -> Iterator[Check]:
         yield _tried("train.device", lambda: str(pick_device(train.device)))
         for key, run in train.other_runs:
             yield _tried(key, lambda key=key, run=run: str(trained_file(run, ORIGIN_FILE, key)))  # type: ignore[misc]
+    yield from _generation(recipe)
     for need in needs(recipe):
         if need.key.startswith("encoders.") and installed(need.package):
             continue  # its tower was tried
         yield _tried(need.key, lambda need=need: _package(need))  # type: ignore[misc]
+
+
+def _generation(recipe: Recipe) -> Iterator[Check]:
+    """Weights that pictures are drawn and measured with, where the recipe takes them from elsewhere."""
+    from cs_aligner_cli.generation.decoders import decoder_source
+    from cs_aligner_cli.generation.inception import require_inception
+
+    spec, runs = recipe.generate, recipe.folder.parent
+    if spec is None:
+        return
+    if spec.decoder.model is not None and installed("diffusers"):
+        yield _tried("generate.decoder.model", lambda: decoder_source(spec, recipe.folder / "decoder", runs))
+    weights = spec.metrics.inception
+    if weights is not None and installed("torch_fidelity"):
+        yield _tried("generate.metrics.inception.weights", lambda: f"SHA-256 {require_inception(weights)}")
 
 
 def _missing(key: str, recipe: Recipe) -> Iterator[Check]:

@@ -26,6 +26,7 @@ EXTRAS = {
     "wandb": "wandb",
     "mlflow": "mlflow",
     "diffusers": "t2i",
+    "accelerate": "t2i",
     "torch_fidelity": "fid",
     "optuna": "search",
     "submitit": "slurm",

@@ -8,6 +8,7 @@ from math import log2
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
@@ -56,11 +57,13 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
         codec.scale.fill_(variances[-channels:].clamp_min(0).mean().sqrt().clamp_min(1e-6))
         return codec
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]  # for offload: a call of decode must fetch the weights
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) to latents."""
         rows = _patches(pictures, self.config.patch) - self.mean
         return (rows @ self.basis.T / self.scale).permute(0, 3, 1, 2).contiguous()
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, latents: Tensor, force_not_quantize: bool = True) -> dict[str, Tensor]:
         """Latents to {"sample": pictures}; there is nothing to quantize."""
         batch, _, height, width = latents.shape

@@ -52,6 +52,8 @@ def _of_generation(generate: Generate) -> Iterator[Need]:
     if generate.decoder.kind != "closed_form":
         for package in ("diffusers", "transformers"):
             yield Need(package, "generate.decoder", ("generate",))
+    if generate.offload != "none":
+        yield Need("accelerate", "generate.offload", ("generate",))
     if generate.metrics.inception is not None:
         yield Need("torch_fidelity", "generate.metrics.inception", ("generate",))
 

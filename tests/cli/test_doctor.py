@@ -109,6 +109,16 @@ def test_features_that_are_not_there(csalign: Csalign, features_recipe: Path, fe
     assert found(called, "encoders.text")["found"].endswith("text_minilm.npy: no such file")
 
 
+def test_weights_that_pictures_need(csalign: Csalign, features_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.pth").write_bytes(b"other")
+    decoder = "{kind: karlo, model: 'local-dir:gone'}"
+    metrics = f"{{inception: {{weights: '{tmp_path / 'other.pth'}'}}}}"
+    called = csalign("doctor", features_recipe, "--json", f"--set=generate={{decoder: {decoder}, metrics: {metrics}}}")
+    assert found(called, "generate.decoder.model")["found"].endswith("gone is no folder")
+    inception = found(called, "generate.metrics.inception.weights")
+    assert inception["state"] == "failed" and "expected one that begins with 6726825d" in inception["found"]
+
+
 def test_extras_that_a_recipe_asks_for(
     csalign: Csalign, features_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def spec_of(kind: str, folder: Path, **changes: Any) -> Generate:
     return Generate.model_validate(given)
 
 
-def loaded(kind: str, folder: Path, negative: torch.Tensor | None = None, **changes: Any) -> Decoder:
+def loaded(kind: str, folder: Path, negative: torch.Tensor | None = None, **changes: Any) -> Any:
     spec = spec_of(kind, folder, **changes)
     return load_decoder(spec, decoder_source(spec, Path("decoder"), Path("runs")), negative, "cpu")
 
@@ -101,6 +101,17 @@ def test_stable_unclip_reads_captions_where_asked(folders, conditions):
 
 def test_height_is_that_of_the_pictures(folders, conditions):
     assert drawn(loaded("kandinsky22", folders["kandinsky22"], height=32), conditions[:1], [1]).shape[1:3] == (32, 32)
+
+
+def test_half_the_precision_and_slices_of_attention_draw_nearly_the_same(folders, conditions):
+    whole = drawn(loaded("kandinsky22", folders["kandinsky22"]), conditions[:1], [1])
+    half = loaded("kandinsky22", folders["kandinsky22"], dtype="bfloat16")
+    assert half.pipeline.dtype == torch.bfloat16
+    assert 0 < abs(drawn(half, conditions[:1], [1]) - whole).mean() < 20
+    sliced = loaded("kandinsky22", folders["kandinsky22"], attention_slicing=True)
+    names = {type(processor).__name__ for processor in sliced.pipeline.unet.attn_processors.values()}
+    assert names == {"SlicedAttnAddedKVProcessor"}
+    assert abs(drawn(sliced, conditions[:1], [1]) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["stable_unclip", "karlo"])

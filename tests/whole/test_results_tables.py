@@ -67,7 +67,7 @@ def test_a_sweep_is_taken_without_its_folders_and_shown_as_compare_writes_it(
 def test_a_cell_shows_mean_and_spread() -> None:
     assert results.cell([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"
     assert results.cell([0.12345], 3) == "0.123"
-    assert results._difference([1.0, 1.5, 0.5], 1) == "+1.0 [-0.2, +2.2]"
+    assert results.difference([1.0, 1.5, 0.5], 1) == "+1.0 [-0.2, +2.2]"
 
 
 def test_rows_that_a_json_names_are_compared_seed_by_seed() -> None:

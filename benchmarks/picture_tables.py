@@ -1,0 +1,55 @@
+"""The tables of docs/generation.md from what benchmarks/generation.py has measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from table_cells import cell, difference, provenance
+
+# Of pictures: metric to title, digits, and what it is multiplied with.
+_PICTURES = {
+    **{f"accuracy_{name}": (name, 1, 100) for name in ("background", "colour", "cell", "shape", "mean")},
+    "prompt_R@1": ("prompt R@1", 1, 100),
+    "condition_cosine": ("cosine to what was fed", 3, 1),
+    "gap": ("centroid gap", 3, 1),
+}
+
+
+def pictures(content: dict[str, Any]) -> str:
+    """What pictures drawn from each store show, in percent: means over seeds."""
+    titles = [title for title, _, _ in _PICTURES.values()]
+    lines = [f"| fed with | {' | '.join(titles)} |", f"|{'---|' * (1 + len(titles))}"]
+    for row in content["rows"]:
+        values = row["values"]
+        cells = [
+            cell([factor * value for value in values[key]], digits) if key in values else ""
+            for key, (_, digits, factor) in _PICTURES.items()
+        ]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", provenance(content)])
+
+
+def pictures_against(content: dict[str, Any]) -> str:
+    """Differences in what pictures show, paired over seeds, with 95% intervals and p of Student's t."""
+    from scipy.stats import ttest_rel
+
+    columns = {key: _PICTURES[key] for key in ("accuracy_mean", "prompt_R@1")}
+    lines = [f"| difference | {' | '.join(f'{t} | p' for t, _, _ in columns.values())} |", f"|{'---|' * 5}"]
+    found = {row["label"]: row["values"] for row in content["rows"]}
+    for label, other in content["against"]:
+        cells = []
+        for key, (_, digits, factor) in columns.items():
+            a, b = found[label][key], found[other][key]
+            cells.append(difference([factor * (x - y) for x, y in zip(a, b, strict=True)], digits))
+            cells.append(f"{ttest_rel(a, b).pvalue:.2g}")
+        lines.append(f"| {label}, against {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pictures_searched(content: dict[str, Any]) -> str:
+    """Weights against bandwidths of CS: the attributes, in percent, that the validation split's pictures show."""
+    found = {(one["weight"], one["bandwidth"]): one["attributes"] for one in content["search"]}
+    weights, bandwidths = (sorted({pair[i] for pair in found}) for i in (0, 1))
+    lines = [f"| weight | {' | '.join(f'sigma {b:g}' for b in bandwidths)} |", f"|{'---|' * (1 + len(bandwidths))}"]
+    lines += [f"| {w:g} | {' | '.join(f'{100 * found[w, b]:.1f}' for b in bandwidths)} |" for w in weights]
+    return "\n".join(lines)
