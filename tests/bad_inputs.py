@@ -590,6 +590,10 @@ CASES: dict[str, list[Case]] = {
             lambda at: ["train", "scenes", "--set", "train.objective.teacher={runs: [run:gone]}"],
         ),
         Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
+        Case(
+            "pair-score: a folder without stores",
+            lambda at: prepared(at, "pair-score", "--set", "train=null", "--beside", "gone"),
+        ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case(
             "seeds: a folder without a run",

@@ -143,6 +143,11 @@ class ZeroShot(Strict):
     templates: list[str] = Field(
         ["a photo of a {}."], min_length=1, description="Prompts; {} is the class name. Their embeddings are averaged."
     )
+    shots: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        [], description="Also learn classes from so many labelled images of each, as in [1, 2, 4, 8, 16]; []: not."
+    )
+    shots_split: SplitName | None = Field(None, description="The split that shots are drawn from; null: train.split.")
+    draws: int = Field(10, ge=1, le=1000, description="Draws of shots behind each mean and interval.")
 
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> ZeroShot:

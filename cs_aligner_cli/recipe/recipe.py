@@ -213,6 +213,14 @@ class Recipe(Strict):
         return self.zero_shot.split or self.eval_retrieval.split
 
     @property
+    def shots_split(self) -> str | None:
+        """The split that few-shot classification draws from; None where it is not wanted."""
+        spec, train = self.zero_shot, self.train
+        if not (spec.classes and spec.shots):
+            return None
+        return spec.shots_split or (train.split if train else "train")
+
+    @property
     def drawn_split(self) -> str:
         """The split whose captions are drawn from."""
         return (self.generate.split if self.generate else None) or self.eval_retrieval.split
@@ -226,7 +234,7 @@ class Recipe(Strict):
             named |= {"train.split": train.split, "train.val_split": train.val_split}
         named |= {"eval_retrieval.split": retrieval.split, "gap_report.split": self.gap_report.split}
         if self.zero_shot.classes:
-            named["zero_shot.split"] = self.zero_shot.split
+            named |= {"zero_shot.split": self.zero_shot.split, "zero_shot.shots_split": self.shots_split}
         if retrieval.corrections:
             named["eval_retrieval.query_bank.split"] = retrieval.query_bank.split
         if self.generate is not None:
@@ -240,6 +248,7 @@ class Recipe(Strict):
         retrieval = self.eval_retrieval
         bank = [retrieval.query_bank.split] if retrieval.corrections else []
         classified = [self.zero_shot_split] if self.zero_shot.classes else []
+        classified += [self.shots_split] if self.shots_split else []
         drawn = [self.drawn_split] if self.generate else []
         return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *drawn, *bank]))
 

@@ -262,15 +262,12 @@ class Layout(_TrainingLayout):
     @cached_property
     def zero_shot(self) -> Artifact:
         """The results of zero-shot classification."""
-        split = self.recipe.zero_shot_split
-        parts = {**self.recipe.zero_shot.model_dump(mode="json"), "split": split}
-        return Artifact(
-            "zero-shot results",
-            self.folder / "zero_shot",
-            "csalign zero-shot",
-            {"zero_shot": parts},
-            tuple(self.stores(split).values()),
-        )
+        split, shots = self.recipe.zero_shot_split, self.recipe.shots_split
+        unused = set() if shots else {"shots", "shots_split", "draws"}  # older results, which knew none, stay fresh
+        parts = {**self.recipe.zero_shot.model_dump(mode="json", exclude=unused), "split": split}
+        needs = (*self.stores(split).values(), *(self.stores(shots).values() if shots else ()))
+        folder = self.folder / "zero_shot"
+        return Artifact("zero-shot results", folder, "csalign zero-shot", {"zero_shot": parts}, needs)
 
     @cached_property
     def gap(self) -> Artifact:

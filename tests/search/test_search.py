@@ -353,6 +353,22 @@ def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
     assert found["zero_shot"]["aligned"]["mean_per_class"] == pytest.approx(per_class.mean())
     assert csalign("zero-shot", photos_run, "--json", *sets).json["status"] == "fresh"
     assert "accuracy" in csalign("zero-shot", photos_run, *sets).stdout
+    assert "few_shot" not in found
+    shots = (*sets, "--set", "zero_shot.shots=[1, 2]", "--set", "zero_shot.draws=3")
+    assert "csalign embed" in refused("zero-shot", photos_run, *shots), "there is no aligned store of the shots yet"
+    csalign("embed", photos_run, *shots)
+    few = csalign("zero-shot", photos_run, "--json", *shots).json["few_shot"]["aligned"]
+    assert list(few) == ["zero_shot", "nearest_mean", "linear_probe", "tip_adapter"] and list(few["tip_adapter"]) == [
+        "1",
+        "2",
+    ]
+    low, high = few["nearest_mean"]["2"]["interval"]
+    assert low <= few["nearest_mean"]["2"]["mean"] <= high
+    assert few["zero_shot"]["1"]["mean"] == found["zero_shot"]["aligned"]["accuracy"]
+    assert "accuracy by images of each class" in csalign("zero-shot", photos_run, *shots).stdout
+    assert "9 images of each class are wanted, but split 'train' has 2 labelled" in refused(
+        "zero-shot", photos_run, *sets, "--set", "zero_shot.shots=[9]"
+    )
     assert "zero_shot.classes is not set" in refused("zero-shot", photos_run)
     (tmp_path / "classes.txt").write_text("cat\ndog\nbrid\n")
     assert "label 'bird' is no class of zero_shot.classes; did you mean brid?" in refused(

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
-from cs_aligner_cli.common.results import Interval, Number, StageResult
+from cs_aligner_cli.common.results import Frozen, Interval, Number, StageResult
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import percent
+
+
+class ShotsResult(Frozen):
+    """Accuracy of a method that has seen some labelled images of each class."""
+
+    mean: float = Field(description="over draws")
+    interval: Interval = Field(description="95%, Student's t over draws; null for one draw")
 
 
 class ZeroShotResult(StageResult):
@@ -20,6 +27,9 @@ class ZeroShotResult(StageResult):
     zero_shot: dict[str, dict[str, Number]] = Field(description="by store: accuracies as fractions, and the images")
     intervals: dict[str, dict[str, Interval]] = Field(
         {}, description="by store: 95%, Wilson's over images, of the accuracies over all images"
+    )
+    few_shot: dict[str, dict[str, dict[str, ShotsResult]]] = Field(
+        {}, description="by store, method and images of each class; absent without zero_shot.shots"
     )
     notes: list[str]
 
@@ -35,10 +45,24 @@ class ZeroShotResult(StageResult):
             for store, found in self.zero_shot.items()
         ]
         title = f"zero-shot on split {self.split}: {self.classes} classes, {len(self.templates)} prompts each (in %)"
-        return [table(title, ["store", *(name.replace("_", " ") for name in names)], rows)]
+        accuracies = table(title, ["store", *(name.replace("_", " ") for name in names)], rows)
+        return [accuracies, *(self._shots(store, found) for store, found in self.few_shot.items())]
+
+    def _shots(self, store: str, found: dict[str, dict[str, ShotsResult]]) -> Table:
+        counts = list(next(iter(found.values())))
+        rows = [
+            (method.replace("_", " "), *(f"{percent(one.mean)} {_reach(one)}".strip() for one in by_k.values()))
+            for method, by_k in found.items()
+        ]
+        return table(f"{store}: accuracy by images of each class that are known (in %)", ["method", *counts], rows)
 
     def _cell(self, store: str, name: str, value: Number) -> str:
         if name == "images":
             return str(value)
         span = self.intervals.get(store, {}).get(name)
         return percent(value) + (f" [{percent(span[0])}, {percent(span[1])}]" if span else "")
+
+
+def _reach(one: ShotsResult) -> str:
+    low, high = one.interval
+    return "" if low is None or high is None else f"± {100 * (high - low) / 2:.1f}"
