@@ -124,6 +124,12 @@ def final(chosen: str) -> dict[str, Row]:
     }
 
 
+# What every row begins with, whatever of it the shipped recipe has chosen since.
+_BASE = (
+    f"{_OBJECTIVE}={{divergence: {{kind: cs, weight: 1, bandwidth: 0.7071}}}}",
+    "train.captions=one_random",
+    "train.unpaired_per_pair={image: 1.0, text: 1.0}",
+)
 # Of each number of pairs: passes over them, and pairs in a step where those of the recipe are too many.
 SCHEDULES = {100: (60, 64), 300: (60, None), 1000: (30, None), 2000: (30, None)}
 
@@ -153,7 +159,7 @@ def jobs(
 
 def _of(wanted: dict[str, Row], rows: dict[str, Row], pairs: int, seed: int, passes: int | None) -> Iterator[Job]:
     epochs, batch = SCHEDULES[pairs]
-    fixed = (f"train.epochs={passes or epochs}", *([f"train.batch_size={batch}"] if batch else []))
+    fixed = (*_BASE, f"train.epochs={passes or epochs}", *([f"train.batch_size={batch}"] if batch else []))
     here = {label: row for label, row in wanted.items() if pairs in row.pairs}
     needed: dict[str, int] = {}
     for row in here.values():

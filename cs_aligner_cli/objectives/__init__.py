@@ -5,6 +5,7 @@ from cs_aligner_cli.objectives.bandwidths import auto_bandwidth, median_bandwidt
 from cs_aligner_cli.objectives.clouds import Clouds, Logits, Pairs
 from cs_aligner_cli.objectives.conflict import conflict, conflict_sweep, mutual_information
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
+from cs_aligner_cli.objectives.direction_agreement import direction_agreement
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
@@ -29,6 +30,7 @@ __all__ = [
     "conflict_sweep",
     "coral",
     "cs_divergence",
+    "direction_agreement",
     "energy_distance",
     "evaluate_terms",
     "frechet",

@@ -56,6 +56,14 @@ class Teacher(Strict):
         return self
 
 
+class Agreement(Strict):
+    """The agreement term: what an image retrieves among texts is what its text retrieves among images (COTS)."""
+
+    weight: FixedOrScheduledWeight = Field(
+        1.0, description="Weight of the term (0: logged, but trained without), or a section of kind scheduled."
+    )
+
+
 class StartMoments(Strict):
     """The second moments behind a closed-form start."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from cs_aligner_cli.recipe.few_pairs import PseudoPairs, Structure, Teacher
+from cs_aligner_cli.recipe.few_pairs import Agreement, PseudoPairs, Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
 from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
 from cs_aligner_cli.recipe.weights import RelativeWeight, Weight, is_number
@@ -263,6 +263,9 @@ class Objective(Strict):
     pseudo_pairs: PseudoPairs | None = Field(
         None, description="Draws unpaired items to the pairs that they resemble; null: no such term."
     )
+    agreement: Agreement | None = Field(
+        None, description="Brings both directions' retrieval distributions together; null: no such term."
+    )
     memory: int = Field(
         0,
         ge=0,
@@ -284,11 +287,12 @@ class Objective(Strict):
     @property
     def is_pairwise_alone(self) -> bool:
         """Whether nothing but the pairwise term, on the pairs alone, has a weight."""
-        return not self.sees_unpaired and (self.tokens is None or self.tokens.weight == 0)
+        of_pairs = (self.tokens, self.agreement)
+        return not self.sees_unpaired and all(term is None or term.weight == 0 for term in of_pairs)
 
     def pairwise_alone(self) -> Objective:
         """The control: the pairwise term on the pairs alone."""
-        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher", "pseudo_pairs"))
+        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher", "pseudo_pairs", "agreement"))
         changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
         if self.pairwise.sees_unpaired:
             changes["pairwise"] = self.pairwise.model_copy(update={"unpaired_negatives": False})

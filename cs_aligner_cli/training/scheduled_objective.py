@@ -15,6 +15,7 @@ from cs_aligner_cli.objectives import (
     Term,
     TermValues,
     auto_bandwidth,
+    direction_agreement,
     median_bandwidth,
     on_clouds,
     on_pairs,
@@ -44,7 +45,7 @@ from cs_aligner_cli.recipe.weights import RelativeWeight, ScheduledWeight
 from cs_aligner_cli.training.teacher import Teacher
 
 # The names of further terms in logs.
-TOKENS, STRUCTURE, TEACHER, PSEUDO_PAIRS = "tokens", "structure", "teacher", "pseudo_pairs"
+TOKENS, STRUCTURE, TEACHER, PSEUDO_PAIRS, AGREEMENT = "tokens", "structure", "teacher", "pseudo_pairs", "agreement"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -143,6 +144,9 @@ class TrainingObjective:
         if labelled is not None:
             loss = on_pseudo_pairs(partial(pseudo_pairs, kind=labelled.kind, temperature=labelled.temperature))
             yield Term(PSEUDO_PAIRS, self._scheduled(step, labelled.weight), loss)
+        if (agreeing := self._spec.agreement) is not None:
+            between = on_pairs(lambda x, y, logits, groups: direction_agreement(x, y, logits.scale), self._edges)
+            yield Term(AGREEMENT, self._scheduled(step, agreeing.weight), between)
 
     def observe(self, state: ObjectiveState, values: TermValues) -> ObjectiveState:
         """The state with the weight that a step was evaluated with, for the steps until it is measured again."""

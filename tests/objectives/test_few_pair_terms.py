@@ -20,6 +20,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import (
     Clouds,
     Pairs,
+    direction_agreement,
     infonce,
     infonce_with_negatives,
     plan_divergence,
@@ -119,6 +120,27 @@ def test_structure_refuses_what_does_not_fit() -> None:
         structure(x, x, "jss")
     with pytest.raises(InputError, match="temperature: expected a number above 0, got 0"):
         structure(x, x, temperature=0)
+
+
+# ---- agreement of both directions
+
+
+def test_agreement_is_the_jeffreys_divergence_of_both_directions() -> None:
+    x, y = random_rows(0, 7, 4), random_rows(1, 7, 4)
+    logits = 6 * x @ y.T
+    expected = np.mean(
+        [entropy(p, q) + entropy(q, p) for p, q in zip(softmax(logits, 1), softmax(logits.T, 1), strict=True)]
+    )
+    assert direction_agreement(x, y, 6.0).item() == pytest.approx(expected, rel=1e-9)
+    assert direction_agreement(x, x, 6.0).item() == pytest.approx(0, abs=1e-12), "symmetric similarities agree"
+    with pytest.raises(InputError, match="not pairs: 7 against 6"):
+        direction_agreement(x, y[:6], 6.0)
+
+
+def test_agreement_has_the_gradient_of_finite_differences() -> None:
+    x, y = tensor_rows(0, 6, 3).requires_grad_(), tensor_rows(1, 6, 3).requires_grad_()
+    scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(direction_agreement, [x, y, scale])
 
 
 # ---- unpaired negatives

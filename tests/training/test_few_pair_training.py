@@ -28,7 +28,10 @@ from cs_aligner_cli.training.setup import set_up
 from cs_aligner_cli.training.teacher import Teacher, fit_teacher
 
 FEW = ["data.unpaired={paired_fraction: 0.4}", "train.epochs=2", "train.log_steps=1", "train.batch_size=16"]
-ALL = "train.objective={pairwise: {unpaired_negatives: true}, structure: {}, teacher: {}, pseudo_pairs: {}, memory: 50}"
+ALL = (
+    "train.objective={pairwise: {unpaired_negatives: true}, structure: {}, teacher: {}, pseudo_pairs: {}, "
+    "agreement: {}, memory: 50}"
+)
 NO_UNPAIRED = "train.unpaired_per_pair={image: 0, text: 0}"
 
 
@@ -50,8 +53,9 @@ def test_structure_teacher_and_negatives_see_unpaired_items_and_the_control_does
     more = run(features_recipe, tmp_path / "more", ALL, "train.pairwise_only=true")
     pairs = run(features_recipe, tmp_path / "pairs", ALL, NO_UNPAIRED)
     with_unpaired, on_pairs = steps(more)[0]["terms"], steps(pairs)[0]["terms"]
-    assert list(on_pairs) == ["infonce", "cs", "structure", "teacher", "pseudo_pairs"]
-    assert all(with_unpaired[name] != on_pairs[name] for name in on_pairs)
+    assert list(on_pairs) == ["infonce", "cs", "structure", "teacher", "pseudo_pairs", "agreement"]
+    assert with_unpaired.pop("agreement") == on_pairs["agreement"] > 0, "it is a term of pairs"
+    assert all(with_unpaired[name] != on_pairs[name] for name in with_unpaired)
     assert on_pairs["pseudo_pairs"] == 0
     assert with_unpaired["infonce"] > on_pairs["infonce"], "unpaired items are further negatives"
     assert list(steps(more, "pairwise_only")[0]["terms"]) == ["infonce", "cs"]
@@ -115,9 +119,9 @@ def test_terms_that_are_not_in_use_leave_older_runs_fresh(features_recipe: Path)
         assert {"mixup", "start_moments"}.isdisjoint(made_from["train"])
         return objective
 
-    assert {"structure", "teacher", "pseudo_pairs"}.isdisjoint(parts()) and "unpaired_negatives" not in parts()[
-        "pairwise"
-    ]
+    assert {"structure", "teacher", "pseudo_pairs", "agreement"}.isdisjoint(
+        parts()
+    ) and "unpaired_negatives" not in parts()["pairwise"]
     assert "runs" not in parts("train.objective.teacher={}")["teacher"]
     assert parts("train.objective.structure={}")["structure"]["kind"] == "js"
     assert parts("train.objective.pairwise.unpaired_negatives=true")["pairwise"]["unpaired_negatives"] is True
