@@ -33,7 +33,7 @@ from cs_aligner_cli.recipe.messages import (
 from cs_aligner_cli.recipe.prepare import Prepare
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, read_yaml
 from cs_aligner_cli.recipe.sweep import Sweep
-from cs_aligner_cli.recipe.train import Train, UnpairedPerPair
+from cs_aligner_cli.recipe.train import Train, UnpairedPerPair, keys_of_unpaired_items
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
@@ -140,17 +140,11 @@ class Recipe(Strict):
                 "train.unpaired_per_pair: without data.unpaired there are no unpaired items to draw; data.unpaired: {} "
                 "takes what is unpaired by itself"
             )
-        wanting = {
-            "objective.pairwise.unpaired_negatives": train and train.objective.pairwise.sees_unpaired,
-            "objective.pseudo_pairs": train and train.objective.pseudo_pairs is not None,
-            "start_moments.unpaired": train and train.start_moments is not None and train.start_moments.unpaired,
-        }
-        for key, wants in wanting.items() if self.data.unpaired is None else ():
-            if wants:
-                raise ValueError(
-                    f"train.{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} "
-                    "takes what is unpaired by itself"
-                )
+        for key in keys_of_unpaired_items(train) if train and self.data.unpaired is None else ():
+            raise ValueError(
+                f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
+                "by itself"
+            )
         return self
 
     @model_validator(mode="after")
@@ -215,10 +209,8 @@ class Recipe(Strict):
     @property
     def shots_split(self) -> str | None:
         """The split that few-shot classification draws from; None where it is not wanted."""
-        spec, train = self.zero_shot, self.train
-        if not (spec.classes and spec.shots):
-            return None
-        return spec.shots_split or (train.split if train else "train")
+        spec, of_training = self.zero_shot, self.train.split if self.train else "train"
+        return (spec.shots_split or of_training) if spec.classes and spec.shots else None
 
     @property
     def drawn_split(self) -> str:

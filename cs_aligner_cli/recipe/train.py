@@ -268,3 +268,14 @@ class Train(_Begun):
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
         return self
+
+
+def keys_of_unpaired_items(train: Train) -> list[str]:
+    """The keys of a recipe that make no sense without unpaired items."""
+    objective, moments = train.objective, train.start_moments
+    wanting = {
+        "objective.pairwise.unpaired_negatives": objective.pairwise.sees_unpaired,
+        "objective.pseudo_pairs": objective.pseudo_pairs is not None,
+        "start_moments.unpaired": moments is not None and moments.unpaired,
+    }
+    return [f"train.{key}" for key, wants in wanting.items() if wants]
