@@ -27,6 +27,8 @@ AGAINST = [
     ("teacher, unpaired", "teacher, pairs"),
     ("teacher and CS, unpaired", "teacher, unpaired"),
     ("captions all, pairs", "InfoNCE"),
+    ("best, unpaired", "tuned CS, unpaired"),
+    ("tuned CS, unpaired", "InfoNCE"),
     ("CS, unpaired", "InfoNCE"),
     ("structure, unpaired", "InfoNCE"),
     ("structure, unpaired", "structure, pairs"),
