@@ -8,27 +8,29 @@ from typing import Any
 from cs_aligner_cli.cli.options import AsJson, Debug, Force, Quiet, finish
 from cs_aligner_cli.common.console import Console
 
-# The small CLIP from scratch, then adapters over it.
-RECIPES = ("scenes_clip", "scenes")
+# The small CLIP from scratch, of which nothing but its towers is wanted, then adapters over it.
+CLIP, ADAPTERS = "demo_clip", "demo"
 
 
 def demo(as_json: AsJson = False, force: Force = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Train, align and measure a small CLIP on drawn pictures.
 
-    Needs no data and no network. Writes to runs/scenes_clip and runs/scenes in the current folder: the same as csalign
-    run scenes_clip, then csalign run scenes.
+    Needs no data and no network. Writes to runs/demo_clip and runs/demo in the current folder: the same as csalign
+    prepare and train demo_clip, then csalign run demo, which reads the pictures that are drawn already.
     """
 
     def call(console: Console) -> None:
         from cs_aligner_cli.recipe.recipe import load_recipe
-        from cs_aligner_cli.stages.pipeline import run_all
+        from cs_aligner_cli.stages.pipeline import run_all, run_stage
         from cs_aligner_cli.stages.run_result import run_result, run_tables
 
-        for name in RECIPES:
-            console.say(f"csalign run {name}")
-            # The second recipe names what the first one leaves.
-            recipe = load_recipe(name)
-            results = run_all(recipe, console, force)
+        clip = load_recipe(CLIP)
+        for stage in ("prepare", "train"):
+            console.say(f"csalign {stage} {CLIP}")
+            run_stage(stage, clip, console, force)
+        console.say(f"csalign run {ADAPTERS}")
+        recipe = load_recipe(ADAPTERS, [f"data.dir={clip.folder / 'data'}"])  # it names what the first one leaves
+        results = run_all(recipe, console, force, left_out=["prepare"])
         result = run_result(recipe, results)
         shown = conclusions({store: dict(values) for store, values in recalls(results).items()}, result.gap_report)
         answer = {"command": "demo", "name": recipe.name, "run_dir": str(recipe.folder), **result.data()}

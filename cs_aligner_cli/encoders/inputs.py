@@ -25,6 +25,8 @@ from cs_aligner_cli.data.pictures import on_background
 from cs_aligner_cli.encoders.transforms import Parts
 
 PADDING = -1
+# Bytes of a picture's pixels that are few enough to keep, and of all that are kept.
+_SMALL, _KEPT = 2**16, 2**28
 # Rows per chunk of similar length, and the share of tokens in a batch from which chunks gain nothing.
 _CHUNK, _FULL = 64, 0.8
 # Beside a GPU with 16 cores 4 threads decoded 4,375 photos a second, 8 3,841 and 16 2,918 (`benchmarks/gpu.py decode`):
@@ -70,6 +72,7 @@ class ImageLoader:
         self.workers, self.pinned = decoders(), False
         self._parts = parts.on_background(background) if parts else None
         self._crops = False
+        self._kept: dict[tuple[Path, bool], Tensor] = {}
         self.processes: DecodePool | None = None
 
     @cached_property
@@ -130,6 +133,16 @@ class ImageLoader:
         return crops
 
     def _read(self, path: Path) -> Tensor:
+        """One picture's pixels or crop; small ones are kept for the next epoch, which would decode them again."""
+        key = path, self._crops
+        found = self._kept.get(key)
+        if found is None:
+            found = self._decoded(path)
+            if found.nbytes <= _SMALL and found.nbytes * len(self._kept) < _KEPT:
+                self._kept[key] = found
+        return found
+
+    def _decoded(self, path: Path) -> Tensor:
         try:
             image = read_image(path).image
         except BadImageError as error:

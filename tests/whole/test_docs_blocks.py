@@ -22,6 +22,8 @@ import yaml
 from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.manifest import MANIFESTS
+from cs_aligner_cli.recipe import shelf
+from cs_aligner_cli.recipe.encoders import OpenClipEncoder
 from cs_aligner_cli.recipe.messages import key_paths, validate
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.recipe.strict_yaml import YamlFile
@@ -113,12 +115,33 @@ def test_a_yaml_block_is_a_recipe_or_a_manifest_or_a_part_of_one(block: Block) -
         if sections:
             manifest = {"data": {"manifest": "flickr8k"}} if "data" not in content else {}
             try:
-                load_recipe({"name": "mine", **manifest, **content})
+                loaded = load_recipe({"name": "mine", **manifest, **content})
             except InputError as error:
                 raise AssertionError(f"{block.page}: {error}") from None
+            assert not other_activation(loaded), block.page
             continue
         known = {path.rsplit(".", 1)[-1] for model in (Recipe, *MANIFESTS.values()) for path in key_paths(model)}
         assert set(content) <= known or block.marked, f"{block.page}: neither recipe nor manifest, nor a part of either"
+
+
+def other_activation(recipe: Recipe) -> bool:
+    """Whether a recipe names published weights beside a model that has another activation, which csalign refuses."""
+    tower = recipe.encoders.image
+    if not isinstance(tower, OpenClipEncoder) or tower.model is None or tower.pretrained is None:
+        return False
+    import open_clip
+
+    published = open_clip.get_pretrained_cfg(tower.model, tower.pretrained)
+    assert published, f"open_clip knows no weights {tower.pretrained} of {tower.model}"
+    return bool(published.get("quick_gelu") and not open_clip.get_model_config(tower.model).get("quick_gelu"))
+
+
+def test_published_weights_on_the_shelf_have_the_activation_of_their_model() -> None:
+    for name in shelf.names("recipes"):
+        content = yaml.safe_load(shelf.find("recipes", name).read_text(encoding="utf-8"))
+        tower = content.get("encoders", {}).get("image", {})
+        if tower.get("pretrained") and tower.get("kind") == "open_clip":
+            assert not other_activation(load_recipe(name)), name
 
 
 def reader_has(page: str) -> dict[str, Any]:
