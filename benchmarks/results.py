@@ -171,7 +171,7 @@ def take(name: str, sweep: Path, where: dict[str, str]) -> None:
     found = Comparison.model_validate_json(sweep.read_bytes()) if sweep.is_file() else compare([str(sweep)])
     assert isinstance(found, Comparison)
     # Of several runs at once seconds say nothing, and folders of that machine nobody else has.
-    columns = [column for column in found.columns if not column.key.startswith("cost.")]
+    columns = [column for column in found.columns if not column.key.startswith("cost.") and column.title != "train s"]
     keys = {column.key for column in columns}
     rows = [
         row.model_copy(update={"runs": [], "cells": {key: cell for key, cell in row.cells.items() if key in keys}})
@@ -179,7 +179,8 @@ def take(name: str, sweep: Path, where: dict[str, str]) -> None:
     ]
     kept = found.model_copy(update={"columns": columns, "rows": rows}).model_dump(mode="json")
     seeds = sorted({seed for row in found.rows for seed in row.seeds})
-    content = {"name": name, "command": f"csalign sweep {name} --set data.root=FOLDER", **where, "seeds": seeds}
+    command = f"csalign sweep {name} --seeds {len(seeds)} --set data.root=FOLDER"
+    content = {"name": name, "command": command, **where, "seeds": seeds}
     (RESULTS / f"{name}.json").write_text(json.dumps({**content, "comparison": kept}, indent=1) + "\n")
 
 
@@ -188,8 +189,12 @@ def comparison(content: dict[str, Any]) -> str:
     from cs_aligner_cli.experiments.comparison import Comparison
     from cs_aligner_cli.experiments.text_tables import markdown
 
-    text = markdown(Comparison.model_validate(content["comparison"]))
-    return f"{text}\n{provenance(content).removeprefix('Mean ± standard deviation of ')}"
+    found = Comparison.model_validate(content["comparison"])
+    counts = {row.name: len(row.seeds) for row in found.rows}
+    seeds = ", ".join(f"{name} {count}" for name, count in counts.items())
+    unequal = f"Seeds by row: {seeds}. " if len({*counts.values()}) > 1 else ""
+    made = provenance(content).removeprefix("Mean ± standard deviation of ")
+    return f"{markdown(found)}\n{unequal}{made[:1].upper()}{made[1:]}"
 
 
 def _where() -> dict[str, str]:
