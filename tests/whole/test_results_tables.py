@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 
+import few_pairs
+import few_pairs_rows
+import few_pairs_table
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,3 +106,35 @@ def test_two_image_encoders_of_the_same_photos_become_data_sets(tmp_path) -> Non
     }
     features = np.load(tmp_path / "out" / "photos" / "image_efficientnet_lite0.npy")
     assert features.shape == (6, 1280) and np.isfinite(features).all() and len(np.unique(features, axis=0)) == 6
+
+
+def test_tests_of_few_pairs_are_over_seeds_and_images() -> None:
+    better, worse = "5" * 40 + "a" * 20, "5" * 40 + "0" * 20
+    shared = {"pairs": 1000, "settings": [], "values": {"i2t R@1": 1.0}}
+    lines = [
+        {**shared, "label": label, "seed": seed, "hits": hits}
+        for seed in (0, 1)
+        for label, hits in (("best, unpaired", better), ("InfoNCE", worse))
+    ]
+    found = few_pairs_table.tests(lines, [row["label"] for row in few_pairs_table.rows(lines, [0, 1])], [0, 1])
+    assert [(one["label"], one["against"]) for one in found] == [("1,000: best, unpaired", "1,000: InfoNCE")]
+    assert found[0]["difference"] == pytest.approx(100 / 3) and found[0]["low"] < 100 / 3 < found[0]["high"]
+    assert found[0]["p"] == found[0]["holm"] < 0.01
+    assert "| 1,000: best, unpaired, against InfoNCE | +33.3 [" in results.tests({"tests": found})
+    kept = [row["label"] for row in few_pairs_table.rows(lines[:3], [0, 1])]
+    assert kept == ["1,000: best, unpaired"], "a row that lacks a seed is left out"
+
+
+def test_every_few_pair_row_is_a_recipe_and_the_best_has_a_small_gap() -> None:
+    for job in (
+        *few_pairs_rows.jobs("final", None, 1, [], None, "tuned CS"),
+        *few_pairs_rows.jobs("choose", None, 1, [], 2),
+    ):
+        load_recipe(few_pairs.RECIPE, [*job.settings])
+    values = {"i2t R@1": 10.0, "t2i R@1": 10.0, "centroid gap": 0.05}
+    lines = [
+        {"label": "CS", "values": values},
+        {"label": "CS, weight 10", "values": {**values, "i2t R@1": 20.0, "centroid gap": 0.2}},
+        {"label": "CS, captions all", "values": {**values, "i2t R@1": 30.0}},
+    ]
+    assert few_pairs_rows.best(lines) == "CS"
