@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cs_aligner_cli.objectives import joint_loss
-from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile
+from cs_aligner_cli.objectives.fused_plan import PLANS, WIDE_PLANS, Plan, Tile
 from cs_aligner_cli.objectives.tiles import Products
 
 SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
@@ -197,7 +197,7 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
 def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """The objective in bf16 in several forms, and the milliseconds of our kernels and of all others in it."""
     for name in names:
-        PLANS["bf16"] = VARIANTS[name]
+        PLANS["bf16"] = WIDE_PLANS["bf16"] = VARIANTS[name]
         for d in dims:
             call = partial(joint("bf16"), *unit_rows(n, d))
             try:

@@ -210,9 +210,9 @@ class FusedPairs:
         tiles = self._plan.tiles(chunk, len(y.rows), within)
         rows, columns = chunk.stop - chunk.start, len(y.rows) - tiles.first_column
         products = self._memory.products(x.rows[chunk], y.rows[tiles.first_column :], self._plan)
-        weights = self._memory.take("weights", rows, columns, self._plan.weights, self._plan.tile)
-        if products[0] is not None and products[0].dtype == self._plan.weights:
-            weights = products[0]
+        weights = products[0]
+        if weights is None or weights.dtype != self._plan.weights:
+            weights = self._memory.take("weights", rows, columns, self._plan.weights, self._plan.tile)
         new = x.half_squares.new_empty
         row_slopes, column_slopes = new(tiles.across, rows), new(tiles.down, columns)
         sums = new(2, tiles.sums)

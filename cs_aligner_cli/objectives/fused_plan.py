@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -118,6 +118,18 @@ PLANS: dict[str, Plan] = {
     # Weights reach far below float16's smallest number.
     "fp16": Plan(torch.float16, torch.bfloat16, _FUSED, inside=True),
 }
+
+
+# The products of wide rows are most of the work, and larger tiles read rows less often.
+_WIDE = 1024
+WIDE_PLANS: dict[str, Plan] = {
+    name: replace(plan, tile=Tile(128, 128, 64, 4, 3, parts=2)) if plan.inside else plan for name, plan in PLANS.items()
+}
+
+
+def plan_of(products: Products, dims: int) -> Plan:
+    """How the objective of rows of ``dims`` dimensions is computed fastest, as measured on an H200."""
+    return (WIDE_PLANS if dims >= _WIDE else PLANS)[products]
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cs_aligner_cli.objectives.fused import FusedPairs
-from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, can_fuse, float32_products
+from cs_aligner_cli.objectives.fused_plan import Plan, can_fuse, float32_products, plan_of
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
 from cs_aligner_cli.objectives.replays import Replays
@@ -89,7 +89,7 @@ def evaluate_pairs(
         products = divergence.products if divergence else "fp32"
         if can_fuse(x):
             with float32_products(products):
-                return _replayed(x, y, infonce, divergence, weights, gradient, PLANS[products])
+                return _replayed(x, y, infonce, divergence, weights, gradient, plan_of(products, x.shape[1]))
         image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:

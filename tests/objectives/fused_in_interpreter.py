@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.objectives.divergences import gram_divergence
-from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile
+from cs_aligner_cli.objectives.fused_plan import Plan, Tile, plan_of
 from cs_aligner_cli.objectives.gram import InfoNce, PairValues, evaluate_fused, evaluate_pairs
 
 # Tiles that divide neither rows nor dimensions, and chunks of one tile's rows.
@@ -121,5 +121,5 @@ def test_values_alone_and_the_same_bits_twice() -> None:
 
 def test_the_plan_of_every_precision_is_sound() -> None:
     """What a GPU uses, on inputs larger than one tile: bf16 products by cuBLAS' stand-in, see BFLOAT."""
-    for plan in (PLANS["fp32"], PLANS["fp16"]):
+    for plan in (plan_of("fp32", 20), plan_of("fp16", 20), plan_of("fp16", 1024)):
         agree(*both(*clouds(70, 70), plan, CS, 14.3), 2e-3, 1e-2)
