@@ -8,8 +8,8 @@ benchmarks/results.py tables`` writes into docs/generation.md. Before, weight an
 validation split, with the closed form and one seed; the best is a row of its own. The decoder is trained once per seed.
 
 Wants runs/scenes_alone_clip in the current folder (csalign run recipes/scenes_alone_clip.yaml). Data and frozen stores
-are made once, and a run that is already there is not made again: ``--only`` makes the runs of some seeds and writes
-nothing, so that several processes can share the work.
+are made once, and a run that is already there is not made again: ``--only`` makes the runs of some seeds, ``--search``
+those of some weights, and neither writes anything, so that several processes can share the work.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def gap(recipe: Recipe, name: str) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def searched(folder: Path) -> list[dict[str, float]]:
+def searched(folder: Path, weights: Sequence[float] = WEIGHTS) -> list[dict[str, float]]:
     """Weight and bandwidth of CS with the attributes that the validation split's pictures show, best first."""
     tried = []
-    for weight in WEIGHTS:
+    for weight in weights:
         for bandwidth in BANDWIDTHS:
             own = (f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}",)
             more = ("generate.split=val", "generate.metrics.which=[attributes]")
@@ -128,11 +128,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--decoder", choices=("closed_form", "trained"), default="trained")
     parser.add_argument("--only", type=int, nargs="+", help="make the runs of these seeds alone")
+    parser.add_argument("--search", type=float, nargs="+", help="make the runs of the search with these weights alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of all runs")
     options = parser.parse_args()
     folder, closed = options.folder.resolve(), options.decoder == "closed_form"
     settings = [f"generate.limit={options.prompts}", *(CLOSED_FORM if closed else ()), *options.set]
-    search = searched(folder)
+    search = searched(folder, options.search or WEIGHTS)
+    if options.search:
+        return
     rows: dict[str, list[dict[str, object]]] = {}
     for seed in options.only or range(options.seeds):
         for row in runs_of(seed, folder, settings, search[0]):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, KandinskyV22Pipeline, UNet2DConditionModel
@@ -85,6 +86,7 @@ def train_decoder(
     """
     codec = PatchCodec.fit(data.batches(256), spec.patch, spec.channels)
     pipeline = build_pipeline(spec, codec, data.embeddings.shape[1], data.side, seed)
+    read_whitened(pipeline.unet, data.embeddings)
     latents = torch.cat([codec.encode(batch) for batch in data.batches(256)])
     trainer = _Trainer(spec, pipeline, latents, data, seed, device)
     trainer.resume(folder / _STATE)
@@ -97,6 +99,24 @@ def train_decoder(
     (folder / _STATE).unlink(missing_ok=True)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())
     return {"steps": spec.steps, "loss": round(trainer.recent, 5), "parameters": parameters}
+
+
+@torch.no_grad()
+def read_whitened(unet: Any, embeddings: Tensor) -> None:
+    """Let the two layers that read the embedding (N, dim) begin as random maps of centred and whitened rows.
+
+    A few directions have most of an embedding's variance, and others, as that of where a shape lies, next to none: as
+    they are, they would be learned late. Whitening is shrunk by a hundredth of the mean variance.
+    """
+    rows = embeddings.double()
+    mean, dim = rows.mean(dim=0), rows.shape[1]
+    variances, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    shrunk = variances.clamp_min(0) + 0.01 * variances.mean().clamp_min(1e-12)
+    whitening = vectors * shrunk.rsqrt() @ vectors.T
+    for layer in (unet.encoder_hid_proj.image_embeds, unet.add_embedding.image_proj):
+        directions = layer.weight.double() / layer.weight.double().square().mean().sqrt() / dim**0.5
+        layer.weight.copy_(directions @ whitening)
+        layer.bias.copy_(-(directions @ whitening @ mean))
 
 
 class _Trainer:

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
 
+# 0: a squared error of latents is one of pixels; 1: every component counts the same.
+_FLATTENING = 0.5
+
 
 class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' classes are not typed
     """Pictures (B, 3, H, W) in [-1, 1] to latents (B, channels, H / patch, W / patch) and back, linear both ways.
 
-    Latents are the scores of each patch on the first ``channels`` principal components of training patches, all
-    divided by one number, so that their mean variance is 1 and a squared error of latents is one of pixels.
+    Latents are the scores of each patch on the first ``channels`` principal components of training patches, each
+    divided by the ``flattening``-th power of its standard deviation, and all by one number, so that their mean variance
+    is 1. Undivided, the background would outweigh what lies on it: the first component has most of the variance.
     ``decode`` is called as diffusers calls a VQ model's, so that ``KandinskyV22Pipeline`` takes it as ``movq``.
     """
 
@@ -28,10 +32,10 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(3 * patch**2), requires_grad=False)
         self.basis = nn.Parameter(torch.zeros(channels, 3 * patch**2), requires_grad=False)
-        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(channels), requires_grad=False)
 
     @classmethod
-    def fit(cls, batches: Iterator[Tensor], patch: int, channels: int) -> PatchCodec:
+    def fit(cls, batches: Iterator[Tensor], patch: int, channels: int, flattening: float = _FLATTENING) -> PatchCodec:
         """Fit on batches of pictures (B, 3, H, W) in [-1, 1], whose sides ``patch`` must divide.
 
         Raises InputError where a patch has fewer values than ``channels``, or is no power of two.
@@ -54,7 +58,9 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
         codec: PatchCodec = cls(patch, channels, (1,) * (int(log2(patch)) + 1))
         codec.mean.copy_(mean)
         codec.basis.copy_(basis)
-        codec.scale.fill_(variances[-channels:].clamp_min(0).mean().sqrt().clamp_min(1e-6))
+        spread = variances[-channels:].flip(0).clamp_min(1e-12).sqrt()
+        scale = spread**flattening
+        codec.scale.copy_(scale * (spread / scale).square().mean().sqrt())
         return codec
 
     @apply_forward_hook  # type: ignore[untyped-decorator]  # for offload: a call of decode must fetch the weights

@@ -61,7 +61,7 @@ class TrainDecoder(Strict):
         [64, 128], min_length=1, max_length=5, description="Channels of the UNet's levels, each of half the side."
     )
     patch: Literal[2, 4, 8, 16] = Field(8, description="Side of the patches that the codec makes one latent of.")
-    channels: int = Field(12, ge=1, le=768, description="Principal components kept of a patch.")
+    channels: int = Field(24, ge=1, le=768, description="Principal components kept of a patch.")
     side: int = Field(64, ge=16, le=1024, description="Side of the pictures, which training pictures are scaled to.")
     checkpoint_steps: int = Field(200, ge=1, description="Steps after which a killed training need not go back.")
 

@@ -45,6 +45,7 @@ class GenerationLayout:
             return None
         parts: dict[str, Any] = {"kind": spec.decoder.kind, "seed": self.recipe.seed}
         if spec.train_decoder is not None:
+            parts["form"] = 2  # 1: a codec with one scale
             parts["train_decoder"] = spec.train_decoder.model_dump(mode="json", exclude={"checkpoint_steps"})
         return Artifact(
             "decoder", self.layout.folder / "decoder", "csalign generate", parts, (self.layout.frozen(spec.fit_split),)

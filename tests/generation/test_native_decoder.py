@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.generation.closed_form import ClosedForm
-from cs_aligner_cli.generation.native_decoder import DecoderData, train_decoder
+from cs_aligner_cli.data.scenes import draw, make_scenes
+from cs_aligner_cli.generation.closed_form import ClosedForm, to_picture, to_pixels
+from cs_aligner_cli.generation.native_decoder import DecoderData, build_pipeline, read_whitened, train_decoder
 from cs_aligner_cli.generation.patch_codec import PatchCodec
+from cs_aligner_cli.generation.scene_attributes import attribute_accuracy, read_attributes, scene_attributes
 from cs_aligner_cli.recipe.generate import TrainDecoder
 
 PICTURES = torch.rand(24, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -26,6 +28,51 @@ def test_a_codec_with_all_components_is_exact_and_with_few_the_best_linear_one()
     assert float(few.encode(flat).square().mean()) < 1.5
     with pytest.raises(InputError, match=r"patch 2, 13 channels: expected a power of two, and 1 to 12 channels"):
         PatchCodec.fit(iter([PICTURES]), 2, 13)
+
+
+def test_latents_have_a_mean_variance_of_1_and_flattened_ones_are_closer_to_each_other():
+    ramp = torch.linspace(-1, 1, 64)
+    smooth = PICTURES * 0.05 + 0.9 * (PICTURES.mean(dim=(1, 2, 3), keepdim=True) * 20 + ramp).clamp(-1, 1)
+    spreads = []
+    for flattening in (0.0, 0.5, 1.0):
+        codec = PatchCodec.fit(iter([smooth]), 8, 12, flattening)
+        latents = codec.encode(smooth)
+        variances = latents.var(dim=(0, 2, 3), unbiased=False)
+        assert float(variances.mean()) == pytest.approx(1, rel=1e-3)
+        spreads.append(float(variances.max() / variances.min()))
+        again = codec.decode(latents)["sample"]
+        torch.testing.assert_close(codec.encode(again), latents, atol=1e-3, rtol=1e-3)
+    assert spreads[0] > 1.9 * spreads[1] > 1.9 and spreads[2] == pytest.approx(1, rel=1e-3)
+
+
+def test_the_layers_that_read_embeddings_begin_with_all_directions_alike():
+    spec = TrainDecoder(widths=[32, 64])
+    unet = build_pipeline(spec, PatchCodec(8, 24, (1,) * 4), 16, 64, 0).unet
+    rows = torch.randn(4000, 16, generator=torch.Generator().manual_seed(3)) * torch.logspace(0, -1.2, 16) + 5
+    read_whitened(unet, rows)
+    for layer in (unet.encoder_hid_proj.image_embeds, unet.add_embedding.image_proj):
+        read = layer(rows).detach()
+        assert float(read.mean()) == pytest.approx(0, abs=1e-3)
+        assert float(read.var()) == pytest.approx(1, rel=0.1)
+        loads = torch.linalg.svdvals(read[:500] - read[:500].mean(dim=0))[:16]
+        # The least of the variances, a 250th of the first, is hardly less than the others any more.
+        assert float(loads[0] / loads[15]) < 4
+
+
+def test_24_components_keep_what_a_picture_of_scenes_shows_and_12_do_not():
+    scenes = make_scenes({"train": 300, "test": 100}, 0, (1,))
+    train, test = (
+        torch.stack([to_pixels(draw(scene, 64), 64) for scene in scenes[split]]) for split in ("train", "test")
+    )
+    truths = [scene_attributes(scene) for scene in scenes["test"]]
+    found = {}
+    for channels in (12, 24):
+        codec = PatchCodec.fit(iter([train]), 8, channels)
+        again = codec.decode(codec.encode(test))["sample"]
+        found[channels] = attribute_accuracy([read_attributes(to_picture(picture)) for picture in again], truths)
+    assert found[12]["shape"] < 0.8 and found[12]["colour"] < 0.97, found
+    assert min(found[24][name] for name in ("background", "colour", "cell")) >= 0.95, found
+    assert found[24]["shape"] > 0.88, found
 
 
 def files(folder: Path) -> dict[str, bytes]:
