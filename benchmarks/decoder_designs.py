@@ -340,7 +340,7 @@ def main() -> None:
         truths = truths_of(made_scenes())
         say({attribute: probe(*rows, truths, attribute) for attribute in ATTRIBUTES})
         return
-    count = 20 if options.tiny else 500
+    count = 24 if options.tiny else 500
     read = Reader(2 if options.tiny else 12)
     scenes = Scenes(600 if options.tiny else 6000)
     read.truths = scenes.truths["test"]
