@@ -57,7 +57,10 @@ def _ran(folder: Path, command: list[str]) -> dict[str, Any]:
     ran = subprocess.run(
         [sys.executable, *command, "recipe.yaml", "--force", "--json"], cwd=folder, capture_output=True, text=True
     )
-    row = {"what": " ".join(["csalign", *command[1:]]), "s": round(time.perf_counter() - began, 2)}
+    row = {
+        "what": " ".join(["csalign", *command[1 if command[0] != "-m" else 2 :]]),
+        "s": round(time.perf_counter() - began, 2),
+    }
     if ran.returncode or command[0] != "-m":
         print(ran.stderr[-6000:])
     if ran.returncode:

@@ -158,16 +158,7 @@ class FusedPairs:
         for chunk in self._plan.chunks(len(x.rows), len(y.rows), within):
             tiles = self._plan.tiles(chunk, len(y.rows), within)
             columns = len(y.rows) - tiles.first_column
-            parts: list[Tensor] = []
-            if softmax is not None:
-                new = x.half_squares.new_empty
-                rows = chunk.stop - chunk.start
-                parts = [
-                    new(tiles.across, rows),
-                    new(tiles.across, rows),
-                    new(tiles.down, columns),
-                    new(tiles.down, columns),
-                ]
+            parts = softmax.parts(chunk.stop - chunk.start, columns, tiles) if softmax is not None else []
             partial = x.half_squares.new_zeros(2, tiles.sums)
             self._kernels.sum_pairs[(tiles.programs,)](
                 x.rows,
