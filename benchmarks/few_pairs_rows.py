@@ -115,6 +115,7 @@ def final(chosen: str) -> dict[str, Row]:
         "tuned CS, unpaired": Row((TUNED_CS,)),
         "teacher and CS, unpaired": Row((_TEACHER,)),
         "captions all, pairs": Row((NO_CS, PAIRS, ALL)),
+        "best of all captions, unpaired": Row(CHOOSE["CS 3"].settings),
         "teacher, captions all, unpaired": Row((NO_CS, ALL, _TEACHER)),
         "best, a fifth of the unpaired": Row(best_of, unpaired=0.2, first=False),
         "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04, first=False),

@@ -27,6 +27,8 @@ AGAINST = [
     ("teacher, unpaired", "teacher, pairs"),
     ("teacher and CS, unpaired", "teacher, unpaired"),
     ("captions all, pairs", "InfoNCE"),
+    ("best of all captions, unpaired", "InfoNCE"),
+    ("best of all captions, unpaired", "captions all, pairs"),
     ("best, unpaired", "tuned CS, unpaired"),
     ("tuned CS, unpaired", "InfoNCE"),
     ("CS, unpaired", "InfoNCE"),
