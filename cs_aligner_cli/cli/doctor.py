@@ -287,7 +287,8 @@ def _splits(recipe: Recipe, of: str) -> Iterator[Check]:
         yield _check(f"{of}{finding.key}", "failed" if finding.certain else "warning", finding.message)
     if not findings:
         checked = [recipe.eval_retrieval.split] if of else [*dict.fromkeys(recipe.splits.values())]
-        yield _check(f"{of}splits", "ok", ", ".join(checked))
+        unsure = "" if known.whole else " (whether the data have them is known once they are prepared)"
+        yield _check(f"{of}splits", "ok", ", ".join(checked) + unsure)
 
 
 def _tower(recipe: Recipe, modality: str) -> str:

@@ -199,6 +199,8 @@ def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_reci
 )
 def test_bad_settings_have_one_clear_message(features_recipe: Path, setting: str, message: str) -> None:
     assert message in csalign("run", features_recipe, "-q", "--set", setting, code=2)
+    frozen = features_recipe.parent / "run" / "embeddings" / "frozen"
+    assert not [path for path in frozen.glob("*") if path.is_dir()]  # not after the first split was embedded
 
 
 def test_an_adapter_file_from_another_dimension_is_refused(

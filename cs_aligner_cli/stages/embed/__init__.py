@@ -105,6 +105,8 @@ class _Stores:
         """The store of one split as the encoders give it; ``like``: a store of equal dimensions, and who wants that."""
 
         def write(build: Build) -> Summary:
+            if like is None:  # all splits of one data set are made, one after another
+                self.job.require_splits()
             return self.job.write_frozen(split, build, like)
 
         return self._make(self.layout.frozen(split), write, self.encoders_stamp)

@@ -75,6 +75,11 @@ class EmbedJob:
                 check_tower(encoder, f"encoders.{modality}", self.data.captions["text"])
         return encoders
 
+    def require_splits(self) -> None:
+        """Raise InputError if a split of the frozen stores is absent, before the first of them takes its time."""
+        for name in self.layout.frozen_splits:
+            self.data.split(name, _key_of(self.recipe, name), self.modalities)
+
     def write_frozen(self, split_name: str, build: Build, like: tuple[Artifact, str] | None = None) -> dict[str, Any]:
         """The store of one split as the encoders give it.
 
