@@ -589,6 +589,10 @@ CASES: dict[str, list[Case]] = {
             "a run to be taught by that is not there",
             lambda at: ["train", "scenes", "--set", "train.objective.teacher={runs: [run:gone]}"],
         ),
+        Case(
+            "shots from the split that is classified",
+            lambda at: at.recipe("name: x\nzero_shot: {classes: c.txt, shots: [1], shots_split: test}\n"),
+        ),
         Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
         Case(
             "pair-score: a folder without stores",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cs_aligner_cli.common.cores import usable_cores
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import join_padded
 from cs_aligner_cli.data.decode_pool import BadPictureError, DecodePool, can_share
@@ -40,14 +39,14 @@ _SAME = 1e-6
 
 def decoders() -> int:
     """How many threads decode photos at most."""
-    return min(cpu_count() or 1, _DECODERS)
+    return min(usable_cores(), _DECODERS)
 
 
 def decoding_processes() -> int:
     """How many processes decode photos beside a GPU: one for each core but this process's own; 0 where threads do."""
     if not can_share():
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu_count() or 1
+    cores = usable_cores()
     return min(cores - 1, _PROCESSES) if cores > 2 * _DECODERS else 0
 
 

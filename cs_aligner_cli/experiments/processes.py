@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cs_aligner_cli.common.cores import usable_cores
 from cs_aligner_cli.common.errors import InputError
 
 _POLL_SECONDS = 0.5
@@ -45,11 +46,6 @@ def side_by_side(
             f"a process of the sweep ended early (exit codes {dict(Counter(w.exitcode for w in workers))})",
             "The same command goes on with the runs that are left; --jobs 1 shows what is wrong.",
         )
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on, which taskset, a container or a job of a cluster may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.baselines import BASELINES
 from cs_aligner_cli.gap.neighbours import nearest_rows, neighbour_metrics, neighbour_spreads
@@ -62,10 +63,10 @@ def score_pair(
     shared, spread = neighbour_metrics(near)["mutual_knn"], neighbour_spreads(near, seed)["mutual_knn"].error
     return PairScore(
         recall,
-        _interval(recall, error),
+        _interval(recall, error, len(x)),
         len(x) // folds,
         shared,
-        _interval(shared, spread),
+        _interval(shared, spread, len(x)),
         float(linear_cka(*tensors).value),
         shuffled_cka(*tensors, seed),
     )
@@ -83,8 +84,9 @@ def _held_out_hits(x: Floats, y: Floats, fold: Ints) -> Floats:
     return hits
 
 
-def _interval(value: float, error: float) -> tuple[float, float]:
-    return max(0.0, value - _NORMAL * error), min(1.0, value + _NORMAL * error)
+def _interval(share: float, error: float, pairs: int) -> tuple[float, float]:
+    low, high = share_interval(share, error**2, pairs, _NORMAL)
+    return low, high
 
 
 def _unit(rows: npt.NDArray[np.floating]) -> Floats:

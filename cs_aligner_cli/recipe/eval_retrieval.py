@@ -146,7 +146,9 @@ class ZeroShot(Strict):
     shots: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
         [], description="Also learn classes from so many labelled images of each, as in [1, 2, 4, 8, 16]; []: not."
     )
-    shots_split: SplitName | None = Field(None, description="The split that shots are drawn from; null: train.split.")
+    shots_split: SplitName | None = Field(
+        None, description="The split that shots are drawn from, not the one that is classified; null: train.split."
+    )
     draws: int = Field(10, ge=1, le=1000, description="Draws of shots behind each mean and interval.")
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ from cs_aligner_cli.recipe.messages import (
 from cs_aligner_cli.recipe.prepare import Prepare
 from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, read_yaml
 from cs_aligner_cli.recipe.sweep import Sweep
-from cs_aligner_cli.recipe.train import Train, UnpairedPerPair, keys_of_unpaired_items
+from cs_aligner_cli.recipe.train import Train, keys_of_unpaired_items
 
 RECIPE_VARIABLE = "CSALIGN_RECIPE"
 DEFAULT_RECIPE = Path("recipe.yaml")
@@ -135,11 +135,6 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _unpaired_items_to_draw(self) -> Recipe:
         train = self.train
-        if train and self.data.unpaired is None and train.unpaired_per_pair != UnpairedPerPair():
-            raise ValueError(
-                "train.unpaired_per_pair: without data.unpaired there are no unpaired items to draw; data.unpaired: {} "
-                "takes what is unpaired by itself"
-            )
         for key in keys_of_unpaired_items(train) if train and self.data.unpaired is None else ():
             raise ValueError(
                 f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
@@ -165,6 +160,12 @@ class Recipe(Strict):
             order = self.encoders.modalities.index
             return [(min(edge, key=order), max(edge, key=order)) for edge in self.train.edges]
         return [("image", "text"), *((name, "text") for name in self.encoders.further)]
+
+    @model_validator(mode="after")
+    def _shots_are_not_classified(self) -> Recipe:
+        if self.shots_split == self.zero_shot_split:
+            raise ValueError(f"zero_shot.shots_split: {self.shots_split!r} is the split that is classified")
+        return self
 
     @model_validator(mode="after")
     def _no_tokens_from_elsewhere(self) -> Recipe:
@@ -239,10 +240,9 @@ class Recipe(Strict):
         """The splits that eval-retrieval, zero-shot, generate and gap-report read, and the query bank's."""
         retrieval = self.eval_retrieval
         bank = [retrieval.query_bank.split] if retrieval.corrections else []
-        classified = [self.zero_shot_split] if self.zero_shot.classes else []
-        classified += [self.shots_split] if self.shots_split else []
+        classified = [self.zero_shot_split, self.shots_split] if self.zero_shot.classes else []
         drawn = [self.drawn_split] if self.generate else []
-        return list(dict.fromkeys([retrieval.split, self.gap_split, *classified, *drawn, *bank]))
+        return [*dict.fromkeys(s for s in (retrieval.split, self.gap_split, *classified, *drawn, *bank) if s)]
 
 
 def load_recipe(

@@ -274,6 +274,7 @@ def keys_of_unpaired_items(train: Train) -> list[str]:
     """The keys of a recipe that make no sense without unpaired items."""
     objective, moments = train.objective, train.start_moments
     wanting = {
+        "unpaired_per_pair": train.unpaired_per_pair != UnpairedPerPair(),
         "objective.pairwise.unpaired_negatives": objective.pairwise.sees_unpaired,
         "objective.pseudo_pairs": objective.pseudo_pairs is not None,
         "start_moments.unpaired": moments is not None and moments.unpaired,

@@ -58,6 +58,7 @@ def test_a_recipe_that_can_run(csalign: Csalign, features_recipe: Path, tmp_path
         seen
     )
     assert "image_mobilenet_v2.npy" in found(called, "encoders.image")["found"]
+    assert found(called, "splits")["found"] == "train, dev (whether the data have them is known once they are prepared)"
     assert "GB free" in found(called, f"run_dir {tmp_path / 'run'}")["found"]
     assert not (tmp_path / "run").exists()
 

@@ -16,11 +16,12 @@ import pytest
 from conftest import Csalign
 
 from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.common.cores import usable_cores
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments.cluster import Requeued, launch
 from cs_aligner_cli.experiments.ledger import Ledger
 from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, load_sweep, plan
-from cs_aligner_cli.experiments.processes import side_by_side, usable_cores
+from cs_aligner_cli.experiments.processes import side_by_side
 from cs_aligner_cli.experiments.worker import work
 from cs_aligner_cli.recipe.sweep import Slurm
 

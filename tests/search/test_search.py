@@ -369,6 +369,9 @@ def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
     assert "9 images of each class are wanted, but split 'train' has 2 labelled" in refused(
         "zero-shot", photos_run, *sets, "--set", "zero_shot.shots=[9]"
     )
+    assert "zero_shot.shots_split: 'dev' is the split that is classified" in refused(
+        "zero-shot", photos_run, *shots, "--set", "zero_shot.shots_split=dev"
+    )
     assert "zero_shot.classes is not set" in refused("zero-shot", photos_run)
     (tmp_path / "classes.txt").write_text("cat\ndog\nbrid\n")
     assert "label 'bird' is no class of zero_shot.classes; did you mean brid?" in refused(
