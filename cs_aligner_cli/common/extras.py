@@ -21,7 +21,6 @@ EXTRAS = {
     "h5py": "hdf5",
     "pillow_heif": "heic",
     "huggingface_hub": "encoders",
-    "geomloss": "sinkhorn",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.objectives import sliced_wasserstein
-from cs_aligner_cli.objectives.optimal_transport import random_directions
+from cs_aligner_cli.objectives.sliced_wasserstein import random_directions
 
 _PROJECTIONS = 128
 

@@ -9,10 +9,11 @@ from cs_aligner_cli.objectives.direction_agreement import direction_agreement
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
-from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.plan_matching import plan_divergence
 from cs_aligner_cli.objectives.pseudo_pairs import pseudo_pairs
+from cs_aligner_cli.objectives.sinkhorn import sinkhorn
+from cs_aligner_cli.objectives.sliced_wasserstein import sliced_wasserstein
 from cs_aligner_cli.objectives.structure import structure
 from cs_aligner_cli.objectives.terms import Term, TermValues, evaluate_terms, on_clouds, on_pairs, on_tokens
 from cs_aligner_cli.objectives.tokens import token_cs_divergence

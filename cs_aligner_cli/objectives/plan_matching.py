@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, l2_normalize, same_width
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.objectives.tiles import slices
+from cs_aligner_cli.objectives.row_blocks import RowBlocks
 
 # exp((cosine - 1) / epsilon) must stay a number in float64.
 SMALLEST_EPSILON = 0.005
-# Rows of a block of the kernel; as many blocks are kept for the next iteration as fit into a constant budget.
-_BLOCK, _KEPT_BYTES = 512, 224 * 2**20
 
 
 def plan_divergence(
@@ -39,7 +38,7 @@ def plan_divergence(
     K is exactly ``(P - P*) / epsilon`` once Sinkhorn's iterations have converged: nothing is sent back through them.
     They end when the rows' marginals are within ``tolerance`` (sum of absolute differences), or after ``iterations``.
 
-    Memory is linear in M + N beside a constant of 448 MB (blocks of both kernels that are kept between iterations).
+    Memory is linear in M + N beside a constant of 224 MB (blocks of the kernel that are kept between iterations).
     Computed in float64 whatever the autocast; returned in float32, or in float64 where image or text is. image and text
     are expected to have unit rows. Raises InputError for rows that do not fit together and an epsilon below 0.005.
     """
@@ -61,47 +60,23 @@ def plan_divergence(
 class Plan(NamedTuple):
     """The entropic plan between two clouds of unit rows: ``log P = log_u_i + log_v_j + (x_i . y_j - 1) / epsilon``."""
 
-    kernel: _Kernel
+    x: Tensor
+    y: Tensor
+    epsilon: float
     u: Tensor
     v: Tensor
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows of the plan (B, N) with their logarithm, block by block."""
-        for block, similarities in self.kernel.similarities():
-            logarithm = (similarities - 1) / self.kernel.epsilon + self.u[block].log().unsqueeze(1) + self.v.log()
+        logarithms = partial(_log_kernel, self.x, self.y, self.epsilon)
+        for block, logarithm in RowBlocks(logarithms, len(self.x), len(self.y), keep=False):
+            logarithm = logarithm + self.u[block].log().unsqueeze(1) + self.v.log()
             yield block, logarithm.exp(), logarithm
 
 
-class _Kernel:
-    """``exp((x_i . y_j - 1) / epsilon)`` of two clouds as a linear map; what fits into the budget is kept."""
-
-    def __init__(self, x: Tensor, y: Tensor, epsilon: float) -> None:
-        self.x, self.y, self.epsilon = x, y, epsilon
-        blocks = _KEPT_BYTES // (len(y) * x.element_size() * _BLOCK)
-        kept = slices(0, min(len(x), blocks * _BLOCK), _BLOCK)
-        self._kept = {block.start: self._block(block) for block in kept}
-
-    def similarities(self) -> Iterator[tuple[slice, Tensor]]:
-        for block in slices(0, len(self.x), _BLOCK):
-            yield block, self.x[block] @ self.y.T
-
-    def times(self, v: Tensor) -> Tensor:
-        """(M,) the kernel times v (N,)."""
-        return torch.cat([self._at(block) @ v for block in slices(0, len(self.x), _BLOCK)])
-
-    def transposed_times(self, u: Tensor) -> Tensor:
-        """(N,) the transposed kernel times u (M,)."""
-        total = torch.zeros_like(self.y[:, 0])
-        for block in slices(0, len(self.x), _BLOCK):
-            total += self._at(block).T @ u[block]
-        return total
-
-    def _at(self, block: slice) -> Tensor:
-        kept = self._kept.get(block.start)
-        return self._block(block) if kept is None else kept
-
-    def _block(self, block: slice) -> Tensor:
-        return (self.x[block] @ self.y.T).sub_(1).div_(self.epsilon).exp_()
+def _log_kernel(x: Tensor, y: Tensor, epsilon: float, rows: slice) -> Tensor:
+    """``(x_i . y_j - 1) / epsilon`` of some rows (B, N)."""
+    return (x[rows] @ y.T).sub_(1).div_(epsilon)
 
 
 def transport_plan(x: Tensor, y: Tensor, epsilon: float, iterations: int, tolerance: float) -> Plan:
@@ -109,7 +84,7 @@ def transport_plan(x: Tensor, y: Tensor, epsilon: float, iterations: int, tolera
 
     Columns are exact at the end, rows to ``tolerance`` in sum of absolute differences, or as ``iterations`` leave them.
     """
-    kernel = _Kernel(x, y, epsilon)
+    kernel = RowBlocks(lambda rows: _log_kernel(x, y, epsilon, rows).exp_(), len(x), len(y))
     reached = kernel.times(torch.full_like(y[:, 0], 1 / len(y)))
     for _ in range(iterations):
         u = 1 / (len(x) * reached)
@@ -117,7 +92,7 @@ def transport_plan(x: Tensor, y: Tensor, epsilon: float, iterations: int, tolera
         reached = kernel.times(v)
         if float((u * reached - 1 / len(x)).abs().sum()) <= tolerance:
             break
-    return Plan(kernel, u, v)
+    return Plan(x, y, epsilon, u, v)
 
 
 class _PlanDivergence(torch.autograd.Function):

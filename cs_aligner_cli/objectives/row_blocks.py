@@ -1,8 +1,8 @@
-"""Losses that are sums over rows, each against all columns: taken block by block, in memory linear in the rows."""
+"""Rows against all columns, block by block, in memory linear in the rows: losses that are such sums, and matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +14,8 @@ from cs_aligner_cli.objectives.tiles import slices
 
 # Entries of one block of rows against all columns: a constant, so memory stays linear in the rows.
 _ENTRIES = 2**22
+# The same of a block of a matrix that is gone through many times, and how much of such a matrix is kept.
+_BLOCK_ENTRIES, _KEPT_BYTES = 2**20, 224 * 2**20
 
 # The loss of some rows, a scalar, as a function of their place and of all tensors.
 BlockLoss: TypeAlias = Callable[..., Tensor]
@@ -56,3 +58,45 @@ class _SumOverBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *(None if grad is None else upstream * grad for grad in ctx.grads)
+
+
+class RowBlocks:
+    """An (M, N) float64 matrix as blocks of rows from a function; what fits into a constant budget is kept.
+
+    Iterates over (slice of rows, block), which must not be written to. For matrices that are gone through many times.
+    """
+
+    def __init__(self, block: Callable[[slice], Tensor], rows: int, columns: int, *, keep: bool = True) -> None:
+        self._block, self.rows, self.columns = block, rows, columns
+        self._budget = _KEPT_BYTES if keep else 0
+        self._size = max(1, min(rows, _BLOCK_ENTRIES // columns))
+        self._kept: dict[int, Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows in slices(0, self.rows, self._size):
+            yield rows, self.at(rows)
+
+    def at(self, rows: slice) -> Tensor:
+        """One of the blocks."""
+        block = self._kept.get(rows.start)
+        if block is None:
+            block = self._block(rows)
+            if block.nbytes <= self._budget:
+                self._budget -= block.nbytes
+                self._kept[rows.start] = block
+        return block
+
+    def times(self, v: Tensor) -> Tensor:
+        """(M,) the matrix times v (N,)."""
+        # Written in place: small results that are kept between large blocks would leave holes in memory.
+        total = v.new_empty(self.rows)
+        for rows, block in self:
+            total[rows] = block @ v
+        return total
+
+    def transposed_times(self, u: Tensor) -> Tensor:
+        """(N,) the transposed matrix times u (M,)."""
+        total = u.new_zeros(self.columns)
+        for rows, block in self:
+            total += block.T @ u[rows]
+        return total

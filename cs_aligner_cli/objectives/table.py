@@ -11,8 +11,9 @@ from cs_aligner_cli.objectives.approximation import nystroem_cs, rff_cs
 from cs_aligner_cli.objectives.densities import generalized_cs_divergence, hoelder_divergence
 from cs_aligner_cli.objectives.divergences import cs_divergence, energy_distance, mmd
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
-from cs_aligner_cli.objectives.optimal_transport import sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
+from cs_aligner_cli.objectives.sinkhorn import sinkhorn
+from cs_aligner_cli.objectives.sliced_wasserstein import sliced_wasserstein
 from cs_aligner_cli.objectives.unpaired_negatives import infonce_with_negatives, siglip_with_negatives
 
 # Each takes (image, text), the logits, the groups (rows of one are no negatives), and the recipe's options by name.

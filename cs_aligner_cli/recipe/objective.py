@@ -188,16 +188,19 @@ class SlicedWasserstein(_Divergence, json_schema_extra=KIND_IS_NEEDED):
 
 
 class Sinkhorn(_Divergence, json_schema_extra=KIND_IS_NEEDED):
-    """Debiased entropic optimal transport (geomloss; install the extra `sinkhorn`)."""
+    """Debiased entropic optimal transport."""
 
     kind: Literal["sinkhorn"] = Field("sinkhorn", description="Sinkhorn divergence.")
     blur: float = Field(0.05, gt=0, description="Length at which transport is blurred.")
     p: int = Field(2, ge=1, le=2, description="Order of the cost.")
     scaling: float = Field(
-        0.5, gt=0, lt=1, description="Step of the annealing at first; it is refined until the value has converged."
+        0.5, gt=0, lt=1, description="Step of the annealing from the diameter of the rows down to blur."
     )
     tolerance: float = Field(
-        0.01, gt=0, lt=1, description="Share of the value that twice as many steps may change once it has converged."
+        0.001,
+        gt=0,
+        lt=1,
+        description="How far the plan's marginals may be off (sum of absolute differences) at the end.",
     )
 
 

@@ -44,8 +44,6 @@ def _of_training(train: Train) -> Iterator[Need]:
             yield Need("peft", f"train.{modality}.tune", ("train",))
     for tracker in train.trackers:
         yield Need(tracker, "train.trackers", ("train",))
-    if train.objective.divergence.kind == "sinkhorn":
-        yield Need("geomloss", "train.objective.divergence", ("train",))
 
 
 def _of_generation(generate: Generate) -> Iterator[Need]:

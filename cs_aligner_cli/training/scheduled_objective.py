@@ -26,7 +26,6 @@ from cs_aligner_cli.objectives import (
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
-from cs_aligner_cli.objectives.optimal_transport import require_geomloss
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
 from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.recipe.objective import (
@@ -85,8 +84,6 @@ class TrainingObjective:
         if isinstance(spec.divergence, CauchySchwarz | Mmd | Hoelder | GeneralizedCs):
             given = spec.divergence.bandwidth
             self._bandwidth = _NAMED_BANDWIDTHS[given] if isinstance(given, str) else given
-        if self.divergence == "sinkhorn":
-            require_geomloss()
 
     @property
     def convention(self) -> str | None:

@@ -26,6 +26,7 @@ from cs_aligner_cli.objectives import (
     plan_divergence,
     plan_matching,
     pseudo_pairs,
+    row_blocks,
     siglip,
     siglip_with_negatives,
     structure,
@@ -237,9 +238,9 @@ def test_the_plan_divergence_vanishes_at_the_teachers_similarities_and_knows_no_
 def test_the_plan_is_the_same_block_by_block_and_has_the_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, s, t = (tensor_rows(seed, rows, 4) for seed, rows in ((0, 11), (1, 9), (2, 11), (3, 9)))
     whole = strictly(x, y, s, t)
-    for kept in (0, 2 * 4 * 9 * 8):  # none of the blocks, or two of them
-        monkeypatch.setattr(plan_matching, "_BLOCK", 4)
-        monkeypatch.setattr(plan_matching, "_KEPT_BYTES", kept)
+    for kept in (0, 2 * 4 * 9 * 8):  # none of the blocks of four rows, or two of them
+        monkeypatch.setattr(row_blocks, "_BLOCK_ENTRIES", 4 * 9)
+        monkeypatch.setattr(row_blocks, "_KEPT_BYTES", kept)
         torch.testing.assert_close(strictly(x, y, s, t), whole)
     rows = torch.cat([p for _, p, _ in plan_matching.transport_plan(x, y, 0.05, 1000, 1e-10).blocks()])
     torch.testing.assert_close(rows.sum(dim=1), torch.full((11,), 1 / 11, dtype=torch.float64))
