@@ -107,6 +107,14 @@ class Bench:
         self.file(f"data/{name}", content)
         return self.manifest({"kind": "webdataset"})
 
+    def classes(self, names: str | None = "fox\nowl\n", templates: str = "a {c}\n", number: str = "0") -> list[str]:
+        """``prepare`` of a shard of one image whose class has this number, of these class names and templates."""
+        if names is not None:
+            self.file("data/classnames.txt", names)
+        self.file("data/templates.txt", templates)
+        self.file("data/0.tar", tar(("0.png", picture(1)), ("0.cls", number.encode())))
+        return self.manifest({"kind": "webdataset", "classes": "classnames.txt", "templates": "templates.txt"})
+
     def karpathy(self, text: str) -> list[str]:
         """``prepare`` of a Karpathy JSON of this text."""
         self.file("data/dataset.json", text)
@@ -493,6 +501,9 @@ CASES: dict[str, list[Case]] = {
             "a pattern that leaves the folder",
             lambda at: at.manifest({"kind": "webdataset", "shards": {"a": "/etc/*"}}),
         ),
+        Case("a class that the class names do not have", lambda at: at.classes(number="2")),
+        Case("a template without a place for the class", lambda at: at.classes(templates="a {c}\na fox\n")),
+        Case("class names that are missing", lambda at: at.classes(names=None)),
         Case("a compressed shard", lambda at: at.shard(gzip.compress(tar(*FINE)))),
         Case("a shard that is cut inside an image", lambda at: at.shard(tar(("a.png", picture()))[:700])),
         Case("a shard that is cut between two samples", lambda at: at.shard(tar(*FINE)[: 512 * 3])),
@@ -592,6 +603,10 @@ CASES: dict[str, list[Case]] = {
         Case(
             "shots from the split that is classified",
             lambda at: at.recipe("name: x\nzero_shot: {classes: c.txt, shots: [1], shots_split: test}\n"),
+        ),
+        Case(
+            "classes of files and of the data",
+            lambda at: at.recipe("name: x\nzero_shot: {classes: c.txt, from_data: true}\n"),
         ),
         Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
         Case(

@@ -53,16 +53,16 @@ class Entries:
     """Collects images with their captions one at a time; a caption belongs to an entry, whatever the image's name."""
 
     def __init__(self) -> None:
-        self._images = Columns("image_id", "split", "locator")
+        self._images = Columns("image_id", "split", "locator", "label")
         self._captions = Columns("split", "text")
         self._owners = array("q")
         self.bad: list[dict[str, str]] = []
         self.skipped: dict[str, int] = {}
         self.notes: list[str] = []
 
-    def add(self, image_id: str, split: str, locator: str, captions: Iterable[str]) -> int:
-        """An image and its captions, of which there may be none; returns the number of the entry."""
-        self._images.append(image_id, split, locator)
+    def add(self, image_id: str, split: str, locator: str, captions: Iterable[str], label: str = "") -> int:
+        """An image, its captions, of which there may be none, and its class; returns the number of the entry."""
+        self._images.append(image_id, split, locator, label)
         self.add_captions(len(self._images) - 1, split, captions)
         return len(self._images) - 1
 
@@ -101,7 +101,7 @@ class Entries:
 def one_image_a_name(
     images: pd.DataFrame, root: Path, unique: bool = False
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64], list[dict[str, str]]]:
-    """Images (image_id, split, locator), each name once; for each row its row there (-2: dropped); the bad items.
+    """Images (image_id, split, locator, label), each name once; for each row its row there (-2: dropped); what is bad.
 
     Rows of one file, or of files of equal bytes, are one image. Unlike files of one name are told apart by their
     paths; where names are stated to be ``unique``, all but the first are bad. So is an image that is listed in a second

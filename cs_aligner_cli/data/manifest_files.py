@@ -95,6 +95,8 @@ def _named(manifest: Manifest) -> Iterator[tuple[str, Path | str]]:
         yield from [("caption_dir", manifest.caption_dir)] if manifest.caption_dir is not None else []
     elif isinstance(manifest, WebDatasetManifest):
         yield from ((f"shards.{split}", pattern) for split, pattern in manifest.shards.items())
+        files = {"classes": manifest.classes, "templates": manifest.templates}
+        yield from ((key, path) for key, path in files.items() if path is not None)
     elif isinstance(manifest, ClipRetrievalManifest):
         yield from ((key, getattr(manifest, key)) for key in ("image_features", "text_features", "metadata"))
     elif isinstance(manifest, EmbeddingsManifest):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cs_aligner_cli.data.caption_text import CAPTIONS_IN_TEXT, CaptionsInText
 from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, OnDisk
@@ -94,6 +94,23 @@ class WebDatasetManifest(OnDisk):
         None, description="Key of the JSON that holds the caption or a list of them; null: captions, caption, text, ..."
     )
     captions: CaptionsInText = Field("lines", description=CAPTIONS_IN_TEXT)
+    classes: Path | None = Field(
+        None,
+        strict=False,
+        description="Text file of class names, one a line, relative to root: a sample's .cls is its class's number,"
+        " from 0. Such an image's caption is its class name in the first template; null: there are no classes.",
+    )
+    templates: Path | None = Field(
+        None,
+        strict=False,
+        description="Text file of prompts, one a line, {c} being the class name; null: a photo of a {c}.",
+    )
+
+    @model_validator(mode="after")
+    def _templates_of_classes(self) -> WebDatasetManifest:
+        if self.templates is not None and self.classes is None:
+            raise ValueError("templates: these are prompts of classes, and classes is not set")
+        return self
 
 
 class ClipRetrievalManifest(OnDisk):

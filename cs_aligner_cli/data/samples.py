@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from cs_aligner_cli.data.tarfiles import Member
 
-IMAGE, TEXT, JSON = "image", "text", "json"
+IMAGE, TEXT, JSON, CLASS = "image", "text", "json", "class"
 _SUFFIXES = {
     **dict.fromkeys(IMAGE_SUFFIXES, IMAGE),
     ".img": IMAGE,
     **dict.fromkeys(TEXT_SUFFIXES, TEXT),
     ".json": JSON,
+    ".cls": CLASS,
 }
 
 
 @dataclass
 class Sample:
-    """The members of one name: at most one image, one text and one JSON; ``suffixes`` are of all members."""
+    """The members of one name: at most one image, text, JSON and class; ``suffixes`` are of all members."""
 
     key: str
     parts: dict[str, Member] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class Odd:
 
 
 def role_of(name: str) -> str | None:
-    """What a member is by its last suffix, in any case: image, text, json, or None."""
+    """What a member is by its last suffix, in any case: image, text, json, class, or None."""
     return _SUFFIXES.get(_parted(name)[1])
 
 
@@ -97,7 +98,7 @@ def _joined(samples: Sequence[Sample], odd: Odd) -> list[Sample]:
 
 
 def _whole(sample: Sample) -> bool:
-    return IMAGE in sample.parts and len(sample.parts) > 1
+    return IMAGE in sample.parts and len(sample.parts.keys() - {CLASS}) > 1
 
 
 def _judged(name: str, stated: dict[str, str]) -> tuple[str, str, str | None]:

@@ -9,12 +9,13 @@ from typing import Any
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.caption_text import captions_in
+from cs_aligner_cli.data.class_files import Classes, read_classes
 from cs_aligner_cli.data.collector import Entries, Source
 from cs_aligner_cli.data.file_names import is_system_file
 from cs_aligner_cli.data.images import member_locator
 from cs_aligner_cli.data.manifest_layouts import WebDatasetManifest
 from cs_aligner_cli.data.patterns import find_files
-from cs_aligner_cli.data.samples import IMAGE, JSON, TEXT, Sample, grouped, role_of
+from cs_aligner_cli.data.samples import CLASS, IMAGE, JSON, TEXT, Sample, grouped, role_of
 from cs_aligner_cli.data.tarfiles import Member, list_members
 
 # The text or JSON of one sample that is longer describes no image.
@@ -24,20 +25,23 @@ CAPTION_KEYS = ("captions", "caption", "texts", "text", "sentences", "sentence",
 
 
 def read_webdataset(manifest: WebDatasetManifest, folder: Path, console: Console) -> Source:
-    """The samples of all shards. Captions are a list in the JSON, else the text's, else the JSON's one caption.
+    """The samples of all shards. Captions are a list in the JSON, else the text's, else the JSON's one caption; where
+    the manifest names classes, and there is none of these, the class name in the first template.
 
     An image's id is the JSON's ``image_id``, else SHARD/KEY, SHARD being its path below root. A shard that is cut short
     or damaged is a bad item, and so is each member that cannot be read; a sample without an image gives unpaired
-    captions.
+    captions. Raises InputError for a class number that the class names do not have.
     """
     assert manifest.root is not None
-    entries, shards = Entries(), shard_files(manifest)
+    entries, shards, classes = Entries(), shard_files(manifest), read_classes(manifest)
     with console.progress("reading shards (MiB)", sum(_mebibytes(path) for _, path in shards)) as advance:
         for split, path in shards:
-            _Shard(manifest, path, split, entries).read()
+            _Shard(manifest, path, split, entries, classes).read()
             advance(_mebibytes(path))
     source = entries.source("webdataset", manifest.root, unique=True)
     source.totals["shards"] = len(shards)
+    if classes is not None:
+        source.description |= classes.described()
     return source
 
 
@@ -65,8 +69,11 @@ def shard_files(manifest: WebDatasetManifest) -> list[tuple[str, Path]]:
 class _Shard:
     """One tar file, whose samples go to ``entries``."""
 
-    def __init__(self, manifest: WebDatasetManifest, path: Path, split: str, entries: Entries) -> None:
+    def __init__(
+        self, manifest: WebDatasetManifest, path: Path, split: str, entries: Entries, classes: Classes | None
+    ) -> None:
         assert manifest.root is not None
+        self.classes = classes
         self.manifest, self.path, self.split, self.entries = manifest, path, split, entries
         self.name = str(path.relative_to(manifest.root) if path.is_relative_to(manifest.root) else path)
 
@@ -92,11 +99,15 @@ class _Shard:
         parts = sample.parts
         about = self._json(parts, file)
         captions, meant = self._captions(parts, about, file)
+        number = self._class(sample, file) if self.classes and IMAGE in parts else None
+        label = ""
+        if self.classes and number is not None:
+            label, captions = self.classes.labels[number], captions or [self.classes.caption(number)]
         if IMAGE in parts:
             image, named = parts[IMAGE], about.get("image_id")
             image_id = str(named) if isinstance(named, str | int) and named != "" else f"{self.stem}/{sample.key}"
             locator = member_locator(self.name, image.name, image.offset, image.size)
-            self.entries.add(image_id, self.split, locator, captions)
+            self.entries.add(image_id, self.split, locator, captions, label)
             if meant and not captions:
                 keys = f" (its JSON has the keys {listed([*about])})" if about else ""
                 self.entries.drop("caption", f"{self.path}::{sample.key}", f"no caption in its text or JSON{keys}")
@@ -109,6 +120,26 @@ class _Shard:
     def stem(self) -> str:
         """The shard's path without its suffix: no two shards have the same."""
         return self.name.removesuffix(self.path.suffix)
+
+    def _class(self, sample: Sample, file: Any) -> int | None:
+        """The number of a sample's class; None, and a bad item, where it has none."""
+        assert self.classes is not None
+        if CLASS not in sample.parts:
+            self.entries.drop(
+                "member", f"{self.path}::{sample.key}", f"has no .cls (members {listed(sample.suffixes)})"
+            )
+            return None
+        part, last = sample.parts[CLASS], len(self.classes.names) - 1
+        text = (self._text(part, file) or "").strip()
+        try:
+            number = int(text)
+        except ValueError:
+            self.entries.drop("member", f"{self.path}::{part.name}", f"is no class number: {text[:20]!r}")
+            return None
+        if not 0 <= number <= last:
+            known = f"those of {self.manifest.classes} are 0 to {last}"
+            raise InputError(f"{self.path}::{part.name}: there is no class {number}; {known}")
+        return number
 
     def _json(self, parts: dict[str, Member], file: Any) -> dict[str, Any]:
         if JSON not in parts:

@@ -42,7 +42,8 @@ def source_files(manifest: Manifest) -> list[str]:
     if isinstance(manifest, WebDatasetManifest):
         from cs_aligner_cli.data.shards import shard_files
 
-        return [str(path) for _, path in shard_files(manifest)]
+        named = [manifest.root / name for name in (manifest.classes, manifest.templates) if name is not None]
+        return [str(path) for path in (*named, *(path for _, path in shard_files(manifest)))]
     from cs_aligner_cli.data.folder import folder_files
 
     assert isinstance(manifest, FolderManifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from cs_aligner_cli.recipe.data import Manifest
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 from cs_aligner_cli.recipe.paths import RootPath
 from cs_aligner_cli.recipe.train import Device, SplitName
+
+# The prompt where neither the recipe nor the data set has any.
+DEFAULT_TEMPLATE: Final = "a photo of a {}."
 
 Correction: TypeAlias = Literal["centred", "csls", "inverted_softmax", "qb_norm"]
 
@@ -135,13 +138,21 @@ class ZeroShot(Strict):
 
     split: SplitName | None = Field(None, description="The split classified; null: that of eval_retrieval.")
     classes: FilePath | None = Field(
-        None, description="A text file with one class name per line; null: nothing is classified."
+        None, description="A text file with one class name per line; null: nothing is classified, but for from_data."
     )
     labels: FilePath | None = Field(
         None, description="A table with the columns image and label: the class of each image."
     )
-    templates: list[str] = Field(
-        ["a photo of a {}."], min_length=1, description="Prompts; {} is the class name. Their embeddings are averaged."
+    from_data: bool = Field(
+        False,
+        description="Classify by the labels of the data set itself, in place of classes and labels: the classes of"
+        " CLIP_benchmark's shards, with their prompts, or the different labels of the images.",
+    )
+    templates: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Prompts; {} is the class name. Their embeddings are averaged. null: those of the data set with"
+        " from_data, else a photo of a {}.",
     )
     shots: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
         [], description="Also learn classes from so many labelled images of each, as in [1, 2, 4, 8, 16]; []: not."
@@ -153,7 +164,27 @@ class ZeroShot(Strict):
 
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> ZeroShot:
-        for template in self.templates:
+        for template in self.templates or []:
             if template.count("{}") != 1:
                 raise ValueError(f"templates: {template!r} needs exactly one {{}} for the class name")
         return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ZeroShot:
+        if self.from_data and (self.classes or self.labels):
+            key = "classes" if self.classes else "labels"
+            raise ValueError(f"{key}: a file is named, and from_data takes the data set's own; leave one out")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is classified."""
+        return self.from_data or self.classes is not None
+
+    def made_from(self, with_shots: bool) -> dict[str, Any]:
+        """The keys that results depend on; older results, which did not know what is not in use, stay fresh."""
+        unused = set() if with_shots else {"shots", "shots_split", "draws"}
+        if self.from_data:
+            return self.model_dump(mode="json", exclude=unused)
+        parts = self.model_dump(mode="json", exclude={*unused, "from_data"})
+        return {**parts, "templates": self.templates or [DEFAULT_TEMPLATE]}

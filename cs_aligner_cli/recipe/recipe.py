@@ -211,7 +211,7 @@ class Recipe(Strict):
     def shots_split(self) -> str | None:
         """The split that few-shot classification draws from; None where it is not wanted."""
         spec, of_training = self.zero_shot, self.train.split if self.train else "train"
-        return (spec.shots_split or of_training) if spec.classes and spec.shots else None
+        return (spec.shots_split or of_training) if spec.wanted and spec.shots else None
 
     @property
     def drawn_split(self) -> str:
@@ -226,7 +226,7 @@ class Recipe(Strict):
         if train is not None and self.trains:
             named |= {"train.split": train.split, "train.val_split": train.val_split}
         named |= {"eval_retrieval.split": retrieval.split, "gap_report.split": self.gap_report.split}
-        if self.zero_shot.classes:
+        if self.zero_shot.wanted:
             named |= {"zero_shot.split": self.zero_shot.split, "zero_shot.shots_split": self.shots_split}
         if retrieval.corrections:
             named["eval_retrieval.query_bank.split"] = retrieval.query_bank.split
@@ -240,7 +240,7 @@ class Recipe(Strict):
         """The splits that eval-retrieval, zero-shot, generate and gap-report read, and the query bank's."""
         retrieval = self.eval_retrieval
         bank = [retrieval.query_bank.split] if retrieval.corrections else []
-        classified = [self.zero_shot_split, self.shots_split] if self.zero_shot.classes else []
+        classified = [self.zero_shot_split, self.shots_split] if self.zero_shot.wanted else []
         drawn = [self.drawn_split] if self.generate else []
         return [*dict.fromkeys(s for s in (retrieval.split, self.gap_split, *classified, *drawn, *bank) if s)]
 

@@ -263,8 +263,7 @@ class Layout(_TrainingLayout):
     def zero_shot(self) -> Artifact:
         """The results of zero-shot classification."""
         split, shots = self.recipe.zero_shot_split, self.recipe.shots_split
-        unused = set() if shots else {"shots", "shots_split", "draws"}  # older results, which knew none, stay fresh
-        parts = {**self.recipe.zero_shot.model_dump(mode="json", exclude=unused), "split": split}
+        parts = {**self.recipe.zero_shot.made_from(bool(shots)), "split": split}
         needs = (*self.stores(split).values(), *(self.stores(shots).values() if shots else ()))
         folder = self.folder / "zero_shot"
         return Artifact("zero-shot results", folder, "csalign zero-shot", {"zero_shot": parts}, needs)

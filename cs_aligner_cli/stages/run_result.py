@@ -30,7 +30,7 @@ class RunResult(Frozen):
     sets: dict[str, dict[str, Metrics]] = Field(
         {}, description="of further data sets, by set and store; absent without eval_retrieval.sets"
     )
-    zero_shot: dict[str, dict[str, Number]] = Field({}, description="absent without zero_shot.classes")
+    zero_shot: dict[str, dict[str, Number]] = Field({}, description="absent without zero_shot.classes or from_data")
     generate: dict[str, dict[str, Measured]] = Field({}, description="absent without a generate section")
     expected: list[BesidePublished] = Field([], description="published values; absent where the recipe has none")
     gap_report: dict[str, dict[str, Measured]]

@@ -119,7 +119,7 @@ _STAGES = (
         "zero_shot",
         "Classify images by prompts of class names.",
         outputs=lambda layout: [layout.zero_shot],
-        runs_for=lambda recipe: recipe.zero_shot.classes is not None,
+        runs_for=lambda recipe: recipe.zero_shot.wanted,
     ),
     Stage(
         "generate",

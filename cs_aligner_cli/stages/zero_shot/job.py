@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
-from cs_aligner_cli.data.tables import read_frame, text_column
 from cs_aligner_cli.files.artifact import Artifact, write_json
 from cs_aligner_cli.recipe.eval_retrieval import ZeroShot
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -26,30 +25,30 @@ from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.zero_shot import accuracies, accuracy_intervals, class_rows, classify
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
+from cs_aligner_cli.stages.zero_shot.classes import Classes
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 _TOP = 5
 
 
-def write_results(recipe: Recipe, class_file: Path, label_file: Path, console: Console, folder: Path) -> dict[str, Any]:
+def write_results(recipe: Recipe, console: Console, folder: Path) -> dict[str, Any]:
     """Classify the images in every store; return the summary, which is written into the folder too."""
     require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
-    summary = _classified(recipe, class_file, label_file, Layout(recipe), console, folder)
+    summary = _classified(recipe, Layout(recipe), console, folder)
     write_json(folder / "results.json", summary)
     return summary
 
 
-def _classified(
-    recipe: Recipe, class_file: Path, label_file: Path, layout: Layout, console: Console, folder: Path
-) -> dict[str, Any]:
-    spec, split = recipe.zero_shot, PreparedData(layout.prepared.path).split(recipe.zero_shot_split, "zero_shot.split")
-    names = _class_names(class_file)
-    rows, labels = _labels(label_file, split, names)
-    prompts = [template.replace("{}", name) for name in names for template in spec.templates]
+def _classified(recipe: Recipe, layout: Layout, console: Console, folder: Path) -> dict[str, Any]:
+    data = PreparedData(layout.prepared.path)
+    split = data.split(recipe.zero_shot_split, "zero_shot.split")
+    known = Classes.of(recipe, data)
+    names, prompts = known.labels, known.prompts
+    rows, labels = known.of_images(split)
     results: dict[str, Any] = {}
     notes = [f"{len(split.images) - len(rows)} images have no label"] if len(rows) < len(split.images) else []
     stores = layout.stores(split.name)
-    shots = _Shots.of(recipe, label_file, names, layout) if recipe.shots_split else None
+    shots = _Shots.of(recipe, known, data, layout) if recipe.shots_split else None
     few: dict[str, Any] = {}
     with console.progress("classifying", len(stores)) as advance:
         for name, stored in stores.items():
@@ -69,7 +68,7 @@ def _classified(
     return {
         "split": split.name,
         "classes": len(names),
-        "templates": spec.templates,
+        "templates": known.templates,
         "zero_shot": results,
         "intervals": {name: accuracy_intervals(found) for name, found in results.items()},
         **({"few_shot": few} if shots else {}),
@@ -88,10 +87,10 @@ class _Shots:
     seed: int
 
     @classmethod
-    def of(cls, recipe: Recipe, label_file: Path, names: list[str], layout: Layout) -> _Shots:
+    def of(cls, recipe: Recipe, classes: Classes, data: PreparedData, layout: Layout) -> _Shots:
         assert recipe.shots_split is not None
-        split = PreparedData(layout.prepared.path).split(recipe.shots_split, "zero_shot.shots_split")
-        rows, labels = _labels(label_file, split, names)
+        split, names = data.split(recipe.shots_split, "zero_shot.shots_split"), classes.labels
+        rows, labels = classes.of_images(split)
         counts, most = np.bincount(labels, minlength=len(names)), max(recipe.zero_shot.shots)
         if counts.min() < most:
             few = int(counts.argmin())
@@ -124,34 +123,3 @@ def _write_predictions(path: Path, split: Split, rows: Ints, labels: Ints, predi
         "predicted": known[predicted[:, 0]],
     }
     pd.DataFrame(table).to_parquet(path, index=False)
-
-
-def _class_names(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"zero_shot.classes: {path}: cannot be read: {error}") from None
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if len(names) < 2 or twice:
-        problem = f"names {twice!r} twice" if twice else f"names {len(names)} classes; expected at least 2, one a line"
-        raise InputError(f"zero_shot.classes: {path}: {problem}")
-    return names
-
-
-def _labels(path: Path, split: Split, names: list[str]) -> tuple[Ints, Ints]:
-    """The rows of the split's images that have a label, and the class numbers."""
-    frame = read_frame(path, ("image", "label"))
-    image, label = (text_column(frame, column, path, required=True) for column in ("image", "label"))
-    numbers = pd.Index(names).get_indexer(pd.Index(label))
-    if (numbers < 0).any():
-        odd = label[int((numbers < 0).argmax())]
-        raise InputError(f"{path}: label {odd!r} is no class of zero_shot.classes{did_you_mean(odd, names)}")
-    if image.duplicated().any():
-        raise InputError(f"{path}: image {image[int(image.duplicated().to_numpy().argmax())]!r} is labelled twice")
-    place = pd.Index(image).get_indexer(pd.Index(split.images["image_id"]))
-    rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        raise InputError(
-            f"{path}: labels no image of split {split.name!r} (its images: {split.images['image_id'][0]}, ...)"
-        )
-    return rows, numbers[place[rows]]
