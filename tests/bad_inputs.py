@@ -583,6 +583,9 @@ CASES: dict[str, list[Case]] = {
     "Later commands": [
         Case("embed before prepare", lambda at: (at.features(npy(ROWS)), ["embed"])[1]),
         Case("train before embed", lambda at: prepared(at, "train", "--set", "train.val_split=train")),
+        Case(
+            "a k of R@k above the gallery", lambda at: ["prepare", "demo_clip", "--set", "eval_retrieval.ks=[1, 600]"]
+        ),
         Case("a split that is not there", lambda at: prepared(at, "embed", "--set", "eval_retrieval.split=tran")),
         Case(
             "a share of pairs that leaves none",

@@ -200,6 +200,6 @@ IDENTITY_AND_PAIRS = [
         {**FOLDER, "1.png": picture(1)},
         3,
         (2, 1),
-        "1 of 2 images have no captions",
+        "1 of 2 images has no captions",
     ),
 ]

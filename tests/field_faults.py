@@ -10,6 +10,8 @@ import json
 from field_examples import COCO, FOLDER, IDENTITY_AND_PAIRS, SHARDS, TABLE, TWO, Fault, coco, csv, images_inside, shard
 from trials import Outcome, Trial, picture
 
+from cs_aligner_cli.common.counted import counted
+
 FAULTS = [
     *IDENTITY_AND_PAIRS,
     Fault(
@@ -253,6 +255,6 @@ def table() -> str:
     ]
     for fault in FAULTS:
         said = f"`{fault.said}`" if fault.said else ""
-        kept = f"{fault.kept[0]} images, {fault.kept[1]} captions" if fault.kept else "refused"
+        kept = f"{counted(fault.kept[0], 'images')}, {counted(fault.kept[1], 'captions')}" if fault.kept else "refused"
         lines.append(f"| {fault.kind} | {fault.example} | exit {fault.code}: {', '.join(filter(None, [kept, said]))} |")
     return "\n".join(lines) + "\n"

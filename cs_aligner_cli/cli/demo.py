@@ -7,6 +7,7 @@ from typing import Any
 
 from cs_aligner_cli.cli.options import AsJson, Debug, Force, Quiet, finish
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 
 # The small CLIP from scratch, of which nothing but its towers is wanted, then adapters over it.
 CLIP, ADAPTERS = "demo_clip", "demo"
@@ -81,8 +82,8 @@ def conclusions(recall: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Mapp
     if free:
         best = max(free, key=lambda store: free[store]["R@1"])
         lines.append(
-            f"To be had for free: of {len(free)} closed forms, which train nothing more and leave less of the gap than"
-            f" the control, the best on these test pictures, {best}, leaves a gap of {gap[best]:.2f} and finds"
+            f"To be had for free: of {counted(len(free), 'closed forms')} without further training and with less of the"
+            f" gap than the control, the best on these test pictures, {best}, leaves a gap of {gap[best]:.2f} and finds"
             f" {100 * free[best]['R@1']:.1f}% (a little flattered, since it was picked by that). All this is one run:"
             " the report says what of it may be chance."
         )

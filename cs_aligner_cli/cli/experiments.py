@@ -10,6 +10,7 @@ import typer
 
 from cs_aligner_cli.cli.options import AsJson, Debug, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.common.console import Console, table
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import SomeRunsFailed
 from cs_aligner_cli.common.tables import Table
 
@@ -139,7 +140,8 @@ def leaderboard(
         found = rank_runs(folder, objective, files)
         tables = [
             table(
-                f"{board.comparison.data_set}, split {board.comparison.split}, {board.comparison.images} images",
+                f"{board.comparison.data_set}, split {board.comparison.split},"
+                f" {counted(board.comparison.images, 'images')}",
                 [
                     "configuration",
                     "place",

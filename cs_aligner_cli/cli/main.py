@@ -246,6 +246,8 @@ def run(
         result = run_result(loaded, results)
         tables = [*run_tables(results), *published_tables(result.expected, loaded.expected)]
         console.result(answer("run", loaded, result), tables)
+        for line in result.verdict:
+            console.say(line)
         console.say(f"report: {result.report}")
 
     finish(call, debug, as_json, quiet, recipe, overrides)

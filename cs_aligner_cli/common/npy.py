@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 
@@ -147,7 +148,7 @@ def open_npy(path: Path) -> ArrayFile:
         shape, fortran, dtype = _header(head[:offset])
         array = ArrayFile(path, shape, dtype, offset, fortran)
         if (missing := offset + array.nbytes - size) > 0:
-            raise ValueError(f"it is {missing} bytes short")
+            raise ValueError(f"it is {counted(missing, 'bytes')} short")
     except (ValueError, OSError, EOFError, OverflowError, TokenError) as error:
         raise InputError(f"{path}: cannot be read as an npy array: {error}") from None
     return array

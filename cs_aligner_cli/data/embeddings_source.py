@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.collector import Source
@@ -97,7 +98,7 @@ def _named_features(root: Path, part: _Part, folder: Path, modality: str) -> tup
         file = FeatureFile(path, part.tensor)
         where = {"paths": [below(root, path)], "tensor": part.tensor, "stamp": file_stamps([path])}
     if ids is not None and len(ids) != file.shape[0]:
-        raise InputError(f"{path}: holds {file.shape[0]} rows, but there are {len(ids)} ids of them")
+        raise InputError(f"{path}: holds {counted(file.shape[0], 'rows')}, but there are {len(ids)} ids of them")
     return _Named(path, file, ids), where
 
 

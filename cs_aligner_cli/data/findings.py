@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cs_aligner_cli.common.counted import counted
+
 
 def data_findings(summary: Mapping[str, Any], lengths: Mapping[str, Any] | None) -> list[str]:
     """All that was dropped, cut, leaked, unmatched or repeated, a sentence each; [] of flawless data.
@@ -20,12 +22,14 @@ def data_findings(summary: Mapping[str, Any], lengths: Mapping[str, Any] | None)
 
 def cut_captions(truncated: int, limit: int) -> str:
     """That captions lose their end."""
-    return f"{truncated} captions are longer than the {limit} tokens that the text tower reads, and lose their end"
+    lose = "loses its" if truncated == 1 else "lose their"
+    longer = f"{counted(truncated, 'captions', 'are')} longer"
+    return f"{longer} than the {limit} tokens that the text tower reads, and {lose} end"
 
 
 def leak(what: str, contents: int) -> str:
     """That contents stand in several splits."""
-    return f"{contents} contents of {what} stand in several splits: a leak"
+    return f"{counted(contents, f'contents of {what}', 'stand')} in several splits: a leak"
 
 
 def repeated_texts(split: str, captions: int, texts: int) -> str:
@@ -43,7 +47,7 @@ def _left_out(summary: Mapping[str, Any]) -> Iterator[str]:
             first = next((item for item in bad["first"] if item["kind"] == kind.removesuffix("s")), None)
             example = f", as {first['item']}: {first['reason']}" if first else ""
             yield f"{count} bad {kind if count > 1 else kind.removesuffix('s')} left out{example}"
-    yield from (f"skipped: {count} {what}" for what, count in summary["skipped"].items() if count)
+    yield from (f"skipped: {counted(count, what)}" for what, count in summary["skipped"].items() if count)
 
 
 def _unmatched(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -52,7 +56,7 @@ def _unmatched(summary: Mapping[str, Any]) -> Iterator[str]:
         for what, other in (("images", "captions"), ("captions", "images")):
             # A split in which nothing is paired is one of unpaired items.
             if 0 < alone[what] < counts[what]:
-                yield f"split {split}: {alone[what]} of {counts[what]} {what} have no {other}"
+                yield f"split {split}: {counted(alone[what], what, 'have', of=counts[what])} no {other}"
 
 
 def _repeated(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -67,6 +71,6 @@ def _leaks(summary: Mapping[str, Any]) -> Iterator[str]:
             yield leak(what, found["contents_in_several_splits"])
     near = summary["near_duplicates"]
     for split, count in ((near.get("images") or {}).get("images") or {}).items():
-        yield f"{count} images of split {split} look like one of another split"
+        yield f"{counted(count, f'images of split {split}', 'look')} like one of another split"
     for split, count in near.get("captions", {}).items():
-        yield f"{count} captions of split {split} say what one of another split says"
+        yield f"{counted(count, f'captions of split {split}', 'say')} what one of another split says"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.file_names import Lookalikes
 from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, Manifest, TableManifest
@@ -71,7 +72,7 @@ def missing_shards(manifest: Manifest) -> Iterator[str]:
             files = find_files(manifest.root, name, key)
             if absent := missing_numbers(files):
                 total = len(files) + len(absent)
-                yield f"{key}: {len(absent)} of {total} numbered files are not there: {listed(absent)}"
+                yield f"{key}: {counted(len(absent), 'numbered files', 'are', of=total)} not there: {listed(absent)}"
 
 
 def files_to_fetch(manifest: Manifest) -> tuple[list[str], list[str]]:

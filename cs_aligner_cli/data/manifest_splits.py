@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from cs_aligner_cli.common.errors import did_you_mean
+from cs_aligner_cli.common.counted import counted
+from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.data.manifest import LatentManifest, Manifest, ScenesManifest, TableManifest
 from cs_aligner_cli.data.manifest_base import OnDisk
 from cs_aligner_cli.data.manifest_layouts import (
@@ -15,6 +16,7 @@ from cs_aligner_cli.data.manifest_layouts import (
     MixbenchManifest,
     WebDatasetManifest,
 )
+from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.recipe.recipe import Recipe
 
 
@@ -78,14 +80,24 @@ def split_findings(recipe: Recipe, known: KnownSplits) -> Iterator[Finding]:
             yield Finding(key, message, known.whole)
     retrieval = recipe.eval_retrieval
     counts = known.counts.get(retrieval.split)
-    if counts is None or retrieval.relevance:
+    if counts is None or not all(counts):
         return
-    smallest = max(1, min(counts) // retrieval.folds)
-    if max(retrieval.ks) > smallest:
-        lowered = sorted({min(k, smallest) for k in retrieval.ks})
-        yield Finding(
-            "eval_retrieval.ks",
-            f"{retrieval.ks} on a gallery of {smallest} items of split {retrieval.split!r}: they would be lowered to "
-            f"{lowered}",
-            False,
-        )
+    key = "eval_retrieval.ks"
+    try:
+        if remark := cut_ks(retrieval, *counts):
+            yield Finding(key, remark.removeprefix(f"{key}: "), False)
+    except InputError as error:
+        yield Finding(key, str(error).removeprefix(f"{key}: ").partition("\n")[0], known.whole)
+
+
+def cut_ks(retrieval: EvalRetrieval, images: int, captions: int) -> str:
+    """What to say where the default ks are cut to a split of so many images and captions; "" where they fit.
+
+    Raises InputError if other ks are larger. A gallery may turn out smaller still, never larger.
+    """
+    largest = max(1, min(images, captions) // retrieval.folds)
+    ks = retrieval.ks_within(largest, retrieval.split)
+    if ks == retrieval.ks:
+        return ""
+    holds = f"a gallery of split {retrieval.split!r} holds {counted(largest, 'items')}"
+    return f"eval_retrieval.ks: the default {retrieval.ks} is cut to {ks}: {holds}"

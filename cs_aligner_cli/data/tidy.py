@@ -6,6 +6,7 @@ import unicodedata
 
 import pandas as pd
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.data.caption_text import PLACEHOLDERS
 from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source
 
@@ -105,5 +106,5 @@ def without_partner(images: pd.DataFrame, captions: pd.DataFrame) -> tuple[dict[
         for what, other in (("images", "captions"), ("captions", "images")) if split in paired else ():
             total = int((tables[what]["split"] == split).sum())
             if counts[what] > _MANY * total:
-                warnings.append(f"split {split}: {counts[what]} of {total} {what} have no {other}")
+                warnings.append(f"split {split}: {counted(counts[what], what, 'have', of=total)} no {other}")
     return found, warnings

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column
@@ -134,7 +135,7 @@ def _objective(found: Comparison) -> Mapping[str, float]:
 
 def _conclusions(found: MeanRanks) -> list[str]:
     sets, best = len(found.data_sets), found.rows[0]
-    what = f"{found.objective.title} of {len(found.rows)} configurations on {sets} data sets"
+    what = f"{found.objective.title} of {counted(len(found.rows), 'configurations')} on {sets} data sets"
     shown = f"p {found.p:.2g}"
     if found.p >= LEVEL:
         lines = [f"{what}: Friedman's test shows no difference between their ranks ({shown})."]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.experiments.plan import Configuration, experiment_id, named_by, rounded
@@ -168,7 +169,7 @@ class Searcher:
             if epoch not in known.intermediate_values:
                 self._storage.set_trial_intermediate_value(known._trial_id, epoch, recall)
         if self._study.pruner.prune(self._study, self._trials()[trial.number]):
-            raise TrialPruned(f"validation R@1 {recall:.3f} after {epoch} epochs")
+            raise TrialPruned(f"validation R@1 {100 * recall:.1f}% after {counted(epoch, 'epochs')}")
 
     def tell(self, trial: Trial, value: float | None, error: str = "") -> None:
         """End a trial: with the objective's value, as failed with an ``error``, or with neither as pruned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.experiments.columns import Column
 from cs_aligner_cli.experiments.comparison import Comparison, Difference, Row
 
@@ -28,8 +29,9 @@ def conclusions(found: Comparison) -> list[str]:
     searched = sum(row.searched for row in found.rows)
     if searched:
         sentences.append(
-            f"{_count(searched, 'configuration')} stem from a search by a metric of these very images, so that the "
-            "best of them look better than they are: measure those on another split before you believe a difference."
+            f"{counted(searched, 'configurations', 'stem')} from a search by a metric of these very images, so that "
+            "the best of them look better than they are: measure those on another split before you believe a"
+            " difference."
         )
     front = [row.name for row in found.rows if row.on_front]
     if front and len(found.rows) > 1:
@@ -45,12 +47,12 @@ def _design(found: Comparison) -> str:
     over = f"{found.images:,} images of split {found.split} of {found.data_set}"
     if seeds == [1]:
         return (
-            f"{_count(len(found.rows), 'configuration')} with one training seed each, on {over}: intervals and tests "
+            f"{counted(len(found.rows), 'configurations')} with one training seed each, on {over}: intervals and tests "
             "cover the choice of test images, not that of the seed."
         )
     plural = "" if each == "1" else "s"
     return (
-        f"{_count(len(found.rows), 'configuration')}, {each} seed{plural} each, on {over}. Intervals and tests of "
+        f"{counted(len(found.rows), 'configurations')}, {each} seed{plural} each, on {over}. Intervals and tests of "
         "retrieval cover seeds and test images; those of the gap cover seeds."
     )
 
@@ -106,7 +108,3 @@ def _listed(names: Sequence[str]) -> str:
     if len(names) > _MOST_NAMED:
         shown.append(f"{len(names) - _MOST_NAMED} more")
     return shown[0] if len(shown) == 1 else f"{'; '.join(shown[:-1])} and {shown[-1]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

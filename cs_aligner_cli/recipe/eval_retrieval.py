@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cs_aligner_cli.common.counted import counted
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe.data import Manifest
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 from cs_aligner_cli.recipe.paths import RootPath
@@ -14,7 +16,7 @@ from cs_aligner_cli.recipe.train import Device, SplitName
 
 # The prompt where neither the recipe nor the data set has any.
 DEFAULT_TEMPLATE: Final = "a photo of a {}."
-
+_DEFAULT_KS = [1, 5, 10]
 Correction: TypeAlias = Literal["centred", "csls", "inverted_softmax", "qb_norm"]
 
 
@@ -87,7 +89,11 @@ class EvalRetrieval(Strict):
     """Which retrieval numbers are computed."""
 
     split: SplitName = Field("test", description="The split evaluated.")
-    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="The k of R@k.")
+    ks: list[Annotated[int, Field(ge=1)]] = Field(
+        _DEFAULT_KS,
+        min_length=1,
+        description="The k of R@k, none above the smallest gallery; only the default is cut to a smaller one.",
+    )
     neighbors: int = Field(10, ge=1, description="Neighbours saved per query; at most the gallery is saved.")
     captions_per_image: int | None = Field(
         None, ge=1, description="Use the first so many captions of each image (5 in COCO 5K papers); null: all."
@@ -118,6 +124,20 @@ class EvalRetrieval(Strict):
     sets: list[EvalSet] = Field(
         [], description="Further data sets that the same towers are evaluated on, each with its own images and texts."
     )
+
+    def ks_within(self, gallery: int, split: str) -> list[int]:
+        """The ks for a smallest gallery of so many items: those of the default are cut to it.
+
+        Raises InputError, which names the ``split``, if other ks are larger.
+        """
+        fitting = sorted({min(k, gallery) for k in self.ks})
+        if max(self.ks) > gallery and self.ks != _DEFAULT_KS:
+            raise InputError(
+                f"eval_retrieval.ks: got {max(self.ks)}, but the smallest gallery of split {split!r} holds"
+                f" {counted(gallery, 'items')}; expected at most {gallery}",
+                f"For example: --set 'eval_retrieval.ks={fitting}'",
+            )
+        return fitting if max(self.ks) > gallery else self.ks
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> EvalRetrieval:

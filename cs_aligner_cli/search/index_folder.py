@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 import pandas as pd
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
@@ -174,5 +175,7 @@ def open_index(folder: Path, modality: str, source: dict[str, Any]) -> tuple[Any
         )
     index, keys = read_index(folder / f"{modality}.index"), pd.read_parquet(folder / METADATA)
     if index.ntotal != len(keys):
-        raise InputError(f"{folder}: the index holds {index.ntotal} rows, its metadata names {len(keys)}", hint)
+        raise InputError(
+            f"{folder}: the index holds {counted(index.ntotal, 'rows')}, its metadata names {len(keys)}", hint
+        )
     return index, keys, described

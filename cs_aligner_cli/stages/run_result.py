@@ -35,6 +35,7 @@ class RunResult(Frozen):
     expected: list[BesidePublished] = Field([], description="published values; absent where the recipe has none")
     gap_report: dict[str, dict[str, Measured]]
     null_floor: dict[str, dict[str, Measured]]
+    verdict: list[str] = Field([], description="what the report opens with; absent where nothing was compared")
     findings: list[str] = Field(description="what prepare dropped, cut, or found leaked, unmatched or repeated")
     notes: list[str]
     report: str
@@ -63,6 +64,7 @@ def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
         **optional,
         gap_report=gap.gap_report,
         null_floor=gap.null_floor,
+        verdict=gap.verdict,
         findings=results["prepare"].findings() if "prepare" in results else [],
         notes=list(dict.fromkeys([*retrieval.notes, *gap.notes])),
         report=gap.report,

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError, SomeRunsFailed
 from cs_aligner_cli.experiments.cluster import Cluster, launch, require_submitit
 from cs_aligner_cli.experiments.comparison import Comparison
@@ -235,7 +236,7 @@ def _work(this: _Sweep, left: Sequence[PlannedRun], console: Console) -> None:
                         known.add(run.id)
                         advance(1, f"{state.configuration}, seed {state.seed}: {state.status}")
                 if searcher is not None and (ended := searcher.ended) > tried:
-                    advance(ended - tried, f"{ended} trials")
+                    advance(ended - tried, counted(ended, "trials"))
                     tried = ended
                 return len(known) == len(left) and (searcher is None or searcher.over)
 
@@ -323,7 +324,11 @@ def _failures(result: SweepResult, this: _Sweep) -> str:
         for s in result.failed
     ]
     trials = result.search.failed if result.search else []
-    lines += [f"{len(trials)} trials of the search failed:", *(f"  {trial}" for trial in trials)] if trials else []
+    lines += (
+        [f"{counted(len(trials), 'trials')} of the search failed:", *(f"  {trial}" for trial in trials)]
+        if trials
+        else []
+    )
     return "\n".join([*(lines if result.failed else lines[1:]), "--retry-failed tries them again."])
 
 

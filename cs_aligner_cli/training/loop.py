@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.common.prefetch import prefetched
@@ -85,7 +86,7 @@ class TrainingRun:
                     self.ranks.barrier()
                 if stop:
                     raise KeyboardInterrupt
-                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {max(best.mean, 0):.3f}")
+                advance(1, f"loss {metrics['loss']:.3f}, best val R@1 {100 * max(best.mean, 0):.1f}%")
         if self.ranks.main:
             save_weights(self.folder / "last.safetensors", self.setup.towers)
             load_weights(self.folder / "best.safetensors", self.setup.towers, best.checksum)
@@ -202,14 +203,18 @@ class TrainingRun:
         for part, (tensors, trained, total) in count_parameters(self.setup.towers).items():
             if trained:
                 share = f" of {total:,}" if total > trained else ""
-                self.console.say(f"{self.name}: trains {trained:,}{share} weights of {part} in {tensors} tensors")
+                self.console.say(
+                    f"{self.name}: trains {trained:,}{share} weights of {part} in {counted(tensors, 'tensors')}"
+                )
         pairs, wanted = self.setup.batches.pairs, self.spec.batch_size
         if wanted > pairs.images:
-            self.console.say(f"{self.name}: train.batch_size {wanted} exceeds {pairs.images} images: batches of those")
+            self.console.say(
+                f"{self.name}: train.batch_size {wanted} exceeds {counted(pairs.images, 'images')}: batches of those"
+            )
         if pairs.left_out:
             self.console.say(
-                f"{self.name}: {pairs.left_out} of {pairs.images} images are left out of every epoch (incomplete batch;"
-                " train.last_batch: keep takes them, too)"
+                f"{self.name}: {counted(pairs.left_out, 'images', 'are', of=pairs.images)} left out of every epoch"
+                " (incomplete batch; train.last_batch: keep takes them, too)"
             )
         for modality, pool in self.setup.batches.pools.items():
             self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")

@@ -25,7 +25,7 @@ def test_the_last_lines_say_the_gap_the_harm_the_cost_and_what_is_free() -> None
     assert (
         "frozen+cca" in free and "a gap of 0.07 and finds 14.0%" in free
     )  # whitening retrieves more, but closes no gap
-    assert "of 1 closed forms" in free and "picked by that" in free  # the best of several by the test split
+    assert "of 1 closed form without" in free and "picked by that" in free  # the best of several by the test split
     assert free.endswith("All this is one run: the report says what of it may be chance.")
 
 

@@ -98,7 +98,7 @@ def test_validate_finds_splits_that_are_absent_and_ks_that_are_too_large(csalign
         "eval_retrieval.split: split 'tset' is absent; did you mean test? (splits: test, train, val)" in called.stderr
     )
     called = csalign("recipe", "validate", "scenes", "--set", "eval_retrieval.ks=[1, 600]")
-    assert called.exit_code == 0 and "a gallery of 500 items of split 'test'" in called.stderr
+    assert called.exit_code == 0 and "the smallest gallery of split 'test' holds 500 items" in called.stderr
     # Here the manifest states only what it expects, and the data may have more.
     unsure = csalign("recipe", "validate", "flickr8k", "--set", "eval_retrieval.split=dve", "--set", "data.root=.")
     assert unsure.exit_code == 0 and "is absent; did you mean dev? (the manifest expects: dev, train)" in unsure.stderr
@@ -110,8 +110,8 @@ def test_doctor_asks_prepared_tables_for_splits(csalign: Csalign, features_recip
     called = csalign("doctor", features_recipe, "--json", *settings)
     found = {check["name"]: check for check in called.json["checks"]}
     assert found["gap_report.split"]["state"] == "failed" and "did you mean test?" in found["gap_report.split"]["found"]
-    assert found["eval_retrieval.ks"]["state"] == "warning"
-    assert "lowered to [1, 40]" in found["eval_retrieval.ks"]["found"]
+    assert found["eval_retrieval.ks"]["state"] == "failed"
+    assert "holds 40 items; expected at most 40" in found["eval_retrieval.ks"]["found"]
 
 
 def test_missing_shards_are_named(csalign: Csalign, tmp_path: Path, write_yaml: Callable[..., Path]) -> None:

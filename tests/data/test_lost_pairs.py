@@ -57,7 +57,7 @@ def test_texts_and_images_that_have_no_partner_in_a_folder(trial: Trial) -> None
     assert (found.code, found.captions) == (3, [("a.png", "a.txt")])
     assert found.summary["skipped"] == {"text files without an image (.txt)": 2}
     assert found.summary["without_partner"] == {"all": {"images": 1, "captions": 0}}
-    assert "split all: 1 of 2 images have no captions" in found.said
+    assert "split all: 1 of 2 images has no captions" in found.said
 
 
 def test_a_sidecar_named_after_the_whole_file(trial: Trial) -> None:

@@ -33,16 +33,33 @@ def test_training_and_measuring_one_split_works_and_says_so(recipe: Path, csalig
     assert "TRAINING DATA" not in csalign("prepare", recipe, *TINY).stderr
 
 
-def test_a_split_smaller_than_the_largest_k_lowers_it(recipe: Path, csalign: Csalign) -> None:
+def test_the_default_ks_are_cut_to_a_small_split(recipe: Path, csalign: Csalign) -> None:
     said = csalign("prepare", recipe).stderr
-    assert "eval_retrieval.ks: [1, 5, 10], but the galleries of split dev hold 8 items" in said
+    assert (
+        "eval_retrieval.ks: the default [1, 5, 10] is cut to [1, 5, 8]: a gallery of split 'dev' holds 8 items" in said
+    )
     called = csalign("run", recipe, *TINY)
     assert called.exit_code == 0, called.stderr
     results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
     assert (
-        "eval_retrieval.ks: [1, 5, 10] were lowered to [1, 5, 8]: the smallest gallery holds 8 items"
+        "eval_retrieval.ks: the default [1, 5, 10] was cut to [1, 5, 8]: the smallest gallery holds 8 items"
         in results["notes"]
     )
+    assert "Could one have had it for free?" in called.stderr  # what the report opens with ends a run
+
+
+def test_other_ks_above_the_gallery_are_refused(recipe: Path, refused: Callable[..., str], csalign: Csalign) -> None:
+    """Once the tables are there, hence before anything is embedded; a gallery of some folds is known only later."""
+    large = ("--set", "eval_retrieval.ks=[1, 9]")
+    message = refused("run", recipe, *large)
+    assert (
+        "eval_retrieval.ks: got 9, but the smallest gallery of split 'dev' holds 8 items; expected at most 8" in message
+    )
+    assert message.endswith("For example: --set 'eval_retrieval.ks=[1, 8]'")
+    assert (recipe.parent / "run" / "data" / "stage.json").is_file()
+    assert not (recipe.parent / "run" / "embeddings").exists()
+    assert "holds 4 items" in refused("prepare", recipe, "--set", "eval_retrieval.folds=2", *large)
+    assert csalign("prepare", recipe, "--set", "eval_retrieval.ks=[1, 8]").exit_code == 0
 
 
 def test_an_unknown_model_is_refused_before_anything_is_read(photos_recipe: Path, refused: Callable[..., str]) -> None:

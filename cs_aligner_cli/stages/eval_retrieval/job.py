@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.common.safe_csv import csv_bytes
@@ -64,12 +65,13 @@ def write_results(layout: Layout, console: Console, folder: Path, indexed: bool)
 
 
 def _fitting_ks(spec: EvalRetrieval, protocol: Protocol) -> tuple[EvalRetrieval, str]:
-    """The settings with every k at most the size of the smallest gallery, and a note where that lowered one."""
+    """The settings with ks that fit the smallest gallery, and a note where the default was cut to it."""
     smallest = min(min(len(images), len(texts)) for images, texts in protocol.galleries)
-    if max(spec.ks) <= smallest:
+    ks = spec.ks_within(smallest, spec.split)
+    if ks == spec.ks:
         return spec, ""
-    ks = sorted({min(k, smallest) for k in spec.ks})
-    note = f"eval_retrieval.ks: {spec.ks} were lowered to {ks}: the smallest gallery holds {smallest} items"
+    held = counted(smallest, "items")
+    note = f"eval_retrieval.ks: the default {spec.ks} was cut to {ks}: the smallest gallery holds {held}"
     return spec.model_copy(update={"ks": ks}), note
 
 
@@ -96,7 +98,7 @@ class _Job:
             for direction, found in read_judgements(self.spec.relevance, self.ids).items():
                 protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
-        self.spec, self.lowered = _fitting_ks(self.spec, protocol)
+        self.spec, self.cut = _fitting_ks(self.spec, protocol)
         self.device = str(pick_device(self.spec.device))
         # What a mixed query is resampled with: its image, or itself.
         self.owners = self.ids["image"].to_numpy(object)
@@ -136,7 +138,7 @@ class _Job:
             "intervals": spans,
             "indexes": indexes,
             "edges": self._edges(stores),
-            "notes": notes + remarks(self.protocol, len(self.split.captions), self.layout, self.lowered),
+            "notes": notes + remarks(self.protocol, len(self.split.captions), self.layout, self.cut),
         }
 
     def _mixed_tasks(self) -> tuple[list[MixedTask], str]:
@@ -177,7 +179,7 @@ class _Job:
                 continue
             seen = self.split.seen_as(edge)
             found = edges["-".join(edge)] = {}
-            ks = [k for k in self.spec.ks if k <= min(len(seen.images), len(seen.captions))]
+            ks = sorted({min(k, len(seen.images), len(seen.captions)) for k in self.spec.ks})
             for name, store in stores.items():
                 first, second = (store.array(modality) for modality in edge)
                 if first.shape[1] == second.shape[1] and (seen.image_of_caption >= 0).any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.retrieval.protocol import Protocol
 from cs_aligner_cli.runs.layout import Layout
@@ -37,10 +38,12 @@ def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str, 
     }
 
 
-def remarks(protocol: Protocol, captions: int, layout: Layout, lowered: str) -> list[str]:
-    """What was left out of ``captions`` captions, what was lowered, and whether training data were measured."""
+def remarks(protocol: Protocol, captions: int, layout: Layout, cut: str) -> list[str]:
+    """What was left out of ``captions`` captions, that the ks were ``cut``, and whether training data were measured."""
     left = captions - sum(len(texts) for _, texts in protocol.galleries)
-    found = [layout.measured_on_training, lowered]
+    found = [layout.measured_on_training, cut]
     if left:
-        found.append(f"{left} captions are in no gallery (captions_per_image, or without image under folds)")
+        found.append(
+            f"{counted(left, 'captions', 'are')} in no gallery (captions_per_image, or without image under folds)"
+        )
     return [remark for remark in found if remark]

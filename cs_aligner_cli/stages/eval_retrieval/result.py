@@ -7,6 +7,7 @@ from typing import TypeAlias
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.results import Frozen, Interval, Measured, StageResult, flattened
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import WAYS, cell, percent, with_interval
@@ -78,7 +79,7 @@ class EvaluatedSplit(StageResult):
             )
             for way, metric in next(iter(stores.values()))
         ]
-        title = f"retrieval on {what}: {self.images} images, {self.captions} captions"
+        title = f"retrieval on {what}: {counted(self.images, 'images')}, {counted(self.captions, 'captions')}"
         title += "; fractions in %, [95% intervals]"
         return table(title, ["direction", "metric", *stores], rows)
 

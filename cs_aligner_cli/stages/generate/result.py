@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.results import Measured, StageResult
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import number, percent
@@ -48,5 +49,5 @@ class GenerateResult(StageResult):
         rows = [row(name, found) for name, found in self.generate.items()]
         rows += [row("floor", self.floors)] if self.floors else []
         rows += [row("published", self.published)] if self.published else []
-        title = f"pictures of {self.prompts} prompts of split {self.split} (prompt, accuracy in %)"
+        title = f"pictures of {counted(self.prompts, 'prompts')} of split {self.split} (prompt, accuracy in %)"
         return [table(title, ["store", *(key.replace("_", " ") for key in keys)], rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
@@ -10,6 +11,7 @@ from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_limit import context_length
 from cs_aligner_cli.data.manifest import STORED_FEATURES, DrawnManifest, Manifest, load_manifest
 from cs_aligner_cli.data.manifest_base import ROOT
+from cs_aligner_cli.data.manifest_splits import cut_ks, stated_splits
 from cs_aligner_cli.encoders.availability import brings_weights, waits_for_hub, weight_files
 from cs_aligner_cli.files.artifact import Build
 from cs_aligner_cli.files.places import file_stamps
@@ -35,7 +37,10 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
         raise InputError(
             f"prepare.repack: a manifest of kind {manifest.kind} has stored features, and no images to pack"
         )
+    if isinstance(manifest, DrawnManifest):
+        _cut_ks(recipe, stated_splits(manifest).counts)  # before they are drawn
     tables = _tables(layout, manifest, console, force)
+    remark = _cut_ks(recipe, _counts(tables.summary))
     towers = _towers(layout, console, force)
     lengths = _caption_lengths(layout, console, towers)
     shards, pairing = _shards(layout, console, force), _pairing(layout, console, force)
@@ -51,24 +56,21 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
     )
     parts = tables, towers, lengths, shards, pairing, *(made for made, _ in sets.values())
     result = result.model_copy(update={"status": joined(*parts)})
-    for warning in (*result.warnings(), layout.measured_on_training, _small_split(recipe, result)):
+    for warning in (*result.warnings(), layout.measured_on_training, remark):
         if warning:
             console.warn(warning)
     _refuse_too_many_bad(layout, result.bad, result.bad_fraction, result)
     return result
 
 
-def _small_split(recipe: Recipe, result: PrepareResult) -> str:
-    """What to say of a measured split that is smaller than the largest k."""
-    spec = recipe.eval_retrieval
-    counts = result.splits.get(spec.split)
-    smallest = min(counts.images, counts.captions) // spec.folds if counts else 0
-    if not smallest or smallest >= max(spec.ks):
-        return ""
-    return (
-        f"eval_retrieval.ks: {spec.ks}, but the galleries of split {spec.split} hold {smallest} items,"
-        " to which larger k will be lowered"
-    )
+def _cut_ks(recipe: Recipe, counts: Mapping[str, tuple[int, int] | None]) -> str:
+    """As ``cut_ks``, of the split that is measured; one that is absent is for its own stage to say."""
+    of_split = counts.get(recipe.eval_retrieval.split)
+    return cut_ks(recipe.eval_retrieval, *of_split) if of_split and all(of_split) else ""
+
+
+def _counts(summary: Summary) -> dict[str, tuple[int, int] | None]:
+    return {split: (found["images"], found["captions"]) for split, found in summary["splits"].items()}
 
 
 def _part(made: Made | None, **more: str) -> dict[str, Any] | None:
@@ -144,6 +146,8 @@ def _sets(layout: Layout, console: Console, force: bool) -> dict[str, tuple[Made
     for number, (name, other) in enumerate(evaluated_sets(layout).items()):
         try:
             made = _tables(other, load_manifest(other.recipe), console, force)
+            if remark := _cut_ks(other.recipe, _counts(made.summary)):
+                console.warn(f"{name}: {remark}")
             lengths = _part(_caption_lengths(other, console, None))
         except InputError as error:
             raise InputError(f"eval_retrieval.sets.{number}: {error}") from None

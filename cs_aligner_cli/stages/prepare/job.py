@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_lengths import caption_lengths, open_clip_counter
@@ -150,7 +151,8 @@ def _held_out(layout: Layout, split: Split) -> npt.NDArray[np.int64]:
 
 def _reasons(source: Source) -> str:
     reasons = [f"{item['item']}: {item['reason']}" for item in source.bad[:_SHOWN]]
-    return "\n".join([*reasons, *(f"skipped: {count} {what}" for what, count in source.skipped.items() if count)])
+    skipped = [f"skipped: {counted(count, what)}" for what, count in source.skipped.items() if count]
+    return "\n".join([*reasons, *skipped])
 
 
 def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:

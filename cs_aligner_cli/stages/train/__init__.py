@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import Build
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -72,8 +73,9 @@ class _Variant:
         done, before = earlier["summary"]["steps"], epochs_of(earlier)
         rate = learning_rate(self.spec, done, done * self.spec.epochs // before)
         self.console.say(
-            f"{self.name}: goes on from the end of epoch {before} with the schedule of {self.spec.epochs} epochs: a"
-            f" learning rate of {rate:.3g} there, where that of {before} had come down to 0"
+            f"{self.name}: goes on from the end of epoch {before} with the schedule of"
+            f" {counted(self.spec.epochs, 'epochs')}: a learning rate of {rate:.3g} there, where that of {before} had"
+            " come down to 0"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.results import Frozen, StageResult, Status
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import percent
@@ -41,7 +42,7 @@ class TrainResult(StageResult):
     def findings(self) -> list[str]:
         """Which runs went on from a finished one: they are no runs of that many epochs in one go."""
         return [
-            f"{name}: {run.epochs} epochs in parts: it had been finished after "
+            f"{name}: {counted(run.epochs, 'epochs')} in parts: it had been finished after "
             + " and ".join(map(str, run.continued_from_epochs))
             for name, run in self.runs.items()
             if run.continued_from_epochs

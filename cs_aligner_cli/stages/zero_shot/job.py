@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
@@ -46,7 +47,8 @@ def _classified(recipe: Recipe, layout: Layout, console: Console, folder: Path) 
     names, prompts = known.labels, known.prompts
     rows, labels = known.of_images(split)
     results: dict[str, Any] = {}
-    notes = [f"{len(split.images) - len(rows)} images have no label"] if len(rows) < len(split.images) else []
+    lacking = len(split.images) - len(rows)
+    notes = [f"{counted(lacking, 'images', 'have')} no label"] if lacking else []
     stores = layout.stores(split.name)
     shots = _Shots.of(recipe, known, data, layout) if recipe.shots_split else None
     few: dict[str, Any] = {}

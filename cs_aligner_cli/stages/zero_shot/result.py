@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cs_aligner_cli.common.console import table
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.results import Frozen, Interval, Number, StageResult
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import percent
@@ -44,7 +45,8 @@ class ZeroShotResult(StageResult):
             (store, *(self._cell(store, name, value) for name, value in found.items()))
             for store, found in self.zero_shot.items()
         ]
-        title = f"zero-shot on split {self.split}: {self.classes} classes, {len(self.templates)} prompts each (in %)"
+        prompts = counted(len(self.templates), "prompts")
+        title = f"zero-shot on split {self.split}: {self.classes} classes, {prompts} each (in %)"
         accuracies = table(title, ["store", *(name.replace("_", " ") for name in names)], rows)
         return [accuracies, *(self._shots(store, found) for store, found in self.few_shot.items())]
 
