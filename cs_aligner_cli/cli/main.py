@@ -16,6 +16,7 @@ from cs_aligner_cli.cli import experiments
 from cs_aligner_cli.cli.demo import demo
 from cs_aligner_cli.cli.options import SETTINGS, Archive, AsJson, Debug, Force, Overrides, Quiet, RecipeArgument, finish
 from cs_aligner_cli.cli.recipes import recipes
+from cs_aligner_cli.cli.remedies import complete_commands
 from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
 from cs_aligner_cli.common.errors import TooManyBadItems
@@ -86,10 +87,10 @@ def _stage(
         if result.status == "fresh":
             console.say(f"{stage}: nothing to do, its inputs have not changed (--force redoes it)")
         for remark in result.remarks():
-            console.say(remark)
+            console.say(complete_commands(remark, recipe, overrides or ()))
         console.result(answer(stage, loaded, result), result.tables())
 
-    finish(call, debug, as_json, quiet, recipe, overrides)
+    finish(call, debug, as_json, quiet, recipe, overrides, stage)
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import glob
-import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from cs_aligner_cli.cli.remedies import complete_commands, of_stale
 from cs_aligner_cli.common.console import Console, guarded
 from cs_aligner_cli.common.errors import CsalignError
+from cs_aligner_cli.files.differences import StaleError
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.stages.table import STAGES
 
@@ -21,11 +21,6 @@ RESULTS = (
     *(stage.command for stage in STAGES.values()),
     *("search", "pair-score", "run", "sweep", "compare", "compare-data-sets", "leaderboard", "doctor", "error"),
     *("run.json", "stage.json", "metrics.jsonl"),
-)
-# A command on a recipe that a message names without one, or with the word RECIPE in its place.
-_NAMED_COMMAND = re.compile(
-    rf"(\bcsalign (?:sweep(?= RECIPE)|{'|'.join(stage.command for stage in STAGES.values())}))"
-    r"(?: RECIPE)?(?![\w-]| [^ \n]*(?:\.yaml|/))"
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -95,10 +90,12 @@ def finish(
     quiet: bool = False,
     recipe: str | None = None,
     overrides: Sequence[str] | None = None,
+    stage: str = "",
 ) -> NoReturn:
     """Do what a command does, and end the process with its exit code.
 
     ``recipe`` and ``overrides`` are the command's own: commands that a message names are completed with them.
+    ``stage`` is the one that the command does.
     """
     console = Console(as_json, quiet)
 
@@ -106,16 +103,10 @@ def finish(
         try:
             call(console)
         except CsalignError as error:
-            error.args = (complete_commands(str(error), recipe, overrides or ()), *error.args[1:])
+            message = str(error)
+            if isinstance(error, StaleError):
+                message = of_stale(error, stage, recipe, overrides or ())
+            error.args = (complete_commands(message, recipe, overrides or ()), *error.args[1:])
             raise
 
     raise typer.Exit(guarded(completing, debug, console))
-
-
-def complete_commands(message: str, recipe: str | None, overrides: Sequence[str]) -> str:
-    """A message whose commands of stages carry the recipe and the settings of this call, so that they can be pasted."""
-    given = [shlex.quote(recipe)] if recipe and recipe != shelf.STANDARD_INPUT else []
-    given += [f"--set {shlex.quote(text)}" for text in overrides]
-    if not given:
-        return message
-    return _NAMED_COMMAND.sub(lambda found: " ".join([found[1], *given]), message)

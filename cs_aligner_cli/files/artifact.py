@@ -18,7 +18,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
-from cs_aligner_cli.files.differences import differences
+from cs_aligner_cli.files.differences import StaleError, differences
 from cs_aligner_cli.files.disk import writing
 from cs_aligner_cli.files.places import A_PATH, moved, places, without_paths
 from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, sync
@@ -176,7 +176,7 @@ class Artifact:
                 f"Make it again: {self.command}",
             )
         if changes := self.changes(record):
-            raise InputError(f"the {self.name} in {self.path} is stale: {changes[0]}", f"Make it again: {self.command}")
+            raise StaleError(self, changes[0])
         if change := moved(record.get("places", {}), self.places):
             raise InputError(
                 f"the {self.name} in {self.path} may be stale: {change}", f"See whether it is: {self.command}"

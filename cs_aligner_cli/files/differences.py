@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cs_aligner_cli.common.errors import InputError
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.files.artifact import Artifact
+
+
+class StaleError(InputError):
+    """An output was made from other inputs than those wanted now (exit code 2)."""
+
+    def __init__(self, artifact: Artifact, change: str) -> None:
+        what = f"the {artifact.name} in {artifact.path} is stale"
+        super().__init__(f"{what}: {change}", f"Make it again: {artifact.command}")
+        self.artifact = artifact
 
 
 def differences(made: Any, wanted: Any, path: str = "") -> Iterator[str]:

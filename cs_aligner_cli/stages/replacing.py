@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from itertools import count
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
@@ -16,8 +18,8 @@ from cs_aligner_cli.stages.table import Stage
 
 _NAMED = 5
 _NO_STATE = (
-    " More epochs can only go on from a training whose last state is there, and it kept none: with train.keep_states: 1"
-    " the next one will."
+    "\nMore epochs can only go on from a training whose last state is there, and it kept none: with"
+    " train.keep_states: 1 the next one will."
 )
 
 
@@ -40,7 +42,7 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
                 f"{artifact.name}: the earlier one is kept as {beside(artifact.path)} once the new one is there"
             )
         else:
-            raise _refusal(stage, artifact, changes, recipe)
+            raise _refusal(stage.command, artifact, changes, recipe)
 
 
 def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
@@ -52,7 +54,7 @@ def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
                 continue
             own = [change for change in _changes(artifact) if not change.startswith("the ")]
             if own:
-                raise _refusal(stage, artifact, own, recipe)
+                raise _refusal("run", artifact, own, recipe)
 
 
 def _protected(stage: Stage, layout: Layout) -> list[Artifact]:
@@ -73,14 +75,21 @@ def _changes(artifact: Artifact) -> list[str]:
     return artifact.changes(record)
 
 
-def _refusal(stage: Stage, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
+def _refusal(command: str, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
+    """Why a finished output is not replaced, and three commands with which to go on."""
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
-    elsewhere = "name" if recipe.run_dir is None else "run_dir"
-    record = artifact.record() or {}
-    longer = stage.name == "train" and more_epochs(artifact)
+    record, again = artifact.record() or {}, f"csalign {command} RECIPE"
+    elsewhere = _elsewhere(recipe)
     return InputError(
         f"the finished {artifact.name} in {artifact.path} ({record.get('finished')}, {record.get('seconds')} s) would"
         f" be replaced: {'; '.join(changes[:_NAMED])}{more}",
-        f"Keep it and write elsewhere: --set {elsewhere}=...; move it aside, to {artifact.path.name}.1: --archive; or"
-        " replace it: --force." + (_NO_STATE if longer else ""),
+        f"Keep it and write elsewhere: csalign run RECIPE --set {elsewhere}\n"
+        f"Move it aside, to {beside(artifact.path).name}: {again} --archive\n"
+        f"Replace it: {again} --force" + (_NO_STATE if more_epochs(artifact) else ""),
     )
+
+
+def _elsewhere(recipe: Recipe) -> str:
+    """The setting that has a run written into a folder of its own: the first free one of NAME-2, NAME-3, ..."""
+    free = next(path for n in count(2) if not (path := recipe.folder.with_name(f"{recipe.folder.name}-{n}")).exists())
+    return shlex.quote(f"name={free.name}" if recipe.run_dir is None else f"run_dir={free}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cs_aligner_cli.cli.options import complete_commands
+from cs_aligner_cli.cli.remedies import complete_commands
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe.messages import key_paths
 from cs_aligner_cli.recipe.recipe import VERSION, Recipe, load_recipe

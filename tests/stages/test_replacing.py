@@ -29,7 +29,10 @@ def test_training_with_another_key_is_refused_moved_aside_or_forced(
     for command in ("train", "run"):
         message = refused(command, trained, *SHORT, "--set", "train.lr=0.01")
         assert "train.epochs was 2 and is now 1; train.lr was 0.001 and is now 0.01" in message
-        assert all(way in message for way in ("--set run_dir=...", "--archive", "--force"))
+        ways = [line.partition(": csalign ")[2] for line in message.splitlines()[1:]]
+        given = f"{trained} --set train.epochs=1 --set train.lr=0.01"
+        elsewhere = f"run {given} --set run_dir={tmp_path / 'run'}-2"
+        assert ways == [elsewhere, f"{command} {given} --archive", f"{command} {given} --force"]
         assert weights.read_bytes() == before
     assert csalign("train", trained, "--set", "train.epochs=2", "--json").json["status"] == "fresh"
 
@@ -55,10 +58,31 @@ def test_changed_data_do_not_replace_a_training(
     assert "the prepared data set it was made from has changed" in message
 
 
+def test_the_ways_out_of_stale_outputs_work_when_they_are_pasted(
+    trained: Path, csalign: Csalign, refused: Callable[..., str]
+) -> None:
+    made = ("--set", "train.epochs=2")
+    assert csalign("embed", trained, "-q", *made).exit_code == 0
+    problem, read, again = refused("gap-report", trained, *SHORT).splitlines()
+    assert problem.endswith("is stale: train.epochs was 2 and is now 1")
+    assert read.startswith("Read what is there, by the recipe that it was made with: csalign gap-report ")
+    assert read.endswith(f"{trained.parent}/run/recipe.yaml")
+    assert csalign(*read.partition("csalign ")[2].split(), "-q").exit_code == 0
+    assert (
+        again
+        == f"Make it again, the earlier one kept as aligned.1: csalign train {trained} {' '.join(SHORT)} --archive"
+    )
+    assert csalign(*again.partition("csalign ")[2].split(), "-q").exit_code == 0
+    *_, again = refused("gap-report", trained, *SHORT).splitlines()
+    assert again == f"Make it again: csalign embed {trained} {' '.join(SHORT)}"
+    assert csalign(*again.partition("csalign ")[2].split(), "-q").exit_code == 0
+    assert csalign("gap-report", trained, "-q", *SHORT).exit_code == 0
+
+
 def test_a_run_without_run_dir_is_told_to_take_another_name(
     trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "run").rename(tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
-    assert "--set name=..." in refused("train", trained, *SHORT, "--set", "run_dir=null")
+    assert "--set name=tiny-2\n" in refused("train", trained, *SHORT, "--set", "run_dir=null")
