@@ -368,6 +368,14 @@ CASES: dict[str, list[Case]] = {
             ),
         ),
         Case(
+            "two levels of one size",
+            lambda at: at.recipe("name: x\ntrain: {objective: {levels: [{group: 2}, {group: 2}]}}\n"),
+        ),
+        Case(
+            "levels of a loss without a logit scale",
+            lambda at: at.recipe("name: x\ntrain: {objective: {levels: [{}], pairwise: {kind: align_uniform}}}\n"),
+        ),
+        Case(
             "a token term, but towers that read no tokens",
             lambda at: at.recipe("name: x\ntrain: {objective: {tokens: {}}}\n"),
         ),

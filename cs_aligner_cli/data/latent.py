@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,6 +44,23 @@ def draw_views(
         rows = shared @ basis[:, :latent_dim].T + noise * rng.normal(size=(count, dim)) / np.sqrt(dim)
         features.append((rows + corners[view] @ basis[:, latent_dim:].T).astype(np.float32))
     return features
+
+
+def draw_tokens(
+    count: int, images: int, texts: int, *, rng: np.random.Generator, **options: Any
+) -> tuple[list[Features], list[npt.NDArray[np.bool_]]]:
+    """Tokens (count, L, dim) of images and of texts, and which of them stand: (count, L).
+
+    An item has as many parts as the larger of ``images`` and ``texts``, each with a latent variable of its own and the
+    two views of ``draw_views`` (its ``options``). Its image shows the first ``images`` of them, its text names some of
+    the first ``texts``, drawn anew: half of them at least, in order.
+    """
+    parts = max(images, texts)
+    views = [view.reshape(count, parts, -1) for view in draw_views(count * parts, 2, rng=rng, **options)]
+    tokens = [view[:, :length] for view, length in zip(views, (images, texts), strict=True)]
+    named = rng.integers((texts + 1) // 2, texts + 1, count)
+    rank = rng.random((count, texts)).argsort(axis=1).argsort(axis=1)
+    return tokens, [np.ones((count, images), bool), rank < named[:, None]]
 
 
 def _simplex(corners: int) -> npt.NDArray[np.float64]:

@@ -57,6 +57,13 @@ class ScenesManifest(DrawnManifest):
     )
 
 
+class LatentTokens(Strict):
+    """Tokens of the items: each item has parts, of which its image shows all and its text names some."""
+
+    image: int = Field(8, ge=1, le=1024, description="Tokens of an image.")
+    text: int = Field(5, ge=1, le=1024, description="Tokens of a text at most; half as many at least.")
+
+
 class LatentManifest(DrawnManifest):
     """Paired features of one latent variable: a toy whose shared information and gap are known."""
 
@@ -75,6 +82,9 @@ class LatentManifest(DrawnManifest):
         le=1,
         description="Share of each view that is a nonlinear function, its own, of the latent; 0: linear views.",
     )
+    tokens: LatentTokens | None = Field(
+        None, description="Draw tokens, each with a latent variable of its own; features are their means. null: none."
+    )
 
     @model_validator(mode="after")
     def _room_for_the_gap(self) -> LatentManifest:
@@ -82,6 +92,8 @@ class LatentManifest(DrawnManifest):
         if needed > self.dim:
             raise ValueError(f"dim ({self.dim}) must be at least {needed}: latent_dim, and one for each gap")
         _refuse_own_names(self.modalities)
+        if self.tokens is not None and self.modalities:
+            raise ValueError("tokens are drawn of images and texts; leave modalities out")
         return self
 
 

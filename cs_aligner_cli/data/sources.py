@@ -20,7 +20,7 @@ from cs_aligner_cli.data.collector import Source
 from cs_aligner_cli.data.embeddings_source import read_embeddings
 from cs_aligner_cli.data.folder import read_folder
 from cs_aligner_cli.data.images import digest
-from cs_aligner_cli.data.latent import draw_views
+from cs_aligner_cli.data.latent import draw_tokens, draw_views
 from cs_aligner_cli.data.manifest import (
     CaptionFeatures,
     FurtherFeatures,
@@ -65,8 +65,20 @@ def draw_latent(manifest: LatentManifest, folder: Path, console: Console) -> Sou
     modalities = ("image", "text", *manifest.modalities)
     options = manifest.model_dump(include={"dim", "latent_dim", "noise", "gap", "curvature"})
     rng = np.random.default_rng(manifest.seed)
-    views = draw_views(sum(counts.values()), len(modalities), rng=rng, **options)
     description: dict[str, Any] = {"kind": "latent"}
+    if manifest.tokens is None:
+        views = draw_views(sum(counts.values()), len(modalities), rng=rng, **options)
+    else:
+        views = []
+        lengths = manifest.tokens.image, manifest.tokens.text
+        for modality, tokens, mask in zip(
+            modalities, *draw_tokens(sum(counts.values()), *lengths, rng=rng, **options), strict=True
+        ):
+            np.save(folder / f"{modality}_tokens.npy", tokens)
+            np.save(folder / f"{modality}_mask.npy", mask)
+            paths = {"path": f"{modality}_tokens.npy", "mask": f"{modality}_mask.npy"}
+            description[f"{modality}_tokens"] = paths | {"tensor": None, "stamp": None}
+            views.append(tokens.mean(axis=1, where=mask[..., None]))
     for modality, features in zip(modalities, views, strict=True):
         np.save(folder / f"{modality}.npy", features)
         description[f"{modality}_features"] = {"paths": [f"{modality}.npy"], "tensor": None, "stamp": None}

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, Tag, model_validator
 from cs_aligner_cli.recipe.few_pairs import Agreement, PseudoPairs, Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
 from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
+from cs_aligner_cli.recipe.token_terms import Level
 from cs_aligner_cli.recipe.weights import RelativeWeight, Weight, is_number
 
 
@@ -256,6 +257,11 @@ class Objective(Strict):
     tokens: Tokens | None = Field(
         None, description="Brings the tokens of every pair together; null: no such term. Needs reads: tokens."
     )
+    levels: list[Level] = Field(
+        [],
+        description="Further levels of alignment: tokens (group: 1) and groups of them, beside the items themselves."
+        " Need reads: tokens.",
+    )
     structure: Structure | None = Field(
         None,
         description="Keeps what lies near what within each modality as it was before the towers; null: no such term.",
@@ -277,6 +283,11 @@ class Objective(Strict):
     )
 
     @property
+    def sees_tokens(self) -> bool:
+        """Whether a term sees the tokens behind the embeddings."""
+        return self.tokens is not None or bool(self.levels)
+
+    @property
     def sees_features(self) -> bool:
         """Whether a term compares embeddings with what they were before the towers."""
         return any(term is not None for term in (self.structure, self.teacher, self.pseudo_pairs))
@@ -290,16 +301,27 @@ class Objective(Strict):
     @property
     def is_pairwise_alone(self) -> bool:
         """Whether nothing but the pairwise term, on the pairs alone, has a weight."""
-        of_pairs = (self.tokens, self.agreement)
-        return not self.sees_unpaired and all(term is None or term.weight == 0 for term in of_pairs)
+        of_pairs = [term.weight for term in (self.tokens, self.agreement) if term is not None]
+        of_levels = [weight for level in self.levels for weight in (level.weight, level.divergence)]
+        return not self.sees_unpaired and not any((*of_pairs, *of_levels))
 
     def pairwise_alone(self) -> Objective:
         """The control: the pairwise term on the pairs alone."""
         changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher", "pseudo_pairs", "agreement"))
+        changes["levels"] = []
         changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
         if self.pairwise.sees_unpaired:
             changes["pairwise"] = self.pairwise.model_copy(update={"unpaired_negatives": False})
         return self.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _levels_differ(self) -> Objective:
+        sizes = [level.group for level in self.levels]
+        if twice := {size for size in sizes if sizes.count(size) > 1}:
+            raise ValueError(f"levels: two have group: {min(twice)}; give both weights to one")
+        if self.levels and self.pairwise.kind != "infonce":
+            raise ValueError(f"levels rank by InfoNCE with the pairwise term's logit scale; it is {self.pairwise.kind}")
+        return self
 
     @model_validator(mode="after")
     def _relative_to_something(self) -> Objective:

@@ -215,8 +215,9 @@ class Train(_Begun):
     @model_validator(mode="after")
     def _tokens_are_there(self) -> Train:
         pooled = [m for m in ("image", "text") if getattr(self, m).reads == "pooled"]
-        if self.objective.tokens is not None and pooled:
-            raise ValueError(f"objective.tokens needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
+        if self.objective.sees_tokens and pooled:
+            key = "levels" if self.objective.levels else "tokens"
+            raise ValueError(f"objective.{key} needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
         if self.start != "plain" and len(pooled) < 2:
             raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")
         return self

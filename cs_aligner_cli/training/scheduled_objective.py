@@ -26,6 +26,7 @@ from cs_aligner_cli.objectives import (
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
+from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
 from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.recipe.objective import (
@@ -125,7 +126,14 @@ class TrainingObjective:
                 _kernel_sums(divergence, sigmas),
             ),
         ]
-        return [*terms, *self._further_terms(step)], replace(state, sigma=sigma, bandwidth=sigmas)
+        levels = self._levels(_divergence_loss(divergence, sigmas, (IMAGE_TEXT,)))
+        return [*terms, *levels, *self._further_terms(step)], replace(state, sigma=sigma, bandwidth=sigmas)
+
+    def _levels(self, divergence: TermLoss) -> Iterator[Term]:
+        for level in self._spec.levels:
+            name = f"level_{level.group}"
+            yield Term(name, level.weight, on_level(level.group))
+            yield Term(f"{name}_{self.divergence}", level.divergence, on_group_clouds(divergence, level.group))
 
     def _further_terms(self, step: int) -> Iterator[Term]:
         tokens, kept, teacher = self._spec.tokens, self._spec.structure, self._spec.teacher

@@ -159,7 +159,7 @@ class Stepper:
         """
         seed_draws(step_seed(self._seed, step, part, [*self._towers.plans].index(modality)), self._device)
         inputs = moved(inputs, self._device)
-        if self._spec.objective.tokens is None or self._towers.plans[modality].reads != "tokens":
+        if not self._spec.objective.sees_tokens or self._towers.plans[modality].reads != "tokens":
             return (self._towers(modality, inputs),)
         return self._towers.forward_tokens(modality, inputs)
 

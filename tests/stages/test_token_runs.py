@@ -144,9 +144,14 @@ def test_an_aligned_store_is_the_towers_output_and_another_run_can_take_its_weig
 def test_the_loss_in_parts_is_that_of_the_whole_batch(csalign: Csalign, tokens_recipe: Path, tmp_path: Path) -> None:
     for command in ("prepare", "embed"):
         done(csalign, command, tokens_recipe)
-    done(csalign, "train", tokens_recipe)
+    levels = ("--set", "train.objective.levels=[{group: 1, divergence: 0.5}, {group: 2, weight: 0.5}]")
+    done(csalign, "train", tokens_recipe, *levels, "--set", "train.epochs=3")
     whole = logged(tmp_path / "run" / "train" / "aligned")
-    done(csalign, "train", tokens_recipe, "--archive", "--set", "train.micro_batch_size=8")
+    assert [*whole[0]["terms"]][2:6] == ["level_1", "level_1_cs", "level_2", "level_2_cs"]
+    assert whole[-1]["terms"]["level_1"] < whole[0]["terms"]["level_1"]
+    assert whole[0]["weights"]["level_2"] == 0.5 and whole[0]["weights"]["level_2_cs"] == 0
+    settings = (*levels, "--set", "train.epochs=3", "--set", "train.micro_batch_size=8")
+    done(csalign, "train", tokens_recipe, "--archive", *settings)
     parts = logged(tmp_path / "run" / "train" / "aligned")
     for one, two in zip(whole, parts, strict=True):
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
@@ -343,6 +348,9 @@ def test_towers_that_ask_for_tokens_which_nobody_has(csalign: Csalign, refused: 
     [
         ("train.image={adapter: {kind: transformer}}", "train.image: adapter of kind transformer goes with reads: tokens"),
         ("train.objective.tokens={}", "train: objective.tokens needs image.reads: tokens and text.reads: tokens"),
+        ("train.objective.levels=[{}]", "train: objective.levels needs image.reads: tokens and text.reads: tokens"),
+        ("train.objective.levels=[{group: 2}, {group: 2, weight: 3}]", "train.objective: levels: two have group: 2; give both weights to one"),
+        ("train.objective={levels: [{}], pairwise: {kind: siglip}}", "levels rank by InfoNCE with the pairwise term's logit scale; it is siglip"),
         ("train={image: {reads: tokens}, objective: {tokens: {}}}", "train: objective.tokens needs text.reads: tokens"),
         ("train={text: {reads: tokens}, start: cca}", "train: start: cca is computed from pooled embeddings, and goes with reads: pooled"),
         ("train.text={reads: tokens, tune: full}", "train.text: reads: tokens with tune: full needs adapter_on_top: true"),
