@@ -376,6 +376,10 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.recipe("name: x\ntrain: {objective: {levels: [{}], pairwise: {kind: align_uniform}}}\n"),
         ),
         Case(
+            "exchanged tokens, but towers that read none",
+            lambda at: at.recipe("name: x\ntrain: {objective: {token_exchange: {}}}\n"),
+        ),
+        Case(
             "a token term, but towers that read no tokens",
             lambda at: at.recipe("name: x\ntrain: {objective: {tokens: {}}}\n"),
         ),

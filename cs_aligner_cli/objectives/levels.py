@@ -25,8 +25,9 @@ def group_tokens(tokens: Tensor, size: int) -> Tensor:
     mask = token_mask(tokens)
     missing = -tokens.shape[1] % size
     kept = torch.nn.functional.pad(tokens.masked_fill(~mask.unsqueeze(2), 0.0), (0, 0, 0, missing))
-    groups = kept.unflatten(1, (-1, size)).sum(dim=2)  # the length of a mean is taken away in any case
-    stands = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, size)).any(dim=2)
+    shape = len(tokens), -1, size
+    groups = kept.reshape(*shape, tokens.shape[2]).sum(dim=2)  # the length of a mean is taken away in any case
+    stands = torch.nn.functional.pad(mask, (0, missing)).reshape(shape).any(dim=2)
     return pad_tokens(l2_normalize(groups), stands)
 
 

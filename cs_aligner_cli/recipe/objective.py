@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Tag, model_validator
 from cs_aligner_cli.recipe.few_pairs import Agreement, PseudoPairs, Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, by_kind, plain_or_kind
 from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
-from cs_aligner_cli.recipe.token_terms import Level
+from cs_aligner_cli.recipe.token_terms import Level, TokenExchange
 from cs_aligner_cli.recipe.weights import RelativeWeight, Weight, is_number
 
 
@@ -262,6 +262,11 @@ class Objective(Strict):
         description="Further levels of alignment: tokens (group: 1) and groups of them, beside the items themselves."
         " Need reads: tokens.",
     )
+    token_exchange: TokenExchange | None = Field(
+        None,
+        description="Items with tokens of the other modality stay near what they were; null: no such term. Needs reads:"
+        " tokens.",
+    )
     structure: Structure | None = Field(
         None,
         description="Keeps what lies near what within each modality as it was before the towers; null: no such term.",
@@ -285,7 +290,7 @@ class Objective(Strict):
     @property
     def sees_tokens(self) -> bool:
         """Whether a term sees the tokens behind the embeddings."""
-        return self.tokens is not None or bool(self.levels)
+        return self.tokens is not None or bool(self.levels) or self.token_exchange is not None
 
     @property
     def sees_features(self) -> bool:
@@ -295,19 +300,22 @@ class Objective(Strict):
     @property
     def sees_unpaired(self) -> bool:
         """Whether unpaired items change anything: a term that sees them has a weight."""
-        terms = (self.divergence, self.structure, self.teacher, self.pseudo_pairs)
+        exchange = self.token_exchange if self.token_exchange and self.token_exchange.partner == "nearest" else None
+        terms = (self.divergence, self.structure, self.teacher, self.pseudo_pairs, exchange)
         return self.pairwise.sees_unpaired or any(term.weight != 0 for term in terms if term is not None)
 
     @property
     def is_pairwise_alone(self) -> bool:
         """Whether nothing but the pairwise term, on the pairs alone, has a weight."""
-        of_pairs = [term.weight for term in (self.tokens, self.agreement) if term is not None]
+        of_pairs = [term.weight for term in (self.tokens, self.agreement, self.token_exchange) if term]
         of_levels = [weight for level in self.levels for weight in (level.weight, level.divergence)]
         return not self.sees_unpaired and not any((*of_pairs, *of_levels))
 
     def pairwise_alone(self) -> Objective:
         """The control: the pairwise term on the pairs alone."""
-        changes: dict[str, Any] = dict.fromkeys(("tokens", "structure", "teacher", "pseudo_pairs", "agreement"))
+        changes: dict[str, Any] = dict.fromkeys(
+            ("tokens", "token_exchange", "structure", "teacher", "pseudo_pairs", "agreement")
+        )
         changes["levels"] = []
         changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
         if self.pairwise.sees_unpaired:
@@ -319,8 +327,9 @@ class Objective(Strict):
         sizes = [level.group for level in self.levels]
         if twice := {size for size in sizes if sizes.count(size) > 1}:
             raise ValueError(f"levels: two have group: {min(twice)}; give both weights to one")
-        if self.levels and self.pairwise.kind != "infonce":
-            raise ValueError(f"levels rank by InfoNCE with the pairwise term's logit scale; it is {self.pairwise.kind}")
+        if (self.levels or self.token_exchange) and self.pairwise.kind == "align_uniform":
+            key = "levels" if self.levels else "token_exchange"
+            raise ValueError(f"{key} ranks with the pairwise term's logit scale, and align_uniform has none")
         return self
 
     @model_validator(mode="after")

@@ -111,7 +111,7 @@ class Recipe(Strict):
         if lonely := [m for m in known if not any(m in edge for edge in self.edges)]:
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
         if train.objective.sees_tokens and self.edges[0] != known[:2]:
-            raise ValueError("train.edges: objective.tokens and levels need [image, text] as the first edge")
+            raise ValueError("train.edges: terms of tokens need [image, text] as the first edge")
         if train.objective.pseudo_pairs and known[:2] not in self.edges:
             raise ValueError("train.edges: objective.pseudo_pairs needs [image, text] among the edges")
         return self

@@ -216,7 +216,7 @@ class Train(_Begun):
     def _tokens_are_there(self) -> Train:
         pooled = [m for m in ("image", "text") if getattr(self, m).reads == "pooled"]
         if self.objective.sees_tokens and pooled:
-            key = "levels" if self.objective.levels else "tokens"
+            key = next(key for key in ("tokens", "levels", "token_exchange") if getattr(self.objective, key))
             raise ValueError(f"objective.{key} needs {' and '.join(f'{m}.reads: tokens' for m in pooled)}")
         if self.start != "plain" and len(pooled) < 2:
             raise ValueError(f"start: {self.start} is computed from pooled embeddings, and goes with reads: pooled")

@@ -29,6 +29,7 @@ from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
 from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
+from cs_aligner_cli.objectives.token_exchange import on_token_exchange
 from cs_aligner_cli.recipe.objective import (
     AnnealedBandwidth,
     AnyDivergence,
@@ -46,6 +47,7 @@ from cs_aligner_cli.training.teacher import Teacher
 
 # The names of further terms in logs.
 TOKENS, STRUCTURE, TEACHER, PSEUDO_PAIRS, AGREEMENT = "tokens", "structure", "teacher", "pseudo_pairs", "agreement"
+EXCHANGE = "token_exchange"
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -140,6 +142,9 @@ class TrainingObjective:
         labelled = self._spec.pseudo_pairs
         if tokens is not None:
             yield Term(TOKENS, tokens.weight, on_tokens(tokens.bandwidth))
+        if (exchange := self._spec.token_exchange) is not None:
+            mixing = on_token_exchange(exchange.share, exchange.partner)
+            yield Term(EXCHANGE, self._scheduled(step, exchange.weight), mixing)
         if kept is not None:
             loss = on_features(partial(structure, kind=kept.kind, temperature=kept.temperature))
             yield Term(STRUCTURE, self._scheduled(step, kept.weight), loss)

@@ -145,9 +145,11 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(csalign: Csalign, tokens_r
     for command in ("prepare", "embed"):
         done(csalign, command, tokens_recipe)
     levels = ("--set", "train.objective.levels=[{group: 1, divergence: 0.5}, {group: 2, weight: 0.5}]")
+    levels += ("--set", "train.objective.token_exchange={partner: nearest}", "--set", "train.objective.tokens=null")
     done(csalign, "train", tokens_recipe, *levels, "--set", "train.epochs=3")
     whole = logged(tmp_path / "run" / "train" / "aligned")
     assert [*whole[0]["terms"]][2:6] == ["level_1", "level_1_cs", "level_2", "level_2_cs"]
+    assert whole[-1]["terms"]["token_exchange"] < whole[0]["terms"]["token_exchange"]
     assert whole[-1]["terms"]["level_1"] < whole[0]["terms"]["level_1"]
     assert whole[0]["weights"]["level_2"] == 0.5 and whole[0]["weights"]["level_2_cs"] == 0
     settings = (*levels, "--set", "train.epochs=3", "--set", "train.micro_batch_size=8")
@@ -165,6 +167,7 @@ def test_a_transformer_with_dropout_over_tokens_resumes_bitwise(
     settings = (f"train.image={transformer % ''}", f"train.text={transformer % ', pooling: query'}")
     # A share of the pairs, all captions, a memory: tokens go along with the rest of a step.
     more = ("data.unpaired={paired_fraction: 0.8}", "train.captions=all", "train.objective.memory=50")
+    more += ("train.objective.levels=[{group: 2, divergence: 0.1}]", "train.objective.token_exchange={}")
     more += ("train.objective.structure={}", "train.objective.teacher={kind: ridge}")
     assert_resumes_bitwise(tokens_recipe, tmp_path, monkeypatch, *settings, *more, "train.epochs=2")
 
@@ -350,7 +353,8 @@ def test_towers_that_ask_for_tokens_which_nobody_has(csalign: Csalign, refused: 
         ("train.objective.tokens={}", "train: objective.tokens needs image.reads: tokens and text.reads: tokens"),
         ("train.objective.levels=[{}]", "train: objective.levels needs image.reads: tokens and text.reads: tokens"),
         ("train.objective.levels=[{group: 2}, {group: 2, weight: 3}]", "train.objective: levels: two have group: 2; give both weights to one"),
-        ("train.objective={levels: [{}], pairwise: {kind: siglip}}", "levels rank by InfoNCE with the pairwise term's logit scale; it is siglip"),
+        ("train.objective={token_exchange: {}, pairwise: {kind: align_uniform}}", "token_exchange ranks with the pairwise term's logit scale, and align_uniform has none"),
+        ("train.objective.token_exchange={}", "train: objective.token_exchange needs image.reads: tokens and text.reads: tokens"),
         ("train={image: {reads: tokens}, objective: {tokens: {}}}", "train: objective.tokens needs text.reads: tokens"),
         ("train={text: {reads: tokens}, start: cca}", "train: start: cca is computed from pooled embeddings, and goes with reads: pooled"),
         ("train.text={reads: tokens, tune: full}", "train.text: reads: tokens with tune: full needs adapter_on_top: true"),
