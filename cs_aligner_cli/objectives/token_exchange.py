@@ -32,10 +32,10 @@ def token_exchange(
 
     Every token of ``tokens`` (N, L, d) that ``chosen`` (N, L) marks gives way to the nearest token of the item's
     partner, ``partners`` (N, K, d), both unit tokens padded with NaN; the unit mean of what comes out is ranked against
-    ``rows`` (N, d), both ways (VLMixer, Wang et al., ICML 2022, arXiv 2206.08919, with its cross-modal CutMix on the tokens that
-    the towers give: there words give way to patches of the same concept before a joint encoder). The choice of the
-    nearest token has no gradient. Rows of one of the (N,) ``groups`` are no negatives of each other. Raises InputError
-    where the number of rows differs.
+    ``rows`` (N, d), both ways. It is VLMixer's cross-modal CutMix (Wang et al., ICML 2022, arXiv 2206.08919) on the
+    tokens that towers give: there words give way to patches of the same concept before a joint encoder. The choice of
+    the nearest token has no gradient. Rows of one of the (N,) ``groups`` are no negatives of each other. Raises
+    InputError where the number of rows differs.
     """
     if not len(tokens) == len(partners) == len(rows) == len(chosen):
         raise InputError(
