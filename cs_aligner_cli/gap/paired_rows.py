@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
-from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.rows import Shards
 
@@ -88,9 +87,7 @@ class PairedRows:
                 found[what] += (rows.start + np.flatnonzero(test(largest).numpy())).tolist()
         for what, bad in found.items():
             if bad:
-                raise InputError(
-                    f"{name}: {counted(len(bad), 'rows', 'are', of=self.count)} {what}; the first is row {bad[0]}"
-                )
+                raise InputError(f"{name}: {len(bad)} of {self.count} rows are {what}; the first is row {bad[0]}")
 
 
 def paired_rows(image: RowsLike, text: RowsLike) -> tuple[Tensor, Tensor]:

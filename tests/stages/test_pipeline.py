@@ -173,7 +173,7 @@ def test_a_leak_between_splits_is_reported_even_when_quiet(features_recipe: Path
     image[-1] = image[0]  # a test image like a training image
     np.save(features_root / "image_mobilenet_v2.npy", image)
     stderr = CliRunner().invoke(app, quiet).stderr
-    assert "warning: 1 contents of images with the same content stand in several splits: a leak" in stderr
+    assert "warning: 1 content of images with the same content stands in several splits: a leak" in stderr
 
 
 def test_several_runs_share_one_prepared_data_set_and_frozen_store(features_recipe: Path, tmp_path: Path) -> None:
