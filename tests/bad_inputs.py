@@ -623,6 +623,14 @@ CASES: dict[str, list[Case]] = {
             "classes of files and of the data",
             lambda at: at.recipe("name: x\nzero_shot: {classes: c.txt, from_data: true}\n"),
         ),
+        Case(
+            "self-training without unpaired items",
+            lambda at: at.recipe("name: x\ntrain: {self_training: {}}\n"),
+        ),
+        Case(
+            "a first round after the last epoch",
+            lambda at: at.recipe("name: x\ndata: {unpaired: {}}\ntrain: {epochs: 4, self_training: {}}\n"),
+        ),
         Case("two beginnings", lambda at: at.recipe("name: x\ntrain: {from: run:mine, start: cca}\n")),
         Case(
             "pair-score: a folder without stores",

@@ -83,6 +83,29 @@ class Mixup(Strict):
     )
 
 
+class SelfTraining(Strict):
+    """Rounds of self-training: unpaired items that are each other's nearest are taken for pairs from then on."""
+
+    first_epoch: int = Field(5, ge=1, description="Epochs before the first round.")
+    every: int = Field(5, ge=1, description="Epochs from round to round; each chooses anew, by the towers of its time.")
+    min_cosine: float = Field(0.5, ge=-1, le=1, description="Least cosine of two items that are taken for a pair.")
+    min_margin: float = Field(
+        0.05, ge=0, le=2, description="How far it must exceed the cosines with the second nearest of either side."
+    )
+    agreement: list[Literal["cca", "procrustes", "ridge"]] = Field(
+        ["cca", "ridge"],
+        description="Closed-form maps, fitted on the training pairs, under which the two must be each other's nearest,"
+        " too; []: the towers decide alone.",
+    )
+    share: float = Field(
+        0.05, gt=0, le=1, description="Most pairs of a round, in items of the modality that has fewer: nearest first."
+    )
+    per_pair: float = Field(0.5, gt=0, le=100, description="Accepted pairs in a step, per pair.")
+    max_items: int = Field(
+        20_000, ge=2, description="Unpaired items of each modality that are compared; of more, some at even distances."
+    )
+
+
 class PseudoPairs(Strict):
     """Pseudo pairs (S-CLIP): unpaired items retrieve the captions, or images, of the pairs that they resemble."""
 

@@ -121,15 +121,15 @@ class Recipe(Strict):
         train = self.train
         if train is None or not self.encoders.further:
             return self
-        for modality in ("image", "text"):
-            if train.tower(modality).live:
-                raise ValueError(f"train.{modality}.tune: further modalities go with towers on cached features")
+        for modality in [m for m in ("image", "text") if train.tower(m).live]:
+            raise ValueError(f"train.{modality}.tune: further modalities go with towers on cached features")
         if train.conflict_steps:
             raise ValueError("train.conflict_steps: the conflict is measured of images and texts alone")
         if train.start != "plain":
             raise ValueError(f"train.start: {train.start} is of images and texts alone; use plain")
-        if train.mixup:
-            raise ValueError("train.mixup: it mixes pairs of images and texts alone; use null")
+        for key, does in (("mixup", "mixes"), ("self_training", "finds")):
+            if getattr(train, key):
+                raise ValueError(f"train.{key}: it {does} pairs of images and texts alone; use null")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, Tag, create_model, model_validator
 
-from cs_aligner_cli.recipe.few_pairs import Mixup, StartMoments
+from cs_aligner_cli.recipe.few_pairs import Mixup, SelfTraining, StartMoments
 from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind
 from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.paths import RunFolder
@@ -110,6 +110,9 @@ class Train(_Begun):
     objective: Objective = Field(Objective(), description="The loss.")
     mixup: Mixup | None = Field(
         None, description="Mix the features of a step's pairs with one another; null: pairs as they are."
+    )
+    self_training: SelfTraining | None = Field(
+        None, description="Rounds that take unpaired items for pairs; null: pairs are those of the data."
     )
     pairwise_only: bool = Field(
         False,
@@ -229,12 +232,8 @@ class Train(_Begun):
         return self
 
     @model_validator(mode="after")
-    def _mixes_features(self) -> Train:
-        for name in ("image", "text") if self.mixup else ():
-            tower: Tower = getattr(self, name)
-            if tower.live or tower.reads == "tokens":
-                what = f"tune: {tower.tune}" if tower.live else "reads: tokens"
-                raise ValueError(f"mixup mixes stored pooled features, and {name}.{what} reads none")
+    def _few_pairs_fit(self) -> Train:
+        _refuse_misfits(self)
         return self
 
     @model_validator(mode="after")
@@ -277,7 +276,25 @@ def keys_of_unpaired_items(train: Train) -> list[str]:
     wanting = {
         "unpaired_per_pair": train.unpaired_per_pair != UnpairedPerPair(),
         "objective.pairwise.unpaired_negatives": objective.pairwise.sees_unpaired,
+        "self_training": train.self_training is not None,
         "objective.pseudo_pairs": objective.pseudo_pairs is not None,
         "start_moments.unpaired": moments is not None and moments.unpaired,
     }
     return [f"train.{key}" for key, wants in wanting.items() if wants]
+
+
+def _refuse_misfits(train: Train) -> None:
+    """Raise ValueError where mixup or self-training cannot do their work."""
+    rounds = train.self_training
+    if rounds and rounds.first_epoch >= train.epochs:
+        raise ValueError(f"self_training.first_epoch ({rounds.first_epoch}) must be less than epochs ({train.epochs})")
+    for name, tower in (("image", train.image), ("text", train.text)):
+        if not tower.live and tower.reads != "tokens":
+            continue
+        what = f"tune: {tower.tune}" if tower.live else "reads: tokens"
+        if train.mixup:
+            raise ValueError(f"mixup mixes stored pooled features, and {name}.{what} reads none")
+        if rounds and rounds.agreement:
+            raise ValueError(
+                f"self_training.agreement compares stored pooled features, and {name}.{what} reads none; use []"
+            )

@@ -140,7 +140,7 @@ class _TrainingLayout(InputLayout):
         }
         # Terms that older runs did not know leave them fresh where they are not in use.
         unused: dict[str, Any] = {name: True for name in _LATER_TERMS if getattr(train.objective, name) is None}
-        later = {name: True for name in ("mixup", "start_moments") if getattr(train, name) is None}
+        later = {name: True for name in ("mixup", "start_moments", "self_training") if getattr(train, name) is None}
         unused["pairwise"] = {"unpaired_negatives"} if not train.objective.pairwise.sees_unpaired else set()
         pooled, tokens = train.reads_frozen(self.modalities), train.cached_reading("tokens", self.modalities)
         cached = [self.frozen(split) for split in self.training_splits if pooled]

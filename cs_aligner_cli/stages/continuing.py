@@ -11,7 +11,15 @@ from cs_aligner_cli.files.artifact import Artifact, fingerprint
 
 STATE = "last.json"
 # What a training needs of an earlier one to go on from it; the state comes last, since it says that all is there.
-_TAKEN = ("metrics.jsonl", "trackers.json", "best.safetensors", "last-*.safetensors", "last-*.json", STATE)
+_TAKEN = (
+    "metrics.jsonl",
+    "trackers.json",
+    "self-training-*.json",
+    "best.safetensors",
+    "last-*.safetensors",
+    "last-*.json",
+    STATE,
+)
 
 
 def more_epochs(artifact: Artifact) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,9 +23,12 @@ from cs_aligner_cli.towers.towers import Inputs
 from cs_aligner_cli.training.mixup import Mixing
 from cs_aligner_cli.training.optimizer import step_seed
 from cs_aligner_cli.training.samplers import DrawnPairs, PairBatches, Pool
+from cs_aligner_cli.training.self_training import AcceptedPairs
 from cs_aligner_cli.training.step import Batch
 
 Items = list[tuple[Split, Ints]]
+# Keeps the draws of accepted pairs apart from those of unpaired items.
+_ACCEPTED = 104729
 
 
 class TrainingBatches:
@@ -41,8 +44,12 @@ class TrainingBatches:
         self.pairs = PairBatches(split, image_rows, spec.batch_size, recipe.seed, captions, further, least)
         # Terms of weight 0 are trained without, so what they alone would see is not even drawn.
         in_steps, in_start = spec.objective.sees_unpaired, bool(spec.start_moments and spec.start_moments.unpaired)
-        drawn = pairing if in_steps or in_start else None
-        self.pools = _pools(drawn, layout, spec, split, self.pairs.batch_size if in_steps else 0) if drawn else {}
+        drawn = pairing if in_steps or in_start or spec.self_training else None
+        self._unpaired = _unpaired_items(drawn, layout, split) if drawn else {}
+        self._spec, self._seed, self._pairs_per_step = spec, recipe.seed, self.pairs.batch_size if in_steps else 0
+        self.pools = self._pools(self._unpaired)
+        self._accepted: AcceptedPairs | None = None
+        self._order: Pool | None = None
         self._mixup = Mixing(spec.mixup, recipe.seed) if spec.mixup else None
         self._split, self._edges, self._ranks = split, recipe.edges, ranks
         self._micro, self._sees_features = spec.micro_batch_size, spec.objective.sees_features
@@ -50,14 +57,47 @@ class TrainingBatches:
         if recipe.data.groups == "text":
             self._groups = linked_groups(split) if captions == "all" else text_groups(split.captions["text"])
 
+    def accept(self, pairs: AcceptedPairs, number: int) -> None:
+        """Train on these pairs, too, from now on, in place of those of the round before; they are unpaired no more."""
+        spec = self._spec.self_training
+        assert spec is not None
+        taken = {m: {split.name: rows for split, rows in pairs.rows(m)} for m in MODALITIES}
+        self.pools = self._pools(
+            {
+                m: [(split, np.setdiff1d(rows, taken[m].get(split.name, np.arange(0)))) for split, rows in items]
+                for m, items in self._unpaired.items()
+            }
+        )
+        self._accepted = pairs if len(pairs.right) else None
+        every = np.arange(len(pairs.right))
+        per_step = round(spec.per_pair * self.pairs.batch_size)
+        self._order = Pool([(self._split, every)], per_step, step_seed(self._seed, _ACCEPTED, number))
+
+    def _accepted_at(self, step: int) -> Ints:
+        """Which of the accepted pairs a step takes, those of the same sources together."""
+        if self._accepted is None or self._order is None:
+            return np.arange(0)
+        return np.sort(self._order.rows(step)[0][1])
+
+    def _pools(self, items: Mapping[str, Items]) -> dict[str, Pool]:
+        """The unpaired items of images and texts, of which a step takes so many per pair."""
+        per_pair = {"image": self._spec.unpaired_per_pair.image, "text": self._spec.unpaired_per_pair.text}
+        return {
+            m: Pool(parts, round(per_pair[m] * self._pairs_per_step), step_seed(self._seed, MODALITIES.index(m)))
+            for m, parts in items.items()
+        }
+
     def load(self, step: int, inputs: Inputs) -> Batch:
         """The batch of one step."""
         drawn = self.pairs.pairs(step)
         rows = {"image": drawn.images, "text": drawn.captions, **drawn.further}
         mixed = self._mixup.drawn(step, drawn) if self._mixup else None
+        accepted = self._accepted_at(step)
         loaded, features, sizes = {}, {}, {}
         for modality, paired in rows.items():
             items: Items = [(self._split, paired)]
+            if self._accepted is not None:
+                items += self._accepted.drawn(modality, accepted)
             if modality in self.pools:
                 items += self.pools[modality].rows(step)
             sizes[modality] = sum(len(part) for _, part in items)
@@ -69,21 +109,14 @@ class TrainingBatches:
                 loaded[modality] = mixed.mix(modality, paired, loaded[modality], load, share.rows)
             if self._sees_features:
                 features[modality] = inputs.features(modality, own, loaded[modality])
-        return Batch(
-            loaded, sizes, {edge: pairs_of_edge(edge, drawn, sizes, self._groups) for edge in self._edges}, features
-        )
+        edges = {edge: pairs_of_edge(edge, drawn, sizes, self._groups, len(accepted)) for edge in self._edges}
+        return Batch(loaded, sizes, edges, features)
 
 
-def _pools(pairing: Pairing, layout: Layout, spec: Train, split: Split, pairs: int) -> dict[str, Pool]:
-    """The unpaired items of images and texts, of which a step takes so many per pair."""
+def _unpaired_items(pairing: Pairing, layout: Layout, split: Split) -> dict[str, Items]:
     sources: dict[str, tuple[Split, Sequence[str]]] = {OWN: (split, MODALITIES), **unpaired_splits(layout)}
-    per_pair = {"image": spec.unpaired_per_pair.image, "text": spec.unpaired_per_pair.text}
     return {
-        m: Pool(
-            [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken],
-            round(per_pair[m] * pairs),
-            step_seed(layout.recipe.seed, MODALITIES.index(m)),
-        )
+        m: [(part, pairing.rows(m, UNPAIRED, name)) for name, (part, taken) in sources.items() if m in taken]
         for m in MODALITIES
     }
 
@@ -98,18 +131,24 @@ def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Ints]]:
             yield split, part
 
 
-def pairs_of_edge(edge: Edge, drawn: DrawnPairs, sizes: dict[str, int], groups: Ints | None = None) -> Pairs:
+def pairs_of_edge(
+    edge: Edge, drawn: DrawnPairs, sizes: dict[str, int], groups: Ints | None = None, accepted: int = 0
+) -> Pairs:
     """Which items of a step are the pairs of an edge; paired items come before unpaired ones.
 
-    Pairs are of one group if they have one image or, where there are ``groups`` of captions, captions of one group.
+    Pairs are of one group if they have one image or, where there are ``groups`` of captions, captions of one group. So
+    many ``accepted`` pairs of self-training come after those of the data, each in a group of its own.
     """
-    each = np.arange(len(drawn.images))
-    owner = drawn.owner if "text" in edge and drawn.owner is not None else each
+    each = np.arange(len(drawn.images) + accepted)
+    owner = drawn.owner if "text" in edge and drawn.owner is not None else each[: len(drawn.images)]
+    own = owner
+    owner = np.concatenate([own, each[len(drawn.images) :]])
     in_order = np.arange(len(owner))
     places = [in_order if modality == "text" else owner for modality in edge]
     first, second = (
         None if sizes[modality] == len(owner) and np.array_equal(place, in_order) else torch.from_numpy(place)
         for modality, place in zip(edge, places, strict=True)
     )
-    labels = drawn.images[owner] if groups is None or "text" not in edge else groups[drawn.captions]
+    labels = drawn.images[own] if groups is None or "text" not in edge else groups[drawn.captions]
+    labels = np.concatenate([labels, -1 - np.arange(accepted)])
     return Pairs(first, second, torch.from_numpy(labels))

@@ -23,15 +23,16 @@ from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.other_runs import ORIGIN_FILE, trained_file
 from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.export import export_towers
-from cs_aligner_cli.towers.towers import count_parameters
+from cs_aligner_cli.towers.towers import Inputs, count_parameters
 from cs_aligner_cli.towers.weights import begin_with, load_weights, save_weights
 from cs_aligner_cli.training import watching
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
 from cs_aligner_cli.training.device_inputs import inputs_on
 from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
+from cs_aligner_cli.training.self_training import SelfTraining, say
 from cs_aligner_cli.training.setup import set_up
-from cs_aligner_cli.training.step import DivergedError, Stepper
+from cs_aligner_cli.training.step import Batch, DivergedError, Stepper
 from cs_aligner_cli.training.trackers import TrackedRun, Trackers
 
 _LESS_MEMORY = (
@@ -69,8 +70,7 @@ class TrainingRun:
             self.console.progress(f"training {self.name}", self.steps, done=state.step) as advance,
         ):
             inputs = inputs_on(self.setup.device, self.setup.inputs)
-            loaded = prefetched(partial(self.setup.batches.load, inputs=inputs), remaining)
-            for step, batch in zip(remaining, loaded, strict=True):
+            for step, batch in self._batches(remaining, inputs, log):
                 with self._explained(batch.sizes):
                     metrics, objective = self.stepper.step(step, batch, objective)
                 done, stop = step + 1, self.ranks.any(interrupts.wanted)
@@ -91,7 +91,7 @@ class TrainingRun:
             save_weights(self.folder / "last.safetensors", self.setup.towers)
             load_weights(self.folder / "best.safetensors", self.setup.towers, best.checksum)
             export_towers(self.folder, self.setup.towers, self.setup.encoders, self._card(best))
-        batches = self.setup.batches
+        batches, teaching = self.setup.batches, self.setup.self_training
         return {
             "steps": self.steps,
             "epochs": self.spec.epochs,
@@ -104,7 +104,16 @@ class TrainingRun:
             "best_step": best.step,
             "val_R@1": best.val,
             **objective.describe(),
+            **({"self_training": teaching.counts(self.folder, teaching.rounds_before(self.steps))} if teaching else {}),
         }
+
+    def _batches(self, steps: range, inputs: Inputs, log: TrainingLog | None) -> Iterator[tuple[int, Batch]]:
+        """The batches of some steps, loaded ahead, but never beyond a round of self-training."""
+        teaching, load = self.setup.self_training, partial(self.setup.batches.load, inputs=inputs)
+        for part in teaching.segments(steps) if teaching else [steps]:
+            if teaching:
+                _take_round(self, teaching, part.start, log)
+            yield from zip(part, prefetched(load, part), strict=True)
 
     def _begin(self) -> TrainingState:
         """The state to go on from; the weights, the optimizer and the memory of every rank are as it wants them."""
@@ -220,3 +229,19 @@ class TrainingRun:
             self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")
         if self.stepper.objective.convention:
             self.console.say(f"{self.name}: {self.stepper.objective.convention}")
+
+
+def _take_round(run: TrainingRun, teaching: SelfTraining, step: int, log: TrainingLog | None) -> None:
+    """The round of self-training that comes before a step, or the one that a run which goes on is in."""
+    number = teaching.round_at(step)
+    if number is not None and run.ranks.main:
+        batch = run.setup.validation.batch_size
+        accepted = teaching.choose(run.setup.towers, run.setup.inputs, run.setup.device, batch)
+        teaching.write(run.folder, number, accepted)
+        epoch = step // run.epoch_steps
+        run.console.say(say(run.name, epoch, accepted.counts()))
+        if log:
+            log.write({"step": step, "epoch": epoch, "self_training": accepted.counts()})
+    run.ranks.barrier()
+    if latest := number or teaching.rounds_before(step):
+        run.setup.batches.accept(teaching.read(run.folder, latest), latest)

@@ -15,6 +15,7 @@ from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of, hold_out
 from cs_aligner_cli.data.text_groups import text_groups
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
+from cs_aligner_cli.recipe.few_pairs import Teacher as TeacherSpec
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
@@ -28,6 +29,7 @@ from cs_aligner_cli.towers.blocks import checkpoint_blocks
 from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split, plan_towers
 from cs_aligner_cli.training.batches import TrainingBatches
+from cs_aligner_cli.training.self_training import SelfTraining
 from cs_aligner_cli.training.step import logit_specs
 from cs_aligner_cli.training.teacher import MAX_PAIRS, Teacher, fit_teacher
 
@@ -77,6 +79,7 @@ class Setup:
     inputs: Inputs
     steps: int
     teacher: Teacher | None
+    self_training: SelfTraining | None
 
     def start_adapters(self, spec: Train) -> None:
         """Put the adapters where the recipe begins, in place: nothing to do for a plain start."""
@@ -93,17 +96,24 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
     data = PreparedData(layout.prepared.path)
     pairing = read_pairing(layout.pairing.path) if layout.pairing else None
     split = data.split(spec.split, "train.split", layout.modalities)
+    truth = split.image_of_caption  # also of what the pairing takes apart
     split = pairing.limited(split) if pairing else split
     val_split = data.split(spec.val_split, "train.val_split") if spec.val_split else split
     train_rows, val_rows = _parts(recipe, spec, split, val_split)
     batches = TrainingBatches(layout, spec, split, train_rows, pairing, ranks)
     encoders = load_encoders(recipe, data, device, [m for m in layout.modalities if spec.tower(m).live])
     towers, inputs = _towers(recipe, spec, layout, pairing, encoders, device)
-    teacher = None
-    if spec.objective.teacher is not None:
-        unpaired = {m: pool.part(MAX_PAIRS) for m, pool in batches.pools.items()}
-        teacher = fit_teacher(spec.objective.teacher, inputs, split, train_rows, unpaired, ranks, towers.plans)
-        teacher = teacher.to(device)
+    taught, rounds = spec.objective.teacher, spec.self_training
+    unpaired = {m: pool.part(MAX_PAIRS) for m, pool in batches.pools.items()} if taught or rounds else {}
+
+    def fitted(by: TeacherSpec) -> Teacher:
+        return fit_teacher(by, inputs, split, train_rows, unpaired, ranks, towers.plans).to(device)
+
+    self_training = None
+    if rounds is not None:
+        compared = {m: pool.part(rounds.max_items) for m, pool in batches.pools.items()}
+        judges = [fitted(TeacherSpec(kind=kind)) for kind in rounds.agreement]
+        self_training = SelfTraining(rounds, compared, split.name, truth, judges, batches.pairs.steps_per_epoch)
     return Setup(
         device,
         split,
@@ -114,7 +124,8 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
         towers,
         inputs,
         batches.pairs.steps_per_epoch * spec.epochs,
-        teacher,
+        fitted(taught) if taught else None,
+        self_training,
     )
 
 

@@ -11,6 +11,16 @@ from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import percent
 
 
+class Round(Frozen):
+    """What one round of self-training took for pairs."""
+
+    epoch: int = Field(description="after which it came")
+    mutual: int = Field(description="unpaired items that were each other's nearest")
+    accepted: int = Field(description="those that were trained on as pairs until the next round")
+    known: int = Field(description="accepted ones of which the data say whose caption it is (paired_fraction)")
+    right: int = Field(description="those of them that are right")
+
+
 class TrainedRun(Frozen):
     """One finished training run."""
 
@@ -32,6 +42,7 @@ class TrainedRun(Frozen):
     bandwidth: float | list[float] | None = Field(
         None, description="chosen before training, where the recipe says auto"
     )
+    self_training: list[Round] = Field([], description="absent without train.self_training")
 
 
 class TrainResult(StageResult):
@@ -40,13 +51,20 @@ class TrainResult(StageResult):
     runs: dict[str, TrainedRun]
 
     def findings(self) -> list[str]:
-        """Which runs went on from a finished one: they are no runs of that many epochs in one go."""
-        return [
+        """Which runs went on from a finished one, so that they are none of that many epochs in one go; wrong pairs."""
+        in_parts = [
             f"{name}: {counted(run.epochs, 'epochs')} in parts: it had been finished after "
             + " and ".join(map(str, run.continued_from_epochs))
             for name, run in self.runs.items()
             if run.continued_from_epochs
         ]
+        rounds = [(name, r) for name, run in self.runs.items() for r in run.self_training]
+        wrong = [
+            f"{name}: of {r.known} pairs that self-training accepted after epoch {r.epoch}, {r.right} are right"
+            for name, r in rounds
+            if r.right < r.known
+        ]
+        return [*in_parts, *wrong]
 
     def tables(self) -> list[Table]:
         """One row per training run."""
