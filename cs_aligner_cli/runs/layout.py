@@ -24,7 +24,7 @@ from cs_aligner_cli.runs.other_runs import (
     trainings,
 )
 
-_LATER_TERMS = ("structure", "teacher", "pseudo_pairs", "agreement")
+_LATER_TERMS = ("structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange")
 
 
 class _TrainingLayout(InputLayout):
@@ -139,7 +139,7 @@ class _TrainingLayout(InputLayout):
             *(["last_batch"] if train.last_batch == "drop" else []),  # older runs, which knew no other, stay fresh
         }
         # Terms that older runs did not know leave them fresh where they are not in use.
-        unused: dict[str, Any] = {name: True for name in _LATER_TERMS if getattr(train.objective, name) is None}
+        unused: dict[str, Any] = {name: True for name in _LATER_TERMS if not getattr(train.objective, name)}
         later = {name: True for name in ("mixup", "start_moments", "self_training") if getattr(train, name) is None}
         unused["pairwise"] = {"unpaired_negatives"} if not train.objective.pairwise.sees_unpaired else set()
         pooled, tokens = train.reads_frozen(self.modalities), train.cached_reading("tokens", self.modalities)

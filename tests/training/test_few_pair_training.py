@@ -116,12 +116,11 @@ def test_terms_that_are_not_in_use_leave_older_runs_fresh(features_recipe: Path)
     def parts(*settings: str) -> dict[str, Any]:
         made_from = Layout(load_recipe(str(features_recipe), [*FEW, *settings])).trained("aligned").recipe
         objective: dict[str, Any] = made_from["train"]["objective"]
-        assert {"mixup", "start_moments"}.isdisjoint(made_from["train"])
+        assert {"mixup", "start_moments", "self_training"}.isdisjoint(made_from["train"])
         return objective
 
-    assert {"structure", "teacher", "pseudo_pairs", "agreement"}.isdisjoint(
-        parts()
-    ) and "unpaired_negatives" not in parts()["pairwise"]
+    assert {"structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange"}.isdisjoint(parts())
+    assert "unpaired_negatives" not in parts()["pairwise"]
     assert "runs" not in parts("train.objective.teacher={}")["teacher"]
     assert parts("train.objective.structure={}")["structure"]["kind"] == "js"
     assert parts("train.objective.pairwise.unpaired_negatives=true")["pairwise"]["unpaired_negatives"] is True
