@@ -1,15 +1,15 @@
 """What closing the gap buys in pictures: one decoder fed with texts of every kind, over seeds.
 
-python benchmarks/generation.py FOLDER [--seeds 3] [--prompts 500] [--decoder trained|closed_form] [--only 0 2]
+python benchmarks/generation.py FOLDER [--seeds 3] [--prompts 250] [--decoder trained|closed_form] [--search]
 
-Trains recipes/scenes_generate.yaml once per objective and seed, draws the same prompts of the test split from every
-store, and writes docs/results/generation.json (generation_closed_form.json with that decoder), which ``python
-benchmarks/results.py tables`` writes into docs/generation.md. Before, weight and bandwidth of CS are searched on the
-validation split, with the closed form and one seed; the best is a row of its own. The decoder is trained once per seed.
+Trains the text adapters of recipes/scenes_generate.yaml once per objective and seed, draws the same prompts of the test
+split from every store, and writes docs/results/generation.json (generation_closed_form.json with that decoder), which
+``python benchmarks/results.py tables`` writes into docs/generation.md. With ``--search`` weight and bandwidth of CS are
+searched before on the validation split, with the closed form and one seed, and the best is a row of its own.
 
-Wants runs/scenes_alone_clip in the current folder (csalign run recipes/scenes_alone_clip.yaml). Data and frozen stores
-are made once, and a run that is already there is not made again: ``--only`` makes the runs of some seeds, ``--search``
-those of some weights, and neither writes anything, so that several processes can share the work.
+Wants runs/scenes_alone_clip and runs/scenes_generate in the current folder (csalign run of both recipes): one decoder,
+that of the latter, draws for all seeds. Data and frozen stores are made once, and a run that is already there is not
+made again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALONE = ("train.pairwise_only=false", "generate.stores=[aligned]", "generate.bo
 FIRST = "InfoNCE + CS"
 # What is trained, by its name: the settings beside the recipe's, which is InfoNCE + CS with InfoNCE as its control.
 RUNS: dict[str, tuple[str, ...]] = {
-    FIRST: (),
+    FIRST: ("generate.bounds=[image]",),
     "L2 + 0.2 InfoNCE": (*_ALONE, _L2, "train.objective.divergence.weight=0"),
     "L2 + 0.2 InfoNCE + CS": (*_ALONE, _L2),
 }
@@ -48,20 +48,19 @@ NAMES = {
     "frozen+ridge": "frozen + ridge",
     "pairwise_only": "InfoNCE",
     "image": "the image itself",
-    "other_image": "another image",
-    "noise": "noise",
 }
 # What is tested: of each first row against the second.
 AGAINST = [
     *((label, "InfoNCE") for label in (FIRST, BEST, *list(RUNS)[1:], "frozen + ridge")),
-    (BEST, "frozen + ridge"),
-    (BEST, "L2 + 0.2 InfoNCE"),
+    *((label, "L2 + 0.2 InfoNCE") for label in (FIRST, BEST, "L2 + 0.2 InfoNCE + CS")),
+    *((label, "frozen + ridge") for label in (FIRST, BEST)),
 ]
 
 
 def drawn(name: str, seed: int, folder: Path, settings: Sequence[str]) -> tuple[Recipe, dict[str, dict[str, float]]]:
     """One run up to its pictures: the metrics of each of its stores."""
-    shared = [f"data.dir={folder / 'data'}", f"embed.dir={folder / 'frozen'}", f"seed={seed}"]
+    of_all = folder.parent
+    shared = [f"data.dir={of_all / 'data'}", f"embed.dir={of_all / 'frozen'}", f"seed={seed}"]
     recipe = load_recipe(RECIPE, [*settings, *shared, f"run_dir={folder / name}"])
     for stage in ("prepare", "embed", "train", "embed"):
         run_stage(stage, recipe, Console(quiet=True))
@@ -83,10 +82,10 @@ def gap(recipe: Recipe, name: str) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def searched(folder: Path, weights: Sequence[float] = WEIGHTS) -> list[dict[str, float]]:
+def searched(folder: Path) -> list[dict[str, float]]:
     """Weight and bandwidth of CS with the attributes that the validation split's pictures show, best first."""
     tried = []
-    for weight in weights:
+    for weight in WEIGHTS:
         for bandwidth in BANDWIDTHS:
             own = (f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}",)
             more = ("generate.split=val", "generate.metrics.which=[attributes]")
@@ -98,26 +97,18 @@ def searched(folder: Path, weights: Sequence[float] = WEIGHTS) -> list[dict[str,
     return sorted(tried, key=lambda one: -one["attributes"])
 
 
-def runs_of(seed: int, folder: Path, settings: Sequence[str], best: dict[str, float]) -> Iterator[dict[str, object]]:
-    """The rows of one seed: label, store and values; the first run trains the decoder, the others take it."""
-    trains = not {*CLOSED_FORM} <= {*settings}
-    weight, bandwidth = best["weight"], best["bandwidth"]
-    of_best = (*_ALONE, f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}")
-    for number, (name, own) in enumerate({**RUNS, BEST: of_best}.items()):
+def runs_of(
+    seed: int, folder: Path, settings: Sequence[str], runs: dict[str, tuple[str, ...]]
+) -> Iterator[dict[str, object]]:
+    """The rows of one seed: label, store and values."""
+    for name, own in runs.items():
         given = [*own, *settings]
-        if number and trains:
-            model = f"run:{_folder(FIRST, seed, trains)}"
-            given += ["generate.train_decoder=null", f"generate.decoder={{kind: kandinsky22, model: '{model}'}}"]
-        _, found = drawn(_folder(name, seed, trains), seed, folder, given)
+        words = name.replace(" ", "").replace(",", "-").replace("+", "-")
+        _, found = drawn(f"{words}-{seed}", seed, folder, given)
         for store, values in found.items():
             label = NAMES.get(store, name)
             print(f"seed {seed}, {label}: {values}", flush=True)
-            yield {"label": label, "recipe": RECIPE, "store": store, "settings": given, "values": values}
-
-
-def _folder(name: str, seed: int, trains: bool) -> str:
-    words = name.replace(" ", "").replace(",", "-").replace("+", "-")
-    return f"{words}-{'trained' if trains else 'closed'}-{seed}"
+            yield {"label": label, "recipe": RECIPE, "store": store, "settings": own, "values": values}
 
 
 def main() -> None:
@@ -125,25 +116,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--decoder", choices=("closed_form", "trained"), default="trained")
-    parser.add_argument("--only", type=int, nargs="+", help="make the runs of these seeds alone")
-    parser.add_argument("--search", type=float, nargs="+", help="make the runs of the search with these weights alone")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of all runs")
+    parser.add_argument("--search", action="store_true", help="search weight and bandwidth of CS first")
     options = parser.parse_args()
-    folder, closed = options.folder.resolve(), options.decoder == "closed_form"
-    settings = [f"generate.limit={options.prompts}", *(CLOSED_FORM if closed else ()), *options.set]
-    search = searched(folder, options.search or WEIGHTS)
-    if options.search:
-        return
+    folder, closed = options.folder.resolve() / options.decoder, options.decoder == "closed_form"
+    model = Path("runs/scenes_generate/decoder").resolve()
+    trained = ("generate.train_decoder=null", f"generate.decoder={{kind: kandinsky22, model: 'local-dir:{model}'}}")
+    settings = [f"generate.limit={options.prompts}", *(CLOSED_FORM if closed else trained)]
+    search, runs = searched(folder) if options.search else [], dict(RUNS)
+    if search:
+        divergence = f"{{kind: cs, weight: {search[0]['weight']}, bandwidth: {search[0]['bandwidth']}}}"
+        runs[BEST] = (*_ALONE, f"train.objective.divergence={divergence}")
     rows: dict[str, list[dict[str, object]]] = {}
-    for seed in options.only or range(options.seeds):
-        for row in runs_of(seed, folder, settings, search[0]):
+    for seed in range(options.seeds):
+        for row in runs_of(seed, folder, settings, runs):
             rows.setdefault(str(row["label"]), []).append(row)
-    if options.only:
-        return
     name = "generation_closed_form" if closed else "generation"
-    command = f"python benchmarks/generation.py FOLDER --seeds {options.seeds} --decoder {options.decoder}"
+    asked = f"--seeds {options.seeds} --prompts {options.prompts} --decoder {options.decoder}"
+    command = f"python benchmarks/generation.py FOLDER {asked}{' --search' if search else ''}"
     content = {"name": name, "command": command, **results._where(), "seeds": [*range(options.seeds)]}
     written = [{**found[0], "values": _by_metric([row["values"] for row in found])} for found in rows.values()]
     content |= {"search": search, "rows": written, "against": [pair for pair in AGAINST if {*pair} <= {*rows}]}

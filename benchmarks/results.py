@@ -21,11 +21,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from picture_tables import pictures, pictures_against, pictures_searched
 from table_cells import cell, difference, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("why", "retrieval", "objectives", "regimes", "experiments")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("why", "retrieval", "objectives", "regimes", "experiments", "generation")),
+)
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
     "i2t R@1": 1,
@@ -323,6 +327,9 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "against": against,
     "tests": tests,
     "comparison": comparison,
+    "pictures": pictures,
+    "pictures_against": pictures_against,
+    "pictures_searched": pictures_searched,
 }
 _PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 

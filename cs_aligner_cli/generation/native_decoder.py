@@ -79,10 +79,11 @@ def train_decoder(
 ) -> dict[str, float | int]:
     """Train a decoder and save its pipeline into ``folder``; return what was reached.
 
-    The loss is the mean squared error of v (Salimans & Ho 2022) of noised latents, at uniformly drawn times; of
-    ``spec.dropout`` of the rows the condition is ``data.negative``, for classifier-free guidance. What is saved is a
-    moving average of the weights. A training that was killed goes on from its last state and ends with the same
-    bytes: what is drawn in a step depends on the seed and the step alone.
+    The loss is the mean squared error of v (Salimans & Ho 2022) of noised latents, at times drawn with a density that
+    grows linearly: what a picture shows is settled where noise is strong. Of ``spec.dropout`` of the rows the condition
+    is ``data.negative``, for classifier-free guidance. What is saved is a moving average of the weights. A training
+    that was killed goes on from its last state and ends with the same bytes: what is drawn in a step depends on the
+    seed and the step alone.
     """
     codec = PatchCodec.fit(data.batches(256), spec.patch, spec.channels)
     pipeline = build_pipeline(spec, codec, data.embeddings.shape[1], data.side, seed)
@@ -143,7 +144,8 @@ class _Trainer:
         """One step; returns its loss."""
         draw = torch.Generator().manual_seed(self.seed * 2**31 + self.step)
         rows = torch.randint(len(self.latents), (self.spec.batch_size,), generator=draw).to(self.device)
-        times = torch.randint(_NOISE_STEPS, (len(rows),), generator=draw).to(self.device)
+        # The later of two: its density grows linearly.
+        times = torch.randint(_NOISE_STEPS, (2, len(rows)), generator=draw).amax(dim=0).to(self.device)
         clean = self.latents[rows]
         noise = torch.randn(clean.shape, generator=draw).to(self.device)
         dropped = (torch.rand(len(rows), generator=draw) < self.spec.dropout).to(self.device)

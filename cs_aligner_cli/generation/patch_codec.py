@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log2
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -27,8 +26,9 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, patch: int = 8, channels: int = 12, block_out_channels: tuple[int, ...] = (1,)) -> None:
-        # The pipeline reads the side of a patch, 2 ** (len - 1), off this.
+    def __init__(self, patch: int = 16, channels: int = 64, block_out_channels: tuple[int, ...] = (1,)) -> None:
+        # By the last, Kandinsky's pipeline takes one latent for one pixel, so that pictures may have any number of
+        # patches: where it counted pixels, the side of a picture would have to be a multiple of patch squared.
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(3 * patch**2), requires_grad=False)
         self.basis = nn.Parameter(torch.zeros(channels, 3 * patch**2), requires_grad=False)
@@ -38,11 +38,11 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
     def fit(cls, batches: Iterator[Tensor], patch: int, channels: int, flattening: float = _FLATTENING) -> PatchCodec:
         """Fit on batches of pictures (B, 3, H, W) in [-1, 1], whose sides ``patch`` must divide.
 
-        Raises InputError where a patch has fewer values than ``channels``, or is no power of two.
+        Raises InputError where a patch has fewer values than ``channels``.
         """
         width = 3 * patch**2
-        if channels > width or log2(patch) % 1:
-            raise InputError(f"patch {patch}, {channels} channels: expected a power of two, and 1 to {width} channels")
+        if channels > width:
+            raise InputError(f"{channels} channels: a patch of side {patch} has only {width} values")
         count, total, products = (
             0,
             torch.zeros(width, dtype=torch.float64),
@@ -55,7 +55,7 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' c
         variances, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         basis = vectors[:, -channels:].flip(1).T
         basis = basis * basis.gather(1, basis.abs().argmax(dim=1, keepdim=True)).sign()  # one of the two signs
-        codec: PatchCodec = cls(patch, channels, (1,) * (int(log2(patch)) + 1))
+        codec: PatchCodec = cls(patch, channels)
         codec.mean.copy_(mean)
         codec.basis.copy_(basis)
         spread = variances[-channels:].flip(0).clamp_min(1e-12).sqrt()

@@ -135,7 +135,9 @@ _LOADERS: dict[str, Callable[[str, torch.dtype], Any]] = {
 
 def _kandinsky(pipeline: Any, spec: Generate, negative: Tensor | None) -> tuple[int, Callable[..., Any]]:
     dim = int(pipeline.unet.config.encoder_hid_dim)
-    side = spec.height or pipeline.unet.config.sample_size * pipeline.movq_scale_factor
+    # Our own codec makes many pixels of what the pipeline takes for one.
+    pixels = pipeline.movq.config.get("patch", pipeline.movq_scale_factor) // pipeline.movq_scale_factor
+    side = spec.height // pixels if spec.height else pipeline.unet.config.sample_size * pipeline.movq_scale_factor
     options = {"height": side, "width": side, **_stated(num_inference_steps=spec.steps, guidance_scale=spec.guidance)}
 
     def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> list[Image.Image]:

@@ -18,19 +18,42 @@ def _divides(section: Strict, small: str, large: str) -> None:
         raise ValueError(f"{small} ({part}) must divide {large} ({whole})")
 
 
+def _layers(value: Any) -> Any:
+    """Pydantic would report each member of a union; a user needs one message."""
+    numbers = value if isinstance(value, list) and len(value) == 4 else [value]
+    if all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 200 for n in numbers):
+        return value
+    raise ValueError("expected a number from 1 to 200, or a list of four: the blocks of a ResNet's stages")
+
+
+Blocks = Annotated[int, Field(ge=1, le=200)]
+
+
 class VisionConfig(Strict):
-    """open_clip's vision_cfg, as far as a small ViT needs it."""
+    """open_clip's vision_cfg, as far as a small ViT or ResNet needs it."""
 
     image_size: int = Field(64, ge=8, le=1024, description="Side of the square input, pixels.")
-    patch_size: int = Field(8, ge=2, le=256, description="Side of a patch, pixels.")
-    width: int = Field(128, ge=8, le=8192, description="Width of the transformer.")
-    layers: int = Field(4, ge=1, le=200, description="Number of transformer blocks.")
-    head_width: int = Field(32, ge=4, le=512, description="Width of one attention head; divides width.")
+    patch_size: int = Field(8, ge=2, le=256, description="Side of a patch, pixels; a ResNet has none.")
+    width: int = Field(128, ge=8, le=8192, description="Width of the transformer; of a ResNet's first stage.")
+    layers: Annotated[Blocks | Annotated[list[Blocks], Field(min_length=4, max_length=4)], BeforeValidator(_layers)] = (
+        Field(
+            4,
+            description="Number of transformer blocks; a list of four: the blocks of the stages of CLIP's ResNet.",
+        )
+    )
+    head_width: int = Field(
+        32, ge=4, le=512, description="Width of one attention head; divides width (of a ResNet, 32 times width)."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> VisionConfig:
-        _divides(self, "head_width", "width")
-        _divides(self, "patch_size", "image_size")
+        if isinstance(self.layers, int):
+            _divides(self, "head_width", "width")
+            _divides(self, "patch_size", "image_size")
+        elif self.image_size % 32:
+            raise ValueError(f"image_size ({self.image_size}): a ResNet's must be a multiple of 32")
+        elif 32 * self.width % self.head_width:
+            raise ValueError(f"head_width ({self.head_width}) must divide 32 times width ({self.width}) of a ResNet")
         return self
 
 

@@ -51,25 +51,25 @@ class DecoderSpec(Strict):
 class TrainDecoder(Strict):
     """A small decoder of Kandinsky 2.2's form, trained on the frozen image embeddings."""
 
-    steps: int = Field(1000, ge=1, le=10**7, description="Training steps.")
+    steps: int = Field(2400, ge=1, le=10**7, description="Training steps.")
     batch_size: int = Field(64, ge=1, description="Pictures per step.")
-    lr: float = Field(1.5e-3, gt=0, description="Learning rate of AdamW; warmed up over 50 steps, then linearly to 0.")
+    lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW; warmed up over 50 steps, then linearly to 0.")
     dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of rows trained without their embedding, for classifier-free guidance."
     )
     widths: list[Annotated[int, Field(ge=32, le=4096, multiple_of=32)]] = Field(
-        [64, 128], min_length=1, max_length=5, description="Channels of the UNet's levels, each of half the side."
+        [128], min_length=1, max_length=5, description="Channels of the UNet's levels, each of half the side."
     )
-    patch: Literal[2, 4, 8, 16] = Field(8, description="Side of the patches that the codec makes one latent of.")
-    channels: int = Field(24, ge=1, le=768, description="Principal components kept of a patch.")
-    side: int = Field(64, ge=16, le=1024, description="Side of the pictures, which training pictures are scaled to.")
+    patch: Literal[2, 4, 8, 16] = Field(16, description="Side of the patches that the codec makes one latent of.")
+    channels: int = Field(64, ge=1, le=768, description="Principal components kept of a patch.")
+    side: int = Field(48, ge=16, le=1024, description="Side of the pictures, which training pictures are scaled to.")
     checkpoint_steps: int = Field(200, ge=1, description="Steps after which a killed training need not go back.")
 
     @model_validator(mode="after")
     def _sides_divide(self) -> TrainDecoder:
         unit = self.patch * 2 ** (len(self.widths) - 1)
-        if self.side % unit or self.side % self.patch**2:
-            raise ValueError(f"side ({self.side}) must be a multiple of {max(unit, self.patch**2)} with these levels")
+        if self.side % unit:
+            raise ValueError(f"side ({self.side}) must be a multiple of {unit} with these levels")
         if self.channels > 3 * self.patch**2:
             raise ValueError(f"channels ({self.channels}): a patch has only {3 * self.patch**2} values")
         return self

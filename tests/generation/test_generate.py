@@ -170,6 +170,9 @@ def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_
     ).json
     assert taken["decoder"] == {}
     assert pictures_of(ready, "aligned") == drawn
+    csalign("generate", ready, *settings, *more, "--set", "generate.height=32")
+    with Image.open(ready.parent / "run" / "generate" / "aligned" / "images" / "00000.png") as picture:
+        assert picture.size == (32, 32)
     other = csalign(
         "generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:run'}", *more,
         "--set", "encoders.image.config.embed_dim=8",

@@ -26,7 +26,7 @@ def test_a_codec_with_all_components_is_exact_and_with_few_the_best_linear_one()
     few = PatchCodec.fit(iter([flat[:12], flat[12:]]), 8, 3)  # plain pictures have three values
     torch.testing.assert_close(few.decode(few.encode(flat))["sample"], flat, atol=1e-4, rtol=0)
     assert float(few.encode(flat).square().mean()) < 1.5
-    with pytest.raises(InputError, match=r"patch 2, 13 channels: expected a power of two, and 1 to 12 channels"):
+    with pytest.raises(InputError, match=r"13 channels: a patch of side 2 has only 12 values"):
         PatchCodec.fit(iter([PICTURES]), 2, 13)
 
 
@@ -46,8 +46,8 @@ def test_latents_have_a_mean_variance_of_1_and_flattened_ones_are_closer_to_each
 
 
 def test_the_layers_that_read_embeddings_begin_with_all_directions_alike():
-    spec = TrainDecoder(widths=[32, 64])
-    unet = build_pipeline(spec, PatchCodec(8, 24, (1,) * 4), 16, 64, 0).unet
+    spec = TrainDecoder(widths=[32, 64], side=64)
+    unet = build_pipeline(spec, PatchCodec(), 16, 64, 0).unet
     rows = torch.randn(4000, 16, generator=torch.Generator().manual_seed(3)) * torch.logspace(0, -1.2, 16) + 5
     read_whitened(unet, rows)
     for layer in (unet.encoder_hid_proj.image_embeds, unet.add_embedding.image_proj):
@@ -59,20 +59,20 @@ def test_the_layers_that_read_embeddings_begin_with_all_directions_alike():
         assert float(loads[0] / loads[15]) < 4
 
 
-def test_24_components_keep_what_a_picture_of_scenes_shows_and_12_do_not():
+def test_64_components_keep_what_a_picture_of_scenes_shows_and_24_do_not():
     scenes = make_scenes({"train": 300, "test": 100}, 0, (1,))
     train, test = (
-        torch.stack([to_pixels(draw(scene, 64), 64) for scene in scenes[split]]) for split in ("train", "test")
+        torch.stack([to_pixels(draw(scene, 64), 48) for scene in scenes[split]]) for split in ("train", "test")
     )
     truths = [scene_attributes(scene) for scene in scenes["test"]]
     found = {}
-    for channels in (12, 24):
-        codec = PatchCodec.fit(iter([train]), 8, channels)
+    for channels in (24, 64):
+        codec = PatchCodec.fit(iter([train]), 16, channels)
         again = codec.decode(codec.encode(test))["sample"]
         found[channels] = attribute_accuracy([read_attributes(to_picture(picture)) for picture in again], truths)
-    assert found[12]["shape"] < 0.8 and found[12]["colour"] < 0.97, found
-    assert min(found[24][name] for name in ("background", "colour", "cell")) >= 0.95, found
-    assert found[24]["shape"] > 0.88, found
+    assert found[24]["shape"] < 0.6 and found[24]["colour"] < 0.85, found
+    assert min(found[64][name] for name in ("background", "colour", "cell")) > 0.85, found
+    assert found[64]["shape"] > 0.65, found
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    spec = TrainDecoder(steps=6, batch_size=4, widths=[32, 64], checkpoint_steps=2)
+    spec = TrainDecoder(steps=6, batch_size=4, widths=[32], checkpoint_steps=2, side=64)
     data = DecoderData(EMBEDDINGS, torch.zeros(16), lambda rows: PICTURES[rows], 64)
     steps = iter(range(100))
 

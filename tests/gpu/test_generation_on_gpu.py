@@ -42,7 +42,7 @@ def test_offloading_changes_no_picture_and_half_precision_little(kind: str, tmp_
 def test_a_trained_decoder_draws_from_the_host_memory_too(tmp_path: Path) -> None:
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     data = DecoderData(CONDITIONS.repeat(4, 1), torch.zeros(DIM), lambda rows: images[rows], 64)
-    spec = TrainDecoder(steps=3, batch_size=4, widths=[32, 64])
+    spec = TrainDecoder(steps=3, batch_size=4, widths=[32, 64], side=64)
     train_decoder(spec, data, tmp_path, 0, "cuda", lambda loss: None)
     whole, offloaded = (
         pictures(decoder("kandinsky22", tmp_path, dtype="float32", offload=offload))

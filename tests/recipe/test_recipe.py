@@ -299,6 +299,12 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("encoders: {image: {kind: open_clip, model: hf-hub:a/b, pretrained: x}}", "r.yaml:2: encoders.image: a model from local-dir: or hf-hub: brings its weights; drop pretrained and random_init"),
         ("encoders: {image: {kind: open_clip, random_init: true, config: {vision_cfg: {width: 100}}}}", "r.yaml:2: encoders.image.config.vision_cfg: head_width (32) must divide width (100)"),
         ("encoders: {image: {kind: open_clip, random_init: true, config: {vision_cfg: {patch_size: 7}}}}", "r.yaml:2: encoders.image.config.vision_cfg: patch_size (7) must divide image_size (64)"),
+        *(
+            (f"encoders: {{image: {{kind: open_clip, random_init: true, config: {{vision_cfg: {{layers: {given}}}}}}}}}", f"r.yaml:2: encoders.image.config.vision_cfg.layers: got {given}; expected a number from 1 to 200, or a list of four: the blocks of a ResNet's stages")
+            for given in ("0", "[1, 1]", "[1, 1, 1, 0]", "true")
+        ),
+        ("encoders: {image: {kind: open_clip, random_init: true, config: {vision_cfg: {layers: [1, 1, 1, 1], image_size: 48}}}}", "r.yaml:2: encoders.image.config.vision_cfg: image_size (48): a ResNet's must be a multiple of 32"),
+        ("encoders: {image: {kind: open_clip, random_init: true, config: {vision_cfg: {layers: [1, 1, 1, 1], head_width: 48}}}}", "r.yaml:2: encoders.image.config.vision_cfg: head_width (48) must divide 32 times width (128) of a ResNet"),
         ("encoders: {image: {kind: open_clip, random_init: true, config: {text_cfg: {heads: 7}}}}", "r.yaml:2: encoders.image.config.text_cfg: heads (7) must divide width (128)"),
         ("train: {image: {tune: frozen}, text: {tune: frozen}}", "r.yaml:2: train: image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"),
         ("train: {objective: {pairwise: {logit_scale: {init: 200}}}}", "r.yaml:2: train.objective.pairwise.logit_scale: init (200) must not exceed max (100)"),
