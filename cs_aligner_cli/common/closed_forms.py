@@ -50,7 +50,30 @@ def cca(x: Floats, y: Floats, shrinkage: float) -> tuple[Floats, Floats]:
 
     The weights are those of Gong et al. 2014 (arXiv 1212.4522), so that cosines count an axis by what it shares.
     """
-    return cca_path(x, y, [shrinkage])[0]
+    return cca_of_covariances(x.T @ x / len(x), y.T @ y / len(y), x.T @ y / len(x), [shrinkage])[0]
+
+
+def cca_of_covariances(
+    of_x: Floats, of_y: Floats, cross: Floats, shrinkages: Sequence[float]
+) -> list[tuple[Floats, Floats]]:
+    """The maps of ``cca`` for several shrinkages, from covariances (d, d), (e, e) and (d, e).
+
+    Weighted axes need neither eigenvectors nor singular ones of the wider side, which cost most where features are
+    wide: with W whitening the narrower side, a system of equations gives C_xx^-1 C_xy W, and that the maps.
+    """
+    if len(of_x) < len(of_y):
+        return [(left, right) for right, left in cca_of_covariances(of_y, of_x, cross.T, shrinkages)]
+    values, axes = np.linalg.eigh(of_y)
+    mean_x = np.trace(of_x) / len(of_x)
+    found = []
+    for shrinkage in shrinkages:
+        white = axes / np.sqrt(values + (shrinkage * values.mean() or 1.0))
+        shrunk = of_x + (shrinkage * mean_x or 1.0) * np.eye(len(of_x))
+        solved = np.linalg.solve(shrunk, cross @ white)
+        squares, turns = np.linalg.eigh((cross @ white).T @ solved)
+        rho = np.sqrt(np.maximum(squares, 0))
+        found.append(((solved @ turns)[:, ::-1], (white @ turns * rho)[:, ::-1]))
+    return found
 
 
 def cca_path(

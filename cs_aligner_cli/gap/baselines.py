@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.common.arrays import ArrayLike
-from cs_aligner_cli.common.closed_forms import cca, cca_path, procrustes, whitening
+from cs_aligner_cli.common.closed_forms import cca_of_covariances, procrustes, whitening
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.few_pair_baselines import (
@@ -120,9 +120,40 @@ def _procrustes(x: Floats, y: Floats) -> Maps:
     return Affine(-mx, image), Affine(-my, text)
 
 
+class _Sums(NamedTuple):
+    """Sums over pairs: how many, of rows (d,) and (e,), and of their products (d, d), (e, e) and (d, e)."""
+
+    size: int
+    x: Floats
+    y: Floats
+    xx: Floats
+    yy: Floats
+    xy: Floats
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> _Sums:
+        return cls(len(x), x.sum(axis=0), y.sum(axis=0), x.T @ x, y.T @ y, x.T @ y)
+
+    def __add__(self, other: Any) -> _Sums:  # of both samples together; a tuple's own + would put one behind the other
+        return _Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    @property
+    def means(self) -> tuple[Floats, Floats]:
+        return self.x / self.size, self.y / self.size
+
+    def cca(self, shrinkages: Sequence[float]) -> list[tuple[Floats, Floats]]:
+        """The maps of centred rows for several shrinkages."""
+        mx, my = self.means
+        of_x, of_y, cross = (
+            products / self.size - np.outer(a, b)
+            for products, a, b in ((self.xx, mx, mx), (self.yy, my, my), (self.xy, mx, my))
+        )
+        return cca_of_covariances(of_x, of_y, cross, shrinkages)
+
+
 def _cca(x: Floats, y: Floats, shrinkage: float | None = None) -> Maps:
-    mx, my = x.mean(axis=0), y.mean(axis=0)
-    image, text = cca(x - mx, y - my, cca_shrinkage(x, y) if shrinkage is None else shrinkage)
+    chosen, sums = _chosen_shrinkage(x, y) if shrinkage is None else (shrinkage, _Sums.of(x, y))
+    (mx, my), (image, text) = sums.means, sums.cca([chosen])[0]
     return Affine(-mx, image), Affine(-my, text)
 
 
@@ -132,13 +163,18 @@ def cca_shrinkage(x: Floats, y: Floats) -> float:
     x (N, d) and y (N, e) are the pairs that CCA is fitted on, here on the first four fifths; so nothing that is
     measured takes part in the choice. 1 for fewer than 100 pairs, of which too few could be held out.
     """
+    return _chosen_shrinkage(x, y)[0]
+
+
+def _chosen_shrinkage(x: Floats, y: Floats) -> tuple[float, _Sums]:
+    """What ``cca_shrinkage`` chooses, and the sums over all pairs, of which it takes those of four fifths."""
     cut, held = held_out_pairs(x)
+    first, rest = _Sums.of(x[:cut], y[:cut]), _Sums.of(x[cut:], y[cut:])
     if not len(held):
-        return 1.0
-    mx, my = x[:cut].mean(axis=0), y[:cut].mean(axis=0)
-    paths = cca_path(x[:cut] - mx, y[:cut] - my, SHRINKAGES)
+        return 1.0, first + rest
+    (mx, my), paths = first.means, first.cca(SHRINKAGES)
     recalls = [recall_of_pairs((x[held] - mx) @ image, (y[held] - my) @ text) for image, text in paths]
-    return SHRINKAGES[int(np.argmax(recalls))]
+    return SHRINKAGES[int(np.argmax(recalls))], first + rest
 
 
 BASELINES: dict[str, Callable[[Floats, Floats], Maps]] = {

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.rows import Shards
 
@@ -53,7 +53,7 @@ class PairedRows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The pairs asked for: unit rows (len(rows), d) of images and of texts."""
-        image, text = (_unit(self._read(name, rows).double()) for name in self._sides)
+        image, text = (_unit(self._read(name, rows).to(torch.float64, copy=True)) for name in self._sides)
         return image, text
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -107,8 +107,11 @@ def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
 
 
 def _unit(rows: Tensor) -> Tensor:
+    """Rows scaled to unit length in their place: large ones are many, and a copy takes longer than the division."""
     # Dividing by the largest entry first keeps the norm of huge and of tiny rows representable.
-    return l2_normalize(rows / rows.abs().amax(dim=1, keepdim=True))
+    rows /= torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
+    rows /= rows.norm(dim=1, keepdim=True)
+    return rows
 
 
 def check_bandwidths(bandwidths: Sequence[float]) -> None:

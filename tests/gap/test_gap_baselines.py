@@ -119,6 +119,17 @@ def test_ccas_shrinkage_is_what_retrieves_held_out_pairs():
     assert cca_shrinkage(*(unit(rows) for rows in pairs(n=50))) == 1.0
 
 
+@pytest.mark.parametrize(("d", "e"), [(9, 5), (5, 9), (6, 6)])
+def test_weighted_axes_are_those_of_the_singular_value_decomposition(d, e):
+    """Axes may be turned where correlations are equal, and change their sign: what they bring together may not."""
+    x, y = (z - z.mean(axis=0) for z in pairs(n=40, d=d, e=e))
+    for shrinkage in (1e-3, 1.0):
+        left, right, rho = canonical_axes(x, y, [shrinkage])[0]
+        image, text = cca(x, y, shrinkage)
+        assert np.allclose(image @ text.T, (left * rho**2) @ right.T, atol=1e-10)
+        assert np.allclose(np.abs(image), np.abs(left * rho), atol=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "width"), [("procrustes", 8), ("cca", 8), ("csa", 10), ("asif", 400)])
 def test_towers_of_other_dimensions_get_a_shared_space_that_retrieves(kind, width):
     x, y = applied(kind, pairs(d=12, e=8), pairs(seed=1, n=100, d=12, e=8))
