@@ -376,6 +376,10 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.recipe("name: x\ntrain: {objective: {levels: [{}], pairwise: {kind: align_uniform}}}\n"),
         ),
         Case(
+            "an average of the towers, but no memory",
+            lambda at: at.recipe("name: x\ntrain: {objective: {memory_momentum: 0.9}}\n"),
+        ),
+        Case(
             "exchanged tokens, but towers that read none",
             lambda at: at.recipe("name: x\ntrain: {objective: {token_exchange: {}}}\n"),
         ),

@@ -286,6 +286,13 @@ class Objective(Strict):
         le=2**20,
         description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
     )
+    memory_momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Remember what an exponential average of the towers makes of items; the average keeps so much of"
+        " itself at every step (MoCo, COTS: 0.99 and more). null: what the towers made of them.",
+    )
 
     @property
     def sees_tokens(self) -> bool:
@@ -316,11 +323,17 @@ class Objective(Strict):
         changes: dict[str, Any] = dict.fromkeys(
             ("tokens", "token_exchange", "structure", "teacher", "pseudo_pairs", "agreement")
         )
-        changes["levels"] = []
+        changes |= {"levels": [], "memory_momentum": None}
         changes["divergence"] = self.divergence.model_copy(update={"weight": 0.0})
         if self.pairwise.sees_unpaired:
             changes["pairwise"] = self.pairwise.model_copy(update={"unpaired_negatives": False})
         return self.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _averages_for_a_memory(self) -> Objective:
+        if self.memory_momentum is not None and not self.memory:
+            raise ValueError("memory_momentum says how a memory is filled, and memory is 0")
+        return self
 
     @model_validator(mode="after")
     def _levels_differ(self) -> Objective:

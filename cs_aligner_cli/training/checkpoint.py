@@ -66,6 +66,7 @@ def save_state(
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
     tensors |= {f"memory_features.{modality}": rows for modality, rows in memory.features.items()}
+    tensors |= {f"memory_averages.{name}": average for name, average in memory.averages.items()}
     name = _name(state.step, "safetensors")
     checksum = save_tensors(folder / name, tensors, {})
     if (folder / _STATE).is_file():
@@ -147,15 +148,15 @@ def _whole_state(path: Path) -> dict[str, Any]:
 
 
 def _restore(tensors: dict[str, Tensor], towers: Towers, optimizer: Optimizer, memory: Memory) -> None:
+    kept = {"memory": memory.rows, "memory_features": memory.features, "memory_averages": memory.averages}
     towers_state: dict[str, Tensor] = {}
     optimizer_state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         if owner == "towers":
             towers_state[rest] = tensor
-        elif owner in ("memory", "memory_features"):
-            kept = memory.rows if owner == "memory" else memory.features
-            kept[rest] = tensor.to(towers.log_logit_scale.device)
+        elif owner in kept:
+            kept[owner][rest] = tensor.to(towers.log_logit_scale.device)
         else:
             index, key = rest.split(".", 1)
             optimizer_state.setdefault(int(index), {})[key] = tensor

@@ -12,14 +12,29 @@ class Memory:
     """The last ``size`` embeddings of every modality, detached (a queue, as in MoCo, He et al., arXiv 1911.05722).
 
     ``rows``: modality to (up to ``size``, d), the newest at the end; empty before the first step. ``features``: the
-    items' features (up to ``size``, D), where a term compares rows with them. Part of the training state: it is saved
-    with every checkpoint.
+    items' features (up to ``size``, D), where a term compares rows with them. ``averages``: with a ``momentum``, the
+    exponential averages of what is trained, by name, whose embeddings are remembered in place of the towers' own; empty
+    before the first step. Part of the training state: it is saved with every checkpoint.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, momentum: float | None = None) -> None:
+        self.size, self.momentum = size, momentum
         self.rows: dict[str, Tensor] = {}
         self.features: dict[str, Tensor] = {}
+        self.averages: dict[str, Tensor] = {}
+
+    def average(self, weights: Mapping[str, Tensor]) -> None:
+        """Take in the weights of one more step: ``momentum * average + (1 - momentum) * weights``.
+
+        The first ones are the average as they are; so is what is no floating-point number, such as a count.
+        """
+        assert self.momentum is not None
+        for name, new in weights.items():
+            former = self.averages.get(name)
+            if former is None or not new.is_floating_point():
+                self.averages[name] = new.detach().clone()
+            else:
+                former.lerp_(new.detach(), 1 - self.momentum)
 
     def add(self, rows: Mapping[str, Tensor], features: Mapping[str, Tensor] = {}) -> None:
         """Remember the rows (N, d) of one step and their features, and forget the oldest beyond ``size``."""

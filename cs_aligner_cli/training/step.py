@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from cs_aligner_cli.common.errors import CsalignError
 from cs_aligner_cli.common.token_sequences import lengthened
@@ -78,7 +79,7 @@ class Stepper:
         self.objective = TrainingObjective(spec.objective, steps, edges, teacher)
         self.optimizer = make_optimizer(towers, spec)
         self.scaler = loss_scaler(towers, towers.precision, device)
-        self.memory = Memory(spec.objective.memory)
+        self.memory = Memory(spec.objective.memory, spec.objective.memory_momentum)
 
     def logs(self, done: int) -> bool:
         """Whether the step that makes it ``done`` steps is written to the log."""
@@ -116,7 +117,7 @@ class Stepper:
             self._backward_through_tower(step, m, batch.inputs[m], share, own[m], values)
         self._ranks.all_reduce_gradients(self._towers.parameters())
         norm = self._update()
-        self.memory.add(clouds.rows, clouds.features)
+        self.memory.add(self._remembered(batch, shares, clouds), clouds.features)
         return {
             "lr": lr,
             "loss": read[""],
@@ -203,6 +204,20 @@ class Stepper:
                 low = min(0.0, math.log(self._scale.init))
                 self._towers.log_logit_scale.clamp_(low, math.log(self._scale.max))
         return norm
+
+    def _remembered(self, batch: Batch, shares: dict[str, Share], clouds: Clouds) -> Mapping[str, Tensor]:
+        """What the memory keeps of a step: its embeddings, or those that the average of the towers gives."""
+        if self.memory.momentum is None:
+            return clouds.rows
+        self.memory.average(self._towers.own_state())
+        self._towers.eval()
+        rows = {}
+        for m, share in shares.items():
+            parts = [moved(batch.inputs[m][part], self._device) for _, part in share.parts]
+            with torch.no_grad():
+                own = [functional_call(self._towers, self.memory.averages, (m, inputs)) for inputs in parts]
+            rows[m] = self._ranks.all_gather_rows(torch.cat(own), share.counts)
+        return rows
 
     def _norm(self, step: int, norm: Tensor) -> float | None:
         """The gradients' norm where the step is logged; None also where it is not finite: fp16 leaves that step out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import yaml
 from conftest import Csalign, features_recipe_content, make_features
 from safetensors.torch import load_file
+from trained_runs import assert_resumes_bitwise
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
@@ -24,6 +26,7 @@ from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import LEFT_OUT, PAIRED, UNPAIRED, draw_pairing, read_pairing
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.weights import load_towers
 from cs_aligner_cli.training.batches import TrainingBatches
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.samplers import PairBatches, Pool
@@ -265,6 +268,33 @@ def test_a_memory_adds_rows_to_the_divergence(features_recipe: Path, tmp_path: P
         steps[size] = _steps(recipe)
     assert steps[40][0]["terms"] == steps[0][0]["terms"], "nothing is remembered before the first step"
     assert steps[40][1]["terms"]["cs"] != steps[0][1]["terms"]["cs"]
+
+
+def test_a_memory_is_filled_by_the_average_of_the_towers(
+    features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state's average is that of the state before and of the weights, and its rows are what the average gives."""
+    settings = ("train.objective.memory=40", "train.objective.memory_momentum=0.8", "train.image.adapter.dropout=0.2")
+    settings += ("train.epochs=2", "train.micro_batch_size=8", "train.batch_size=32", "train.keep_states=20")
+    whole = assert_resumes_bitwise(features_recipe, tmp_path, monkeypatch, *settings, "train.keep_checkpoints=20")
+    layout = Layout(whole)
+    folder = layout.trained("aligned").path
+    states = [load_file(path) for path in sorted(folder.glob("last-*.safetensors"))]
+    assert len(states) > 3
+    for before, after in pairwise(states):
+        for name in (name for name in after if name.startswith("memory_averages.")):
+            weights = after[name.replace("memory_averages", "towers")]
+            torch.testing.assert_close(after[name], 0.8 * before[name] + 0.2 * weights)
+    towers = load_towers(folder / "last.safetensors", {}, {}).eval()
+    state = {name.removeprefix("memory_averages."): z for name, z in states[-1].items() if "averages" in name}
+    towers.load_own_state(state)
+    split = PreparedData(layout.prepared.path).split("train", "train.split")
+    store = Store(layout.frozen("train").path)
+    with torch.no_grad():
+        every = towers("image", torch.from_numpy(store.array("image").take(np.arange(len(split.images)))))
+    nearest = (states[-1]["memory.image"] @ every.T).amax(dim=1)
+    torch.testing.assert_close(nearest[-32:], torch.ones(32), rtol=0, atol=1e-5)  # the newest, item by item
+    assert nearest.min() > 0.9  # older ones are of older averages
 
 
 def _captions_alone(tmp_path: Path, root: Path, **changes: Any) -> Path:
