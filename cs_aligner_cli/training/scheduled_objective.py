@@ -30,15 +30,13 @@ from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
 from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.objectives.token_exchange import on_token_exchange
+from cs_aligner_cli.recipe.bandwidths import AnnealedBandwidth, AutoBandwidth, MedianBandwidth
 from cs_aligner_cli.recipe.objective import (
-    AnnealedBandwidth,
     AnyDivergence,
-    AutoBandwidth,
     CauchySchwarz,
     Energy,
     GeneralizedCs,
     Hoelder,
-    MedianBandwidth,
     Mmd,
     Objective,
 )
