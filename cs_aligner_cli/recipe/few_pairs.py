@@ -65,13 +65,15 @@ class Agreement(Strict):
 
 
 class StartMoments(Strict):
-    """The second moments behind a closed-form start."""
+    """What a closed-form start is computed from."""
 
     shrinkage: float = Field(
-        1.0, gt=0, le=1e6, description="Added to the covariances, in their mean eigenvalues (cca, ridge)."
+        1.0, gt=0, le=1e6, description="Added to the covariances, in their mean eigenvalues (cca, ridge, spectral)."
     )
     unpaired: bool = Field(
-        False, description="Means and covariances are those of pairs and unpaired items (data.unpaired) together."
+        False,
+        description="Means and covariances, or the graph of spectral, are of pairs and unpaired items (data.unpaired)"
+        " together.",
     )
 
 

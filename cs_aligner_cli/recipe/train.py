@@ -15,7 +15,7 @@ from cs_aligner_cli.recipe.paths import RunFolder
 from cs_aligner_cli.recipe.towers import Tower
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
-Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge"]
+Start: TypeAlias = Literal["plain", "centre", "whiten", "procrustes", "cca", "ridge", "spectral"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 SplitName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -102,7 +102,8 @@ class Train(_Begun):
     start: Start = Field(
         "plain",
         description="Where adapters begin. plain: the identity, or a random orthogonal map; otherwise closed forms from"
-        " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's).",
+        " the training pairs: centre, whiten, procrustes, cca, ridge (image features regressed on the text's), spectral"
+        " (both regressed on the coordinates of a graph of neighbours and partners).",
     )
     start_moments: StartMoments | None = Field(
         None, description="What a closed-form start is computed from; null: the pairs, with shrinkage 1."

@@ -16,6 +16,7 @@ from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split, captions_of
 from cs_aligner_cli.recipe.few_pairs import StartMoments
+from cs_aligner_cli.towers.spectral_start import spectral_maps
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -58,27 +59,40 @@ def start_adapters(
             return embed_split(towers, inputs, m, part, which, device).astype(np.float64)
         return l2_normalize(inputs(m, part, which).double()).numpy()
 
-    moments = moments or _PLAIN_MOMENTS
+    moments, out_dim = moments or _PLAIN_MOMENTS, plans["image"].out_dim
+    adapters: dict[str, Any] = {m: towers.parts[m] for m in adapted}
+
+    def put(starts: Mapping[str, Affine]) -> None:
+        for m, (weight, bias) in starts.items():
+            adapters[m].start_at(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+
+    if kind == "spectral":
+        images, owner = np.unique(rows["image"], return_inverse=True)
+        parts = {"image": [(split, images)], "text": [(split, captions)]}
+        for m in MODALITIES if moments.unpaired else ():
+            parts[m] += unpaired.get(m, ())
+        items = {m: np.concatenate([unit_rows(m, *part) for part in parts[m]]) for m in MODALITIES}
+        put(
+            _scaled(spectral_maps(items, (owner, np.arange(len(captions))), out_dim, moments.shrinkage), items, out_dim)
+        )
+        return
     unit = {m: unit_rows(m, split, rows[m]) for m in MODALITIES}
     every = None
     if moments.unpaired:
         every = {
             m: np.concatenate([unit[m], *(unit_rows(m, *part) for part in unpaired.get(m, ()))]) for m in MODALITIES
         }
-    adapters: dict[str, Any] = {m: towers.parts[m] for m in adapted}
     plain = {m: adapter.linear.weight.detach().double().cpu().numpy() for m, adapter in adapters.items()}
-    starts = closed_form(kind, unit, plain, fixed, plans["image"].out_dim, moments.shrinkage, every)
-    for m, (weight, bias) in starts.items():
-        adapters[m].start_at(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+    put(closed_form(kind, unit, plain, fixed, out_dim, moments.shrinkage, every))
 
 
 def _refuse_impossible(kind: str, towers: Towers, fixed: str | None) -> None:
     live = [m for m, plan in towers.plans.items() if plan.live and plan.adapter is not None]
     if live:
         raise InputError(f"train.start: {kind} is computed from cached features, but train.{live[0]} is live")
-    if fixed and kind == "cca":
+    if fixed and kind in ("cca", "spectral"):
         raise InputError(
-            f"train.start: cca maps both towers, but train.{fixed} has no adapter", "Use procrustes or ridge."
+            f"train.start: {kind} maps both towers, but train.{fixed} has no adapter", "Use procrustes or ridge."
         )
     without_bias = [m for m, plan in towers.plans.items() if plan.adapter and plan.adapter.get("bias") is False]
     if without_bias:
@@ -158,6 +172,15 @@ def _maps(
     source = "image" if target == "text" else "text"
     maps = {source: ridge(x[source], x[target], shrinkage, spread[source]).T}
     return maps if fixed else {**maps, target: plain[target]}
+
+
+def _scaled(maps: Mapping[str, Affine], items: Mapping[str, Matrix], out_dim: int) -> dict[str, Affine]:
+    """Maps (weight, mean) of some rows as those of a start: outputs of unit length on average."""
+    result = {}
+    for m, (weight, mean) in maps.items():
+        scale = 1 / max(float(np.linalg.norm((items[m] - mean) @ weight.T, axis=1).mean()), 1e-12)
+        result[m] = (_padded(scale * weight, out_dim), _padded((-scale * weight @ mean)[:, None], out_dim)[:, 0])
+    return result
 
 
 def _padded(w: Matrix, out_dim: int) -> Matrix:

@@ -146,7 +146,7 @@ def test_every_adapter_can_be_put_there(spec: Any) -> None:
 # ---- in training
 
 
-@pytest.mark.parametrize("kind", ["procrustes", "cca", "ridge"])
+@pytest.mark.parametrize("kind", ["procrustes", "cca", "ridge", "spectral"])
 def test_training_begins_far_above_the_plain_start(kind: str, features_recipe: Path, tmp_path: Path) -> None:
     """With a learning rate of next to nothing the aligned store is the start itself."""
     found = {}
