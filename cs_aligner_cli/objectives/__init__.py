@@ -15,7 +15,7 @@ from cs_aligner_cli.objectives.pseudo_pairs import pseudo_pairs
 from cs_aligner_cli.objectives.sinkhorn import sinkhorn
 from cs_aligner_cli.objectives.sliced_wasserstein import sliced_wasserstein
 from cs_aligner_cli.objectives.structure import structure
-from cs_aligner_cli.objectives.terms import Term, TermValues, evaluate_terms, on_clouds, on_pairs, on_tokens
+from cs_aligner_cli.objectives.terms import Term, TermValues, evaluate_terms, on_clouds, on_pairs, on_sums, on_tokens
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
 from cs_aligner_cli.objectives.unpaired_negatives import infonce_with_negatives, siglip_with_negatives
 
@@ -50,6 +50,7 @@ __all__ = [
     "nystroem_error",
     "on_clouds",
     "on_pairs",
+    "on_sums",
     "on_tokens",
     "plan_divergence",
     "pseudo_pairs",

@@ -190,17 +190,23 @@ def add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
         into.addmm_(a.to(into.dtype), b.to(into.dtype))
 
 
-@lru_cache(maxsize=64)
-def kernel_constants(kernel: Kernel | None, device: torch.device) -> tuple[Tensor | None, int]:
-    """What ``triton_kernels._evaluate`` reads, the widest kernel first, and how many: 0 of a distance, -1 of none."""
+def count_sigmas(kernel: Kernel | None) -> int:
+    """How many kernels ``triton_kernels._evaluate`` adds up: 0 for a distance, -1 for none."""
     if kernel is None:
-        return None, -1
+        return -1
+    return len(kernel.sigmas) if isinstance(kernel, Gaussian) else 0
+
+
+@lru_cache(maxsize=64)
+def kernel_constants(kernel: Kernel | None, device: torch.device) -> Tensor | None:
+    """What ``triton_kernels._evaluate`` reads, the widest kernel first; None where there is no kernel."""
+    if kernel is None:
+        return None
     if not isinstance(kernel, Gaussian):
-        return torch.zeros(3, device=device), 0
+        return torch.zeros(3, device=device)
     sigmas = sorted(kernel.sigmas, reverse=True)
     share = 1 / len(sigmas)
-    rows = [(1 / (LOG2 * sigma**2), share, share / sigma**2) for sigma in sigmas]
-    return torch.tensor(rows, device=device), len(sigmas)
+    return torch.tensor([(1 / (LOG2 * sigma**2), share, share / sigma**2) for sigma in sigmas], device=device)
 
 
 @contextmanager

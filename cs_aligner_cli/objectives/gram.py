@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cs_aligner_cli.common.row_exchange import Shares
 from cs_aligner_cli.objectives.fused import FusedPairs
-from cs_aligner_cli.objectives.fused_plan import Plan, can_fuse, float32_products, plan_of
+from cs_aligner_cli.objectives.fused_plan import (
+    Plan,
+    can_fuse,
+    count_sigmas,
+    float32_products,
+    kernel_constants,
+    plan_of,
+)
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
 from cs_aligner_cli.objectives.replays import Replays
@@ -46,7 +54,7 @@ class GramDivergence:
 
 
 class InfoNce(NamedTuple):
-    """InfoNCE's part of an objective: its logit scale, a 0-d tensor, and which rows are no negatives of each other."""
+    """InfoNCE's part of an objective: its logit scale, a 0-d tensor, and which pairs are no negatives of each other."""
 
     logit_scale: Tensor
     groups: Tensor | None = None
@@ -74,28 +82,36 @@ def evaluate_pairs(
     *,
     weights: tuple[float, float] = (1.0, 1.0),
     gradient: bool = True,
+    shares: Shares | None = None,
 ) -> PairValues:
     """Value InfoNCE, a divergence or both on x (M, d) and y (N, d), with the gradient of their weighted sum.
 
     The products x_i . y_j are computed once for both. Rows are float32 or float64, and so are products, exponents
     and gradients; sums are taken in float64. Nothing of size M x N is held (see ``tiles``). On CUDA float32 rows go
     through the kernels of ``fused``, which send no scalar to the host.
+
+    ``shares`` says who holds the clouds' rows where several ranks do: x and y are this rank's (of pairs the same of
+    both), groups those of all pairs, the values and ``scale_grad`` those of the whole, the other gradients of x and y.
+    Rows of other ranks pass by block by block, the next while one is computed with.
     """
+    shares = shares or Shares.alone(len(x), len(y))
+    exchange, size = shares.exchange, sum(shares.rows)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if infonce is None:
             # Distances do not see a common shift, and far from the origin their expansion would cancel.
-            centre = (x.mean(dim=0) + y.mean(dim=0)) / 2
+            centre = exchange.all_reduce(x.sum(dim=0) / size + y.sum(dim=0) / sum(shares.columns), "sum") / 2
             x, y = x - centre, y - centre
         products = divergence.products if divergence else "fp32"
         if can_fuse(x):
-            with float32_products(products):
-                return _replayed(x, y, infonce, divergence, weights, gradient, plan_of(products, x.shape[1]))
+            # Triton launches on the current device, wherever its arguments lie.
+            with float32_products(products), torch.cuda.device(x.device):
+                return _replayed(x, y, infonce, divergence, weights, gradient, plan_of(products, x.shape[1]), shares)
         image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:
             own = [
-                within(rows, divergence.kernel, diagonal=divergence.diagonal, gradient=gradient)
-                for rows in (image, text)
+                within(rows, divergence.kernel, divergence.diagonal, gradient, exchange, counts)
+                for rows, counts in ((image, shares.rows), (text, shares.columns))
             ]
         cross = Cross(
             image,
@@ -104,8 +120,9 @@ def evaluate_pairs(
             groups=_shared_groups(infonce),
             kernel=divergence.kernel if divergence else None,
             keep=gradient,
+            shares=shares,
         )
-        infonce_value = cross.cross_entropies.mean() / 2 if infonce else None
+        infonce_value = exchange.all_reduce(cross.cross_entropies.sum(), "sum") / (2 * size) if infonce else None
         divergence_value = divergence.value(own[0], own[1], cross.kernel_sum) if divergence else None
         if not gradient:
             return PairValues(infonce_value, divergence_value, None, None, None)
@@ -115,7 +132,7 @@ def evaluate_pairs(
             x_grad, y_grad = (_scaled(pair_sum, weights[1] * divergence.slope(pair_sum)) for pair_sum in own)
         else:
             x_grad, y_grad = torch.zeros_like(x), torch.zeros_like(y)
-        scale_grad = cross.add_gradients(x_grad, y_grad, weights[0] / (2 * len(x)), cross_weight)
+        scale_grad = cross.add_gradients(x_grad, y_grad, weights[0] / (2 * size), cross_weight)
         return PairValues(infonce_value, divergence_value, x_grad, y_grad, scale_grad)
 
 
@@ -127,23 +144,27 @@ def _replayed(
     weights: tuple[float, float],
     gradient: bool,
     plan: Plan,
+    shares: Shares,
 ) -> PairValues:
     """``evaluate_fused``; small clouds of a form seen before as one recorded graph, in place of a hundred launches."""
-    # Filled on the device: weights may change with every step, and a graph holds the numbers that it was recorded with.
+    # Weights and bandwidths may change with every step, and a graph holds the numbers that it was recorded with.
     placed = tuple(torch.full((), weight, dtype=torch.float64, device=x.device) for weight in weights)
     scale, groups = infonce or (None, None)
+    kernel = divergence.kernel if divergence else None
 
     def call(inputs: Sequence[Tensor | None]) -> PairValues:
-        rows, columns, at, scale, groups = inputs[0], inputs[1], inputs[2:4], inputs[4], inputs[5]
+        rows, columns, at, scale, groups, constants = inputs[0], inputs[1], inputs[2:4], *inputs[4:]
         assert rows is not None and columns is not None and at[0] is not None and at[1] is not None
         pairs = None if scale is None else InfoNce(scale, groups)
-        return evaluate_fused(rows, columns, pairs, divergence, (at[0], at[1]), gradient, plan)
+        return evaluate_fused(rows, columns, pairs, divergence, (at[0], at[1]), gradient, plan, shares, constants)
 
-    inputs = [x, y, *placed, scale, groups]
-    if len(x) * len(y) > REPLAYED_PAIRS or torch.cuda.is_current_stream_capturing():
+    inputs = [x, y, *placed, scale, groups, kernel_constants(kernel, x.device)]
+    among_ranks = shares.exchange.size > 1  # no graph holds what waits for another process
+    if among_ranks or len(x) * len(y) > REPLAYED_PAIRS or torch.cuda.is_current_stream_capturing():
         return call(inputs)
-    found = _REPLAYS.run((divergence, gradient, plan), call, inputs)
-    return PairValues(*found)
+    form = divergence and (divergence.logarithm, divergence.diagonal)
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    return PairValues(*_REPLAYS.run((form, count_sigmas(kernel), gradient, plan, stream), call, inputs))
 
 
 @torch.no_grad()
@@ -155,10 +176,18 @@ def evaluate_fused(
     weights: tuple[Tensor, Tensor],
     gradient: bool,
     plan: Plan,
+    shares: Shares | None = None,
+    constants: Tensor | None = None,
 ) -> PairValues:
-    """``evaluate_pairs`` by the kernels of ``fused``, weights being 0-d float64 tensors beside the rows."""
+    """``evaluate_pairs`` by the kernels of ``fused``, weights being 0-d float64 tensors beside the rows.
+
+    ``constants``: the ``kernel_constants`` of the divergence, where they lie in a place of the caller's.
+    """
+    shares = shares or Shares.alone(len(x), len(y))
     scale, groups = infonce or (None, None)
-    pairs = FusedPairs(x, y, scale, groups, divergence.kernel if divergence else None, plan)
+    kernel = divergence.kernel if divergence else None
+    constants = kernel_constants(kernel, x.device) if constants is None else constants
+    pairs = FusedPairs(x, y, scale, groups, (constants, count_sigmas(kernel)), plan, shares)
     own = []
     if divergence:
         own = [pairs.within(cloud, divergence.diagonal, gradient) for cloud in (pairs.image, pairs.text)]
@@ -167,7 +196,7 @@ def evaluate_fused(
     if divergence:
         log = divergence.logarithm
         divergence_value = own[0][0].mean(log) + own[1][0].mean(log) - 2 * cross.mean(log)
-    infonce_value = None if softmax is None else softmax.loss
+    infonce_value = None if softmax is None else shares.exchange.all_reduce(softmax.loss, "sum")
     if not gradient:
         return PairValues(infonce_value, divergence_value, None, None, None)
     if divergence:
@@ -198,11 +227,14 @@ def _shared_groups(infonce: InfoNce | None) -> Tensor | None:
 
 
 class InfoNceLoss(torch.autograd.Function):
-    """InfoNCE of row-paired x, y (N, d) and a 0-d logit scale; groups as in ``InfoNce``."""
+    """InfoNCE of row-paired x, y (N, d) and a 0-d logit scale; groups and shares as in ``evaluate_pairs``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, logit_scale: Tensor, groups: Tensor | None) -> Tensor:
-        found = evaluate_pairs(x, y, InfoNce(logit_scale, groups), None, gradient=any(ctx.needs_input_grad))
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, logit_scale: Tensor, groups: Tensor | None, shares: Shares | None = None
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        found = evaluate_pairs(x, y, InfoNce(logit_scale, groups), None, gradient=wanted, shares=shares)
         ctx.grads = found.x_grad, found.y_grad, found.scale_grad
         ctx.scale_dtype = logit_scale.dtype
         assert found.infonce is not None
@@ -212,15 +244,15 @@ class InfoNceLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         dx, dy, d_scale = ctx.grads
-        return upstream * dx, upstream * dy, (upstream * d_scale).to(ctx.scale_dtype), None
+        return upstream * dx, upstream * dy, (upstream * d_scale).to(ctx.scale_dtype), None, None
 
 
 class GramLoss(torch.autograd.Function):
-    """A divergence of kernel sums between x (M, d) and y (N, d)."""
+    """A divergence of kernel sums between x (M, d) and y (N, d); shares as in ``evaluate_pairs``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, divergence: GramDivergence) -> Tensor:
-        found = evaluate_pairs(x, y, None, divergence, gradient=any(ctx.needs_input_grad))
+    def forward(ctx: Any, x: Tensor, y: Tensor, divergence: GramDivergence, shares: Shares | None = None) -> Tensor:
+        found = evaluate_pairs(x, y, None, divergence, gradient=any(ctx.needs_input_grad), shares=shares)
         ctx.grads = found.x_grad, found.y_grad
         assert found.divergence is not None
         return found.divergence.to(x.dtype)
@@ -229,7 +261,7 @@ class GramLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         dx, dy = ctx.grads
-        return upstream * dx, upstream * dy, None
+        return upstream * dx, upstream * dy, None, None
 
 
 class LogMeanKernel(torch.autograd.Function):
@@ -238,9 +270,8 @@ class LogMeanKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Gaussian) -> Tensor:
         with torch.autocast(device_type=x.device.type, enabled=False):
-            found = within(
-                TiledRows(x - x.mean(dim=0), "fp32"), kernel, diagonal=False, gradient=ctx.needs_input_grad[0]
-            )
+            rows = TiledRows(x - x.mean(dim=0), "fp32")
+            found = within(rows, kernel, diagonal=False, gradient=ctx.needs_input_grad[0])
         ctx.grad = None if found.grad is None else found.grad / float(found.total)
         return found.log_mean.to(x.dtype)
 

@@ -147,7 +147,7 @@ class _SigLip(torch.autograd.Function):
             rows = TiledRows(x, "fp32"), TiledRows(y, "fp32")
             dx, dy = torch.zeros_like(x), torch.zeros_like(y)
             loss, d_scale, d_bias = (x.new_zeros((), dtype=wide(x)) for _ in range(3))
-            for i, j, dots in Dots(*rows, keep=False):
+            for i, j, dots in Dots(rows[0], keep=False).tiles(rows[1]):
                 logits = hide_same_group(scale * dots + bias, groups, i, j)
                 loss += row_sums(softplus(logits))
                 weights = logits.sigmoid_()

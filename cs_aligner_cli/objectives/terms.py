@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import as_rows
+from cs_aligner_cli.common.row_exchange import RowExchange
 from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Clouds, Edge, Logits
-from cs_aligner_cli.objectives.gram import GramDivergence, InfoNce, evaluate_pairs
+from cs_aligner_cli.objectives.gram import GramDivergence, GramLoss, InfoNce, InfoNceLoss, evaluate_pairs
 from cs_aligner_cli.objectives.pseudo_pairs import Side
 from cs_aligner_cli.objectives.tokens import token_cs_divergence
 
 # What a pairwise loss takes: image, text, the logits, and the groups; with unpaired negatives these of both, too.
 PairLoss: TypeAlias = Callable[..., Tensor]
 TermLoss: TypeAlias = Callable[[Clouds, Logits], Tensor]
+Sums: TypeAlias = Literal["infonce"] | GramDivergence
 
 
 def on_pairs(loss: PairLoss, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> TermLoss:
@@ -79,6 +81,23 @@ def on_clouds(divergence: Callable[[Tensor, Tensor], Tensor], edges: Sequence[Ed
     return term
 
 
+def on_sums(sums: Sums, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> TermLoss:
+    """InfoNCE of pairs or a divergence of kernel sums, averaged over edges, also of clouds that several ranks hold."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        values = []
+        for edge in edges:
+            if sums == "infonce":
+                x, y, groups, shares = clouds.shared_pairs(edge)
+                values.append(InfoNceLoss.apply(x, y, logits.scale, groups, shares))
+            else:
+                x, y, shares = clouds.shared_clouds(edge)
+                values.append(GramLoss.apply(x, y, sums, shares))
+        return torch.stack(values).mean()
+
+    return term
+
+
 def on_tokens(bandwidth: Bandwidth, edge: Edge = IMAGE_TEXT) -> TermLoss:
     """``token_cs_divergence`` of the tokens of an edge's pairs."""
 
@@ -97,14 +116,14 @@ class Term:
 
     ``relative``, where given, replaces the weight: it is chosen so that the tangential norm of the term's weighted
     gradient (``TermValues.grad_norms``) is ``relative`` times that of the first term's. ``sums`` says that the loss is
-    one of the sums over pairs that ``evaluate_pairs`` can take together, and which.
+    one of the sums over pairs that ``evaluate_pairs`` can take together (``on_sums``), and which.
     """
 
     name: str
     weight: float
     loss: TermLoss
     relative: float | None = None
-    sums: Literal["infonce"] | GramDivergence | None = None
+    sums: Sums | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +157,18 @@ def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, sep
     needs that. Otherwise InfoNCE and a divergence of kernel sums that stand first share their tiles, which is faster,
     where both see the same rows.
 
+    Of clouds that several ranks hold, values are those of the whole and gradients those of this rank's rows. Where all
+    terms are sums over pairs, rows of other ranks pass by; else they are gathered, and every rank takes the whole.
+
     A term of weight 0 is valued, but adds neither to the total nor to the gradient, even where its value is
     not finite; its gradient norm is 0. Raises ValueError if two terms share a name.
     """
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
         raise ValueError(f"terms must have distinct names, got {names}")
+    if clouds.exchange.size > 1 and not all(term.sums for term in terms):
+        of_all = evaluate_terms(terms, clouds.whole, logits, separate=separate)
+        return replace(of_all, grads=clouds.own(of_all.grads), token_grads=clouds.own(of_all.token_grads))
     leaves = _leaves(clouds, logits)
     if separate or not (clouds.only_pairs and _share_tiles(terms)):
         found = _separately(terms, clouds, leaves)
@@ -215,7 +240,7 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
             value = term.loss(seen, logits)
         values[term.name] = value.detach()
         grads = _gradients(value, leaves) if counts else {}
-        norm = _tangential_norm(grads, leaves) if counts else value.new_zeros(())
+        norm = _tangential_norm(grads, leaves, clouds.exchange) if counts else value.new_zeros(())
         weight = term.weight
         if term.relative is not None:
             weight = term.relative * float(norms[terms[0].name] / norm) if norm > 0 else 0.0
@@ -225,15 +250,15 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
     return _Found(values, weights, norms, sums)
 
 
-def _tangential_norm(grads: dict[_Leaf, Tensor], leaves: dict[_Leaf, Tensor]) -> Tensor:
-    """The L2 norm of the gradients of rows and tokens (..., d), along the sphere that each row lies on."""
+def _tangential_norm(grads: dict[_Leaf, Tensor], leaves: dict[_Leaf, Tensor], exchange: RowExchange) -> Tensor:
+    """The L2 norm of all ranks' gradients of rows and tokens (..., d), along the sphere that each row lies on."""
     squares = []
     for (kind, name), grad in grads.items():
         if kind != "logits":
             at = leaves[kind, name].detach().nan_to_num()  # tokens are padded with NaN, which no gradient reaches
             along = (grad * at).sum(dim=-1, keepdim=True) / at.square().sum(dim=-1, keepdim=True).clamp(min=1e-30)
             squares.append((grad - along * at).square().sum())
-    return torch.stack(squares).sum().sqrt()
+    return exchange.all_reduce(torch.stack(squares).sum(), "sum").sqrt()
 
 
 def _share_tiles(terms: Sequence[Term]) -> bool:
@@ -250,12 +275,14 @@ def _together(pairwise: Term, divergence: Term, clouds: Clouds, leaves: dict[_Le
     assert isinstance(divergence.sums, GramDivergence)
     image, text, scale = leaves["rows", "image"], leaves["rows", "text"], leaves["logits", "scale"]
     dtype = torch.promote_types(image.dtype, text.dtype)
+    _, _, groups, shares = clouds.shared_pairs(IMAGE_TEXT)
     found = evaluate_pairs(
         image.to(dtype),
         text.to(dtype),
-        InfoNce(scale, clouds.pairs[IMAGE_TEXT].groups),
+        InfoNce(scale, groups),
         divergence.sums,
         weights=(pairwise.weight, divergence.weight),
+        shares=shares,
     )
     assert found.infonce is not None and found.divergence is not None
     assert found.x_grad is not None and found.y_grad is not None and found.scale_grad is not None

@@ -24,7 +24,7 @@ class TiledRows:
     """Rows (N, d) made ready for tiles: half their squared norms, and copies in the type that products are taken in."""
 
     def __init__(self, x: Tensor, products: Products) -> None:
-        self.x = x
+        self.x, self.products = x, products
         self.half_squares = x.square().sum(dim=1) / 2
         self._factor = x.to(_TYPES.get(products, x.dtype))
         self._pulled = self._factor.bfloat16() if products == "fp16" else self._factor
@@ -71,16 +71,23 @@ class Scratch:
         return self._buffer[: shape[0] * shape[1]].view(shape)
 
 
-def tile_of(x: TiledRows, y: TiledRows) -> tuple[int, int]:
-    """Rows and columns of the tiles of two clouds."""
+def tile_of(x: TiledRows, size: int) -> tuple[int, int]:
+    """Rows and columns of the tiles of a cloud with another of ``size`` rows."""
     rows, columns = _TILE.get(x.x.device.type, _LARGE_TILE)
-    return min(rows, len(x)), min(columns, len(y))
+    return min(rows, len(x)), min(columns, size)
 
 
 def slices(start: int, stop: int, size: int) -> Iterator[slice]:
     """[start, stop) in parts of ``size``, the last one what is left."""
     for begin in range(start, stop, size):
         yield slice(begin, min(begin + size, stop))
+
+
+def all_tiles(size: int, other: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles that cover every pair of ``size`` rows with ``other`` ones."""
+    for i in slices(0, size, rows):
+        for j in slices(0, other, columns):
+            yield i, j
 
 
 def upper_tiles(size: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
@@ -93,38 +100,38 @@ def upper_tiles(size: int, rows: int, columns: int) -> Iterator[tuple[slice, sli
 
 def tiles(x: TiledRows, y: TiledRows, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
     """Every tile (i, j) of two clouds with its nearness, which may be used up: the next tile overwrites it."""
-    rows, columns = tile_of(x, y)
+    rows, columns = tile_of(x, len(y))
     scratch = Scratch(x.x, rows, columns)
-    for i in slices(0, len(x), rows):
-        for j in slices(0, len(y), columns):
-            dots = x.dots(i, y, j, out=scratch.like(i, j))
-            yield i, j, nearness(x, i, y, j, dots, scale, out=dots)
+    for i, j in all_tiles(len(x), len(y), rows, columns):
+        dots = x.dots(i, y, j, out=scratch.like(i, j))
+        yield i, j, nearness(x, i, y, j, dots, scale, out=dots)
 
 
 class Dots:
-    """Iterates over the tiles (i, j, x_i . y_j); what fits into a fixed budget is kept for the second time."""
+    """The tiles (i, j, x_i . y_j) of one cloud with others; what fits into a fixed budget is kept for a second time."""
 
-    def __init__(self, x: TiledRows, y: TiledRows, keep: bool) -> None:
-        self._x, self._y = x, y
-        self._kept: dict[tuple[int, int], Tensor] = {}
+    def __init__(self, x: TiledRows, keep: bool) -> None:
+        self._x = x
+        self._kept: dict[tuple[int, int, int], Tensor] = {}
         self._budget = _KEPT_BYTES if keep else 0
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        rows, columns = tile_of(self._x, self._y)
+    def tiles(self, y: TiledRows, number: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The tiles with the cloud of that number, which the next tile overwrites."""
+        rows, columns = tile_of(self._x, len(y))
         scratch = Scratch(self._x.x, rows, columns)
-        for i in slices(0, len(self._x), rows):
-            for j in slices(0, len(self._y), columns):
-                yield i, j, self._tile(i, j, scratch)
+        for i, j in all_tiles(len(self._x), len(y), rows, columns):
+            yield i, j, self._tile(i, y, j, number, scratch)
 
-    def _tile(self, i: slice, j: slice, scratch: Scratch) -> Tensor:
-        if (i.start, j.start) in self._kept:
-            return self._kept[i.start, j.start]
+    def _tile(self, i: slice, y: TiledRows, j: slice, number: int, scratch: Scratch) -> Tensor:
+        place = (number, i.start, j.start)
+        if place in self._kept:
+            return self._kept[place]
         tile = scratch.like(i, j)
         if tile.nbytes > self._budget:
-            return self._x.dots(i, self._y, j, out=tile)
+            return self._x.dots(i, y, j, out=tile)
         self._budget -= tile.nbytes
-        self._kept[i.start, j.start] = self._x.dots(i, self._y, j)
-        return self._kept[i.start, j.start]
+        self._kept[place] = self._x.dots(i, y, j)
+        return self._kept[place]
 
 
 def hide_same_group(tile: Tensor, groups: Tensor | None, i: slice, j: slice) -> Tensor:

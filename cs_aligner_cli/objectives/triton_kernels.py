@@ -90,7 +90,7 @@ def _evaluate(near, kernel, reference, factor, SIGMAS: tl.constexpr):
 
 
 @triton.jit
-def _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED: tl.constexpr):
+def _logits(dots, scale, of_i, of_j, groups_x, groups_y, i, j, i1, n, GROUPED: tl.constexpr, PAIRED: tl.constexpr):
     """Logits of a tile plus ``of_i`` and ``of_j``, by which those outside are -inf, as between a group's pairs.
 
     Masks of one line each, and no branch: a mask of the tile, or values that leave a branch, take as many registers as
@@ -98,8 +98,10 @@ def _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED: tl.constexpr):
     """
     logits = dots * scale + (of_i[:, None] + of_j[None, :])
     if GROUPED:
-        group_i, group_j = tl.load(groups + i, mask=i < n, other=0), tl.load(groups + j, mask=j < n, other=0)
-        seen = (group_i[:, None] != group_j[None, :]) | (i[:, None] == j[None, :])
+        group_i, group_j = tl.load(groups_x + i, mask=i < i1, other=0), tl.load(groups_y + j, mask=j < n, other=0)
+        seen = group_i[:, None] != group_j[None, :]
+        if PAIRED:
+            seen = seen | (i[:, None] == j[None, :])
         logits = tl.where(seen, logits, float("-inf"))
     return logits
 
@@ -139,7 +141,7 @@ def _shifted(logits, maxima, dim: tl.constexpr):
 
 
 @any_size
-def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
+def sum_pairs(x, y, buffer, stride, half_x, half_y, groups_x, groups_y, references, kernel,
               row_maxima, row_sums, column_maxima, column_sums, own_logits, kernel_sums, kernel_tops,
               i0, i1, j0, m, n, d, tiles_i, tiles_j,
               LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
@@ -147,9 +149,10 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
               EVEN: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """Sums over one tile: of 2^logit for every row and column, and of the kernel.
 
-    Rows i0 to i1 of x against rows j0 to n of y; WITHIN one cloud, columns from i1 on stand for two pairs each.
-    SIGMAS below 0: no kernel. PARTS of a tile, beside each other, are products of one piece and sums of their own, and
-    ``tiles_j`` counts them.
+    Rows i0 to i1 of x against rows j0 to n of y; WITHIN one cloud, columns from i1 on stand for two pairs each, and
+    DIAGONAL says whether the pairs (i, i) count; with LOGITS, whether (i, i) are pairs, else none is: y are rows of
+    another rank. SIGMAS below 0: no kernel. PARTS of a tile, beside each other, are products of one piece and sums of
+    their own, and ``tiles_j`` counts them.
     """
     tile_i, tile_j = _tile_of(tiles_i, tiles_j // PARTS, GROUP)
     local_i, wide_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
@@ -159,15 +162,15 @@ def sum_pairs(x, y, buffer, stride, half_x, half_y, groups, references, kernel,
     for part in tl.static_range(PARTS):
         part_j = tile_j * PARTS + part
         local_j = part_j * (COLUMNS // PARTS) + tl.arange(0, COLUMNS // PARTS)
-        _sum_part(parts[part], half_x, half_y, groups, references, kernel, row_maxima, row_sums, column_maxima,
-                  column_sums, own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i,
-                  local_j, LOGITS, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+        _sum_part(parts[part], half_x, half_y, groups_x, groups_y, references, kernel, row_maxima, row_sums,
+                  column_maxima, column_sums, own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, part_j,
+                  tiles_j, local_i, local_j, LOGITS, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
 
 
 @triton.jit
-def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_sums, column_maxima, column_sums,
-              own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
-              LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
+def _sum_part(dots, half_x, half_y, groups_x, groups_y, references, kernel, row_maxima, row_sums, column_maxima,
+              column_sums, own_logits, kernel_sums, kernel_tops, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i,
+              local_j, LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
               DIAGONAL: tl.constexpr):  # fmt: skip
     """``sum_pairs`` of one part of a tile, given its dot products."""
     i, j = i0 + local_i, j0 + local_j
@@ -176,21 +179,23 @@ def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_
     if LOGITS:
         scale = tl.load(references)
         of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
-        if diagonal:
-            # From the tile itself: another product would differ in its last digits.
-            own = (i < i1)[:, None] & (i[:, None] == j[None, :])
-            tl.store(own_logits + i[:, None] + 0 * j[None, :], dots * scale, mask=own)
+        if DIAGONAL:  # noqa: SIM102 - this is known when compiling, the next is not
+            if diagonal:
+                # From the tile itself: another product would differ in its last digits.
+                own = (i < i1)[:, None] & (i[:, None] == j[None, :])
+                tl.store(own_logits + i[:, None] + 0 * j[None, :], dots * scale, mask=own)
         at_row, at_column = tile_j * (i1 - i0) + local_i, tile_i * (n - j0) + local_j
         if tl.load(references + 2) > 0:
             reference = tl.load(references + 1)
-            powers = tl.exp2(_logits(dots, scale, of_i, of_j - reference, groups, i, j, n, GROUPED))
+            logits = _logits(dots, scale, of_i, of_j - reference, groups_x, groups_y, i, j, i1, n, GROUPED, DIAGONAL)
+            powers = tl.exp2(logits)
             of_rows, of_columns = tl.sum(powers, 1), tl.sum(powers, 0)
             tops_i, tops_j = (
                 tl.zeros((dots.shape[0],), tl.float32) + reference,
                 tl.zeros((dots.shape[1],), tl.float32) + reference,
             )
         else:
-            logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
+            logits = _logits(dots, scale, of_i, of_j, groups_x, groups_y, i, j, i1, n, GROUPED, DIAGONAL)
             tops_i, tops_j = tl.max(logits, 1), tl.max(logits, 0)
             of_rows, of_columns = tl.sum(_shifted(logits, tops_i, 1), 1), tl.sum(_shifted(logits, tops_j, 0), 0)
         tl.store(row_maxima + at_row, tops_i, mask=i < i1)
@@ -213,8 +218,8 @@ def _sum_part(dots, half_x, half_y, groups, references, kernel, row_maxima, row_
 
 
 @any_size
-def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
-                row_maxima, row_shares, column_maxima, column_shares,
+def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, groups_x, groups_y, references,
+                kernel, factors, row_maxima, row_shares, column_maxima, column_shares,
                 row_slopes, column_slopes, scale_sums, kernel_sums,
                 i0, i1, j0, m, n, d, tiles_i, tiles_j,
                 LOGITS: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr, WITHIN: tl.constexpr,
@@ -224,8 +229,8 @@ def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, g
 
     ``factors``: the weight of a softmax, that of a slope, and the kernel's reference. What a pair's own logit pulls is
     not among the ``weights`` (``Softmax.own_pulls``). They have room for whole tiles: a mask would split their stores
-    into single numbers. WITHIN one cloud ``kernel_sums`` gets the sums of
-    values, and the sums of slopes are of rounded weights, so that equal rows pull each other nowhere.
+    into single numbers. Without LOGITS ``kernel_sums`` gets the sums of values, and the sums of slopes are of rounded
+    weights, so that equal rows pull each other nowhere.
     """
     tile_i, tile_j = _tile_of(tiles_i, tiles_j // PARTS, GROUP)
     local_i, wide_j = tile_i * ROWS + tl.arange(0, ROWS), tile_j * COLUMNS + tl.arange(0, COLUMNS)
@@ -236,19 +241,19 @@ def weigh_pairs(x, y, buffer, stride, weights, weights_stride, half_x, half_y, g
         part_j = tile_j * PARTS + part
         local_j = part_j * (COLUMNS // PARTS) + tl.arange(0, COLUMNS // PARTS)
         if LOGITS and tl.load(references + 2) > 0:
-            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
-                        row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
-                        kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
-                        LOGITS, True, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups_x, groups_y, references,
+                        kernel, factors, row_maxima, row_shares, column_maxima, column_shares, row_slopes,
+                        column_slopes, scale_sums, kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i,
+                        local_j, LOGITS, True, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
         else:
-            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
-                        row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
-                        kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i, local_j,
-                        LOGITS, False, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
+            _weigh_part(parts[part], weights, weights_stride, half_x, half_y, groups_x, groups_y, references,
+                        kernel, factors, row_maxima, row_shares, column_maxima, column_shares, row_slopes,
+                        column_slopes, scale_sums, kernel_sums, i0, i1, j0, n, tile_i, part_j, tiles_j, local_i,
+                        local_j, LOGITS, False, GROUPED, SIGMAS, WITHIN, DIAGONAL)  # fmt: skip
 
 
 @triton.jit
-def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, references, kernel, factors,
+def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups_x, groups_y, references, kernel, factors,
                 row_maxima, row_shares, column_maxima, column_shares, row_slopes, column_slopes, scale_sums,
                 kernel_sums, i0, i1, j0, n, tile_i, tile_j, tiles_j, local_i, local_j,
                 LOGITS: tl.constexpr, ONE: tl.constexpr, GROUPED: tl.constexpr, SIGMAS: tl.constexpr,
@@ -264,8 +269,8 @@ def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, reference
     at_tile = tile_i * tiles_j + tile_j
     pull, slopes, scaled, values = 0.0, 0.0, 0.0, 0.0
     if LOGITS:
-        pull = _softmax_pull(dots, groups, references, factors, row_maxima, row_shares, column_maxima, column_shares,
-                             i1, n, i, j, ONE, GROUPED)  # fmt: skip
+        pull = _softmax_pull(dots, groups_x, groups_y, references, factors, row_maxima, row_shares, column_maxima,
+                             column_shares, i1, n, i, j, ONE, GROUPED, DIAGONAL)  # fmt: skip
         scaled = tl.sum(pull * dots, 1)
     if SIGMAS >= 0:
         near = _nearness(dots, half_x, half_y, i, j, i1, n, diagonal, WITHIN, DIAGONAL)
@@ -274,6 +279,8 @@ def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, reference
             values = tl.sum(values * tl.where(j < i1, 1.0, 2.0)[None, :], 1)
             if diagonal:  # a row does not pull itself
                 slopes = tl.where(i[:, None] == j[None, :], 0.0, slopes)
+        elif not LOGITS:
+            values = tl.sum(values, 1)
         if not LOGITS:
             slopes = slopes.to(weights.dtype.element_ty).to(tl.float32)
         tl.store(row_slopes + tile_j * (i1 - i0) + local_i, tl.sum(slopes, 1), mask=i < i1)
@@ -281,26 +288,29 @@ def _weigh_part(dots, weights, weights_stride, half_x, half_y, groups, reference
     tl.store(weights + local_i[:, None] * weights_stride + local_j[None, :], pull)
     if SIGMAS >= 0:
         tl.store(column_slopes + tile_i * (n - j0) + local_j, tl.sum(slopes, 0), mask=j < n)
-    if WITHIN:
+    if not LOGITS:
         tl.store(kernel_sums + at_tile, tl.sum(values, 0))
     if LOGITS:
         tl.store(scale_sums + at_tile, tl.sum(scaled, 0), cache_modifier=".cs" if ONE else ".cg")
 
 
 @triton.jit
-def _softmax_pull(dots, groups, references, factors, row_maxima, row_shares, column_maxima, column_shares,
-                  i1, n, i, j, ONE: tl.constexpr, GROUPED: tl.constexpr):  # fmt: skip
+def _softmax_pull(dots, groups_x, groups_y, references, factors, row_maxima, row_shares, column_maxima, column_shares,
+                  i1, n, i, j, ONE: tl.constexpr, GROUPED: tl.constexpr, PAIRED: tl.constexpr):  # fmt: skip
     """What the softmax of rows and columns pulls by, without the pairs' own logits."""
     scale, factor = tl.load(references), tl.load(factors)
     of_i, of_j = tl.where(i < i1, 0.0, float("-inf")), tl.where(j < n, 0.0, float("-inf"))
     share_i = tl.load(row_shares + i, mask=i < i1, other=0.0) * factor
     share_j = tl.load(column_shares + j, mask=j < n, other=0.0) * factor
     if ONE:
-        logits = _logits(dots, scale, of_i, of_j - tl.load(references + 1), groups, i, j, n, GROUPED)
+        of_j -= tl.load(references + 1)
+        logits = _logits(dots, scale, of_i, of_j, groups_x, groups_y, i, j, i1, n, GROUPED, PAIRED)
         pull = tl.exp2(logits) * (share_i[:, None] + share_j[None, :])
     else:
         top_i = tl.load(row_maxima + i, mask=i < i1, other=0.0)
         top_j = tl.load(column_maxima + j, mask=j < n, other=0.0)
-        logits = _logits(dots, scale, of_i, of_j, groups, i, j, n, GROUPED)
+        logits = _logits(dots, scale, of_i, of_j, groups_x, groups_y, i, j, i1, n, GROUPED, PAIRED)
         pull = tl.exp2(logits - top_i[:, None]) * share_i[:, None] + tl.exp2(logits - top_j[None, :]) * share_j[None, :]
-    return tl.where(i[:, None] == j[None, :], 0.0, pull)
+    if PAIRED:
+        pull = tl.where(i[:, None] == j[None, :], 0.0, pull)
+    return pull

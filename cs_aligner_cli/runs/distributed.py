@@ -1,8 +1,8 @@
 """Several processes on one command: who does what, and how tensors and decisions reach them all.
 
-A batch is a function of the step, so every rank loads and embeds its own share of it, all ranks get all embeddings,
-each takes the loss of the whole batch (by tiles, in linear memory), and sends its own rows' gradient back through its
-own graph. The parameters' gradients, summed over the ranks, are then exactly those of one process.
+A batch is a function of the step, so every rank loads and embeds its own share of it, takes the pairs of its own
+embeddings with those of all, which pass by while it computes, and sends its own rows' gradient back through its own
+graph. The parameters' gradients, summed over the ranks, are then exactly those of one process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
+from cs_aligner_cli.common.row_exchange import RowExchange
 from cs_aligner_cli.common.torchrun_env import world_size
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.recipe.distributed import Distributed
@@ -67,10 +68,8 @@ def share_of_batch(size: int, micro: int | None, rank: int = 0, ranks: int = 1) 
     )
 
 
-class Ranks:
+class Ranks(RowExchange):
     """The processes of one command, seen from one of them; this class is the case of one process alone."""
-
-    rank, size = 0, 1
 
     @property
     def main(self) -> bool:
@@ -99,10 +98,6 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
         return flag
-
-    def all_gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Every rank's rows (counts[rank], d), by rank (sum(counts), d); of several ranks without graph."""
-        return rows
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Give all ranks rank 0's values, in place."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _BUCKET = 1 << 23
 # How long a rank waits for work that another does alone: validation, writing, computing a whole evaluation.
 _PATIENCE = timedelta(days=30)
+# What tells blocks of rows that pass by from gradients that return to their owners.
+_PASSING, _RETURNED = 1, 2
 
 
 class ProcessGroup(Ranks):
@@ -73,6 +75,38 @@ class ProcessGroup(Ranks):
         with _among_ranks():
             return torch.cat(_all_gather(rows.detach(), counts))
 
+    def all_reduce(self, values: Tensor, by: Literal["sum", "max"]) -> Tensor:
+        found = values.detach().clone(memory_format=torch.contiguous_format)
+        with _among_ranks():
+            dist.all_reduce(found, dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MAX)
+        return found
+
+    def blocks(
+        self, rows: Tensor, counts: Sequence[int], grads: Tensor | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        # Every rank sends its rows to each other one in turn: while a block is worked on, the next is on its way.
+        coming = self._shifted(rows, 1, counts)
+        yield self.rank, rows, grads
+        returning: _Transfer | None = None
+        for shift in range(1, self.size):
+            block = coming.wait()
+            if shift + 1 < self.size:
+                coming = self._shifted(rows, shift + 1, counts)
+            part = None if grads is None else torch.zeros_like(block)
+            owner = (self.rank + shift) % self.size
+            yield owner, block, part
+            if part is not None and grads is not None:
+                if returning is not None:
+                    grads += returning.wait()
+                returning = _Transfer(part, owner, (self.rank - shift) % self.size, len(grads), _RETURNED)
+        if returning is not None and grads is not None:
+            grads += returning.wait()
+
+    def _shifted(self, rows: Tensor, shift: int, counts: Sequence[int]) -> _Transfer:
+        """This rank's rows on their way to the rank ``shift`` before it, and those of the one as far after it."""
+        source = (self.rank + shift) % self.size
+        return _Transfer(rows, (self.rank - shift) % self.size, source, counts[source], _PASSING)
+
     @torch.no_grad()
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         with _among_ranks():
@@ -104,6 +138,31 @@ class ProcessGroup(Ranks):
         except RuntimeError:  # the launcher, which keeps the store, has gone
             self._speaks = self.main
         return not self._speaks
+
+
+class _Transfer:
+    """Rows on their way to one rank, and ``count`` rows of another on theirs to this one."""
+
+    def __init__(self, rows: Tensor, target: int, source: int, count: int, tag: int) -> None:
+        self._device = rows.device
+        # Only nccl sends from a GPU's own memory.
+        through_host = rows.is_cuda and "nccl" not in dist.get_backend_config()
+        self._sent = rows.detach().to("cpu" if through_host else rows.device).contiguous()
+        self._received = self._sent.new_empty((count, *rows.shape[1:]))
+        with _among_ranks():
+            self._works = dist.batch_isend_irecv(
+                [
+                    dist.P2POp(dist.isend, self._sent, target, tag=tag),
+                    dist.P2POp(dist.irecv, self._received, source, tag=tag),
+                ]
+            )
+
+    def wait(self) -> Tensor:
+        """The rows that came."""
+        with _among_ranks():
+            for work in self._works:
+                work.wait()
+        return self._received.to(self._device)
 
 
 @contextmanager
@@ -141,6 +200,8 @@ def refuse_shared_gpus(processes: int, gpus: int) -> None:
 
 def _all_gather(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> list[Tensor]:
     """Every rank's rows; padded on the way, since the backends want equal shapes."""
+    if not max(counts):
+        return [rows]
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

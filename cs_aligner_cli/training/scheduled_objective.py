@@ -19,6 +19,7 @@ from cs_aligner_cli.objectives import (
     median_bandwidth,
     on_clouds,
     on_pairs,
+    on_sums,
     on_tokens,
     pseudo_pairs,
     structure,
@@ -28,7 +29,7 @@ from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
-from cs_aligner_cli.objectives.terms import TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
+from cs_aligner_cli.objectives.terms import Sums, TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.objectives.token_exchange import on_token_exchange
 from cs_aligner_cli.recipe.bandwidths import AnnealedBandwidth, AutoBandwidth, MedianBandwidth
 from cs_aligner_cli.recipe.objective import (
@@ -46,6 +47,8 @@ from cs_aligner_cli.training.teacher import Teacher
 # The names of further terms in logs.
 TOKENS, STRUCTURE, TEACHER, PSEUDO_PAIRS, AGREEMENT = "tokens", "structure", "teacher", "pseudo_pairs", "agreement"
 EXCHANGE = "token_exchange"
+# Rows that a median bandwidth is taken of.
+_MEDIAN_ROWS = 512
 _NAMED_BANDWIDTHS: dict[str, MedianBandwidth | AutoBandwidth] = {"median": MedianBandwidth(), "auto": AutoBandwidth()}
 
 
@@ -77,8 +80,11 @@ class TrainingObjective:
         options = spec.pairwise.model_dump(
             exclude={"kind", "weight", "logit_scale", "logit_bias", "unpaired_negatives"}
         )
+        self._sums: Sums | None = None
         if spec.pairwise.sees_unpaired:
             self._pairwise_loss = on_pairs_and_unpaired(UNPAIRED_NEGATIVES[self.pairwise], edges)
+        elif self.pairwise == "infonce":
+            self._sums, self._pairwise_loss = "infonce", on_sums("infonce", edges)
         else:
             self._pairwise_loss = on_pairs(partial(PAIRWISE[self.pairwise], **options), edges)
         self._bandwidth: MedianBandwidth | AutoBandwidth | AnnealedBandwidth | list[float] | float | None = None
@@ -111,20 +117,11 @@ class TrainingObjective:
         divergence = self._spec.divergence
         sigmas, sigma = self._sigmas(step, clouds, state.sigma)
         weight, relative = self._weight(step, state.weight)
+        sums = _kernel_sums(divergence, sigmas)
+        loss = on_sums(sums, self._edges) if sums else _divergence_loss(divergence, sigmas, self._edges)
         terms = [
-            Term(
-                self.pairwise,
-                self._spec.pairwise.weight,
-                self._pairwise_loss,
-                sums="infonce" if self.pairwise == "infonce" else None,
-            ),
-            Term(
-                self.divergence,
-                weight,
-                _divergence_loss(divergence, sigmas, self._edges),
-                relative,
-                _kernel_sums(divergence, sigmas),
-            ),
+            Term(self.pairwise, self._spec.pairwise.weight, self._pairwise_loss, sums=self._sums),
+            Term(self.divergence, weight, loss, relative, sums),
         ]
         levels = self._levels(_divergence_loss(divergence, sigmas, (IMAGE_TEXT,)))
         return [*terms, *levels, *self._further_terms(step)], replace(state, sigma=sigma, bandwidth=sigmas)
@@ -188,8 +185,8 @@ class TrainingObjective:
         if isinstance(rule, list | float):
             return (tuple(rule) if isinstance(rule, list) else (rule,)), former
         if isinstance(rule, MedianBandwidth) and (step % rule.every == 0 or former is None):
-            first, *others = map(clouds.cloud, clouds.rows)
-            found = rule.factor * median_bandwidth(first, torch.cat(others))
+            first, *others = clouds.evenly_spaced(_MEDIAN_ROWS)
+            found = rule.factor * median_bandwidth(first, torch.cat(others), _MEDIAN_ROWS)
             former = rule.momentum * (found if former is None else former) + (1 - rule.momentum) * found
         assert former is not None, "start() chooses what bandwidth: auto is"
         return (former,), former

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cs_aligner_cli.common.errors import CsalignError
-from cs_aligner_cli.common.token_sequences import lengthened
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
@@ -93,11 +92,11 @@ class Stepper:
         """
         # Cached accumulation (GradCache, Gao et al., arXiv 2101.06983): the loss needs all embeddings, but the towers'
         # graphs only their own gradients. So embed in parts, take the whole batch's loss, and embed again with a graph.
-        # Ranks are one more way to split: each has some of the parts, and all of the embeddings.
+        # Ranks are one more way to split: each has some of the parts, and their rows of the embeddings.
         self._towers.train()
         shares = {m: self._ranks.share_of_batch(size, self._spec.micro_batch_size) for m, size in batch.sizes.items()}
         own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
-        clouds = self._gather(batch, own, shares)
+        clouds = self._clouds(batch, own, shares)
 
         terms, state = self.objective.terms(step, clouds, state)
         values, norms = self._evaluate(step, terms, clouds)
@@ -117,7 +116,8 @@ class Stepper:
             self._backward_through_tower(step, m, batch.inputs[m], share, own[m], values)
         self._ranks.all_reduce_gradients(self._towers.parameters())
         norm = self._update()
-        self.memory.add(self._remembered(batch, shares, clouds), clouds.features)
+        if self.memory.size:
+            self.memory.add(self._remembered(batch, shares, clouds.whole), clouds.whole.features)
         return {
             "lr": lr,
             "loss": read[""],
@@ -136,22 +136,18 @@ class Stepper:
             outputs = [self._forward(step, number, modality, inputs[part]) for number, part in share.parts]
         return outputs[0] if len(outputs) == 1 else tuple(map(joined, zip(*outputs, strict=True)))
 
-    def _gather(self, batch: Batch, own: dict[str, tuple[Tensor, ...]], shares: dict[str, Share]) -> Clouds:
-        """The embeddings of the whole batch and, where a term sees them, its tokens, padded to the longest of all."""
-        rows = {m: self._ranks.all_gather_rows(own[m][0], share.counts).detach() for m, share in shares.items()}
-        tokens = {}
-        for m, (_, *found) in own.items():
-            for part in found:
-                longest = max(self._ranks.all_gather(part.shape[1]))
-                tokens[m] = self._ranks.all_gather_rows(lengthened(part.detach(), longest), shares[m].counts)
-        pairs = {
-            edge: Pairs(*(i if i is None else moved(i, self._device) for i in p)) for edge, p in batch.pairs.items()
-        }
-        features = {
-            m: self._ranks.all_gather_rows(moved(found, self._device), shares[m].counts)
-            for m, found in batch.features.items()
-        }
-        return Clouds(rows, pairs, dict(self.memory.rows), tokens, features, dict(self.memory.features))
+    def _clouds(self, batch: Batch, own: dict[str, tuple[Tensor, ...]], shares: dict[str, Share]) -> Clouds:
+        """The embeddings of this rank's share of the batch, and its tokens and features where a term sees them."""
+        return Clouds(
+            {m: outputs[0].detach() for m, outputs in own.items()},
+            {edge: Pairs(*(i if i is None else moved(i, self._device) for i in p)) for edge, p in batch.pairs.items()},
+            dict(self.memory.rows),
+            {m: tokens.detach() for m, (_, *found) in own.items() for tokens in found},
+            {m: moved(found, self._device) for m, found in batch.features.items()},
+            dict(self.memory.features),
+            self._ranks,
+            {m: share.counts for m, share in shares.items()},
+        )
 
     def _forward(self, step: int, part: int, modality: str, inputs: Tensor) -> tuple[Tensor, ...]:
         """Embed one part of a batch: (N, d) and, where a term sees them, its tokens (N, L, d), padded with NaN.
@@ -186,7 +182,6 @@ class Stepper:
     ) -> None:
         """Send this rank's rows of the gradient back, a part at a time, embedding again where graphs were not kept."""
         gradients = [values.grads[m], *([values.token_grads[m]] if m in values.token_grads else [])]
-        gradients = [gradient[share.rows] for gradient in gradients]
         for number, part in share.parts:
             outputs = own if len(share.parts) == 1 else self._forward(step, number, m, inputs[part])
             # A part's tokens may be padded to less than those of the whole batch.
@@ -232,7 +227,7 @@ class Stepper:
             return {}
         logits = self._towers.logits
         found = conflict(
-            *clouds.pair(IMAGE_TEXT)[:2],
+            *clouds.whole.pair(IMAGE_TEXT)[:2],
             float(logits.scale.detach()),
             lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits),
             values.weights[divergence.name],
