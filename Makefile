@@ -101,8 +101,8 @@ results: $(VENV)/.test ## the tables of README and docs from runs on Flickr8k, t
 bench-embed: $(VENV)/.test ## embedding against the bare forward pass and plain loops: make bench-embed DATA=FOLDER
 	$(BIN)/python benchmarks/embed.py $(DATA)
 
-bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device: make bench-gpu DATA=FOLDER
-	for part in errors objective training embed; do $(BIN)/python benchmarks/gpu.py $$part --photos $(DATA)/images || exit; done
+bench-gpu: $(VENV)/.test ## the objective, embedding and an adapter step on one CUDA device, as one table: make bench-gpu DATA=FOLDER
+	PATH=$(abspath $(BIN)):$$PATH ONLY="errors objective training embed" bash benchmarks/gpu_check.sh $(abspath $(DATA))/images
 
 bench-statistics: $(VENV)/.core ## coverage, false alarms and power of the gap's statistics, into docs/statistics.md: ten minutes
 	$(BIN)/python benchmarks/gap_statistics.py --write

@@ -1,13 +1,16 @@
 """csalign on one GPU: matrix rates, the objective with its error, time and memory, and embedding.
 
     python benchmarks/gpu.py PART [--photos FOLDER] [--json FILE]
+    python benchmarks/gpu.py table FILE.json ...        # what parts left there, as one table
 
 rates, errors: TFLOP/s, and relative errors against float64. objective: InfoNCE + CS with gradients in every precision
-beside open_clip's ClipLoss (InfoNCE alone) and the direct expression; share is of the card's measured rate in that
+beside open_clip's ClipLoss and sentence-transformers' cached loss (InfoNCE alone), FlashSinkhorn where it is installed
+(another divergence of the same clouds) and the direct expression; share is of the card's measured rate in that
 precision, on the 12 N^2 d operations that value and gradient need. tune: the kernels in several tiles, and with
 products by cuBLAS. profile: where one call's time goes. training: one step of an adapter beside one with ClipLoss.
 embed: `csalign embed` of the photos, each a few times, beside a DataLoader loop with 16 workers and the bare forward.
-decode: what one photo costs before the encoder, and how that scales over threads and processes.
+decode: what one photo costs before the encoder, and how that scales over threads and processes. --small: the smallest
+sizes, also on a processor, where they show that a part works and nothing else.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +36,10 @@ from cs_aligner_cli.objectives import joint_loss
 from cs_aligner_cli.objectives.fused_plan import PLANS, WIDE_PLANS, Plan, Tile
 from cs_aligner_cli.objectives.tiles import Products
 
-SIGMA, SCALE, DEVICE = 0.7071, 14.3, "cuda"
+SIGMA, SCALE = 0.7071, 14.3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
+_ON_A_PROCESSOR = ("rates", "errors", "objective", "training", "embed")
 Call = Callable[[Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 TILES = {
     "64x128 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
@@ -57,11 +64,16 @@ def unit_rows(n: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """The median time of a call, by CUDA events, after two to warm up."""
+    """The median time of a call, by CUDA events where there is a GPU, after two to warm up."""
     call()
     call()
     times = []
     for _ in range(repeats):
+        if DEVICE == "cpu":
+            began = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - began) * 1e3)
+            continue
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         call()
@@ -71,15 +83,17 @@ def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def peak_megabytes(call: Callable[[], Any]) -> float:
-    """What a call adds to the device's memory at most, its gradients included."""
+def peak_megabytes(call: Callable[[], Any]) -> float | None:
+    """What a call adds to the device's memory at most, its gradients included; None on a processor."""
+    if DEVICE == "cpu":
+        return None
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
 def with_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Call:
@@ -134,8 +148,15 @@ def cached_loss(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return value, tuple(leaf.grad for leaf in leaves if leaf.grad is not None)
 
 
-def rates() -> dict[str, float]:
-    """TFLOP/s of 8192^3 products, and TB/s of a copy."""
+def flash_sinkhorn(x: Tensor, y: Tensor) -> Tensor:
+    """FlashSinkhorn's debiased divergence of both clouds, another objective than ours over the same pairs."""
+    from flash_sinkhorn import SamplesLoss
+
+    return SamplesLoss(loss="sinkhorn", blur=0.1, half_cost=True, debias=True)(x, y)  # type: ignore[no-any-return]
+
+
+def rates(size: int = 8192) -> dict[str, float]:
+    """TFLOP/s of size^3 products, and TB/s of a copy."""
     found = {}
     for name, dtype in {
         "fp32": torch.float32,
@@ -144,18 +165,18 @@ def rates() -> dict[str, float]:
         "fp16": torch.float16,
     }.items():
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        a, b = (torch.randn(8192, 8192, device=DEVICE).to(dtype) for _ in range(2))
-        found[name] = 2 * 8192**3 / milliseconds(partial(torch.mm, a, b)) / 1e9
+        a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
+        found[name] = 2 * size**3 / milliseconds(partial(torch.mm, a, b)) / 1e9
     torch.set_float32_matmul_precision("highest")
-    large = torch.randn(2**29, device=DEVICE)
+    large = torch.randn(8 * size**2, device=DEVICE)
     other = torch.empty_like(large)
     found["copy TB/s"] = 2 * large.nbytes / milliseconds(lambda: other.copy_(large)) / 1e9
     return found
 
 
-def errors(n: int = 4096) -> Iterator[dict[str, Any]]:
+def errors(n: int = 4096, dims: tuple[int, ...] = (512, 1024)) -> Iterator[dict[str, Any]]:
     """Relative errors of value and gradient against the direct expression in float64."""
-    for d in (512, 1024):
+    for d in dims:
         x, y = unit_rows(n, d)
         wide = [part.detach().double().requires_grad_() for part in (x, y)]
         value, grads = with_gradient(direct_loss)(*wide)
@@ -181,15 +202,22 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
             if n <= 32768:
                 sides["ClipLoss"] = with_gradient(clip_loss)
                 sides["CachedMultipleNegativesRankingLoss"] = cached_loss
+                if find_spec("flash_sinkhorn") and DEVICE == "cuda":
+                    sides["FlashSinkhorn"] = with_gradient(flash_sinkhorn)
             if n <= 16384:
                 sides["direct"] = with_gradient(direct_loss)
             for name, call in sides.items():
                 if name == "fp32" and n * n * d > 2**43:
                     continue
-                took = milliseconds(partial(call, x, y), 20 if n <= 2048 else 3)
-                row = {"n": n, "d": d, "what": name, "ms": round(took, 3)}
-                row["MB"] = round(peak_megabytes(partial(call, x, y)))
-                if name in measured:
+                row: dict[str, Any] = {"n": n, "d": d, "what": name}
+                try:
+                    took = milliseconds(partial(call, x, y), 20 if n <= 2048 else 3)
+                except Exception as error:  # noqa: BLE001 - a peer that fails ends none of the others
+                    yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}
+                    continue
+                row["ms"] = round(took, 3)
+                row["MB"] = peak_megabytes(partial(call, x, y))
+                if name in measured and DEVICE == "cuda":
                     row["share"] = round(12 * n * n * d / took / 1e9 / measured[name], 3)
                 yield row
 
@@ -239,11 +267,40 @@ def shown(row: dict[str, Any]) -> str:
     )
 
 
+def as_table(files: Sequence[Path]) -> str:
+    """What several parts left in JSON as one table in Markdown, a line for everything that was measured."""
+    lines: list[dict[str, Any]] = []
+    devices = []
+    for file in files:
+        found = json.loads(file.read_text())
+        devices.append(f"{found.pop('device')}, torch {found.pop('torch')}")
+        rates_found = found.pop("rates")
+        lines += [{"part": part, **row} for part, rows in found.items() for row in rows]
+        if rates_found and not any(line["part"] == "rates" for line in lines):
+            units = {name: "TB/s" if "TB/s" in name else "TFLOP/s" for name in rates_found}
+            lines += [
+                {"part": "rates", "what": name.removesuffix(" TB/s"), units[name]: round(rate, 1)}
+                for name, rate in rates_found.items()
+            ]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    cells = [[_cell(key, line.get(key)) for key in columns] for line in lines]
+    rows = [columns, ["---"] * len(columns), *cells]
+    return "\n".join([*dict.fromkeys(devices), "", *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2g}" if "error" in key and isinstance(value, float) else str(value)
+
+
 def main() -> None:
     """Measure what is named; print each line when it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts_known = ["rates", "errors", "objective", "tune", "profile", "training", "embed", "decode"]
+    parts_known = ["rates", "errors", "objective", "tune", "profile", "training", "embed", "decode", "table"]
     parser.add_argument("part", choices=parts_known)
+    parser.add_argument("files", type=Path, nargs="*", help="of table: what parts left")
+    parser.add_argument("--small", action="store_true", help="the smallest sizes, also on a processor")
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048, 8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 768, 1024])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="names of forms to tune")
@@ -253,19 +310,25 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=6)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    if not torch.cuda.is_available():
+    if given.part == "table":
+        print(as_table(given.files))
+        return
+    if DEVICE == "cpu" and not (given.small and given.part in _ON_A_PROCESSOR):
         raise SystemExit("benchmarks/gpu.py: no CUDA device is visible to torch")
-    print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
-    measured = rates() if given.part in ("rates", "objective", "tune") else {}
+    if given.small:
+        given.rows, given.dims, given.copies = [64, 96], [32], 1
+    name = torch.cuda.get_device_name(0) if DEVICE == "cuda" else "a processor, in the smallest sizes"
+    print(name, "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
+    measured = rates(256 if given.small else 8192) if given.part in ("rates", "objective", "tune") else {}
     print({name: round(rate, 1) for name, rate in measured.items()}, flush=True)
     first, step = map(int, given.share.split("/"))
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "rates": lambda: iter(()),
-        "errors": errors,
+        "errors": partial(errors, 64, (32,)) if given.small else errors,
         "objective": lambda: objective(measured, tuple(given.rows), tuple(given.dims)),
         "tune": lambda: tune(given.variants[first::step], given.rows[-1], tuple(given.dims)),
-        "training": training,
-        "embed": lambda: embedding(given.photos, given.copies),
+        "training": partial(training, DEVICE, (64,), 10) if given.small else partial(training, DEVICE),
+        "embed": lambda: embedding(given.photos, given.copies, DEVICE, 4 if given.small else None),
         "decode": lambda: decoding(given.photos),
     }
     if given.part == "profile":
@@ -276,7 +339,7 @@ def main() -> None:
         rows.append(row)
         print(shown(row), flush=True)
     if given.json:
-        device = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
+        device = {"device": name, "torch": torch.__version__}
         given.json.write_text(json.dumps({**device, "rates": measured, given.part: rows}, indent=1))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,33 +22,48 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-DEVICE = "cuda"
+_SHARDS = 32
 
 
-def embedding(photos: Path, copies: int) -> Iterator[dict[str, Any]]:
-    """`csalign embed` from files to store, beside a DataLoader loop and the bare forward; then where its time goes."""
+def embedding(photos: Path, copies: int, device: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """`csalign embed` from files and from shards to stores, beside a DataLoader loop and the bare forward.
+
+    ``limit``: of so many photos, without its threads and where its time goes.
+    """
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _write_data(folder, photos, copies)
+        _write_data(folder, photos, copies, limit)
         for stage in ("prepare", "embed"):
             yield _ran(folder, ["-m", "cs_aligner_cli", stage])
-        yield from _loops(sorted((folder / "images").iterdir()))
-        yield _ran(folder, [str(Path(__file__).with_name("sampled.py")), "embed"])
-        yield _ran(folder, ["-m", "cs_aligner_cli", "embed", "--set", "embed.decoders=0"])
+        yield from _loops(sorted((folder / "images").iterdir()), device)
+        for stage in ("prepare", "embed"):
+            yield _ran(folder, ["-m", "cs_aligner_cli", stage, "--set", "data.manifest=shards.yaml"])
+        if limit is None:
+            yield _ran(folder, ["-m", "cs_aligner_cli", "embed", "--set", "embed.decoders=0"])
+            yield _ran(folder, [str(Path(__file__).with_name("sampled.py")), "embed"])
 
 
-def _write_data(folder: Path, photos: Path, copies: int) -> None:
-    """Each photo a few times, a caption for each, and the recipe that embeds them."""
+def _write_data(folder: Path, photos: Path, copies: int, limit: int | None) -> None:
+    """Each photo a few times, a caption for each, as files and in 32 shards, and the recipe that embeds them."""
     (folder / "images").mkdir()
     lines = ["image,caption,split"]
-    for number, photo in enumerate(sorted(photos.glob("*.jpg"))):
-        for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
-            name = f"{number:04d}_{copy:02d}.jpg"
-            (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
-            lines.append(f"{name},photo {number} of {copy},test")
+    with ExitStack() as stack:
+        shards = [stack.enter_context(tarfile.open(folder / f"{number:02d}.tar", "w")) for number in range(_SHARDS)]
+        for number, photo in enumerate(sorted(photos.glob("*.jpg"))[:limit]):
+            for copy in range(copies):  # what follows a JPEG's end makes it another file, and no other picture
+                name, text = f"{number:04d}_{copy:02d}.jpg", f"photo {number} of {copy}"
+                (folder / "images" / name).write_bytes(photo.read_bytes() + f"{number} {copy}".encode())
+                lines.append(f"{name},{text},test")
+                shard = shards[number % _SHARDS]
+                shard.add(folder / "images" / name, name)
+                caption = tarfile.TarInfo(name.replace(".jpg", ".txt"))
+                caption.size = len(text)
+                shard.addfile(caption, BytesIO(text.encode()))
     (folder / "table.csv").write_text("\n".join(lines) + "\n")
     manifest = {"kind": "table", "name": "bench", "root": str(folder), "image_dir": "images"}
     (folder / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "table": str(folder / "table.csv")}))
+    in_shards = {"kind": "webdataset", "name": "shards", "root": str(folder), "shards": {"test": "*.tar"}}
+    (folder / "shards.yaml").write_text(yaml.safe_dump(in_shards))
     clip = {"kind": "open_clip", "model": "ViT-B-32", "random_init": True}
     recipe = {"name": "bench", "run_dir": "run", "data": {"manifest": "manifest.yaml"}, "train": None}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "encoders": {"image": clip}}))
@@ -71,7 +89,7 @@ def _ran(folder: Path, command: list[str]) -> dict[str, Any]:
     return row
 
 
-def _loops(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _loops(files: list[Path], device: str) -> Iterator[dict[str, Any]]:
     """A DataLoader loop over the same files, with 16 workers and with none, and the encoder alone."""
     import open_clip
     from embed import Photos
@@ -79,20 +97,21 @@ def _loops(files: list[Path]) -> Iterator[dict[str, Any]]:
 
     began = time.perf_counter()
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")
-    tower = model.visual.to(DEVICE).eval()
+    tower = model.visual.to(device).eval()
     yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
-    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
         for workers in (16, 0):
             data = Photos(files if workers else files[:512], preprocess)
             began = time.perf_counter()
-            loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=True)
+            cuda = device == "cuda"
+            loader: DataLoader[Tensor] = DataLoader(data, 512, num_workers=workers, pin_memory=cuda)
             for batch in loader:
-                tower(batch.to(DEVICE, non_blocking=True)).float().cpu()
+                tower(batch.to(device, non_blocking=True)).float().cpu()
             took = time.perf_counter() - began
             yield {"what": f"DataLoader, {workers} workers", "s": round(took, 2), "per s": round(len(data) / took)}
-        pixels = torch.randn(512, 3, 224, 224, device=DEVICE)
+        pixels = torch.randn(min(512, len(files)), 3, 224, 224, device=device)
         took = _seconds(lambda: tower(pixels))
-        yield {"what": "bare forward", "per s": round(512 / took)}
+        yield {"what": "bare forward", "per s": round(len(pixels) / took)}
 
 
 def _decoded(paths: list[str]) -> int:
@@ -116,7 +135,7 @@ def decoding(photos: Path) -> Iterator[dict[str, Any]]:
         "preprocess": lambda: [preprocess(image) for image in images],
         "decode and resize": lambda: _decoded(files),
         "torchvision decode": lambda: [decode_jpeg(read_file(file)) for file in files],
-        "nvJPEG decode": lambda: decode_jpeg([read_file(file) for file in files], device=DEVICE),
+        "nvJPEG decode": lambda: decode_jpeg([read_file(file) for file in files], device="cuda"),
     }
     for name, side in sides.items():
         try:
@@ -140,12 +159,11 @@ def decoding(photos: Path) -> Iterator[dict[str, Any]]:
                 yield {"what": f"{workers} {name}", "per s": round(count / (time.perf_counter() - began))}
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Tensor]) -> float:
     """The time of a call, over ten."""
-    call()
-    torch.cuda.synchronize()
+    call()[0].cpu()
     began = time.perf_counter()
     for _ in range(10):
-        call()
-    torch.cuda.synchronize()
+        last = call()
+    last[0].cpu()  # waits for the device
     return (time.perf_counter() - began) / 10
