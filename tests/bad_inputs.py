@@ -611,6 +611,10 @@ CASES: dict[str, list[Case]] = {
             "a modality that the data have not",
             lambda at: prepared(at, "embed", "--set", "encoders.further={audio: {kind: features}}"),
         ),
+        Case(
+            "JPEGs at a part of their size, and no photos",
+            lambda at: prepared(at, "embed", "--set", "embed.jpeg=reduced"),
+        ),
         Case("another folder in the place of the data", other_root),
         Case("another learning rate over a finished training", lambda at: trained(at, "train.lr=0.01")),
         Case("more epochs, and no state to go on from", lambda at: trained(at, "train.epochs=2")),

@@ -15,13 +15,13 @@ from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cs_aligner_cli.common.extras import installed
-from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, normalised
+from cs_aligner_cli.data.pictures import NoPhotoError, as_rgb, is_turned, normalised
 
 ABSENT = "no such file"
 # The ways in which PIL's decoders, of all formats and versions, say that a file is damaged.
@@ -48,6 +48,11 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_ASPECT = 200
 # The locator of a tar's member: where its bytes lie in the shard, so that it is read without looking for it.
 _MEMBER = re.compile(r"(.+?\.tar)::(.+)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
+
+
+# Width and height that a picture must at least have, as a function of those it has.
+Least: TypeAlias = Callable[[int, int], tuple[int, int]]
+_JPEG = b"\xff\xd8"
 
 
 class BadImageError(ValueError):
@@ -88,11 +93,17 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]
 
 
-def decode(content: bytes) -> Picture:
-    """The picture that a file's bytes hold; raise BadImageError if they are no whole photo of sane size and shape."""
+def decode(content: bytes, least: Least | None = None) -> Picture:
+    """The picture that a file's bytes hold; raise BadImageError if they are no whole photo of sane size and shape.
+
+    With ``least``, which width and height a picture of some must at least have, a JPEG is decoded at 1/2, 1/4 or 1/8
+    of its size where that is no less.
+    """
     try:
         with Image.open(BytesIO(content), formats=_formats()) as image:
             _refuse_shape(*image.size)
+            if least is not None:
+                image.draft(image.mode, least(*image.size))
             upright, conversions = normalised(image)
             return Picture(upright, content, conversions)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -157,9 +168,21 @@ def _sound(content: bytes) -> bytes:
     return content
 
 
-def read_image(path: Path) -> Picture:
-    """The picture of a file or a tar's member; raise BadImageError if it is no whole photo."""
-    return decode(read_bytes(path))
+def read_image(path: Path, least: Least | None = None) -> Picture:
+    """The picture of a file or a tar's member, as ``decode``; raise BadImageError if it is no whole photo."""
+    return decode(read_bytes(path), least)
+
+
+def is_plain_jpeg(content: bytes) -> bool:
+    """Whether bytes begin as a JPEG of sane size, upright, in RGB or grey: what any decoder makes a picture of."""
+    if not content.startswith(_JPEG):
+        return False
+    try:
+        with Image.open(BytesIO(content), formats=["JPEG"]) as image:
+            _refuse_shape(*image.size)
+            return image.mode in ("RGB", "L") and not is_turned(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *_DAMAGED):  # BadImageError is a ValueError
+        return False
 
 
 def look_at_all(root: Path, locators: Iterable[str], advance: Callable[[], None]) -> Iterator[Seen]:

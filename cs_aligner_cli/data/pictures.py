@@ -27,10 +27,10 @@ def normalised(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     picture as it is; 16 bits and floats they (that is, PIL) would clip at 255. Raises NoPhotoError for samples in no
     known range.
     """
-    turns = image.format == "TIFF" and _is_turned(image)  # PIL turns TIFFs itself as it loads them
+    turns = image.format == "TIFF" and is_turned(image)  # PIL turns TIFFs itself as it loads them
     deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # PIL halves 16-bit colours as it loads
     image.load()
-    if not turns and (turns := _is_turned(image)):
+    if not turns and (turns := is_turned(image)):
         ImageOps.exif_transpose(image, in_place=True)
     found = [TURNED] if turns else []
     mode = image.mode
@@ -82,7 +82,7 @@ def without_palette_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
-def _is_turned(image: Image.Image) -> bool:
+def is_turned(image: Image.Image) -> bool:
     """Whether EXIF says that a picture does not stand upright as it is stored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)

@@ -116,7 +116,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 # What says where an encoder came from or how it was run, but not which encoder it is.
-_NOT_WHO = {"model", "pretrained", "file", "tensor", "precision", "tokens"}
+_NOT_WHO = {"model", "pretrained", "file", "tensor", "precision", "tokens", "jpeg"}
 
 
 def same_encoder(one: dict[str, Any], other: dict[str, Any]) -> bool:

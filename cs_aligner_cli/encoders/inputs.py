@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -19,7 +20,7 @@ from cs_aligner_cli.common.cores import usable_cores
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import join_padded
 from cs_aligner_cli.data.decode_pool import BadPictureError, DecodePool, can_share
-from cs_aligner_cli.data.images import BadImageError, read_image
+from cs_aligner_cli.data.images import BadImageError, read_bytes, read_image
 from cs_aligner_cli.data.pictures import on_background
 from cs_aligner_cli.encoders.transforms import Parts
 
@@ -70,7 +71,7 @@ class ImageLoader:
         self.preprocess, self.root, self.background = preprocess, root, background
         self.workers, self.pinned = decoders(), False
         self._parts = parts.on_background(background) if parts else None
-        self._crops = False
+        self._crops, self._device = False, torch.device("cpu")
         self._kept: dict[tuple[Path, bool], Tensor] = {}
         self.processes: DecodePool | None = None
 
@@ -83,6 +84,8 @@ class ImageLoader:
         paths = [self.root / locator for locator in rows["locator"]]
         if self.processes is not None:
             return self._in_processes(self.processes, paths)
+        if self._device.type != "cpu":
+            return self._on_device(paths)
         first = self._read(paths[0])
         # The decoding threads are in no inference mode that the caller may be in, and could not write a tensor of one.
         with torch.inference_mode(False):
@@ -113,6 +116,27 @@ class ImageLoader:
             self.processes = processes if self._crops else None
         return self._crops
 
+    def decode_jpegs(self, how: Literal["exact", "reduced", "device"], device: torch.device) -> None:
+        """Decode JPEGs at a part of their size, or on a CUDA device, from now on; InputError where that cannot be."""
+        if how == "exact":
+            return
+        if self._parts is None:
+            raise InputError(
+                f"embed.jpeg: {how} takes an encoder's preprocessing apart, and this one's is of another kind",
+                "Leave embed.jpeg: exact.",
+            )
+        if how == "reduced":
+            self._parts = replace(self._parts, crop=replace(self._parts.crop, reduced=True))
+            return
+        from cs_aligner_cli.encoders.device_jpeg import can_resize
+
+        if not (can_resize(self._parts.crop) and self.crop()):
+            raise InputError(
+                "embed.jpeg: device has no filter as the encoder's preprocessing resizes by",
+                "Leave embed.jpeg: exact, or reduced.",
+            )
+        self._device = device
+
     def finished(self, inputs: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) of what rows became, normalised on the device where crops lie."""
         if inputs.dtype != torch.uint8:
@@ -131,6 +155,20 @@ class ImageLoader:
             raise _no_longer_whole(error.path, error) from None
         return crops
 
+    def _on_device(self, paths: Sequence[Path]) -> Tensor:
+        from cs_aligner_cli.encoders.device_jpeg import device_crops, pil_crop
+
+        assert self._parts is not None
+        contents = list(self._pool.map(_bytes_of, paths))
+        crops = device_crops(contents, self._parts.crop, self._device)
+        for number, (path, content) in enumerate(zip(paths, contents, strict=True)):
+            if crops[number] is None:
+                try:
+                    crops[number] = pil_crop(content, self._parts.crop).to(self._device)
+                except BadImageError as error:
+                    raise _no_longer_whole(path, error) from None
+        return torch.stack([crop for crop in crops if crop is not None])
+
     def _read(self, path: Path) -> Tensor:
         """One picture's pixels or crop; small ones are kept for the next epoch, which would decode them again."""
         key = path, self._crops
@@ -143,13 +181,20 @@ class ImageLoader:
 
     def _decoded(self, path: Path) -> Tensor:
         try:
-            image = read_image(path).image
+            image = self._parts.crop.picture(path) if self._parts else read_image(path).image
         except BadImageError as error:
             raise _no_longer_whole(path, error) from None
         if self._crops:
             assert self._parts is not None
             return torch.from_numpy(self._parts.crop.of(image).copy())
         return self.preprocess(image if self.background is None else on_background(image, self.background))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except BadImageError as error:
+        raise _no_longer_whole(path, error) from None
 
 
 def _no_longer_whole(path: Path | str, error: BadImageError) -> InputError:

@@ -31,6 +31,12 @@ class Embed(Strict):
         description="Processes that decode photos; 0: threads. null: beside a GPU one for each core but one where there"
         " are more than 8, else threads. Of open_clip's and timm's image towers, on Linux.",
     )
+    jpeg: Literal["exact", "reduced", "device"] = Field(
+        "exact",
+        description="How JPEGs become an encoder's pictures. exact: as its library does it. reduced: decoded at 1/2,"
+        " 1/4 or 1/8 where that is no smaller than what they are resized to. device: decoded (nvJPEG) and resized on a"
+        " CUDA device. The last two are faster, change pixels, and are for open_clip's and timm's image towers.",
+    )
     compile: bool = Field(False, description="Compile the encoders with torch.compile: slower to start, then faster.")
     shard_rows: int = Field(65536, ge=1, description="Rows per shard; a finished shard is never computed again.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Type of the stored values.")

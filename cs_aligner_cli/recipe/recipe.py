@@ -133,6 +133,13 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _jpegs_of_known_encoders(self) -> Recipe:
+        how, kind = self.embed.jpeg, self.encoders.image.kind
+        if how != "exact" and kind not in ("open_clip", "timm"):
+            raise ValueError(f"embed.jpeg: {how} goes with image encoders of kind open_clip or timm, not {kind}")
+        return self
+
+    @model_validator(mode="after")
     def _unpaired_items_to_draw(self) -> Recipe:
         train = self.train
         for key in keys_of_unpaired_items(train) if train and self.data.unpaired is None else ():

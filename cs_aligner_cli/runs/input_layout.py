@@ -118,9 +118,10 @@ class InputLayout:
     def _encoding(self, split: str, options: set[str]) -> dict[str, Any]:
         """What decides the encoders' output on a split, ``options`` being those of ``embed``."""
         recipe = self.recipe
+        own = {"jpeg"} if recipe.embed.jpeg != "exact" else set()  # older stores, which knew no other, stay fresh
         parts: dict[str, Any] = {
             "encoders": recipe.encoders.model_dump(mode="json"),
-            "embed": recipe.embed.model_dump(mode="json", include=options),
+            "embed": recipe.embed.model_dump(mode="json", include=options | own),
             "split": split,
         }
         if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):

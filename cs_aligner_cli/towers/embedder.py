@@ -214,7 +214,8 @@ class Embedder:
         started = time.perf_counter()
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):  # a thread of its own begins with the first GPU
-                return self.load(rows).pin_memory(), time.perf_counter() - started
+                loaded = self.load(rows)
+                return loaded if loaded.is_cuda else loaded.pin_memory(), time.perf_counter() - started
         return self.load(rows), time.perf_counter() - started
 
     def _choose_workers(self, load_seconds: float, started: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
@@ -55,6 +56,32 @@ def test_a_crop_and_its_normalising_are_the_librarys_pixels_bit_for_bit(name: st
     for picture in pictures():
         crop = torch.from_numpy(parts.crop.of(picture).copy())
         assert torch.equal(parts.normalised(crop[None])[0], transform(brought(picture))), picture.mode
+
+
+@pytest.mark.parametrize(("width", "height"), [(61, 47), (140, 70), (70, 131), (300, 200), (31, 900), (64, 64)])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_jpegs_at_a_part_of_their_size_are_never_smaller_than_what_they_are_resized_to(
+    name: str, width: int, height: int, tmp_path: Path
+) -> None:
+    """Also where they lie on their side; a picture that is not twice as large stays what it is."""
+    parts = parts_of(*TRANSFORMS[name][:2])
+    assert parts is not None
+    y, x = np.mgrid[:height, :width]
+    smooth = Image.fromarray(np.stack([x * 255 // width, y * 255 // height, 0 * x + 90], -1).astype(np.uint8))
+    exact, reduced = parts.crop, replace(parts.crop, reduced=True)
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        smooth.save(tmp_path / "x.jpg", exif=exif, quality=95)
+        whole, part = exact.picture(tmp_path / "x.jpg"), reduced.picture(tmp_path / "x.jpg")
+        size = exact.size_of(*whole.size)
+        assert part.width >= size[0] and part.height >= size[1]
+        scale = min(whole.width / size[0], whole.height / size[1])
+        assert (part.size == whole.size) or scale >= 2
+        if scale >= 4 and name != "open_clip, squash":  # whose sides swap with the orientation
+            assert part.width <= -(-whole.width // 4)
+        apart = np.abs(exact.read(tmp_path / "x.jpg").astype(int) - reduced.read(tmp_path / "x.jpg"))
+        assert apart.mean() < 2
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ class EmbedJob:
         self.modalities = layout.modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(self.recipe.embed.device)
+        if self.recipe.embed.jpeg == "device":
+            from cs_aligner_cli.encoders.device_jpeg import require_device_jpeg
+
+            require_device_jpeg(self.device)
         if self.device.type == "cuda":
             ThreadPoolExecutor(1, "warm up").submit(warm_up, self.device)
 
@@ -54,7 +58,7 @@ class EmbedJob:
         wanted = self.recipe.embed.decoders
         if wanted is None:
             wanted = decoding_processes() if self.device.type == "cuda" else 0
-        known = self.recipe.encoders.image.kind in ("open_clip", "timm")
+        known = self.recipe.encoders.image.kind in ("open_clip", "timm") and self.recipe.embed.jpeg != "device"
         return DecodePool(wanted) if wanted and known and can_share() else None
 
     def _loaded(self, modalities: Sequence[str]) -> dict[str, Encoder]:
@@ -62,8 +66,10 @@ class EmbedJob:
         processes = self._processes if "image" in modalities else None
         encoders = load_encoders(self.recipe, self.data, self.device, modalities)
         for encoder in encoders.values():
-            if isinstance(encoder.load, ImageLoader) and (processes or self.device.type == "cuda"):
-                encoder.load.crop(processes)
+            if isinstance(encoder.load, ImageLoader):
+                encoder.load.decode_jpegs(self.recipe.embed.jpeg, self.device)
+                if processes or self.device.type == "cuda":
+                    encoder.load.crop(processes)
         return encoders
 
     @cached_property
@@ -74,6 +80,12 @@ class EmbedJob:
             if brings_weights(self.recipe.encoders.of(modality)):
                 check_tower(encoder, f"encoders.{modality}", self.data.captions["text"])
         return encoders
+
+    def _identity(self, modality: str, about: dict[str, Any]) -> dict[str, Any]:
+        """What a store says of its rows: who computed them, and how."""
+        jpeg = self.recipe.embed.jpeg
+        read = {"jpeg": jpeg} if modality == "image" and jpeg != "exact" else {}
+        return {**self.encoders[modality].identity, **about, **read}
 
     def require_splits(self) -> None:
         """Raise InputError if a split of the frozen stores is absent, before the first of them takes its time."""
@@ -87,7 +99,7 @@ class EmbedJob:
         """
         split = self.data.split(split_name, _key_of(self.recipe, split_name), self.modalities)
         precision = pick_precision(self.recipe.embed.precision, self.device)
-        identity = {m: {**encoder.identity, "precision": precision} for m, encoder in self.encoders.items()}
+        identity = {m: self._identity(m, {"precision": precision}) for m in self.encoders}
         for modality in self.modalities if like else ():
             assert like is not None
             own, theirs = Store(like[0].path).array(modality).shape[1], self.encoders[modality].dim
@@ -116,7 +128,7 @@ class EmbedJob:
             )
             summary[m] = self._fill_tokens(writer, embedder, f"{label}: {m}")
         about = {m: {"tokens": reader.about, "precision": precision} for m, reader in readers.items()}
-        identity = {m: {**self.encoders[m].identity, **about[m]} for m in modalities}
+        identity = {m: self._identity(m, about[m]) for m in modalities}
         if self.ranks.main:
             write_keys(build.folder, {m: split.table(m) for m in modalities}, identity)
         return summary
