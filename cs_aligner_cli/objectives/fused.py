@@ -45,149 +45,25 @@ class _Cloud(NamedTuple):
         return cls(x, rows, rows if rows.dtype == plan.weights else x.to(plan.weights), half_squares)
 
 
-class FusedPairs:
-    """InfoNCE's softmax sums and a kernel's sums over two clouds, and their gradients.
-
-    ``image`` (M, d) and ``text`` (N, d) are float32; with ``logit_scale``, a 0-d tensor, M = N and rows are pairs, of
-    which those that share one of the (N,) ``groups`` have no logit but their own. ``kernel``: what ``kernel_constants``
-    and ``count_sigmas`` give. Of clouds that several ranks hold
-    (``shares``) they are this rank's rows, and so are gradients; groups and sums are of all.
-    """
+class _PairKernels:
+    """The kernels over the pairs of this rank's rows with blocks of others, chunk by chunk, and what they all read."""
 
     def __init__(
         self,
-        image: Tensor,
-        text: Tensor,
-        logit_scale: Tensor | None,
-        groups: Tensor | None,
-        kernel: tuple[Tensor | None, int],
         plan: Plan,
-        shares: Shares,
+        references: Tensor,
+        kernel: tuple[Tensor | None, int],
+        groups: Tensor | None,
+        own: slice,
     ) -> None:
-        from cs_aligner_cli.objectives import triton_kernels, triton_rows
+        from cs_aligner_cli.objectives import triton_kernels
 
-        self._kernels, self._plan, self._shares, self._exchange = triton_kernels, plan, shares, shares.exchange
-        self._at = own_slice(shares.rows, shares.exchange.rank)
-        self._scale, self._groups = logit_scale, None if groups is None else groups.contiguous()
+        self._kernels, self._plan, self._references = triton_kernels, plan, references
         self._constants, self._sigmas = kernel
-        image, text = image.contiguous(), text.contiguous()
-        self._paired = image.new_empty(len(image)) if logit_scale is not None else None
-        self.image = _Cloud.of(image, plan, None if self._paired is None else text, self._paired)
-        self.text = _Cloud.of(text, plan)
-        # Logits per dot product and their reference in base 2, whether one reference serves, whether distances are far.
-        self._references = image.new_empty(4)
-        of_all = self._exchange.all_gather_rows
-        triton_rows.choose_references[(1,)](
-            of_all(self.image.half_squares, shares.rows),
-            of_all(self.text.half_squares, shares.columns),
-            None if self._paired is None else of_all(self._paired, shares.rows),
-            logit_scale,
-            self._constants,
-            self._references,
-            sum(shares.rows),
-            sum(shares.columns),
-            BLOCK=_LINE,
-        )
-        self._memory = Memory(image.device)
+        self._groups, self._at = None if groups is None else groups.contiguous(), own
+        self._memory = Memory(references.device)
 
-    def _blocks(
-        self, cloud: _Cloud, counts: Sequence[int], grads: Tensor | None = None
-    ) -> Iterator[tuple[slice, _Cloud, Tensor | None]]:
-        """A cloud as every rank's rows, where they stand among all, and a place for their gradients."""
-        for rank, rows, grad in self._exchange.blocks(cloud.exact, counts, grads):
-            own = rank == self._exchange.rank
-            yield own_slice(counts, rank), cloud if own else _Cloud.of(rows, self._plan), grad
-
-    def within(self, cloud: _Cloud, diagonal: bool, gradient: bool) -> tuple[KernelSum, Tensor | None]:
-        """The kernel's sum over the pairs of one cloud, with or without i = j, and the gradient of the total (N, d)."""
-        counts = self._shares.rows if cloud is self.image else self._shares.columns
-        size = sum(counts)
-        pairs = size * size if diagonal else size * (size - 1)
-        zero = cloud.half_squares.new_zeros(())
-        # With the pairs (i, i) the sum is never below their number; without, it may need a reference first.
-        referenced = not diagonal and self._sigmas > 0
-        found = KernelSum(zero.double(), zero.double(), pairs)
-        if referenced or not gradient:
-            parts = [self._summed(cloud, other, None, diagonal=diagonal) for _, other, _ in self._blocks(cloud, counts)]
-            found = self._kernel_sum(parts, pairs)
-            if not gradient:
-                return found, None
-        grad = torch.zeros_like(cloud.rows, dtype=torch.float32)
-        slopes = cloud.half_squares.new_zeros(len(grad))
-        factors = torch.stack([zero, zero + 1, found.reference.float()])
-        totals = []
-        for _, other, _ in self._blocks(cloud, counts):
-            own = other is cloud
-            for chunk in self._plan.chunks(len(cloud.rows), len(other.rows), within=own):
-                weights, rows, columns, sums = self._weighed(cloud, other, chunk, factors, _NOTHING, diagonal)
-                totals.append(sums[1].sum(dtype=torch.float64))
-                i0, i1 = chunk.start, chunk.stop
-                add_product(grad[i0:i1], weights, other.pulled[i0:] if own else other.pulled)
-                slopes[i0:i1] += rows.sum(0)
-                if own and i1 < len(grad):  # what the others' rows are pulled by is theirs to take
-                    add_product(grad[i1:], weights[:, i1 - i0 :].T, cloud.pulled[i0:i1])
-                    slopes[i1:] += columns[:, i1 - i0 :].sum(0)
-        grad.addcmul_(slopes.unsqueeze(1), cloud.pulled, value=-1).mul_(2)
-        if not referenced:
-            total = self._exchange.all_reduce(torch.stack(totals).sum(), "sum")
-            found = KernelSum(total, found.reference, pairs)
-        return found, grad
-
-    def cross(self) -> tuple[Softmax | None, KernelSum]:
-        """The softmax sums, where there are logits, and the kernel's sum over all pairs of image and text."""
-        pairs = sum(self._shares.rows) * sum(self._shares.columns)
-        softmax = None if self._paired is None else Softmax.empty(self._paired, sum(self._shares.columns), self._at)
-        parts = [
-            self._summed(self.image, other, softmax, block, diagonal=other is self.text)
-            for block, other, _ in self._blocks(self.text, self._shares.columns)
-        ]
-        return softmax and softmax.over_ranks(self._exchange), self._kernel_sum(parts, pairs)
-
-    def _kernel_sum(self, parts: Sequence[Tensor], pairs: int) -> KernelSum:
-        """What sums and references (2, tiles) of blocks come to, over all ranks."""
-        sums, references = torch.cat(list(parts), dim=1)
-        return KernelSum.of(sums, references, pairs, self._exchange)
-
-    def add_cross_gradients(
-        self, dx: Tensor, dy: Tensor, softmax: Softmax | None, found: KernelSum, weights: tuple[Tensor, Tensor | None]
-    ) -> Tensor | None:
-        """Add the gradient of ``weights[0] * loss + weights[1] * found.total``; return that of the logit scale.
-
-        The loss is the softmax's. dx is (M, d) and dy (N, d), float32; weights are 0-d tensors, the second None where
-        there is no kernel.
-        """
-        image, text = self.image, self.text
-        x_slopes = dx.new_zeros(len(dx))
-        zero = dx.new_zeros(())
-        per_logit = zero if self._scale is None else (self._scale * weights[0] / (2 * sum(self._shares.rows))).float()
-        per_slope = zero if weights[1] is None else weights[1].float()
-        factors = torch.stack([per_logit, per_slope, found.reference.float()])
-        scale_sums = []
-        for block, other, grad in self._blocks(text, self._shares.columns, dy):
-            assert grad is not None
-            y_slopes = dx.new_zeros(len(grad))
-            shares = _NOTHING if softmax is None else softmax.shares(block)
-            for chunk in self._plan.chunks(len(image.rows), len(other.rows), within=False):
-                pull, rows, columns, sums = self._weighed(image, other, chunk, factors, shares, other is text, block)
-                add_product(dx[chunk], pull, other.pulled)
-                add_product(grad, pull.T, image.pulled[chunk])
-                if self._sigmas >= 0:
-                    x_slopes[chunk] += rows.sum(0)
-                    y_slopes += columns.sum(0)
-                scale_sums.append(sums[0].sum(dtype=torch.float64))
-            if self._sigmas >= 0:
-                grad.addcmul_(y_slopes.unsqueeze(1), other.pulled, value=-1)
-        if self._sigmas >= 0:
-            dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
-        if softmax is None or self._scale is None:
-            return None
-        own = softmax.own_pulls() * per_logit
-        dx.addcmul_(own.float().unsqueeze(1), text.exact)
-        dy.addcmul_(own.float().unsqueeze(1), image.exact)
-        scale_sums.append((own * softmax.own.double()).sum() / self._references[0])
-        return self._exchange.all_reduce(torch.stack(scale_sums).sum() / self._scale, "sum")
-
-    def _summed(self, x: _Cloud, y: _Cloud, softmax: Softmax | None, block: slice = _ALL, *, diagonal: bool) -> Tensor:
+    def summed(self, x: _Cloud, y: _Cloud, softmax: Softmax | None, block: slice = _ALL, *, diagonal: bool) -> Tensor:
         """Add the logits' sums to the softmax, y being a block of all columns; the kernel's sums and references."""
         within, found = x is y, []
         for chunk in self._plan.chunks(len(x.rows), len(y.rows), within):
@@ -226,7 +102,7 @@ class FusedPairs:
             return None, None
         return self._groups[self._at], self._groups[block]
 
-    def _weighed(
+    def weighed(
         self,
         x: _Cloud,
         y: _Cloud,
@@ -272,3 +148,149 @@ class FusedPairs:
             **self._plan.options(x.rows.shape[1]),
         )
         return weights, row_slopes, column_slopes, sums
+
+
+class FusedPairs:
+    """InfoNCE's softmax sums and a kernel's sums over two clouds, and their gradients.
+
+    ``image`` (M, d) and ``text`` (N, d) are float32; with ``logit_scale``, a 0-d tensor, M = N and rows are pairs, of
+    which those that share one of the (N,) ``groups`` have no logit but their own. ``kernel``: what ``kernel_constants``
+    and ``count_sigmas`` give. Of clouds that several ranks hold (``shares``) they are this rank's rows, and so are
+    gradients; groups and sums are of all.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor | None,
+        groups: Tensor | None,
+        kernel: tuple[Tensor | None, int],
+        plan: Plan,
+        shares: Shares,
+    ) -> None:
+        from cs_aligner_cli.objectives.triton_rows import choose_references
+
+        self._plan, self._shares, self._exchange = plan, shares, shares.exchange
+        self._at = own_slice(shares.rows, shares.exchange.rank)
+        self._scale, self._sigmas = logit_scale, kernel[1]
+        image, text = image.contiguous(), text.contiguous()
+        self._paired = image.new_empty(len(image)) if logit_scale is not None else None
+        self.image = _Cloud.of(image, plan, None if self._paired is None else text, self._paired)
+        self.text = _Cloud.of(text, plan)
+        # Logits per dot product and their reference in base 2, whether one reference serves, whether distances are far.
+        self._references = image.new_empty(4)
+        of_all = self._exchange.all_gather_rows
+        choose_references[(1,)](
+            of_all(self.image.half_squares, shares.rows),
+            of_all(self.text.half_squares, shares.columns),
+            None if self._paired is None else of_all(self._paired, shares.rows),
+            logit_scale,
+            kernel[0],
+            self._references,
+            sum(shares.rows),
+            sum(shares.columns),
+            BLOCK=_LINE,
+        )
+        self._pairs = _PairKernels(plan, self._references, kernel, groups, self._at)
+
+    def _blocks(
+        self, cloud: _Cloud, counts: Sequence[int], grads: Tensor | None = None
+    ) -> Iterator[tuple[slice, _Cloud, Tensor | None]]:
+        """A cloud as every rank's rows, where they stand among all, and a place for their gradients."""
+        for rank, rows, grad in self._exchange.blocks(cloud.exact, counts, grads):
+            own = rank == self._exchange.rank
+            yield own_slice(counts, rank), cloud if own else _Cloud.of(rows, self._plan), grad
+
+    def within(self, cloud: _Cloud, diagonal: bool, gradient: bool) -> tuple[KernelSum, Tensor | None]:
+        """The kernel's sum over the pairs of one cloud, with or without i = j, and the gradient of the total (N, d)."""
+        counts = self._shares.rows if cloud is self.image else self._shares.columns
+        size = sum(counts)
+        pairs = size * size if diagonal else size * (size - 1)
+        zero = cloud.half_squares.new_zeros(())
+        # With the pairs (i, i) the sum is never below their number; without, it may need a reference first.
+        referenced = not diagonal and self._sigmas > 0
+        found = KernelSum(zero.double(), zero.double(), pairs)
+        if referenced or not gradient:
+            parts = [
+                self._pairs.summed(cloud, other, None, diagonal=diagonal) for _, other, _ in self._blocks(cloud, counts)
+            ]
+            found = self._kernel_sum(parts, pairs)
+            if not gradient:
+                return found, None
+        grad = torch.zeros_like(cloud.rows, dtype=torch.float32)
+        slopes = cloud.half_squares.new_zeros(len(grad))
+        factors = torch.stack([zero, zero + 1, found.reference.float()])
+        totals = []
+        for _, other, _ in self._blocks(cloud, counts):
+            own = other is cloud
+            for chunk in self._plan.chunks(len(cloud.rows), len(other.rows), within=own):
+                weights, rows, columns, sums = self._pairs.weighed(cloud, other, chunk, factors, _NOTHING, diagonal)
+                totals.append(sums[1].sum(dtype=torch.float64))
+                i0, i1 = chunk.start, chunk.stop
+                add_product(grad[i0:i1], weights, other.pulled[i0:] if own else other.pulled)
+                slopes[i0:i1] += rows.sum(0)
+                if own and i1 < len(grad):  # what the others' rows are pulled by is theirs to take
+                    add_product(grad[i1:], weights[:, i1 - i0 :].T, cloud.pulled[i0:i1])
+                    slopes[i1:] += columns[:, i1 - i0 :].sum(0)
+        grad.addcmul_(slopes.unsqueeze(1), cloud.pulled, value=-1).mul_(2)
+        if not referenced:
+            total = self._exchange.all_reduce(torch.stack(totals).sum(), "sum")
+            found = KernelSum(total, found.reference, pairs)
+        return found, grad
+
+    def cross(self) -> tuple[Softmax | None, KernelSum]:
+        """The softmax sums, where there are logits, and the kernel's sum over all pairs of image and text."""
+        pairs = sum(self._shares.rows) * sum(self._shares.columns)
+        softmax = None if self._paired is None else Softmax.empty(self._paired, sum(self._shares.columns), self._at)
+        parts = [
+            self._pairs.summed(self.image, other, softmax, block, diagonal=other is self.text)
+            for block, other, _ in self._blocks(self.text, self._shares.columns)
+        ]
+        return softmax and softmax.over_ranks(self._exchange), self._kernel_sum(parts, pairs)
+
+    def _kernel_sum(self, parts: Sequence[Tensor], pairs: int) -> KernelSum:
+        """What sums and references (2, tiles) of blocks come to, over all ranks."""
+        sums, references = torch.cat(list(parts), dim=1)
+        return KernelSum.of(sums, references, pairs, self._exchange)
+
+    def add_cross_gradients(
+        self, dx: Tensor, dy: Tensor, softmax: Softmax | None, found: KernelSum, weights: tuple[Tensor, Tensor | None]
+    ) -> Tensor | None:
+        """Add the gradient of ``weights[0] * loss + weights[1] * found.total``; return that of the logit scale.
+
+        The loss is the softmax's. dx is (M, d) and dy (N, d), float32; weights are 0-d tensors, the second None where
+        there is no kernel.
+        """
+        image, text = self.image, self.text
+        x_slopes = dx.new_zeros(len(dx))
+        zero = dx.new_zeros(())
+        per_logit = zero if self._scale is None else (self._scale * weights[0] / (2 * sum(self._shares.rows))).float()
+        per_slope = zero if weights[1] is None else weights[1].float()
+        factors = torch.stack([per_logit, per_slope, found.reference.float()])
+        scale_sums = []
+        for block, other, grad in self._blocks(text, self._shares.columns, dy):
+            assert grad is not None
+            y_slopes = dx.new_zeros(len(grad))
+            shares = _NOTHING if softmax is None else softmax.shares(block)
+            for chunk in self._plan.chunks(len(image.rows), len(other.rows), within=False):
+                pull, rows, columns, sums = self._pairs.weighed(
+                    image, other, chunk, factors, shares, other is text, block
+                )
+                add_product(dx[chunk], pull, other.pulled)
+                add_product(grad, pull.T, image.pulled[chunk])
+                if self._sigmas >= 0:
+                    x_slopes[chunk] += rows.sum(0)
+                    y_slopes += columns.sum(0)
+                scale_sums.append(sums[0].sum(dtype=torch.float64))
+            if self._sigmas >= 0:
+                grad.addcmul_(y_slopes.unsqueeze(1), other.pulled, value=-1)
+        if self._sigmas >= 0:
+            dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
+        if softmax is None or self._scale is None:
+            return None
+        own = softmax.own_pulls() * per_logit
+        dx.addcmul_(own.float().unsqueeze(1), text.exact)
+        dy.addcmul_(own.float().unsqueeze(1), image.exact)
+        scale_sums.append((own * softmax.own.double()).sum() / self._references[0])
+        return self._exchange.all_reduce(torch.stack(scale_sums).sum() / self._scale, "sum")

@@ -52,3 +52,8 @@ class Embed(Strict):
         None,
         description="Another run (its folder, or its best.safetensors) to align with; nothing is trained here.",
     )
+
+    def refuse_jpegs_of(self, kind: str) -> None:
+        """Raise ValueError if JPEGs cannot be read as ``jpeg`` says for an image encoder of that kind."""
+        if self.jpeg != "exact" and kind not in ("open_clip", "timm"):
+            raise ValueError(f"embed.jpeg: {self.jpeg} goes with image encoders of kind open_clip or timm, not {kind}")

@@ -133,16 +133,9 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _jpegs_of_known_encoders(self) -> Recipe:
-        how, kind = self.embed.jpeg, self.encoders.image.kind
-        if how != "exact" and kind not in ("open_clip", "timm"):
-            raise ValueError(f"embed.jpeg: {how} goes with image encoders of kind open_clip or timm, not {kind}")
-        return self
-
-    @model_validator(mode="after")
-    def _unpaired_items_to_draw(self) -> Recipe:
-        train = self.train
-        for key in keys_of_unpaired_items(train) if train and self.data.unpaired is None else ():
+    def _sections_agree(self) -> Recipe:
+        self.embed.refuse_jpegs_of(self.encoders.image.kind)
+        for key in keys_of_unpaired_items(self.train) if self.train and self.data.unpaired is None else ():
             raise ValueError(
                 f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
                 "by itself"

@@ -75,9 +75,8 @@ def test_jpegs_at_a_part_of_their_size_are_never_smaller_than_what_they_are_resi
         smooth.save(tmp_path / "x.jpg", exif=exif, quality=95)
         whole, part = exact.picture(tmp_path / "x.jpg"), reduced.picture(tmp_path / "x.jpg")
         size = exact.size_of(*whole.size)
-        assert part.width >= size[0] and part.height >= size[1]
         scale = min(whole.width / size[0], whole.height / size[1])
-        assert (part.size == whole.size) or scale >= 2
+        assert part.size == whole.size or (scale >= 2 and part.width >= size[0] and part.height >= size[1])
         if scale >= 4 and name != "open_clip, squash":  # whose sides swap with the orientation
             assert part.width <= -(-whole.width // 4)
         apart = np.abs(exact.read(tmp_path / "x.jpg").astype(int) - reduced.read(tmp_path / "x.jpg"))
