@@ -20,6 +20,7 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.pictures import as_rgb, without_palette_alpha
+from cs_aligner_cli.encoders.device_jpeg import require_device_jpeg
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.transforms import parts_of
 from cs_aligner_cli.towers.embedder import Embedder
@@ -139,3 +140,8 @@ def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
     with pytest.raises(InputError, match="a process that decodes photos ended with code -9"):
         loader(rows.iloc[:1])
     pool.close()
+
+
+def test_decoding_on_a_device_is_refused_without_one() -> None:
+    with pytest.raises(InputError, match=r"embed\.jpeg: device decodes on a CUDA device, but embed runs on: cpu"):
+        require_device_jpeg(torch.device("cpu"))
