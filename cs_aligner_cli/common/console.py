@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
@@ -38,6 +39,8 @@ _NOT_OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 # Without a terminal a progress bar is noise in a log file; a line every so often is news.
 _PLAIN_INTERVAL = 10.0
 _PIPE_WIDTH = 140
+# The width from which a progress display has a bar; what marks, times and gaps take with a bar of five, and without.
+_ROOMY, _WITH_BAR, _WITHOUT_BAR = 100, 27, 12
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -109,21 +112,26 @@ class Console:
             yield from self._lines(label, total, done)
 
     def _bar(self, label: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+        # In a narrow window the bar, the time and the end of the note go: Rich would cut numbers in the middle.
+        roomy = self._err.width >= _ROOMY
+        whole = Column(no_wrap=True)
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *([BarColumn()] if roomy else []),
+            MofNCompleteColumn(table_column=whole),
+            *([TimeElapsedColumn(table_column=whole)] if roomy else []),
+            TimeRemainingColumn(table_column=whole),
             TextColumn("{task.fields[note]}", markup=False),
         )
+        taken = len(label) + 2 * len(str(total)) + (_WITH_BAR if roomy else _WITHOUT_BAR)
+        room = max(self._err.width - taken, 0)
         with Progress(*columns, console=self._err) as bar:
             task = bar.add_task(label, total=total, completed=done, note="")
 
             def advance(count: int = 1, note: str = "") -> None:
                 bar.update(task, advance=count)
                 if note:
-                    bar.update(task, note=note)
+                    bar.update(task, note=note[:room])
 
             yield advance
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console as RichConsole
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.common.console import Console, guarded, print_json, table
@@ -225,6 +228,22 @@ def test_quiet_says_nothing_but_warnings(capsys: Capture) -> None:
     assert capsys.readouterr() == ("", "")
     console.warn("beware")
     assert capsys.readouterr().err == "warning: beware\n"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_progress_cuts_no_number_in_a_narrow_window(width: int) -> None:
+    console, shown = Console(), io.StringIO()
+    console._err = RichConsole(file=shown, width=width, force_terminal=True, color_system=None)  # type: ignore[assignment]
+    with console.progress("frozen store of split train: text", 15000) as advance:
+        advance(12345, "247/s, encoder busy 86%, and more than there is room for")
+    last = re.sub("\x1b\\[[^a-zA-Z]*[a-zA-Z]", "", shown.getvalue()).strip().splitlines()[-1]
+    assert (
+        "text" in last
+        and "12345/15000" in last
+        and "247/s, encoder busy" in last
+        and "\N{HORIZONTAL ELLIPSIS}" not in last
+    )
+    assert len(last.rsplit("\r", 1)[-1].rstrip()) <= width
 
 
 def test_progress_without_a_terminal_is_silent_when_quick(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
