@@ -29,6 +29,7 @@ def _teacher(text: str, **more: object) -> str:
 
 
 _CCA = "unpaired_moments: false"
+_LOOSE = "min_cosine: 0.3, min_margin: 0, agreement: [], share: 0.2"
 _TAUGHT = ("InfoNCE", 4)
 _TAUGHT_ALL = ("captions all", 4)
 
@@ -40,6 +41,14 @@ SEARCH = {
     "captions all, mixup 1": Row((NO_CS, PAIRS, ALL, "train.mixup={}")),
     "start cca": Row((NO_CS, PAIRS, "train.start=cca")),
     "start cca, lr 3e-4": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4")),
+    "start spectral, lr 3e-4": Row((NO_CS, PAIRS, "train.start=spectral", "train.lr=3e-4")),
+    "start spectral of all, lr 3e-4": Row(
+        (NO_CS, PAIRS, "train.start=spectral", "train.start_moments={unpaired: true}", "train.lr=3e-4")
+    ),
+    "self-training": Row((NO_CS, PAIRS, "train.self_training={first_epoch: 10}")),
+    "self-training, loose": Row(
+        (NO_CS, PAIRS, f"train.self_training={{first_epoch: 10, {_LOOSE}}}"),
+    ),
     "tuned CS": Row((TUNED_CS,)),
     "cca teacher, moments of all": Row((NO_CS, f"{_OBJECTIVE}.teacher={{}}")),
     "cca teacher": Row((NO_CS, _teacher(_CCA))),

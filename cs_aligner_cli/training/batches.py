@@ -57,6 +57,11 @@ class TrainingBatches:
         if recipe.data.groups == "text":
             self._groups = linked_groups(split) if captions == "all" else text_groups(split.captions["text"])
 
+    @property
+    def unpaired_items(self) -> dict[str, int]:
+        """How many items of each modality are in no pair of the data, where steps or the start see them."""
+        return {m: sum(len(rows) for _, rows in items) for m, items in self._unpaired.items()}
+
     def accept(self, pairs: AcceptedPairs, number: int) -> None:
         """Train on these pairs, too, from now on, in place of those of the round before; they are unpaired no more."""
         spec = self._spec.self_training
@@ -70,14 +75,14 @@ class TrainingBatches:
         )
         self._accepted = pairs if len(pairs.right) else None
         every = np.arange(len(pairs.right))
-        per_step = round(spec.per_pair * self.pairs.batch_size)
+        per_step = max(1, round(spec.per_pair * self.pairs.batch_size))
         self._order = Pool([(self._split, every)], per_step, step_seed(self._seed, _ACCEPTED, number))
 
     def _accepted_at(self, step: int) -> Ints:
         """Which of the accepted pairs a step takes, those of the same sources together."""
         if self._accepted is None or self._order is None:
             return np.arange(0)
-        return np.sort(self._order.rows(step)[0][1])
+        return np.unique(self._order.rows(step)[0][1])  # one that ends a round may begin the next
 
     def _pools(self, items: Mapping[str, Items]) -> dict[str, Pool]:
         """The unpaired items of images and texts, of which a step takes so many per pair."""

@@ -99,7 +99,7 @@ class TrainingRun:
             "train_images": batches.pairs.images,
             "left_out_images": batches.pairs.left_out,
             "val_images": len(self.setup.validation.rows),
-            "unpaired_items": {modality: pool.items for modality, pool in batches.pools.items()},
+            "unpaired_items": batches.unpaired_items,
             "trainable_parameters": sum(p.numel() for p in self.setup.towers.parameters() if p.requires_grad),
             "best_step": best.step,
             "val_R@1": best.val,

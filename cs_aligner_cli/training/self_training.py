@@ -157,7 +157,7 @@ class SelfTraining:
         }
         if len(embedded) < len(MODALITIES):
             return self._accepted(Neighbours(*np.zeros((2, 0), np.int64), *np.zeros((2, 0))), 0)
-        found = mutual_nearest(embedded["image"], embedded["text"], device.type)
+        found = mutual_nearest(embedded["image"], embedded["text"], "cuda" if device.type == "cuda" else "cpu")
         mutual = len(found.image)
         found = found.where((found.cosine >= self.spec.min_cosine) & (found.margin >= self.spec.min_margin))
         for judge in self.judges:

@@ -107,7 +107,7 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
     unpaired = {m: pool.part(MAX_PAIRS) for m, pool in batches.pools.items()} if taught or rounds else {}
 
     def fitted(by: TeacherSpec) -> Teacher:
-        return fit_teacher(by, inputs, split, train_rows, unpaired, ranks, towers.plans).to(device)
+        return fit_teacher(by, inputs, split, train_rows, unpaired, ranks, towers.plans)
 
     self_training = None
     if rounds is not None:
@@ -124,7 +124,7 @@ def set_up(recipe: Recipe, spec: Train, layout: Layout, ranks: Ranks) -> Setup:
         towers,
         inputs,
         batches.pairs.steps_per_epoch * spec.epochs,
-        fitted(taught) if taught else None,
+        fitted(taught).to(device) if taught else None,
         self_training,
     )
 

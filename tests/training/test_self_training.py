@@ -55,6 +55,7 @@ def test_a_run_resumes_bitwise_in_the_middle_of_a_round(
     summary = Layout(whole).trained("aligned").record()["summary"]["self_training"]  # type: ignore[index]
     assert [{"epoch": line["epoch"], **line["self_training"]} for line in rounds] == summary
     assert all(r["mutual"] == r["accepted"] == r["known"] > r["right"] for r in summary)
+    assert Layout(whole).trained("aligned").record()["summary"]["unpaired_items"] == {"image": 84, "text": 420}  # type: ignore[index]
     first, second = ((run_of(whole) / f"self-training-00{i}.json").read_bytes() for i in (1, 2))
     assert first != second
     cut = Layout(recipe_of(features_recipe, tmp_path / "cut")).folder / "train" / "aligned"
