@@ -227,7 +227,7 @@ class Objective(Strict):
     )
     memory_momentum: float | None = Field(
         None,
-        ge=0,
+        gt=0,
         lt=1,
         description="Remember what an exponential average of the towers makes of items; the average keeps so much of"
         " itself at every step (MoCo, COTS: 0.99 and more). null: what the towers made of them.",

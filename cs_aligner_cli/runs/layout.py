@@ -24,7 +24,7 @@ from cs_aligner_cli.runs.other_runs import (
     trainings,
 )
 
-_LATER_TERMS = ("structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange")
+_LATER_TERMS = ("structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange", "memory_momentum")
 
 
 class _TrainingLayout(InputLayout):

@@ -119,7 +119,8 @@ def test_terms_that_are_not_in_use_leave_older_runs_fresh(features_recipe: Path)
         assert {"mixup", "start_moments", "self_training"}.isdisjoint(made_from["train"])
         return objective
 
-    assert {"structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange"}.isdisjoint(parts())
+    later = {"structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange", "memory_momentum"}
+    assert later.isdisjoint(parts())
     assert "unpaired_negatives" not in parts()["pairwise"]
     assert "runs" not in parts("train.objective.teacher={}")["teacher"]
     assert parts("train.objective.structure={}")["structure"]["kind"] == "js"
