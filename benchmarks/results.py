@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from demo_table import demo
 from picture_tables import pictures, pictures_against, pictures_searched
 from table_cells import cell, difference, provenance
 
@@ -327,6 +328,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "against": against,
     "tests": tests,
     "comparison": comparison,
+    "demo": demo,
     "pictures": pictures,
     "pictures_against": pictures_against,
     "pictures_searched": pictures_searched,

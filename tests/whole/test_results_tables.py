@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import demo_table
 import few_pairs
 import few_pairs_rows
 import few_pairs_table
@@ -14,7 +15,7 @@ import pytest
 import results
 from PIL import Image
 
-from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.stages.pipeline import run_stage
 
@@ -29,6 +30,23 @@ def test_every_table_is_what_its_json_says(page) -> None:
     assert text.count("<!-- results:") == text.count("<!-- end of results -->")
     named = re.findall(r"<!-- results: (\w+) (\w+) -->", text)
     assert {name for name, _ in named} <= {path.stem for path in FILES}
+
+
+def test_what_the_demo_prints_is_taken_with_what_it_says(capsys) -> None:
+    console = Console()
+    console.result(
+        {}, [table("split test (R@k in percent)", ["store", "i2t R@1"], [("frozen", "8.0"), ("cca", "11.4")])]
+    )
+    taken = demo_table.parsed(
+        capsys.readouterr().out, "[1/1] train: done\nreport: r.html\nThe gap: wide.\nThe cost: 0.\n"
+    )
+    where = {"command": "demo", "commit": "0" * 9, "date": "today", "device": "here", "cpu_seconds": 119.6}
+    _, title, head, frozen, cca, _, *said, _, made = demo_table.demo({**taken, **where}).split("\n")
+    assert title == "    split test (R@k in percent)"
+    assert (head, frozen, cca) == ("    store   i2t R@1", "    frozen      8.0", "    cca        11.4")
+    assert said == ["    The gap: wide.", "    The cost: 0."] and made.startswith(
+        "2 min 0 s of CPU on one thread; `demo`"
+    )
 
 
 def test_a_number_that_was_changed_by_hand_is_found() -> None:
