@@ -35,7 +35,7 @@ def embedding(photos: Path, copies: int, device: str, limit: int | None = None) 
         _write_data(folder, photos, copies, limit)
         for stage in ("prepare", "embed"):
             yield _ran(folder, ["-m", "cs_aligner_cli", stage])
-        yield from _loops(sorted((folder / "images").iterdir()), device)
+        yield from _loops(sorted((folder / "images").iterdir()), device, 16 if limit is None else 2)
         for stage in ("prepare", "embed"):
             yield _ran(folder, ["-m", "cs_aligner_cli", stage, "--set", "data.manifest=shards.yaml"])
         if limit is None:
@@ -89,8 +89,8 @@ def _ran(folder: Path, command: list[str]) -> dict[str, Any]:
     return row
 
 
-def _loops(files: list[Path], device: str) -> Iterator[dict[str, Any]]:
-    """A DataLoader loop over the same files, with 16 workers and with none, and the encoder alone."""
+def _loops(files: list[Path], device: str, most: int) -> Iterator[dict[str, Any]]:
+    """A DataLoader loop over the same files, with ``most`` workers and with none, and the encoder alone."""
     import open_clip
     from embed import Photos
     from torch.utils.data import DataLoader
@@ -100,7 +100,7 @@ def _loops(files: list[Path], device: str) -> Iterator[dict[str, Any]]:
     tower = model.visual.to(device).eval()
     yield {"what": "open_clip's model", "s": round(time.perf_counter() - began, 2)}
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-        for workers in (16, 0):
+        for workers in (most, 0):
             data = Photos(files if workers else files[:512], preprocess)
             began = time.perf_counter()
             cuda = device == "cuda"
