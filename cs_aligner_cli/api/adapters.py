@@ -42,10 +42,10 @@ from cs_aligner_cli.training.step import Batch, Stepper, logit_specs
 from cs_aligner_cli.training.teacher import MAX_PAIRS, Teacher, fit_teacher
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
-# Keys of a recipe's section train that name splits, files and logs: nothing that arrays have.
+# Keys of a recipe's section train that name splits, files, logs and rounds between epochs: nothing that arrays have.
 _OF_RUNS = {
     *("split", "val_split", "val_fraction", "further", "edges", "pairwise_only", "log_steps", "conflict_steps"),
-    *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "trackers"),
+    *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "trackers", "from", "keep_states", "self_training"),
 }
 _BLOCK, _CHOSEN_ON = 4096, 1000
 

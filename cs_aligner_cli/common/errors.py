@@ -31,6 +31,10 @@ class InputError(CsalignError, ValueError):
         super().__init__(f"{message}\n{hint}" if hint else message)
 
 
+class NotConvergedError(InputError):
+    """An iteration that the input's settings ask for does not reach its end."""
+
+
 class TooManyBadItems(CsalignError):  # noqa: N818 (nothing failed)
     """The work is done, but more items were bad than the recipe allows (exit code 3); ``result`` is the stage's, if
     it came that far."""

@@ -20,6 +20,8 @@ _FILTERS = {
     int(Image.Resampling.BILINEAR): InterpolationMode.BILINEAR,
     int(Image.Resampling.BICUBIC): InterpolationMode.BICUBIC,
 }
+# Photos lie on the device at their full size, 36 MB for one of 12 megapixels: so many at once.
+_AT_ONCE = 16
 _INSTEAD = "Leave embed.jpeg: exact, or reduced, which needs no such device."
 
 
@@ -40,12 +42,9 @@ def device_crops(contents: Sequence[bytes], crop: Crop, device: torch.device) ->
     """The crop (height, width, 3) uint8 on the device of every file that is a plain JPEG, None of others."""
     plain = [number for number, content in enumerate(contents) if is_plain_jpeg(content)]
     found: list[Tensor | None] = [None] * len(contents)
-    try:
-        pictures = _decoded([contents[number] for number in plain], device) if plain else []
-    except RuntimeError:  # one of them is damaged: PIL says which, and how
-        return found
-    for number, picture in zip(plain, pictures, strict=True):
-        found[number] = _cropped(picture, crop)
+    for part in (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE)):
+        for number, picture in zip(part, _whole_or_none([contents[n] for n in part], device), strict=True):
+            found[number] = None if picture is None else _cropped(picture, crop)
     return found
 
 
@@ -57,6 +56,18 @@ def pil_crop(content: bytes, crop: Crop) -> Tensor:
 def can_resize(crop: Crop) -> bool:
     """Whether a device has the filter of a crop."""
     return crop.resample in _FILTERS
+
+
+def _whole_or_none(contents: Sequence[bytes], device: torch.device) -> Sequence[Tensor | None]:
+    """The pictures of some files, None of one that nvJPEG does not read: PIL may, or says what is wrong with it."""
+    try:
+        return _decoded(contents, device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        if len(contents) == 1:
+            return [None]
+        return [picture for content in contents for picture in _whole_or_none([content], device)]
 
 
 def _decoded(contents: Sequence[bytes], device: torch.device) -> list[Tensor]:

@@ -137,6 +137,11 @@ def _kandinsky(pipeline: Any, spec: Generate, negative: Tensor | None) -> tuple[
     dim = int(pipeline.unet.config.encoder_hid_dim)
     # Our own codec makes many pixels of what the pipeline takes for one.
     pixels = pipeline.movq.config.get("patch", pipeline.movq_scale_factor) // pipeline.movq_scale_factor
+    if spec.height and spec.height % pixels:
+        raise InputError(
+            f"generate.height: {spec.height} is no multiple of {pixels}, the pixels that this decoder makes at once",
+            f"Give {max(pixels, round(spec.height / pixels) * pixels)}.",
+        )
     side = spec.height // pixels if spec.height else pipeline.unet.config.sample_size * pipeline.movq_scale_factor
     options = {"height": side, "width": side, **_stated(num_inference_steps=spec.steps, guidance_scale=spec.guidance)}
 

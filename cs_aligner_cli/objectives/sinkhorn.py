@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_float64
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, NotConvergedError
 from cs_aligner_cli.objectives.row_blocks import RowBlocks
 from cs_aligner_cli.objectives.sliced_wasserstein import check_power
 
@@ -39,8 +39,8 @@ def sinkhorn(
     beside a constant of 448 MB (blocks of costs and of the kernel that are kept between iterations).
 
     Computed in float64 whatever the autocast; returned in float32, or in float64 where x or y is. Rows that are
-    not finite give NaN. Raises InputError for rows that do not fit together, options out of range, and a plan that
-    does not converge in 10,000 iterations.
+    not finite give NaN. Raises InputError for rows that do not fit together, options out of range, and
+    NotConvergedError for a plan that does not converge in 10,000 iterations.
     """
     x, y, dtype = as_float64(x, y)
     check_power(p)
@@ -201,8 +201,8 @@ def _diameter(x: Tensor, y: Tensor) -> float:
     return float((pooled.amax(dim=0) - pooled.amin(dim=0)).norm())
 
 
-def _not_converged(error: float) -> InputError:
-    return InputError(
+def _not_converged(error: float) -> NotConvergedError:
+    return NotConvergedError(
         f"sinkhorn: the plan's marginals are still off by {error:.2g} after {_ROUNDS} rounds of iterations",
         "A larger blur converges in fewer steps; or raise tolerance.",
     )

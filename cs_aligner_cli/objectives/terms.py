@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import as_rows
+from cs_aligner_cli.common.errors import NotConvergedError
 from cs_aligner_cli.common.row_exchange import RowExchange
 from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
@@ -161,7 +162,7 @@ def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, sep
     terms are sums over pairs, rows of other ranks pass by; else they are gathered, and every rank takes the whole.
 
     A term of weight 0 is valued, but adds neither to the total nor to the gradient, even where its value is
-    not finite; its gradient norm is 0. Raises ValueError if two terms share a name.
+    not finite, or NaN because it did not converge; its gradient norm is 0. Raises ValueError if two terms share a name.
     """
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
@@ -237,7 +238,7 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
     for term in terms:
         counts = term.weight != 0 or term.relative is not None
         with torch.set_grad_enabled(counts):
-            value = term.loss(seen, logits)
+            value = _valued(term, seen, logits, counts)
         values[term.name] = value.detach()
         grads = _gradients(value, leaves) if counts else {}
         norm = _tangential_norm(grads, leaves, clouds.exchange) if counts else value.new_zeros(())
@@ -248,6 +249,15 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
         if weight != 0:
             sums = {leaf: total + weight * grads[leaf] for leaf, total in sums.items()}
     return _Found(values, weights, norms, sums)
+
+
+def _valued(term: Term, clouds: Clouds, logits: Logits, counts: bool) -> Tensor:
+    try:
+        return term.loss(clouds, logits)
+    except NotConvergedError:
+        if counts:
+            raise
+        return logits.scale.detach().new_full((), float("nan"))
 
 
 def _tangential_norm(grads: dict[_Leaf, Tensor], leaves: dict[_Leaf, Tensor], exchange: RowExchange) -> Tensor:

@@ -248,7 +248,8 @@ class Objective(Strict):
         """Whether unpaired items change anything: a term that sees them has a weight."""
         exchange = self.token_exchange if self.token_exchange and self.token_exchange.partner == "nearest" else None
         terms = (self.divergence, self.structure, self.teacher, self.pseudo_pairs, exchange)
-        return self.pairwise.sees_unpaired or any(term.weight != 0 for term in terms if term is not None)
+        of_clouds = [term.weight for term in terms if term is not None] + [level.divergence for level in self.levels]
+        return self.pairwise.sees_unpaired or any(weight != 0 for weight in of_clouds)
 
     @property
     def is_pairwise_alone(self) -> bool:
@@ -258,7 +259,7 @@ class Objective(Strict):
         return not self.sees_unpaired and not any((*of_pairs, *of_levels))
 
     def pairwise_alone(self) -> Objective:
-        """The control: the pairwise term on the pairs alone."""
+        """The control: the pairwise term on the pairs alone, those that self-training finds with it among them."""
         changes: dict[str, Any] = dict.fromkeys(
             ("tokens", "token_exchange", "structure", "teacher", "pseudo_pairs", "agreement")
         )

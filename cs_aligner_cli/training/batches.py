@@ -84,6 +84,17 @@ class TrainingBatches:
             return np.arange(0)
         return np.unique(self._order.rows(step)[0][1])  # one that ends a round may begin the next
 
+    def _groups_of(self, accepted: Ints) -> Ints:
+        """(P,) the groups of accepted pairs: those of the captions of the training split, where there are such."""
+        groups = -1 - np.arange(len(accepted))
+        if self._groups is not None and self._accepted is not None:
+            start = 0
+            for split, rows in self._accepted.drawn("text", accepted):
+                if split is self._split:
+                    groups[start : start + len(rows)] = self._groups[rows]
+                start += len(rows)
+        return groups
+
     def _pools(self, items: Mapping[str, Items]) -> dict[str, Pool]:
         """The unpaired items of images and texts, of which a step takes so many per pair."""
         per_pair = {"image": self._spec.unpaired_per_pair.image, "text": self._spec.unpaired_per_pair.text}
@@ -114,7 +125,8 @@ class TrainingBatches:
                 loaded[modality] = mixed.mix(modality, paired, loaded[modality], load, share.rows)
             if self._sees_features:
                 features[modality] = inputs.features(modality, own, loaded[modality])
-        edges = {edge: pairs_of_edge(edge, drawn, sizes, self._groups, len(accepted)) for edge in self._edges}
+        groups = self._groups_of(accepted)
+        edges = {edge: pairs_of_edge(edge, drawn, sizes, self._groups, groups) for edge in self._edges}
         return Batch(loaded, sizes, edges, features)
 
 
@@ -137,16 +149,16 @@ def _sliced(items: Items, share: slice) -> Iterator[tuple[Split, Ints]]:
 
 
 def pairs_of_edge(
-    edge: Edge, drawn: DrawnPairs, sizes: dict[str, int], groups: Ints | None = None, accepted: int = 0
+    edge: Edge, drawn: DrawnPairs, sizes: dict[str, int], groups: Ints | None = None, accepted: Ints | None = None
 ) -> Pairs:
     """Which items of a step are the pairs of an edge; paired items come before unpaired ones.
 
-    Pairs are of one group if they have one image or, where there are ``groups`` of captions, captions of one group. So
-    many ``accepted`` pairs of self-training come after those of the data, each in a group of its own.
+    Pairs are of one group if they have one image or, where there are ``groups`` of captions, captions of one group. The
+    pairs that self-training ``accepted`` come after those of the data, with a group for each of them.
     """
-    each = np.arange(len(drawn.images) + accepted)
-    owner = drawn.owner if "text" in edge and drawn.owner is not None else each[: len(drawn.images)]
-    own = owner
+    beyond = np.arange(0) if accepted is None else accepted
+    each = np.arange(len(drawn.images) + len(beyond))
+    own = drawn.owner if "text" in edge and drawn.owner is not None else each[: len(drawn.images)]
     owner = np.concatenate([own, each[len(drawn.images) :]])
     in_order = np.arange(len(owner))
     places = [in_order if modality == "text" else owner for modality in edge]
@@ -155,5 +167,4 @@ def pairs_of_edge(
         for modality, place in zip(edge, places, strict=True)
     )
     labels = drawn.images[own] if groups is None or "text" not in edge else groups[drawn.captions]
-    labels = np.concatenate([labels, -1 - np.arange(accepted)])
-    return Pairs(first, second, torch.from_numpy(labels))
+    return Pairs(first, second, torch.from_numpy(np.concatenate([labels, beyond])))

@@ -130,7 +130,8 @@ class TrainingObjective:
         for level in self._spec.levels:
             name = f"level_{level.group}"
             yield Term(name, level.weight, on_level(level.group))
-            yield Term(f"{name}_{self.divergence}", level.divergence, on_group_clouds(divergence, level.group))
+            if level.divergence:  # of all tokens of a batch, so not for the log alone
+                yield Term(f"{name}_{self.divergence}", level.divergence, on_group_clouds(divergence, level.group))
 
     def _further_terms(self, step: int) -> Iterator[Term]:
         tokens, kept, teacher = self._spec.tokens, self._spec.structure, self._spec.teacher

@@ -166,7 +166,7 @@ class SelfTraining:
             partner = np.full(len(image), -1)
             partner[theirs.image] = theirs.text
             found = found.where(partner[found.image] == found.text)
-        most = int(self.spec.share * min(map(len, embedded.values())))
+        most = max(1, round(self.spec.share * min(map(len, embedded.values()))))
         best = np.sort(np.argsort(-found.cosine, kind="stable")[:most])
         return self._accepted(found.where(best), mutual)
 

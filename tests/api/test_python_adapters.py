@@ -104,6 +104,7 @@ def test_several_texts_of_an_image_unpaired_rows_starts_and_automatic_bandwidths
     [
         ({"train": {"epoch": 3}}, "epoch: unknown key; did you mean epochs"),
         ({"train": {"val_split": "dev"}}, "train.val_split: is for runs from a recipe"),
+        ({"train": {"self_training": {}}}, "train.self_training: is for runs from a recipe"),
         ({"train": {"image": {"tune": "full"}}}, "train.image.tune: full wants the encoder"),
         ({"objective": {"divergense": {}}}, "did you mean objective.divergence"),
         ({"image_of_text": np.full(40, -1)}, "no text has an image"),

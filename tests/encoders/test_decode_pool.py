@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.pictures import as_rgb, without_palette_alpha
-from cs_aligner_cli.encoders.device_jpeg import require_device_jpeg
+from cs_aligner_cli.encoders.device_jpeg import device_crops, pil_crop, require_device_jpeg
 from cs_aligner_cli.encoders.inputs import ImageLoader
 from cs_aligner_cli.encoders.transforms import parts_of
 from cs_aligner_cli.towers.embedder import Embedder
@@ -145,3 +146,24 @@ def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
 def test_decoding_on_a_device_is_refused_without_one() -> None:
     with pytest.raises(InputError, match=r"embed\.jpeg: device decodes on a CUDA device, but embed runs on: cpu"):
         require_device_jpeg(torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_a_file_that_the_devices_decoder_refuses_sends_no_other_to_pil() -> None:
+    """torchvision's decoder of the CPU in place of nvJPEG: both take many files and refuse them together."""
+    crop = parts_of(CLIP, False)
+    assert crop is not None
+    contents = []
+    for i in range(18):  # more than are decoded at once
+        written = BytesIO()
+        y, x = np.mgrid[:40, : 50 + i]
+        Image.fromarray(np.stack([x * 3, y * 5, x + y], -1).astype(np.uint8)).save(written, "JPEG", quality=95)
+        contents.append(written.getvalue())
+    contents[3] = contents[3][:200]
+    png = BytesIO()
+    Image.new("RGB", (40, 40)).save(png, "PNG")
+    found = device_crops([*contents, png.getvalue()], crop.crop, torch.device("cpu"))
+    assert [number for number, picture in enumerate(found) if picture is None] == [3, 18]
+    for content, picture in zip(contents, found, strict=False):
+        if picture is not None:
+            assert float((picture.float() - pil_crop(content, crop.crop).float()).abs().mean()) < 2

@@ -13,8 +13,10 @@ from tiny_pipelines import BUILT, DIM, saved_pipeline
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.generation.decoders import Decoder, decoder_source, load_decoder, refuse_other_dimension
+from cs_aligner_cli.generation.native_decoder import build_pipeline
+from cs_aligner_cli.generation.patch_codec import PatchCodec
 from cs_aligner_cli.generation.pipelines import FORMS, DiffusersDecoder, encode_with, image_encoder_of
-from cs_aligner_cli.recipe.generate import Generate
+from cs_aligner_cli.recipe.generate import Generate, TrainDecoder
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,12 @@ def test_stable_unclip_reads_captions_where_asked(folders, conditions):
 
 def test_height_is_that_of_the_pictures(folders, conditions):
     assert drawn(loaded("kandinsky22", folders["kandinsky22"], height=32), conditions[:1], [1]).shape[1:3] == (32, 32)
+
+
+def test_a_height_of_no_whole_latents_is_refused(tmp_path):
+    build_pipeline(TrainDecoder(widths=[32], side=48), PatchCodec(patch=16), DIM, 48, 0).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"generate\.height: 40 is no multiple of 16.*\nGive 32\."):
+        loaded("kandinsky22", tmp_path, height=40)
 
 
 def test_half_the_precision_and_slices_of_attention_draw_nearly_the_same(folders, conditions):

@@ -15,6 +15,7 @@ from cs_aligner_cli.common.token_sequences import pad_tokens, token_mask
 from cs_aligner_cli.objectives import Clouds, Logits, Pairs, cs_divergence, on_clouds, row_blocks
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.objectives.levels import group_tokens, late_interaction_infonce, on_group_clouds, on_level
+from cs_aligner_cli.recipe.objective import Objective
 
 
 def sequences(seed: int, lengths: list[int], width: int = 3) -> Tensor:
@@ -27,6 +28,11 @@ def similarity(own: Tensor, other: Tensor) -> float:
     """Mean over one item's tokens of the cosine with the nearest of the other's."""
     own, other = (tokens[token_mask(tokens[None])[0]] for tokens in (own, other))
     return sum(max(float(u @ v) for v in other) for u in own) / len(own)
+
+
+def test_a_divergence_between_groups_sees_unpaired_items() -> None:
+    assert Objective.model_validate({"divergence": {"weight": 0}, "levels": [{"divergence": 1}]}).sees_unpaired
+    assert not Objective.model_validate({"divergence": {"weight": 0}, "levels": [{}]}).sees_unpaired
 
 
 def test_groups_are_unit_means_of_neighbours_and_keep_their_padding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wasserstein_distance
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, NotConvergedError
 from cs_aligner_cli.objectives import row_blocks, sinkhorn, sliced_wasserstein
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 
@@ -314,6 +315,13 @@ def test_sinkhorn_is_near_geomlosses_where_that_has_converged():
     x, y = tensor_rows(0, 20, 16), tensor_rows(1, 15, 16) + 0.2
     theirs = SamplesLoss("sinkhorn", p=2, blur=0.5, scaling=0.99, backend="tensorized")(x, y)
     assert sinkhorn(x, y, 0.5).item() == pytest.approx(theirs.item(), rel=1e-3)
+
+
+def test_sinkhorn_that_does_not_converge_says_so(monkeypatch):
+    monkeypatch.setattr(sys.modules["cs_aligner_cli.objectives.sinkhorn"], "_ROUNDS", 1)
+    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(NotConvergedError, match="after 1 rounds"):
+        sinkhorn(x + 1, x.flip(0) * 2 - 1, blur=0.003, tolerance=1e-12)
 
 
 def test_sinkhorn_goes_on_until_it_has_converged():

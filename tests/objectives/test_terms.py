@@ -10,6 +10,7 @@ import torch
 from samples import tensor_rows
 from torch import Tensor
 
+from cs_aligner_cli.common.errors import NotConvergedError
 from cs_aligner_cli.objectives import (
     Clouds,
     Logits,
@@ -160,6 +161,17 @@ def test_a_term_of_weight_zero_is_valued_and_nothing_else() -> None:
     only_zero = evaluate_terms((Term("broken", 0.0, broken),), of_pairs(image, text), logits())
     assert only_zero.total == 0
     assert only_zero.grads["image"].abs().sum() == 0
+
+
+def test_what_does_not_converge_is_nan_at_weight_zero_and_refused_at_any_other() -> None:
+    def endless(clouds: Clouds, logits: Logits) -> Tensor:
+        raise NotConvergedError("still off")
+
+    clouds = of_pairs(tensor_rows(0, 5, 4), tensor_rows(1, 5, 4))
+    found = evaluate_terms((TERMS[0], Term("endless", 0.0, endless)), clouds, logits())
+    assert found.values["endless"].isnan() and found.total == evaluate_terms(TERMS[:1], clouds, logits()).total
+    with pytest.raises(NotConvergedError, match="still off"):
+        evaluate_terms((TERMS[0], Term("endless", 0.1, endless)), clouds, logits())
 
 
 def test_terms_of_one_name_are_refused() -> None:

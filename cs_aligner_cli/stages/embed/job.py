@@ -45,10 +45,6 @@ class EmbedJob:
         self.modalities = layout.modalities
         self.data = PreparedData(layout.prepared.path)
         self.device = pick_device(self.recipe.embed.device)
-        if self.recipe.embed.jpeg == "device":
-            from cs_aligner_cli.encoders.device_jpeg import require_device_jpeg
-
-            require_device_jpeg(self.device)
         if self.device.type == "cuda":
             ThreadPoolExecutor(1, "warm up").submit(warm_up, self.device)
 
@@ -63,6 +59,10 @@ class EmbedJob:
 
     def _loaded(self, modalities: Sequence[str]) -> dict[str, Encoder]:
         """Encoders of some modalities; photos become crops where a GPU is, or processes, which start meanwhile."""
+        if "image" in modalities and self.recipe.embed.jpeg == "device":
+            from cs_aligner_cli.encoders.device_jpeg import require_device_jpeg
+
+            require_device_jpeg(self.device)
         processes = self._processes if "image" in modalities else None
         encoders = load_encoders(self.recipe, self.data, self.device, modalities)
         for encoder in encoders.values():
