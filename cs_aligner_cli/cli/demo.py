@@ -40,7 +40,7 @@ def demo(as_json: AsJson = False, force: Force = False, quiet: Quiet = False, de
         for line in shown:
             console.say(line)
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, takes_recipe=False)
 
 
 def recalls(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

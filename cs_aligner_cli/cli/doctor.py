@@ -280,9 +280,11 @@ def _splits(recipe: Recipe, of: str) -> Iterator[Check]:
         tables = PreparedData(prepared.path)
         names = sorted({*tables.images["split"], *tables.captions["split"]})
         parts = {name: tables.part(name) for name in names}
-        known = KnownSplits({name: (len(p.images), len(p.captions)) for name, p in parts.items()}, True)
+        known = KnownSplits({name: (len(p.images), len(p.captions)) for name, p in parts.items()}, True, True)
     # A set is not trained on, and its own recipe names its split as the one that is evaluated.
-    findings = [f for f in split_findings(recipe, known) if not of or f.key.startswith("eval_retrieval")]
+    findings = [
+        f for f in split_findings(recipe, known, of_set=bool(of)) if not of or f.key.startswith("eval_retrieval")
+    ]
     for finding in findings:
         yield _check(f"{of}{finding.key}", "failed" if finding.certain else "warning", finding.message)
     if not findings:

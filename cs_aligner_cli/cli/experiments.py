@@ -112,7 +112,7 @@ def compare(
         for path in out or ():
             console.say(f"written: {path}")
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, takes_recipe=False)
 
 
 def leaderboard(
@@ -158,7 +158,7 @@ def leaderboard(
         for path in files:
             console.say(f"written: {path}")
 
-    finish(call, debug, as_json, quiet)
+    finish(call, debug, as_json, quiet, takes_recipe=False)
 
 
 def all_tables(found: Comparison | AcrossDataSets) -> list[Table]:

@@ -91,10 +91,12 @@ def finish(
     recipe: str | None = None,
     overrides: Sequence[str] | None = None,
     stage: str = "",
+    takes_recipe: bool = True,
 ) -> NoReturn:
     """Do what a command does, and end the process with its exit code.
 
-    ``recipe`` and ``overrides`` are the command's own: commands that a message names are completed with them.
+    ``recipe`` and ``overrides`` are the command's own: commands that a message names are completed with them, unless
+    this one ``takes_recipe`` not, and so knows of none.
     ``stage`` is the one that the command does.
     """
     console = Console(as_json, quiet)
@@ -106,7 +108,9 @@ def finish(
             message = str(error)
             if isinstance(error, StaleError):
                 message = of_stale(error, stage, recipe, overrides or ())
-            error.args = (complete_commands(message, recipe, overrides or ()), *error.args[1:])
+            if takes_recipe:
+                message = complete_commands(message, recipe, overrides or ())
+            error.args = (message, *error.args[1:])
             raise
 
     raise typer.Exit(guarded(completing, debug, console))

@@ -16,7 +16,7 @@ from cs_aligner_cli.stages.table import STAGES
 # A command on a recipe that a message names without one, or with the word RECIPE in its place.
 _NAMED_COMMAND = re.compile(
     rf"(\bcsalign (?:(?:sweep|run)(?= RECIPE)|{'|'.join(stage.command for stage in STAGES.values())}))"
-    r"(?: RECIPE)?(?![\w-]| [^ \n]*(?:\.yaml|/))"
+    r"(?: RECIPE)?(?![\w-]| '| [^ \n]*(?:\.yaml|/))"
 )
 # Stages that only read what is stale.
 _READERS = ("eval_retrieval", "zero_shot", "generate", "gap_report")

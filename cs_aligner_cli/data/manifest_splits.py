@@ -31,17 +31,18 @@ class Finding(NamedTuple):
 class KnownSplits(NamedTuple):
     """The splits of a data set, each with how many images and captions it has, None where that is not known.
 
-    ``whole``: there are no others.
+    ``whole``: there are no others. ``exact``: the counts are those of the data, not what is expected of them.
     """
 
     counts: Mapping[str, tuple[int, int] | None]
     whole: bool
+    exact: bool = False
 
 
 def stated_splits(manifest: Manifest) -> KnownSplits:
     """What a manifest itself says of its splits."""
     if isinstance(manifest, ScenesManifest | LatentManifest):
-        return KnownSplits({name: (count, count) for name, count in manifest.images.model_dump().items()}, True)
+        return KnownSplits({name: (count, count) for name, count in manifest.images.model_dump().items()}, True, True)
     expected = {name: (found.images, found.captions) for name, found in manifest.expected.items()}
     named = _named(manifest)
     if named is None:
@@ -68,8 +69,9 @@ def _named(manifest: OnDisk) -> list[str] | None:
     return None
 
 
-def split_findings(recipe: Recipe, known: KnownSplits) -> Iterator[Finding]:
-    """The splits of a recipe that its data do not have, and ks that are larger than the gallery."""
+def split_findings(recipe: Recipe, known: KnownSplits, *, of_set: bool = False) -> Iterator[Finding]:
+    """The splits of a recipe, or of it on a further data set, that are not there, and ks that are larger than the
+    gallery."""
     names = [*known.counts]
     for key, split in recipe.splits.items():
         if names and split not in known.counts:
@@ -84,20 +86,21 @@ def split_findings(recipe: Recipe, known: KnownSplits) -> Iterator[Finding]:
         return
     key = "eval_retrieval.ks"
     try:
-        if remark := cut_ks(retrieval, *counts):
+        if remark := cut_ks(retrieval, *counts, of_set=of_set):
             yield Finding(key, remark.removeprefix(f"{key}: "), False)
     except InputError as error:
-        yield Finding(key, str(error).removeprefix(f"{key}: ").partition("\n")[0], known.whole)
+        yield Finding(key, str(error).removeprefix(f"{key}: ").partition("\n")[0], known.exact)
 
 
-def cut_ks(retrieval: EvalRetrieval, images: int, captions: int) -> str:
-    """What to say where the default ks are cut to a split of so many images and captions; "" where they fit.
+def cut_ks(retrieval: EvalRetrieval, images: int, captions: int, *, of_set: bool = False) -> str:
+    """What to say where ks are cut to a split of so many images and captions; "" where they fit.
 
-    Raises InputError if other ks are larger. A gallery may turn out smaller still, never larger.
+    The default is cut, and any of a further data set, which takes those of the recipe's own; InputError if others are
+    larger. A gallery may turn out smaller still, never larger.
     """
     largest = max(1, min(images, captions) // retrieval.folds)
-    ks = retrieval.ks_within(largest, retrieval.split)
+    ks = retrieval.ks_within(largest, cut=of_set)
     if ks == retrieval.ks:
         return ""
     holds = f"a gallery of split {retrieval.split!r} holds {counted(largest, 'items')}"
-    return f"eval_retrieval.ks: the default {retrieval.ks} is cut to {ks}: {holds}"
+    return f"eval_retrieval.ks: {retrieval.ks} is cut to {ks}: {holds}"

@@ -84,7 +84,7 @@ def _joined(samples: Sequence[Sample], odd: Odd) -> list[Sample]:
     into: dict[int, Sample | None] = {}
     for key, group in alone.items():
         images = sum(IMAGE in sample.parts for sample in group)
-        roles = Counter(role for sample in group for role in sample.parts)
+        roles = Counter(role for sample in group for role in sample.parts if role != CLASS)
         if key in whole:  # beside x.jpg and x.txt stands x.depth.png
             for sample in (sample for sample in group if sample.key != key):
                 into[id(sample)] = None

@@ -152,9 +152,12 @@ class _Sums(NamedTuple):
 
 
 def _cca(x: Floats, y: Floats, shrinkage: float | None = None) -> Maps:
+    # Seen from one of the rows, sums cancel nothing of rows that lie close together, and are 0 where all coincide.
+    at = x[0], y[0]
+    x, y = x - at[0], y - at[1]
     chosen, sums = _chosen_shrinkage(x, y) if shrinkage is None else (shrinkage, _Sums.of(x, y))
     (mx, my), (image, text) = sums.means, sums.cca([chosen])[0]
-    return Affine(-mx, image), Affine(-my, text)
+    return Affine(-mx - at[0], image), Affine(-my - at[1], text)
 
 
 def cca_shrinkage(x: Floats, y: Floats) -> float:

@@ -125,13 +125,13 @@ class EvalRetrieval(Strict):
         [], description="Further data sets that the same towers are evaluated on, each with its own images and texts."
     )
 
-    def ks_within(self, gallery: int, split: str) -> list[int]:
-        """The ks for a smallest gallery of so many items: those of the default are cut to it.
+    def ks_within(self, gallery: int, *, cut: bool = False) -> list[int]:
+        """The ks for a smallest gallery of so many items: those of the default are cut to it, and with ``cut`` any.
 
-        Raises InputError, which names the ``split``, if other ks are larger.
+        Raises InputError if others are larger.
         """
-        fitting = sorted({min(k, gallery) for k in self.ks})
-        if max(self.ks) > gallery and self.ks != _DEFAULT_KS:
+        split, fitting = self.split, sorted({min(k, gallery) for k in self.ks})
+        if max(self.ks) > gallery and self.ks != _DEFAULT_KS and not cut:
             raise InputError(
                 f"eval_retrieval.ks: got {max(self.ks)}, but the smallest gallery of split {split!r} holds"
                 f" {counted(gallery, 'items')}; expected at most {gallery}",

@@ -76,6 +76,7 @@ def test_commands_in_hints_are_whole() -> None:
     assert said("Go on: csalign sweep RECIPE") == f"Go on: csalign sweep {whole}"
     for kept in (
         "csalign gap-report runs/a/recipe.yaml",
+        "csalign gap-report 'a run/recipe.yaml'",
         "another csalign process",
         "csalign recipe list",
         "csalign sweeps",

@@ -130,6 +130,21 @@ def test_weighted_axes_are_those_of_the_singular_value_decomposition(d, e):
         assert np.allclose(np.abs(image), np.abs(left * rho), atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [8, 300])
+def test_cca_stays_finite_where_one_side_coincides_and_exact_where_it_nearly_does(width):
+    rng = np.random.default_rng(0)
+    x, one = rng.normal(size=(200, 64)), rng.normal(size=(1, width))
+    image, text = fit_baseline("cca", x, np.repeat(one, 200, axis=0))
+    assert all(np.isfinite(m(rows)).all() for m, rows in ((image, x), (text, np.repeat(one, 200, axis=0))))
+    near = unit(one + 1e-5 * rng.normal(size=(200, width)))
+    maps = fit_baseline("cca", x, near)
+    centred = unit(x) - unit(x).mean(0), near - near.mean(0)
+    expected = cca(*centred, cca_shrinkage(unit(x), near))
+    for found, wanted, rows in zip(maps, expected, centred, strict=True):
+        scale = abs(rows @ wanted).max()
+        np.testing.assert_allclose(abs(rows @ found.weight), abs(rows @ wanted), atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize(("kind", "width"), [("procrustes", 8), ("cca", 8), ("csa", 10), ("asif", 400)])
 def test_towers_of_other_dimensions_get_a_shared_space_that_retrieves(kind, width):
     x, y = applied(kind, pairs(d=12, e=8), pairs(seed=1, n=100, d=12, e=8))

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from conftest import features_recipe_content, make_features
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.manifest_splits import cut_ks
+from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
+
 Csalign = Callable[..., Any]
 TINY = ("--set", "train.epochs=1", "--set", "gap_report.examples=0", "--set", "eval_retrieval.bootstrap=0")
 
@@ -35,16 +39,11 @@ def test_training_and_measuring_one_split_works_and_says_so(recipe: Path, csalig
 
 def test_the_default_ks_are_cut_to_a_small_split(recipe: Path, csalign: Csalign) -> None:
     said = csalign("prepare", recipe).stderr
-    assert (
-        "eval_retrieval.ks: the default [1, 5, 10] is cut to [1, 5, 8]: a gallery of split 'dev' holds 8 items" in said
-    )
+    assert "eval_retrieval.ks: [1, 5, 10] is cut to [1, 5, 8]: a gallery of split 'dev' holds 8 items" in said
     called = csalign("run", recipe, *TINY)
     assert called.exit_code == 0, called.stderr
     results = json.loads((recipe.parent / "run" / "eval_retrieval" / "results.json").read_text())
-    assert (
-        "eval_retrieval.ks: the default [1, 5, 10] was cut to [1, 5, 8]: the smallest gallery holds 8 items"
-        in results["notes"]
-    )
+    assert "eval_retrieval.ks: [1, 5, 10] was cut to [1, 5, 8]: the smallest gallery holds 8 items" in results["notes"]
     assert "Could one have had it for free?" in called.stderr  # what the report opens with ends a run
 
 
@@ -60,6 +59,13 @@ def test_other_ks_above_the_gallery_are_refused(recipe: Path, refused: Callable[
     assert not (recipe.parent / "run" / "embeddings").exists()
     assert "holds 4 items" in refused("prepare", recipe, "--set", "eval_retrieval.folds=2", *large)
     assert csalign("prepare", recipe, "--set", "eval_retrieval.ks=[1, 8]").exit_code == 0
+
+
+def test_a_further_data_set_takes_as_many_ks_as_it_holds() -> None:
+    spec = EvalRetrieval.model_validate({"ks": [1, 100]})
+    assert cut_ks(spec, 50, 250, of_set=True).startswith("eval_retrieval.ks: [1, 100] is cut to [1, 50]")
+    with pytest.raises(InputError, match="got 100, but the smallest gallery"):
+        cut_ks(spec, 50, 250)
 
 
 def test_an_unknown_model_is_refused_before_anything_is_read(photos_recipe: Path, refused: Callable[..., str]) -> None:

@@ -15,6 +15,7 @@ from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.data.judgements import read_judgements
+from cs_aligner_cli.data.manifest_splits import cut_ks
 from cs_aligner_cli.data.mixbench import read_mixed_corpus
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.data.text_groups import text_groups
@@ -50,6 +51,7 @@ from cs_aligner_cli.retrieval.protocol import (
 from cs_aligner_cli.retrieval.rows import Rows
 from cs_aligner_cli.retrieval.scan import TruePairs
 from cs_aligner_cli.retrieval.scores import pair_scores
+from cs_aligner_cli.runs.evaluated_sets import EvaluatedSet
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
 from cs_aligner_cli.stages.eval_retrieval.remarks import described, remarks
@@ -65,13 +67,13 @@ def write_results(layout: Layout, console: Console, folder: Path, indexed: bool)
 
 
 def _fitting_ks(spec: EvalRetrieval, protocol: Protocol) -> tuple[EvalRetrieval, str]:
-    """The settings with ks that fit the smallest gallery, and a note where the default was cut to it."""
+    """The settings with ks that fit the smallest gallery, and a note where they were cut to it."""
     smallest = min(min(len(images), len(texts)) for images, texts in protocol.galleries)
-    ks = spec.ks_within(smallest, spec.split)
+    ks = spec.ks_within(smallest, cut=True)
     if ks == spec.ks:
         return spec, ""
     held = counted(smallest, "items")
-    note = f"eval_retrieval.ks: the default {spec.ks} was cut to {ks}: the smallest gallery holds {held}"
+    note = f"eval_retrieval.ks: {spec.ks} was cut to {ks}: the smallest gallery holds {held}"
     return spec.model_copy(update={"ks": ks}), note
 
 
@@ -98,6 +100,7 @@ class _Job:
             for direction, found in read_judgements(self.spec.relevance, self.ids).items():
                 protocol = judged(protocol, direction, *found)
         self.protocol: Protocol = protocol
+        cut_ks(self.spec, len(self.split.images), len(self.split.captions), of_set=isinstance(layout, EvaluatedSet))
         self.spec, self.cut = _fitting_ks(self.spec, protocol)
         self.device = str(pick_device(self.spec.device))
         # What a mixed query is resampled with: its image, or itself.
@@ -179,7 +182,9 @@ class _Job:
                 continue
             seen = self.split.seen_as(edge)
             found = edges["-".join(edge)] = {}
-            ks = sorted({min(k, len(seen.images), len(seen.captions)) for k in self.spec.ks})
+            ks = self.spec.ks_within(min(len(seen.images), len(seen.captions)), cut=True)
+            if ks != self.spec.ks:
+                self.console.warn(f"{edge[0]} and {edge[1]}: eval_retrieval.ks: {self.spec.ks} is cut to {ks}")
             for name, store in stores.items():
                 first, second = (store.array(modality) for modality in edge)
                 if first.shape[1] == second.shape[1] and (seen.image_of_caption >= 0).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -118,7 +119,7 @@ class _Job:
                 **versions(),
                 "seed": self.recipe.seed,
                 "git": git_state(),
-                "command": f"csalign gap-report {self.layout.folder / 'recipe.yaml'}",
+                "command": f"csalign gap-report {shlex.quote(str(self.layout.folder / 'recipe.yaml'))}",
                 "recipe": self.recipe.to_yaml(),
             },
         }

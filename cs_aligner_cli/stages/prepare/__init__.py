@@ -63,10 +63,10 @@ def prepare(recipe: Recipe, console: Console, force: bool = False) -> PrepareRes
     return result
 
 
-def _cut_ks(recipe: Recipe, counts: Mapping[str, tuple[int, int] | None]) -> str:
+def _cut_ks(recipe: Recipe, counts: Mapping[str, tuple[int, int] | None], *, of_set: bool = False) -> str:
     """As ``cut_ks``, of the split that is measured; one that is absent is for its own stage to say."""
     of_split = counts.get(recipe.eval_retrieval.split)
-    return cut_ks(recipe.eval_retrieval, *of_split) if of_split and all(of_split) else ""
+    return cut_ks(recipe.eval_retrieval, *of_split, of_set=of_set) if of_split and all(of_split) else ""
 
 
 def _counts(summary: Summary) -> dict[str, tuple[int, int] | None]:
@@ -146,7 +146,7 @@ def _sets(layout: Layout, console: Console, force: bool) -> dict[str, tuple[Made
     for number, (name, other) in enumerate(evaluated_sets(layout).items()):
         try:
             made = _tables(other, load_manifest(other.recipe), console, force)
-            if remark := _cut_ks(other.recipe, _counts(made.summary)):
+            if remark := _cut_ks(other.recipe, _counts(made.summary), of_set=True):
                 console.warn(f"{name}: {remark}")
             lengths = _part(_caption_lengths(other, console, None))
         except InputError as error:
