@@ -116,7 +116,7 @@ def test_a_trial_below_the_median_ends_early(searcher: Callable[..., Searcher]) 
     trial = search.take()
     assert trial is not None
     search.report(trial, 1, 0.0)
-    with pytest.raises(TrialPruned, match=r"0\.100 after 2 epochs"):
+    with pytest.raises(TrialPruned, match=r"10\.0% after 2 epochs"):
         search.report(trial, 2, 0.1)
     search.tell(trial, None)
     trial.claim.release()

@@ -185,7 +185,11 @@ ANY_VALUES = (
 def _base_for(path: Path_) -> dict[str, Any]:
     """A recipe in which only the kinds are given that make ``path`` a key."""
     data: dict[str, Any] = {"name": "x"}
-    if path[:2] == ("train", "unpaired_per_pair") or path[-1] == "unpaired_negatives" or "pseudo_pairs" in path:
+    if (
+        path[:2] == ("train", "unpaired_per_pair")
+        or path[-1] == "unpaired_negatives"
+        or {"pseudo_pairs", "self_training"} & set(path)
+    ):
         data["data"] = {"unpaired": {}}
     for tower in ("image", "text"):
         if path[:2] == ("encoders", tower) and path[2:3] not in ((), ("kind",), ("power",)):
