@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.data.manifest import MANIFESTS
+from cs_aligner_cli.data.manifest import MANIFESTS, read_manifest
 from cs_aligner_cli.recipe import shelf
 from cs_aligner_cli.recipe.encoders import exported_model
 from cs_aligner_cli.recipe.messages import key_paths, section_models
@@ -122,16 +122,16 @@ def _shipped_keys() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "path"), _shipped_keys())
-def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(
-    name: str, path: Path_, refused: Refused, tmp_path: Path
-) -> None:
+def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(name: str, path: Path_, tmp_path: Path) -> None:
     data = read_yaml(shelf.find("recipes", name)).data
     file = tmp_path / "misspelt.yaml"
     right = ".".join(path)
     for wrong_name in misspellings(path[-1]):
         wrong = ".".join((*path[:-1], wrong_name))
         file.write_text(dump_yaml(renamed(data, path, wrong_name)), encoding="utf-8")
-        message = refused("recipe", "validate", file)
+        with pytest.raises(InputError) as error:
+            load_recipe(str(file))
+        message = str(error.value)
         assert f": {wrong}: unknown key; did you mean {right}" in message
         problems = [line for line in message.splitlines() if "problems:" not in line]
         required = path in _REQUIRED  # under another name it is also missing
@@ -140,11 +140,12 @@ def test_a_misspelt_key_of_a_shipped_recipe_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("name", "path"), _shipped_keys())
-def test_the_same_misspelt_key_with_set_is_refused_by_name(name: str, path: Path_, refused: Refused) -> None:
+def test_the_same_misspelt_key_with_set_is_refused_by_name(name: str, path: Path_) -> None:
     for wrong_name in misspellings(path[-1]):
         wrong = ".".join((*path[:-1], wrong_name))
-        message = refused("recipe", "validate", name, "--set", f"{wrong}=1")
-        assert message == f"--set: {wrong}: unknown key; did you mean {'.'.join(path)}?"
+        with pytest.raises(InputError) as error:
+            load_recipe(name, [f"{wrong}=1"])
+        assert str(error.value) == f"--set: {wrong}: unknown key; did you mean {'.'.join(path)}?"
 
 
 @pytest.mark.parametrize("key", key_paths(Recipe))
@@ -157,10 +158,15 @@ def test_every_misspelt_key_of_the_schema_is_refused_by_name_with_set(key: str) 
         assert message.startswith(f"--set: {wrong}: unknown key; did you mean {key}")
 
 
-@pytest.mark.parametrize(("name", "path"), _shipped("data_manifests"))
-def test_a_misspelt_key_of_a_shipped_manifest_is_refused_by_name(
-    name: str, path: Path_, refused: Refused, tmp_path: Path
-) -> None:
+def _manifest_keys() -> list[Any]:
+    """Every key of every kind of manifest that a shipped one sets, each in the first of its kind that does."""
+    kinds = {name: read_yaml(shelf.find("data_manifests", name)).data["kind"] for name in shelf.names("data_manifests")}
+    found = reversed(_shipped("data_manifests"))
+    return [*{(kinds[parameter.values[0]], parameter.values[1]): parameter for parameter in found}.values()]
+
+
+@pytest.mark.parametrize(("name", "path"), _manifest_keys())
+def test_a_misspelt_key_of_a_shipped_manifest_is_refused_by_name(name: str, path: Path_, tmp_path: Path) -> None:
     data = read_yaml(shelf.find("data_manifests", name)).data
     if path[0] in ("checksums", "shards", "tables", "split_fractions"):
         pytest.skip("its keys are names of files and splits")
@@ -170,10 +176,10 @@ def test_a_misspelt_key_of_a_shipped_manifest_is_refused_by_name(
         wrong = ".".join((*path[:-1], wrong_name))
         file = tmp_path / "manifest.yaml"
         file.write_text(dump_yaml(renamed(data, path, wrong_name)), encoding="utf-8")
-        message = refused("recipe", "validate", recipe, "--set", "data.manifest=manifest.yaml")
-        assert re.search(
-            rf"manifest\.yaml:\d+: {re.escape(wrong)}: unknown key; did you mean {'.'.join(path)}\?", message
-        )
+        with pytest.raises(InputError) as error:
+            read_manifest(load_recipe(recipe, [f"data.manifest={file}"]))
+        expected = rf"manifest\.yaml:\d+: {re.escape(wrong)}: unknown key; did you mean {'.'.join(path)}\?"
+        assert re.search(expected, str(error.value))
 
 
 # Each value is wrong for some keys and right for others.
