@@ -30,20 +30,25 @@ def pictures(content: dict[str, Any]) -> str:
 
 
 def pictures_against(content: dict[str, Any]) -> str:
-    """Differences in what pictures show, paired over seeds, with 95% intervals and p of Student's t."""
+    """Differences in what pictures show, paired over seeds, with 95% intervals of Student's t, and its p corrected for
+    the lines of a column (Holm)."""
     from scipy.stats import ttest_rel
 
-    columns = {key: _PICTURES[key] for key in ("accuracy_mean", "prompt_R@1")}
-    lines = [f"| difference | {' | '.join(f'{t} | p' for t, _, _ in columns.values())} |", f"|{'---|' * 5}"]
+    from cs_aligner_cli.experiments.statistics import holm
+
+    shown = {key: _PICTURES[key] for key in ("accuracy_mean", "prompt_R@1")}
+    head = [f"| difference | {' | '.join(f'{t} | p' for t, _, _ in shown.values())} |", f"|{'---|' * 5}"]
     found = {row["label"]: row["values"] for row in content["rows"]}
-    for label, other in content["against"]:
-        cells = []
-        for key, (_, digits, factor) in columns.items():
-            a, b = found[label][key], found[other][key]
-            cells.append(difference([factor * (x - y) for x, y in zip(a, b, strict=True)], digits))
-            cells.append(f"{ttest_rel(a, b).pvalue:.2g}")
-        lines.append(f"| {label}, against {other} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    columns = []
+    for key, (_, digits, factor) in shown.items():
+        pairs = [(found[label][key], found[other][key]) for label, other in content["against"]]
+        columns.append([difference([factor * (x - y) for x, y in zip(*pair, strict=True)], digits) for pair in pairs])
+        columns.append([f"{p:.2g}" for p in holm([float(ttest_rel(*pair).pvalue) for pair in pairs])])
+    lines = [
+        f"| {label}, against {other} | {' | '.join(cells)} |"
+        for (label, other), *cells in zip(content["against"], *columns, strict=True)
+    ]
+    return "\n".join([*head, *lines])
 
 
 def pictures_searched(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The recipe's sections on what is done with tokens beside the token term: levels of alignment."""
+"""The recipe's sections on what is done with tokens beside the token term: levels of alignment, exchanged tokens."""
 
 from __future__ import annotations
 
