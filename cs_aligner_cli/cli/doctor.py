@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -311,8 +312,14 @@ def _tower(recipe: Recipe, modality: str) -> str:
 def _package(need: Need) -> str:
     """A package that a recipe needs, with its version; raise InputError if it is not installed."""
     require_package(need.package, need.key)
-    names = packages_distributions().get(need.package, [need.package])
+    names = _distributions().get(need.package, [need.package])
     return f"{names[0]} {_version(names[0])}"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions of every package by its import name: a second's reading of all that is installed."""
+    return packages_distributions()
 
 
 def _tried(name: str, call: Callable[[], str]) -> Check:

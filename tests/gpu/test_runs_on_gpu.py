@@ -14,6 +14,7 @@ import torch
 from ranks import TORCHRUN
 from trained_runs import QUIET, assert_resumes_bitwise, recipe_of, stored
 
+from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.step import Batch, Stepper
@@ -63,6 +64,27 @@ def test_photos_that_processes_decode_are_embedded_as_those_of_threads(photos_re
             run_stage(stage, recipe, QUIET)
         found[decoders] = stored(recipe, "image", "frozen")
     np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_jpegs_that_the_device_decodes_give_nearly_the_same_embeddings(
+    photos_recipe: Path, photos_root: Path, tmp_path: Path
+) -> None:
+    """Other decoders and filters round otherwise; what is no plain JPEG still goes through PIL, bit for bit."""
+    y, x = np.mgrid[:200, :300]
+    smooth = np.stack([x * 255 // 300, y * 255 // 200, (x + y) * 255 // 500], -1).astype(np.uint8)
+    Image.fromarray(smooth).save(photos_root / "images" / "08.jpg", quality=95)
+    found = {}
+    for how in ("exact", "device"):
+        settings = ("embed.device=cuda", "embed.precision=fp32", f"embed.jpeg={how}", "train=null")
+        recipe = load_recipe(str(photos_recipe), [f"run_dir={tmp_path / how}", *settings])
+        for stage in ("prepare", "embed"):
+            run_stage(stage, recipe, QUIET)
+        found[how] = stored(recipe, "image", "frozen")
+    one, other = found["exact"], found["device"]
+    assert not np.array_equal(one[0], other[0])
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert ((one * other).sum(1) / norms)[0] > 0.999
+    np.testing.assert_array_equal(one[1], other[1])
 
 
 def test_a_step_waits_for_the_device_once(

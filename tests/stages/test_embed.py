@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData
@@ -223,6 +224,27 @@ def test_a_store_is_made_again_for_other_settings_only(csalign: Csalign, feature
     ):
         assert [status("--set", option) for _ in range(2)] == ["done", "fresh"], option
     assert [status(), status("--force"), status()] == ["done", "done", "fresh"]
+
+
+def test_jpegs_read_at_a_part_of_their_size_are_another_store(
+    csalign: Csalign, photos_recipe: Path, photos_root: Path, tmp_path: Path
+) -> None:
+    """And reading them whole again gives the first one, bit for bit."""
+    y, x = np.mgrid[:200, :300]
+    smooth = np.stack([x * 255 // 300, y * 255 // 200, (x + y) * 255 // 500], -1).astype(np.uint8)
+    Image.fromarray(smooth).save(photos_root / "images" / "08.jpg", quality=95)
+    done(csalign, "prepare", photos_recipe)
+
+    def embedded(how: str) -> tuple[str, Any]:
+        status = done(csalign, "embed", photos_recipe, *FROZEN_ONLY, "--set", f"embed.jpeg={how}")["status"]
+        return status, Store(tmp_path / "run" / "embeddings" / "frozen" / "dev").array("image").all()
+
+    exact, reduced, again, once_more = (embedded(how) for how in ("exact", "reduced", "exact", "exact"))
+    assert [status for status, _ in (exact, reduced, again, once_more)] == ["done", "done", "done", "fresh"]
+    np.testing.assert_array_equal(again[1], exact[1])
+    assert not np.array_equal(reduced[1][0], exact[1][0])
+    np.testing.assert_allclose(reduced[1][0], exact[1][0], atol=0.05 * np.abs(exact[1][0]).max())
+    np.testing.assert_array_equal(reduced[1][1], exact[1][1])  # a PNG
 
 
 def test_new_data_make_the_stores_stale(csalign: Csalign, features_recipe: Path, features_root: Path) -> None:
