@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import TORCHRUN
+from samples import smooth_picture
 from trained_runs import QUIET, assert_resumes_bitwise, recipe_of, stored
 
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -70,9 +71,7 @@ def test_jpegs_that_the_device_decodes_give_nearly_the_same_embeddings(
     photos_recipe: Path, photos_root: Path, tmp_path: Path
 ) -> None:
     """Other decoders and filters round otherwise; what is no plain JPEG still goes through PIL, bit for bit."""
-    y, x = np.mgrid[:200, :300]
-    smooth = np.stack([x * 255 // 300, y * 255 // 200, (x + y) * 255 // 500], -1).astype(np.uint8)
-    Image.fromarray(smooth).save(photos_root / "images" / "08.jpg", quality=95)
+    smooth_picture(300, 200).save(photos_root / "images" / "08.jpg", quality=95)
     found = {}
     for how in ("exact", "device"):
         settings = ("embed.device=cuda", "embed.precision=fp32", f"embed.jpeg={how}", "train=null")

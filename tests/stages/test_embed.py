@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
+from samples import smooth_picture
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData
@@ -230,9 +230,7 @@ def test_jpegs_read_at_a_part_of_their_size_are_another_store(
     csalign: Csalign, photos_recipe: Path, photos_root: Path, tmp_path: Path
 ) -> None:
     """And reading them whole again gives the first one, bit for bit."""
-    y, x = np.mgrid[:200, :300]
-    smooth = np.stack([x * 255 // 300, y * 255 // 200, (x + y) * 255 // 500], -1).astype(np.uint8)
-    Image.fromarray(smooth).save(photos_root / "images" / "08.jpg", quality=95)
+    smooth_picture(300, 200).save(photos_root / "images" / "08.jpg", quality=95)
     done(csalign, "prepare", photos_recipe)
 
     def embedded(how: str) -> tuple[str, Any]:
