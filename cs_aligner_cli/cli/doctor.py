@@ -238,12 +238,13 @@ def _generation(recipe: Recipe) -> Iterator[Check]:
     """Weights that pictures are drawn and measured with, where the recipe takes them from elsewhere."""
     from cs_aligner_cli.generation.decoders import decoder_source
     from cs_aligner_cli.generation.inception import require_inception
+    from cs_aligner_cli.runs.generation_layout import DECODER
 
-    spec, runs = recipe.generate, recipe.folder.parent
+    spec = recipe.generate
     if spec is None:
         return
     if spec.decoder.model is not None and installed("diffusers"):
-        yield _tried("generate.decoder.model", lambda: decoder_source(spec, recipe.folder / "decoder", runs))
+        yield _tried("generate.decoder.model", lambda: decoder_source(spec, recipe.folder / DECODER))
     weights = spec.metrics.inception
     if weights is not None and installed("torch_fidelity"):
         yield _tried("generate.metrics.inception.weights", lambda: f"SHA-256 {require_inception(weights)}")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
-from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, source_of
+from cs_aligner_cli.encoders.hub import refuse_absent, source_of
 from cs_aligner_cli.generation.closed_form import ClosedForm
 from cs_aligner_cli.recipe.generate import Generate
-from cs_aligner_cli.recipe.paths import RUN
+from cs_aligner_cli.recipe.paths import RUN, run_folder
 
 
 class Decoder(Protocol):
@@ -27,16 +27,18 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_source(spec: Generate, own: Path, runs: Path) -> str:
-    """The folder or the hub's repository of the decoder: ``own`` where this recipe makes it, else in ``runs`` for
-    ``run:NAME``. Raises InputError, before anything is loaded, where it cannot be had."""
+def decoder_source(spec: Generate, own: Path) -> str:
+    """The folder or the hub's repository of the decoder; ``own`` is the folder where this recipe makes it.
+
+    Raises InputError, before anything is loaded, where it cannot be had.
+    """
     model = spec.decoder.model
     if spec.decoder.kind != "closed_form":
         require_package("diffusers", "generate.decoder", "decoder: {kind: closed_form} needs nothing")
     if model is None:
         return str(own)
     if model.startswith(RUN):
-        folder = runs / model.removeprefix(RUN) / own.name
+        folder = run_folder(model) / own.name
         if not (folder / "model_index.json").is_file():
             raise InputError(
                 f"generate.decoder.model: {model}: {folder} holds no trained decoder",
@@ -44,7 +46,7 @@ def decoder_source(spec: Generate, own: Path, runs: Path) -> str:
             )
         return str(folder)
     refuse_absent(model, "generate.decoder.model", "model_index.json")
-    return str(Path(source_of(model)).expanduser()) if model.startswith(LOCAL) else source_of(model)
+    return source_of(model)
 
 
 def load_decoder(spec: Generate, source: str, negative: Tensor | None, device: str) -> Decoder:

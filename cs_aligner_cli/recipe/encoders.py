@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
 
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, NAME_PATTERN, FilePath, Strict, by_kind, resolve_path
+from cs_aligner_cli.recipe.paths import RUN, run_folder
 
 OPEN_CLIP_FOLDER = "open_clip"
 
@@ -138,8 +139,8 @@ class OpenClipEncoder(_Pictures, json_schema_extra=KIND_IS_NEEDED):
             return data
         data = dict(data)
         model, pretrained = data.get("model"), data.get("pretrained")
-        if isinstance(model, str) and model.startswith("run:"):
-            data["model"] = f"local-dir:{exported_model(Path.cwd() / 'runs' / model.removeprefix('run:'))}"
+        if isinstance(model, str) and model.startswith(RUN):
+            data["model"] = f"local-dir:{exported_model(run_folder(model))}"
         elif isinstance(model, str) and model.startswith("local-dir:"):
             data["model"] = f"local-dir:{resolve_path(model, info, prefix='local-dir:')}"
         if isinstance(pretrained, str) and Path(pretrained).suffix:  # a file; pretrained tags have no dot

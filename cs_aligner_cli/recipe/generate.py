@@ -6,10 +6,10 @@ import math
 import re
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from cs_aligner_cli.recipe.encoders import Encoder
-from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.messages import FilePath, Strict, resolve_path
 from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.recipe.train import SplitName
 
@@ -19,6 +19,8 @@ PictureMetric: TypeAlias = Literal[
     "frechet", "kid", "cmmd", "coverage", "clip_score", "prompt_retrieval", "condition_cosine", "attributes"
 ]
 PICTURE_METRICS: tuple[PictureMetric, ...] = get_args(PictureMetric)
+# Begins the name of a decoder's folder.
+LOCAL = "local-dir:"
 # Maps of frozen texts to where the images lie, fitted on the training split's pairs.
 FREE_MAPS = ("mean_shift", "ridge")
 _STORE = re.compile(rf"^(frozen|pairwise_only|aligned|frozen\+({'|'.join(FREE_MAPS)}))$")
@@ -35,9 +37,18 @@ class DecoderSpec(Strict):
     model: str | None = Field(
         None,
         min_length=1,
-        description="local-dir:FOLDER, ORG/NAME of the hub, or run:NAME for the decoder that another run has trained;"
-        " null: what this recipe trains (train_decoder), or closed_form.",
+        description="local-dir:FOLDER, ORG/NAME of the hub, or run:NAME: the decoder that the run in ./runs/NAME"
+        " trained; null: what this recipe trains (train_decoder), or closed_form.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any, info: ValidationInfo) -> Any:
+        """local-dir:FOLDER follows the rule of every other path."""
+        model = data.get("model") if isinstance(data, dict) else None
+        if isinstance(model, str) and model.startswith(LOCAL):
+            return {**data, "model": f"{LOCAL}{resolve_path(model, info, prefix=LOCAL)}"}
+        return data
 
     @model_validator(mode="after")
     def _one_source(self) -> DecoderSpec:

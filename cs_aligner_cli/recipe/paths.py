@@ -16,6 +16,11 @@ RUN = "run:"
 HF = "hf:"
 
 
+def run_folder(name: str) -> Path:
+    """The folder that ``run:NAME`` means, in every key of a recipe: NAME in ./runs, where runs lie by default."""
+    return Path.cwd() / "runs" / name.removeprefix(RUN)
+
+
 def _root(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return value
@@ -28,7 +33,7 @@ def _root(value: Any, info: ValidationInfo) -> Any:
 
 def _run(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str) and value.startswith(RUN):
-        return Path.cwd() / "runs" / value.removeprefix(RUN)
+        return run_folder(value)
     return resolve_path(value, info) if isinstance(value, str) else value
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import FROZEN
 from cs_aligner_cli.files.artifact import Artifact
-from cs_aligner_cli.recipe.generate import FREE_MAPS, Generate
+from cs_aligner_cli.recipe.generate import FREE_MAPS, LOCAL, Generate
+from cs_aligner_cli.recipe.paths import RUN, run_folder
 from cs_aligner_cli.runs.layout import Layout
 
 RESULTS = "results.json"
+# The folder of a run with the decoder that it trained.
+DECODER = "decoder"
 
 
 class GenerationLayout:
@@ -48,8 +52,16 @@ class GenerationLayout:
             parts["form"] = 2  # 1: a codec with one scale
             parts["train_decoder"] = spec.train_decoder.model_dump(mode="json", exclude={"checkpoint_steps"})
         return Artifact(
-            "decoder", self.layout.folder / "decoder", "csalign generate", parts, (self.layout.frozen(spec.fit_split),)
+            "decoder", self.layout.folder / DECODER, "csalign generate", parts, (self.layout.frozen(spec.fit_split),)
         )
+
+    @cached_property
+    def decoder_files(self) -> list[Path]:
+        """The files of a decoder that is taken from a folder, whose change makes pictures stale."""
+        model = self.spec.decoder.model or ""
+        folder = run_folder(model) / DECODER if model.startswith(RUN) else Path(model.removeprefix(LOCAL))
+        taken = model.startswith((RUN, LOCAL)) and folder.is_dir()
+        return [path for path in folder.rglob("*") if path.is_file()] if taken else []
 
     def pictures(self, name: str) -> Artifact:
         """The pictures drawn from one store, or for one bound."""

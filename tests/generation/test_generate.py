@@ -156,7 +156,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(ready, csalign, monke
     assert pictures_of(ready, "aligned") == whole
 
 
-def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_path):
+def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_path, monkeypatch):
     small = '{"steps": 3, "batch_size": 4, "widths": [32, 64], "side": 64}'
     settings = ("--set", f"generate.train_decoder={small}", "--set", "generate.decoder={kind: kandinsky22}")
     more = ("--set", "generate.steps=2", "--set", "generate.limit=4", "--set", "generate.stores=[aligned]")
@@ -165,19 +165,21 @@ def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_
     drawn = pictures_of(ready, "aligned")
     with Image.open(ready.parent / "run" / "generate" / "aligned" / "images" / "00000.png") as picture:
         assert picture.size == (64, 64)
-    taken = csalign(
-        "generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:run'}", *more, "--json"
-    ).json
+    # run:NAME lies in ./runs, as it does in encoders.image.model, wherever this run's own folder is
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").symlink_to(ready.parent / "run", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    taking = ("generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:one'}", *more)
+    taken = csalign(*taking, "--json").json
     assert taken["decoder"] == {}
     assert pictures_of(ready, "aligned") == drawn
+    assert csalign(*taking, "--json").json["status"] == "fresh"
+    (ready.parent / "run" / "decoder" / "model_index.json").touch()  # as after another training
+    assert csalign(*taking, "--json").json["status"] == "done"
     csalign("generate", ready, *settings, *more, "--set", "generate.height=32")
     with Image.open(ready.parent / "run" / "generate" / "aligned" / "images" / "00000.png") as picture:
         assert picture.size == (32, 32)
-    other = csalign(
-        "generate", ready, "--set", "generate.decoder={kind: kandinsky22, model: 'run:run'}", *more,
-        "--set", "encoders.image.config.embed_dim=8",
-    )  # fmt: skip
-    assert other.exit_code == 2
+    assert csalign(*taking, "--set", "encoders.image.config.embed_dim=8").exit_code == 2
 
 
 def test_a_decoder_of_another_image_encoder_is_refused(ready, refused, tmp_path):

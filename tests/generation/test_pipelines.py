@@ -45,7 +45,7 @@ def spec_of(kind: str, folder: Path, **changes: Any) -> Generate:
 
 def loaded(kind: str, folder: Path, negative: torch.Tensor | None = None, **changes: Any) -> Any:
     spec = spec_of(kind, folder, **changes)
-    return load_decoder(spec, decoder_source(spec, Path("decoder"), Path("runs")), negative, "cpu")
+    return load_decoder(spec, decoder_source(spec, Path("decoder")), negative, "cpu")
 
 
 def drawn(decoder: Decoder, conditions: torch.Tensor, seeds: list[int]) -> np.ndarray:
@@ -139,9 +139,9 @@ def test_another_dimension_another_kind_and_no_folder_are_refused(folders, tmp_p
     with pytest.raises(InputError, match=r"diffusers cannot load .* as karlo"):
         loaded("karlo", folders["kandinsky22"])
     with pytest.raises(InputError, match=r"generate.decoder.model: .* is no folder"):
-        decoder_source(spec_of("karlo", tmp_path / "gone"), Path("decoder"), Path("runs"))
+        decoder_source(spec_of("karlo", tmp_path / "gone"), Path("decoder"))
     spec = Generate.model_validate({"decoder": {"kind": "kandinsky22", "model": "run:gone"}})
-    with pytest.raises(InputError, match=r"run:gone: .*gone/decoder holds no trained decoder"):
-        decoder_source(spec, tmp_path / "decoder", tmp_path)
+    with pytest.raises(InputError, match=r"run:gone: .*runs/gone/decoder holds no trained decoder"):
+        decoder_source(spec, tmp_path / "decoder")
     with pytest.raises(InputError, match=r"generate.offload: model needs a CUDA device"):
         loaded("kandinsky22", folders["kandinsky22"], offload="model")

@@ -101,7 +101,8 @@ class _Pictures:
         def write(build: Build) -> Summary:
             return self.job.draw(name, build)
 
-        return self._make(self.made.pictures(name), write)
+        taken = self.made.decoder_files
+        return self._make(self.made.pictures(name), write, file_stamps(taken) if taken else "")
 
     def results(self) -> Made:
         """What is measured of all of them."""

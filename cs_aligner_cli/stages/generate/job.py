@@ -36,7 +36,7 @@ from cs_aligner_cli.generation.inception import require_inception
 from cs_aligner_cli.generation.results import scene_truths, write_results
 from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.runs.distributed import Ranks
-from cs_aligner_cli.runs.generation_layout import GenerationLayout
+from cs_aligner_cli.runs.generation_layout import DECODER, GenerationLayout
 from cs_aligner_cli.runs.unpaired import read_pairing
 from cs_aligner_cli.stores.embeddings import Store
 
@@ -61,8 +61,8 @@ class GenerateJob:
 
     @cached_property
     def source(self) -> str:
-        own = self.layout.folder / "decoder"
-        source = decoder_source(self.spec, own, self.layout.folder.parent)
+        own = self.layout.folder / DECODER
+        source = decoder_source(self.spec, own)
         model = self.spec.decoder.model
         if model and model.startswith(RUN):
             theirs = read_json(Path(source) / ENCODER)
