@@ -28,6 +28,7 @@ from cs_aligner_cli.encoders.checkpoints import load_state, read_state_dict, ref
 from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import refuse_without_tokenizer, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
+from cs_aligner_cli.encoders.open_clip_text import CaptionIds
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens, OpenClipTextTokens
 from cs_aligner_cli.encoders.transforms import parts_of
 from cs_aligner_cli.recipe.encoders import OpenClipEncoder
@@ -76,6 +77,7 @@ class OpenClip:
         if not isinstance(self.model, open_clip.CustomTextCLIP):
             kind = type(self.model).__name__
             raise InputError(f"encoders: {spec.model}: {kind} models have no plain text tower; use a CLIP model")
+        self.caption_ids = CaptionIds(self.model.text, self.tokenizer)
         self.dim = int(self.model_cfg["embed_dim"])
         self.identity = {
             "kind": "open_clip",
@@ -132,7 +134,7 @@ class OpenClip:
     def loader(self, modality: str, root: Path, background: str | None = None) -> Callable[[pd.DataFrame], Tensor]:
         """The function from table rows to the tower's input: pixels (B, 3, H, W) or token ids (B, L)."""
         if modality == "text":
-            return lambda rows: self.tokenizer(rows["text"].tolist())
+            return lambda rows: self.caption_ids(rows["text"].tolist())
         parts = parts_of(self.preprocess, rgb_first=False)
         return ImageLoader(lambda image: self.preprocess(without_palette_alpha(image)), root, background, parts)
 

@@ -44,6 +44,13 @@ class OpenClipImageTokens(nn.Module):
         return all_tokens(_with_tokens(self.tower, pixels))
 
 
+def end_of_text(tower: Any, ids: Tensor) -> Tensor | None:
+    """(B,) places of the token that a tower pools, or None where it does not pool by the end of the text."""
+    if getattr(tower, "pool_type", "") not in ("argmax", "eos") or tower.cls_emb is not None:
+        return None
+    return ids.argmax(1) if tower.pool_type == "argmax" else (ids == tower.eos_id).int().argmax(1)
+
+
 class OpenClipTextTokens(nn.Module):
     """open_clip's tokens of a caption (``output_tokens``) up to its end-of-text token."""
 
@@ -59,10 +66,9 @@ class OpenClipTextTokens(nn.Module):
     def _mask(self, ids: Tensor) -> Tensor:
         if hasattr(self.tower, "config"):  # a model of transformers
             return ids.ne(self.tower.config.pad_token_id)
-        pool = getattr(self.tower, "pool_type", "")
-        if pool not in ("argmax", "eos") or self.tower.cls_emb is not None:
+        ends = end_of_text(self.tower, ids)
+        if ends is None:
             return ids.ne(self.tower.pad_id)
-        ends = ids.argmax(1) if pool == "argmax" else (ids == self.tower.eos_id).int().argmax(1)
         return torch.arange(ids.shape[1], device=ids.device) <= ends.unsqueeze(1)
 
 

@@ -156,7 +156,7 @@ class Embedder:
         return [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
 
     def _lengths(self, rows: Ints) -> Ints:
-        """Tokens of every row's caption, 0 where all are padded to one length anyhow (open_clip's tokenizers).
+        """Tokens of every row's caption, 0 where the tower reads padding like any other token.
 
         Counting them costs a hundredth of what computing the padding would.
         """

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import transformers
+from open_clip.transformer import TextTransformer
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
@@ -24,6 +25,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.encoders.hub import same_encoder
+from cs_aligner_cli.encoders.open_clip_text import CaptionIds
 from cs_aligner_cli.encoders.tokens import OpenClipImageTokens
 from cs_aligner_cli.encoders.transformers import pool
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -267,6 +269,33 @@ def test_a_mixed_batch_is_computed_without_its_padding_and_in_order(bert: Path, 
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients, torch.autograd.grad(alone.square().sum(), parameters), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "cuts, options",
+    [
+        (True, {}),
+        (True, {"pool_type": "eos", "eos_id": 49407}),
+        (False, {"pool_type": "last"}),
+        (False, {"no_causal_mask": True}),
+        (False, {"embed_cls": True}),
+    ],
+)
+def test_open_clip_computes_captions_no_further_than_they_go(cuts: bool, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    tower = TextTransformer(context_length=16, width=24, heads=2, layers=2, output_dim=8, **options).double()
+    tokenizer = open_clip.SimpleTokenizer(context_length=16)
+    read = CaptionIds(tower, tokenizer)
+    texts = ["a dog", "a dog! on a red, red mat", "", "a cat " * 30, "a dog"]
+    parameters = [*tower.transformer.parameters()]
+    for some in (texts[:3], texts):  # the second time most of them are known
+        ids = read(some)
+        longest = max(min(len(tokenizer.encode(text)) + 2, 16) for text in some)
+        assert ids.shape == (len(some), longest if cuts else 16)
+        ours, theirs = tower(ids), tower(tokenizer(some))
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+        gradients = [torch.autograd.grad(found.square().sum(), parameters) for found in (ours, theirs)]
+        torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-10)
 
 
 # ---- tokens
