@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 from cs_aligner_cli import __version__
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.torchrun_env import rank
-from cs_aligner_cli.files.checksums import MARKS, digest, digests, is_whole, mark, sealed, unsealed
+from cs_aligner_cli.files.checksums import MARKS, SEAL, digest, digests, is_whole, mark, sealed, vouch
 from cs_aligner_cli.files.differences import StaleError, differences
 from cs_aligner_cli.files.disk import writing
 from cs_aligner_cli.files.places import A_PATH, moved, places, without_paths
-from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, sync
+from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, size_of, sync, sync_all
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
 RECORD = "stage.json"
@@ -32,8 +30,6 @@ _MARK = "building.json"
 _FORMAT = 3
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
-# Above so many files one sync of the whole system is quicker than one of each.
-_MANY_FILES = 200
 
 
 def fingerprint(value: Any) -> str:
@@ -95,13 +91,16 @@ class Artifact:
     recipe: Mapping[str, Any]
     needs: tuple[Artifact, ...] = ()
 
-    def wanted(self, sources: str = "") -> dict[str, Any]:
-        """The inputs that a fresh output was made from; ``sources`` is a digest of outside files."""
+    def wanted(self, sources: str = "", needs: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+        """The inputs that a fresh output was made from; ``sources`` is a digest of outside files.
+
+        ``needs`` are the fingerprints of what it is made from, by name, for a caller that has them already.
+        """
         assert len({need.name for need in self.needs}) == len(self.needs), f"two needs of {self.name} have one name"
         return {
             "format": _FORMAT,
             "recipe": without_paths(json.loads(json.dumps(dict(self.recipe), default=str))),
-            "needs": {need.name: need.fingerprint() for need in self.needs},
+            "needs": {need.name: need.fingerprint() for need in self.needs} if needs is None else dict(needs),
             **({"sources": sources} if sources else {}),
         }
 
@@ -128,7 +127,7 @@ class Artifact:
         record = read_record(path, hint)
         # An output of another form is whole or not, but stale in any case; require says so.
         whole = _form(record) != _FORMAT or all(
-            _size(f"{self.path}/{f}") == size for f, (size, _) in record["files"].items()
+            size_of(f"{self.path}/{f}") == size for f, (size, _) in record["files"].items()
         )
         return record if whole else None
 
@@ -157,13 +156,22 @@ class Artifact:
         for need in self.needs:
             need.require()
 
-    def current(self) -> dict[str, Any]:
+    def current(self, seen: dict[Path, tuple[Artifact, dict[str, Any]]] | None = None) -> dict[str, Any]:
         """The record of this artifact if it is there and, like all that it is made from, as wanted now.
 
-        Compares records and sizes, and reads no content. Raises InputError if it is missing or stale.
+        Compares records and sizes, and reads no content; what several needs are made from is looked at once, which
+        ``seen`` is for. Raises InputError if it is missing or stale.
         """
-        for need in self.needs:
-            need.current()
+        seen = {} if seen is None else seen
+        if self.path in seen and seen[self.path][0] == self:
+            return seen[self.path][1]
+        needs = {need.name: fingerprint(need.current(seen)["inputs"]) for need in self.needs}
+        record = self._as_wanted(needs)
+        seen[self.path] = self, record
+        return record
+
+    def _as_wanted(self, needs: Mapping[str, str | None]) -> dict[str, Any]:
+        """The record, if it is there and of these fingerprints of needs; raise InputError otherwise."""
         record = self.record()
         if record is None:
             self._refuse_damaged()
@@ -175,7 +183,7 @@ class Artifact:
                 f"{_form(record)}; this csalign ({__version__}) reads form {_FORMAT}",
                 f"Make it again: {self.command}",
             )
-        if changes := self.changes(record):
+        if changes := self.changes(record, needs):
             raise StaleError(self, changes[0])
         if change := moved(record.get("places", {}), self.places):
             raise InputError(
@@ -183,9 +191,12 @@ class Artifact:
             )
         return record
 
-    def changes(self, record: dict[str, Any]) -> list[str]:
-        """In what a finished output differs from what is wanted now, in words; files from outside are not looked at."""
-        wanted, places = self.wanted(), self.places
+    def changes(self, record: dict[str, Any], needs: Mapping[str, str | None] | None = None) -> list[str]:
+        """In what a finished output differs from what is wanted now, in words; files from outside are not looked at.
+
+        ``needs`` as in ``wanted``.
+        """
+        wanted, places = self.wanted(needs=needs), self.places
         found = differences({key: record["inputs"].get(key) for key in wanted}, wanted)
         return [change.replace(repr(A_PATH), places.get(change.split(" ")[0], "another path")) for change in found]
 
@@ -206,7 +217,7 @@ class Artifact:
         if not (self.path / RECORD).is_file():
             return
         for name, (size, _) in read_record(self.path / RECORD)["files"].items():
-            if _size(self.path / name) != size:
+            if size_of(self.path / name) != size:
                 raise InputError(
                     f"{self.path / name}: is missing or cut short", f"Make the {self.name} again: {self.command}"
                 )
@@ -249,7 +260,7 @@ class Artifact:
                 for f, checksum in zip(made, digests(made), strict=True)
             },
         )
-        _sync_all(made)
+        sync_all(made)
         plan(self.work, build.leftovers, keep_earlier)
         write_json(self.work / RECORD, sealed(record.data()))
         (self.work / _MARK).unlink()
@@ -297,7 +308,10 @@ def read_record(path: Path, hint: str = "") -> dict[str, Any]:
     record: Any = read_json(path, hint)
     if not (isinstance(record, dict) and {"inputs", "summary", "files"} <= record.keys()):
         raise InputError(f"{path}: is not the record of a stage", hint)
-    return unsealed(record, path, hint) if _form(record) == _FORMAT else record
+    if _form(record) != _FORMAT:
+        return record
+    vouch(path, hint)
+    return {key: value for key, value in record.items() if key != SEAL}
 
 
 def verify_file(path: Path) -> None:
@@ -328,20 +342,3 @@ def _refuse_changed(files: Iterable[Path]) -> None:
         if not is_whole(file):
             file.unlink()
             raise InputError(f"{file}: was damaged after it was written", "The same command makes it again.")
-
-
-def _size(path: Path | str) -> int | None:
-    """The bytes of a file; None where there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - of thousands of files; making a Path takes longer than the call
-    except OSError:
-        return None
-    return found.st_size if S_ISREG(found.st_mode) else None
-
-
-def _sync_all(files: Sequence[Path]) -> None:
-    if len(files) > _MANY_FILES and os.name != "nt":
-        os.sync()
-        return
-    for path in (*files, *{file.parent for file in files}):
-        sync(path)

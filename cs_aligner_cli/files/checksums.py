@@ -53,6 +53,23 @@ def unsealed(value: Any, path: Path, hint: str = "") -> dict[str, Any]:
     return rest
 
 
+def vouch(path: Path, hint: str = "") -> None:
+    """Raise InputError if a sealed JSON file is not as it was written; looked at once while the file stays as it is.
+
+    To check the record of many files takes longer than to read it, and a run reads some of them fifty times.
+    """
+    try:
+        status = path.stat()
+        _vouch(path, hint, status.st_ino, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError) as error:  # another process is replacing it
+        raise InputError(f"{path}: cannot be read as JSON: {error}", hint) from None
+
+
+@lru_cache(maxsize=1 << 12)
+def _vouch(path: Path, hint: str, inode: int, size: int, mtime_ns: int) -> None:
+    unsealed(json.loads(path.read_text(encoding="utf-8")), path, hint)
+
+
 def _seal(value: dict[str, Any]) -> str:
     return _hash(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from cs_aligner_cli.common.errors import InputError
@@ -14,6 +15,8 @@ from cs_aligner_cli.files.checksums import MARKS
 
 # What of a build goes, and whether what it replaces stays; it lies in the build until both are done.
 STEPS = "placing.json"
+# Above so many files one sync of the whole system is quicker than one of each.
+_MANY_FILES = 200
 
 
 def plan(work: Path, leftovers: Iterable[Path], keep_earlier: bool) -> None:
@@ -62,6 +65,24 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(files: Sequence[Path]) -> None:
+    """Have the system write files and the names in their folders to the disk."""
+    if len(files) > _MANY_FILES and os.name != "nt":
+        os.sync()
+        return
+    for path in (*files, *{file.parent for file in files}):
+        sync(path)
+
+
+def size_of(path: Path | str) -> int | None:
+    """The bytes of a file; None where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - of thousands of files; making a Path takes longer than the call
+    except OSError:
+        return None
+    return found.st_size if S_ISREG(found.st_mode) else None
 
 
 def _planned(work: Path) -> dict[str, Any]:

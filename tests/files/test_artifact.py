@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.files import artifact as artifacts
+from cs_aligner_cli.files import placing
 from cs_aligner_cli.files.artifact import Artifact, write_bytes, write_json
 from cs_aligner_cli.files.locks import lock
 from cs_aligner_cli.files.places import file_stamps
@@ -53,6 +53,29 @@ def test_a_build_is_recorded_with_inputs_summary_and_files(artifact: Artifact) -
     assert record["inputs"]["recipe"] == {"train": {"lr": 1.0, "steps": 3}}
     assert names(artifact.path.parent) == ["thing"]
     assert names(artifact.path) == ["deep", "stage.json"]
+
+
+def test_a_record_is_checked_again_once_it_changes(artifact: Artifact) -> None:
+    build(artifact)
+    assert artifact.record() is not None
+    path = artifact.path / "stage.json"
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 4'))
+    with pytest.raises(InputError, match="is damaged: its content does not have the checksum"):
+        artifact.record()
+
+
+def test_what_several_needs_are_made_from_is_looked_at_once(artifact: Artifact, tmp_path: Path) -> None:
+    build(artifact)
+    sides = tuple(Artifact(name, tmp_path / name, "csalign side", {}, (replace(artifact),)) for name in ("a", "b"))
+    last = Artifact("last", tmp_path / "last", "csalign last", {}, sides)
+    for made in (*sides, last):
+        build(made)
+    seen: dict[Path, Any] = {}
+    last.current(seen)
+    assert len(seen) == 4 and seen[artifact.path][1] == artifact.record()
+    other = replace(sides[1], needs=(replace(artifact, recipe={"train": {"lr": 2.0, "steps": 3}}),))
+    with pytest.raises(InputError, match="lr"):
+        replace(last, needs=(sides[0], other)).current()
 
 
 def test_other_inputs_are_not_fresh(artifact: Artifact, tmp_path: Path) -> None:
@@ -247,7 +270,7 @@ def test_every_file_is_on_the_disk_before_the_output_is_in_place(
 def test_many_files_are_synced_in_one_go(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(os, "sync", lambda: calls.append("sync"))
-    monkeypatch.setattr(artifacts, "_MANY_FILES", 2)
+    monkeypatch.setattr(placing, "_MANY_FILES", 2)
     with artifact.building() as building:
         for i in range(3):
             (building.folder / str(i)).write_text("")
