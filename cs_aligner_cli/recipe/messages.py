@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,17 @@ def _problems(
             continue
         path, text = _message(model, error, spot)
         key = f"{_dotted(path)}: " if path else ""  # checks of the whole file name the keys that they are about
-        yield f"{_place(file, path, error['input'], overrides, given_by)}: {key}{text}"
+        named = _named(spot, text) if error["type"] == "value_error" else path
+        given = named in file.lines or any(named[: len(p)] == p for p in overrides)
+        place = _place(file, named if given else path, error["input"], overrides, given_by)
+        yield f"{file.where(named) if place == str(file.path) else place}: {key}{text}"
+
+
+def _named(spot: _Spot, text: str) -> KeyPath:
+    """The key that a check of a whole section begins with; the section's own where it names none."""
+    parts = re.split(r"[^\w.]", text, maxsplit=1)[0].split(".")
+    known = any(parts[0] in section.model_fields for section in section_models(spot.annotation))
+    return (*spot.path, *(int(part) if part.isdigit() else part for part in parts)) if known else spot.path
 
 
 def _misspelt_kind(key: str) -> bool:

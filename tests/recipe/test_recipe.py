@@ -317,6 +317,11 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("encoders: {image: {kind: open_clip, random_init: true, config: {vision_cfg: {layers: [1, 1, 1, 1], head_width: 48}}}}", "r.yaml:2: encoders.image.config.vision_cfg: head_width (48) must divide 32 times width (128) of a ResNet"),
         ("encoders: {image: {kind: open_clip, random_init: true, config: {text_cfg: {heads: 7}}}}", "r.yaml:2: encoders.image.config.text_cfg: heads (7) must divide width (128)"),
         ("train: {image: {tune: frozen}, text: {tune: frozen}}", "r.yaml:2: train: image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"),
+        ("train:\n  epochs: 4\n  self_training: {first_epoch: 2}", "r.yaml:4: train.self_training: without data.unpaired there are no unpaired items; data.unpaired: {} takes what is unpaired by itself"),
+        ("train:\n  epochs: 4\n  edges: [[image]]", "r.yaml:4: train.edges: expected pairs of two modalities, as in [image, text]; got ['image']"),
+        ("zero_shot:\n  shots: [1]\n  classes: x.txt\n  shots_split: test", "r.yaml:5: zero_shot.shots_split: 'test' is the split that is classified"),
+        ("generate:\n  split: test\n  stores: [frozne]", "r.yaml:4: generate: stores: 'frozne' is no store; expected frozen, pairwise_only, aligned, frozen+mean_shift, frozen+ridge"),
+        ("train:\n  epochs: 4\n  image: {tune: frozen}\n  text: {tune: frozen}", "r.yaml:4: train: image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"),
         ("train: {objective: {pairwise: {logit_scale: {init: 200}}}}", "r.yaml:2: train.objective.pairwise.logit_scale: init (200) must not exceed max (100)"),
     ],
 )  # fmt: skip
@@ -363,6 +368,17 @@ def test_all_problems_come_in_one_report() -> None:
             "  --set: eval_retrieval.ks.2: got 0; expected at least 1",
         ]
     )
+
+
+def test_a_check_across_keys_says_where_the_key_that_it_names_was_given() -> None:
+    text = "name: x\nzero_shot:\n  shots: [1]\n  classes: x.txt\n"
+    about = "zero_shot.shots_split: 'train' is the split that is classified"
+    assert refusal(text, "zero_shot.shots_split=train", "zero_shot.split=train") == f"--set: {about}"
+    assert refusal(text + "  shots_split: train", "zero_shot.split=train") == f"r.yaml:5: {about}"
+    assert refusal(text, "zero_shot.split=train") == f"--set: {about}", (
+        "a default, and what was set brought them together"
+    )
+    assert refusal(text + "  split: train") == f"r.yaml:2: {about}", "a default: the section"
 
 
 def test_what_the_file_does_not_say_has_a_default_and_null_skips_training() -> None:
