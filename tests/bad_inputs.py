@@ -432,6 +432,30 @@ CASES: dict[str, list[Case]] = {
             "two sources of one model",
             lambda at: at.recipe("name: x\nencoders: {image: {kind: open_clip, model: ViT-B-32, config: {}}}\n"),
         ),
+        Case(
+            "a layer of an encoder that is none",
+            lambda at: at.recipe("name: x\nencoders: {image: {kind: timm, model: test_vit, layers: [0, -1]}}\n"),
+        ),
+        Case(
+            "layers of a tower that is trained",
+            lambda at: at.recipe(
+                "name: x\nencoders: {image: {kind: timm, model: test_vit, layers: [-1, -2]}, "
+                "text: {kind: features}}\ntrain: {image: {tune: full}}\n"
+            ),
+        ),
+        Case(
+            "layers that a model lacks",
+            lambda at: prepared(
+                at,
+                "embed",
+                "--set",
+                "eval_retrieval.split=train",
+                "--set",
+                "train=null",
+                "--set",
+                "encoders.text={kind: open_clip, random_init: true, config: {}, layers: [-4]}",
+            ),
+        ),
         Case("several problems at once", lambda at: at.recipe("name: x\nsed: 1\ntrain: {lr: -1, epochs: 0}\n")),
         Case("a billion laughs", lambda at: at.recipe(LAUGHS)),
         Case("an alias that holds itself", lambda at: at.recipe("name: &x [*x]\n")),

@@ -135,4 +135,5 @@ def describe_encoder(identity: dict[str, Any]) -> str:
     """An identity in a few words, for messages."""
     name = identity.get("model") or identity.get("file") or "a model of its own config"
     weights = f" (weights {identity['weights']})" if "weights" in identity else ""
-    return f"{identity['kind']} {name}{weights}"
+    layers = f", layers {', '.join(map(str, identity['layers']))}" if "layers" in identity else ""
+    return f"{identity['kind']} {name}{weights}{layers}"

@@ -14,6 +14,7 @@ from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders.availability import weight_files
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.features import load_features
+from cs_aligner_cli.encoders.layers import with_layers
 from cs_aligner_cli.files.artifact import verify_file
 from cs_aligner_cli.recipe.encoders import (
     EncoderSpec,
@@ -41,12 +42,14 @@ def load_encoders(
         if isinstance(spec, OpenClipEncoder):
             from cs_aligner_cli.encoders.open_clip import OpenClip  # takes seconds to import
 
-            key = spec.model_dump_json(exclude={"background"})
+            key = spec.model_dump_json(exclude={"background", "layers"})
             if key not in models:
                 models[key] = OpenClip(spec, recipe.seed)
             encoder = models[key].encoder(modality, _root(data), spec.background)
         else:
             encoder = _load(spec, modality, data, recipe.seed)
+        if not isinstance(spec, FeaturesEncoder) and spec.layers is not None:
+            encoder = with_layers(encoder, spec.layers, f"encoders.{modality}.layers")
         encoder.module.eval().to(device)
         encoders[modality] = encoder
     return encoders

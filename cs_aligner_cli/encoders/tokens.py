@@ -25,6 +25,21 @@ def cells(features: Tensor, channels_last: bool = False) -> Tensor:
     return features.flatten(1, 2) if channels_last else features.flatten(2).mT
 
 
+def pool_tokens(hidden: Tensor, pooling: str, mask: Tensor | None) -> Tensor:
+    """One vector per item (B, dim) from hidden states (B, L, dim) or maps (B, dim, H, W): the mean over the tokens that
+    ``mask`` (B, L) keeps, the first of them (cls), or the last one (last)."""
+    if hidden.ndim == 4:
+        hidden = cells(hidden)
+    if pooling == "cls":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden[:, -1] if pooling == "last" else hidden.mean(1)
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
 class OpenClipImageTokens(nn.Module):
     """open_clip's own tokens of its vision transformers (``output_tokens``), or a timm trunk's."""
 
@@ -112,12 +127,16 @@ class TransformersImageTokens(nn.Module):
         hidden = model(pixel_values=pixels).last_hidden_state
         if hidden.ndim == 4:
             return all_tokens(cells(hidden))
-        patch = getattr(model.config, "patch_size", None)
-        if not isinstance(patch, int):
-            return all_tokens(hidden)
-        patches = (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
-        # Class, distillation and register tokens come first; models that merge patches have fewer tokens, and no class.
-        return all_tokens(hidden[:, max(0, hidden.shape[1] - patches) :])
+        return all_tokens(hidden[:, prefix_tokens(self.model, hidden, pixels) :])
+
+
+def prefix_tokens(model: Any, hidden: Tensor, pixels: Tensor) -> int:
+    """How many class, distillation and register tokens stand before the patches in a vision model's (B, L, dim)."""
+    patch = getattr(getattr(model, "vision_model", model).config, "patch_size", None)
+    if not isinstance(patch, int):
+        return 0
+    patches = (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
+    return max(0, hidden.shape[1] - patches)  # models that merge patches have fewer tokens, and no class
 
 
 class SentenceTokens(nn.Module):

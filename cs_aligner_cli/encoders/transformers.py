@@ -42,7 +42,7 @@ from cs_aligner_cli.encoders.inputs import (
     refuse_foreign_tokenizer,
     tokenizer_identity,
 )
-from cs_aligner_cli.encoders.tokens import TransformersImageTokens, TransformersTextTokens
+from cs_aligner_cli.encoders.tokens import TransformersImageTokens, TransformersTextTokens, pool_tokens
 from cs_aligner_cli.recipe.encoders import TransformersEncoder
 
 # What the library raises, itself or through torch and safetensors, on files that it cannot make sense of.
@@ -68,36 +68,33 @@ class _Tower(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) or padded token ids (B, L) to (B, dim)."""
         if self.modality == "text":
-            return in_chunks_of_like_length(self._text, inputs)
-        return self._pooled({"pixel_values": inputs}, None)
+            return in_chunks_of_like_length(self._embedded, inputs)
+        return self._embedded(inputs)
 
-    def _text(self, inputs: Tensor) -> Tensor:
-        ids, mask = ids_and_mask(inputs, self.pad_id)
-        return self._pooled({"input_ids": ids, "attention_mask": mask}, mask)
+    def _embedded(self, inputs: Tensor) -> Tensor:
+        return self.pooled(*self.output(inputs))
 
-    def _pooled(self, given: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+    def output(self, inputs: Tensor, **options: Any) -> tuple[Any, Tensor | None]:
+        """What the library gives for pixels or padded token ids, and the mask (B, L) of the latter."""
+        given, mask = {"pixel_values": inputs}, None
+        if self.modality == "text":
+            ids, mask = ids_and_mask(inputs, self.pad_id)
+            given = {"input_ids": ids, "attention_mask": mask}
+        run = getattr(self.model, _FEATURES[self.modality]) if self.pooling == "features" else self.model
+        return run(**given, **options), mask
+
+    def pooled(self, output: Any, mask: Tensor | None) -> Tensor:
+        """One vector per item (B, dim) from ``output``."""
         if self.pooling == "features":
-            output = getattr(self.model, _FEATURES[self.modality])(**given)
             return output if isinstance(output, Tensor) else output.pooler_output
-        return pool(self.model(**given), self.pooling, mask)
+        return pool(output, self.pooling, mask)
 
 
 def pool(output: Any, pooling: str, mask: Tensor | None) -> Tensor:
-    """One vector per item (B, dim) from hidden states (B, L, dim): the mean over the tokens that ``mask`` (B, L) keeps,
-    the first of them (cls), the last one (last), or the model's own pooled output (pooler)."""
+    """One vector per item (B, dim) of a model's output: its own pooled output (pooler), or ``pool_tokens``."""
     if pooling == "pooler":
         return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
-    hidden: Tensor = output.last_hidden_state
-    if hidden.ndim == 4:  # convolutional models give maps (B, C, H, W)
-        hidden = hidden.flatten(2).transpose(1, 2)
-    if pooling == "cls":
-        return hidden[:, 0]
-    if mask is None:
-        return hidden[:, -1] if pooling == "last" else hidden.mean(1)
-    if pooling == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    return pool_tokens(output.last_hidden_state, pooling, mask)
 
 
 def load_transformers(spec: TransformersEncoder, modality: str, root: Path, key: str) -> Encoder:

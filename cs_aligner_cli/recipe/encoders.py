@@ -91,6 +91,29 @@ def _colour(value: Any) -> Any:
     return value
 
 
+def _named_layers(value: Any) -> Any:
+    """Pydantic would report each member of a union; a user needs one message."""
+    if value is not None and not (isinstance(value, list) and value and all(type(n) is int and n for n in value)):
+        raise ValueError("expected a list of layers, as in [-1, -4]: they count from 1, or from the end")
+    if value and len({*value}) < len(value):
+        raise ValueError("a layer is named twice")
+    return value
+
+
+Layer = Annotated[int, Field(ge=-1000, le=1000)]
+
+
+class _Layers(Strict):
+    """What the kinds that run a model share."""
+
+    layers: Annotated[list[Layer] | None, BeforeValidator(_named_layers)] = Field(
+        None,
+        min_length=1,
+        description="Blocks of the model whose pooled states, side by side, are the embedding, as in [-1, -4]: from 1,"
+        " or from the end; -1 gives the embedding without this key.",
+    )
+
+
 class _Pictures(Strict):
     """What the kinds that read pictures share."""
 
@@ -113,7 +136,7 @@ class FeaturesEncoder(Strict):
     )
 
 
-class OpenClipEncoder(_Pictures, json_schema_extra=KIND_IS_NEEDED):
+class OpenClipEncoder(_Pictures, _Layers, json_schema_extra=KIND_IS_NEEDED):
     """A tower of an open_clip model, with the model's own preprocessing and tokenizer."""
 
     kind: Literal["open_clip"] = Field("open_clip", description="An open_clip model.")
@@ -161,7 +184,7 @@ class OpenClipEncoder(_Pictures, json_schema_extra=KIND_IS_NEEDED):
         return self
 
 
-class _Pretrained(Strict):
+class _Pretrained(_Layers):
     """What the kinds whose models come from a folder or a hub share."""
 
     model: str = Field(
@@ -290,3 +313,10 @@ class Encoders(Strict):
         if modality in self.further:
             return self.further[modality]
         return self.text if modality == "text" and self.text is not None else self.image
+
+    def refuse_layers(self, modality: str, tune: str) -> None:
+        """Raise ValueError if a tower that is trained itself, by ``tune``, names its layers."""
+        if getattr(self.of(modality), "layers", None):
+            raise ValueError(
+                f"train.{modality}.tune: {tune} trains the encoder; encoders.{modality}.layers is of frozen ones"
+            )

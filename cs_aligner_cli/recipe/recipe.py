@@ -135,6 +135,11 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
         self.embed.refuse_jpegs_of(self.encoders.image.kind)
+        for m in ("image", "text"):
+            if self.train and self.train.tower(m).live:
+                self.encoders.refuse_layers(m, self.train.tower(m).tune)
+        if self.shots_split == self.zero_shot_split:
+            raise ValueError(f"zero_shot.shots_split: {self.shots_split!r} is the split that is classified")
         for key in keys_of_unpaired_items(self.train) if self.train and self.data.unpaired is None else ():
             raise ValueError(
                 f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
@@ -160,12 +165,6 @@ class Recipe(Strict):
             order = self.encoders.modalities.index
             return [(min(edge, key=order), max(edge, key=order)) for edge in self.train.edges]
         return [("image", "text"), *((name, "text") for name in self.encoders.further)]
-
-    @model_validator(mode="after")
-    def _shots_are_not_classified(self) -> Recipe:
-        if self.shots_split == self.zero_shot_split:
-            raise ValueError(f"zero_shot.shots_split: {self.shots_split!r} is the split that is classified")
-        return self
 
     @model_validator(mode="after")
     def _no_tokens_from_elsewhere(self) -> Recipe:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from cs_aligner_cli.common.console import Console, table
@@ -14,6 +16,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import FROZEN, MODALITIES
 from cs_aligner_cli.common.results import Frozen
 from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders.hub import describe_encoder, same_encoder
 from cs_aligner_cli.gap.pair_scores import FOLDS, score_pair
@@ -36,6 +39,8 @@ class ScoredPair(Frozen):
 
     image: str = Field(description="the run whose frozen store has the image encoder")
     text: str = Field(description="the run whose frozen store has the text encoder")
+    image_layers: list[int] = Field(description="which of its layers; none: the encoder's one embedding")
+    text_layers: list[int] = Field(description="likewise")
     image_encoder: str
     text_encoder: str
     cca_recall: float = Field(description="R@1, the mean of both ways, of CCA on pairs that it was not fitted on")
@@ -60,7 +65,7 @@ class PairScoreResult(Frozen):
         """A line for each pair of encoders."""
         rows = [
             (
-                f"{one.image} x {one.text}",
+                f"{_called(one.image, one.image_layers)} x {_called(one.text, one.text_layers)}",
                 percent(one.cca_recall),
                 _range(one.cca_recall_interval),
                 percent(one.mutual_knn),
@@ -76,17 +81,28 @@ class PairScoreResult(Frozen):
 
 
 class _Candidate(NamedTuple):
+    """An encoder, or some of its layers: ``columns`` of a store's rows."""
+
     run: str
     modality: str
-    encoder: str
+    identity: dict[str, Any]
+    columns: slice
     store: Store
+
+    @property
+    def layers(self) -> list[int]:
+        return self.identity.get("layers", [])  # type: ignore[no-any-return]
+
+    def rows(self, rows: Ints) -> npt.NDArray[np.floating]:
+        return self.store.array(self.modality).take(rows)[:, self.columns]
 
 
 def pair_score(recipe: Recipe, console: Console, beside: Sequence[Path] = ()) -> PairScoreResult:
     """Score every image encoder with every text encoder among this recipe's frozen store and those of other runs.
 
-    The pairs are those of the training split that training may know, one caption of each image. Raises InputError if a
-    store is missing or stale, or holds other items.
+    A store of several layers brings each of them, and all side by side. The pairs are those of the training split that
+    training may know, one caption of each image. Raises InputError if a store is missing or stale, or holds other
+    items.
     """
     layout = Layout(recipe)
     name = recipe.train.split if recipe.train else recipe.eval_retrieval.split
@@ -101,22 +117,20 @@ def pair_score(recipe: Recipe, console: Console, beside: Sequence[Path] = ()) ->
     found = [*_candidates(layout, split, beside, notes)]
     images, texts = ([one for one in found if one.modality == m] for m in MODALITIES)
     rows = [side[evenly_spaced(len(side), MAX_PAIRS)] for side in known.pairs]
-    arrays = {
-        id(one): one.store.array(one.modality).take(r)
-        for side, r in zip((images, texts), rows, strict=True)
-        for one in side
-    }
+    pictures, captions = ([one.rows(r) for one in side] for side, r in zip((images, texts), rows, strict=True))
     scores, gallery = [], 0
     with console.progress("scoring encoders", len(images) * len(texts)) as advance:
-        for image, text in product(images, texts):
-            one = score_pair(arrays[id(image)], arrays[id(text)], recipe.data_seed)
+        for (image, x), (text, y) in product(zip(images, pictures, strict=True), zip(texts, captions, strict=True)):
+            one = score_pair(x, y, recipe.data_seed)
             gallery = one.gallery
             scores.append(
                 ScoredPair(
                     image=image.run,
                     text=text.run,
-                    image_encoder=image.encoder,
-                    text_encoder=text.encoder,
+                    image_layers=image.layers,
+                    text_layers=text.layers,
+                    image_encoder=describe_encoder(image.identity),
+                    text_encoder=describe_encoder(text.identity),
                     cca_recall=one.recall,
                     cca_recall_interval=one.recall_interval,
                     mutual_knn=one.mutual_knn,
@@ -146,15 +160,30 @@ def _candidates(layout: Layout, split: Split, beside: Sequence[Path], notes: lis
         refuse_other_items(f"--beside {folder.name}", store, split)
         stores[folder.name] = store
     seen: dict[str, list[_Candidate]] = {m: [] for m in MODALITIES}
-    for run, store in stores.items():
-        for m in MODALITIES:
-            identity = store.identity[m]
-            twin = next((one for one in seen[m] if same_encoder(one.store.identity[m], identity)), None)
+    for run, m in product(stores, MODALITIES):
+        for one in _parts(run, m, stores[run]):
+            twin = next((other for other in seen[m] if same_encoder(other.identity, one.identity)), None)
             if twin is not None:
-                notes.append(f"{run}: its {m} encoder is that of {twin.run}")
+                which = f"layer {one.layers[0]} of its" if len(one.layers) == 1 else "its"
+                notes.append(f"{run}: {which} {m} encoder is that of {twin.run}")
                 continue
-            seen[m].append(_Candidate(run, m, describe_encoder(identity), store))
-            yield seen[m][-1]
+            seen[m].append(one)
+            yield one
+
+
+def _parts(run: str, modality: str, store: Store) -> Iterator[_Candidate]:
+    """What a store has of a modality: the encoder's embedding and, of several layers, each alone."""
+    identity = store.identity[modality]
+    yield _Candidate(run, modality, identity, slice(None), store)
+    layers, widths = identity.get("layers", []), identity.get("widths", [])
+    for i, (number, width) in enumerate(zip(layers, widths, strict=True)) if len(layers) > 1 else ():
+        start = sum(widths[:i])
+        of_layer = {**identity, "layers": [number], "widths": [width]}
+        yield _Candidate(run, modality, of_layer, slice(start, start + width), store)
+
+
+def _called(run: str, layers: list[int]) -> str:
+    return f"{run}[{'+'.join(map(str, layers))}]" if layers else run
 
 
 def _range(interval: _Interval) -> str:

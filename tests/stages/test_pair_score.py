@@ -48,3 +48,25 @@ def test_a_run_without_stores_is_refused(features_recipe: Path, tmp_path: Path, 
     assert refused.exit_code == 2 and "holds no finished frozen store of split 'train'" in refused.stderr
     twice = csalign(*arguments, "--beside", str(tmp_path / "mine"))
     assert twice.exit_code == 2 and "two folders are named mine" in twice.stderr
+
+
+def test_layers_of_one_pass_are_scored_apart_and_together(
+    features_recipe: Path, tmp_path: Path, csalign: Any, tiny_clip_config: dict[str, Any]
+) -> None:
+    text = {"kind": "open_clip", "random_init": True, "config": tiny_clip_config}
+    named = {name: f"encoders.text={json.dumps({**text, **more})}" for name, more in LAYERS.items()}
+    given = embedded(features_recipe, tmp_path / "both", named["both"])
+    embedded(features_recipe, tmp_path / "inner", named["inner"])
+    shown = csalign("pair-score", str(features_recipe), *given, "--beside", str(tmp_path / "inner"), "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    jsonschema.validate(found, result_schema("pair-score"))
+    assert sorted(one["text_layers"] for one in found["scores"]) == [[1], [2], [2, 1]]
+    assert {tuple(one["image_layers"]) for one in found["scores"]} == {()}
+    assert "inner: layer 1 of its text encoder is that of both" in found["notes"], "one layer is scored once"
+    alone = csalign("pair-score", str(features_recipe), *embedded(features_recipe, tmp_path / "inner", named["inner"]))
+    [of_inner] = [one for one in found["scores"] if one["text_layers"] == [1]]
+    assert f"{100 * of_inner['cca_recall']:.1f}" in alone.stdout, "a block scores as a store of it alone"
+
+
+LAYERS = {"both": {"layers": [-1, 1]}, "inner": {"layers": [1]}}

@@ -81,7 +81,7 @@ class EvaluatedSplit(StageResult):
         ]
         title = f"retrieval on {what}: {counted(self.images, 'images')}, {counted(self.captions, 'captions')}"
         title += "; fractions in %, [95% intervals]"
-        return table(title, ["direction", "metric", *stores], rows, names=2)
+        return table(title, ["direction", "metric", *stores], rows)
 
 
 class RetrievalResult(EvaluatedSplit):
@@ -120,7 +120,7 @@ class RetrievalResult(EvaluatedSplit):
                 for way, metrics in ways.items()
                 for metric in metrics
             ]
-            tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines, names=2))
+            tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines))
         return tables
 
     def _index_table(self) -> Table:
@@ -133,7 +133,7 @@ class RetrievalResult(EvaluatedSplit):
             for modality, index in modalities.items()
         ]
         columns = ["store", "of", "index", "rows", "MB", "recall@10 by FAISS", "by csalign search"]
-        return table("saved indexes", columns, built, names=2)
+        return table("saved indexes", columns, built)
 
 
 def _listed(value: object) -> str:
