@@ -380,6 +380,22 @@ CASES: dict[str, list[Case]] = {
             lambda at: at.recipe("name: x\ntrain: {objective: {memory_momentum: 0.9}}\n"),
         ),
         Case(
+            "a matching head, but towers that read no tokens",
+            lambda at: at.recipe("name: x\ntrain: {matching: {}}\n"),
+        ),
+        Case(
+            "a matching head over a live tower",
+            lambda at: at.recipe(
+                "name: x\ntrain: {matching: {}, image: {reads: tokens, tune: full, adapter_on_top: true}, text: {reads:"
+                " tokens}}\n"
+            ),
+        ),
+        Case("reranking without a head", lambda at: at.recipe("name: x\neval_retrieval: {rerank: {}}\n")),
+        Case(
+            "fewer reranked hits than R@K counts",
+            lambda at: at.recipe("name: x\neval_retrieval: {rerank: {top_k: 5}}\n"),
+        ),
+        Case(
             "exchanged tokens, but towers that read none",
             lambda at: at.recipe("name: x\ntrain: {objective: {token_exchange: {}}}\n"),
         ),

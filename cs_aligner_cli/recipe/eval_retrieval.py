@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe.data import Manifest
+from cs_aligner_cli.recipe.matching import Rerank
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 from cs_aligner_cli.recipe.paths import RootPath
 from cs_aligner_cli.recipe.train import Device, SplitName
@@ -120,6 +121,9 @@ class EvalRetrieval(Strict):
         [], description="Score corrections that are measured beside the plain cosine."
     )
     query_bank: QueryBank = Field(QueryBank(), description="What score corrections learn from.")
+    rerank: Rerank | None = Field(
+        None, description="Measure the trained towers' stores a second time, reranked by train.matching; null: not."
+    )
     index: Index = Field(Index(), description="The saved index.")
     sets: list[EvalSet] = Field(
         [], description="Further data sets that the same towers are evaluated on, each with its own images and texts."
@@ -144,6 +148,15 @@ class EvalRetrieval(Strict):
         names = [found.key for found in self.sets]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"sets: two are named {min(twice)}; give one another name")
+        return self
+
+    @model_validator(mode="after")
+    def _reranks_what_is_measured(self) -> EvalRetrieval:
+        if self.rerank and self.rerank.top_k < max(self.ks):
+            raise ValueError(
+                f"rerank.top_k ({self.rerank.top_k}) must be at least the largest of ks ({max(self.ks)}), of which it"
+                " can change nothing otherwise"
+            )
         return self
 
     @model_validator(mode="after")

@@ -110,8 +110,8 @@ class Recipe(Strict):
             raise ValueError("train.edges: an edge is named twice")
         if lonely := [m for m in known if not any(m in edge for edge in self.edges)]:
             raise ValueError(f"train.edges: {', '.join(lonely)} is in no edge, so nothing would bind it to the others")
-        if train.objective.sees_tokens and self.edges[0] != known[:2]:
-            raise ValueError("train.edges: terms of tokens need [image, text] as the first edge")
+        if (train.objective.sees_tokens or train.matching) and self.edges[0] != known[:2]:
+            raise ValueError("train.edges: terms of tokens, and matching, need [image, text] as the first edge")
         if train.objective.pseudo_pairs and known[:2] not in self.edges:
             raise ValueError("train.edges: objective.pseudo_pairs needs [image, text] among the edges")
         return self
@@ -140,11 +140,7 @@ class Recipe(Strict):
                 self.encoders.refuse_layers(m, self.train.tower(m).tune)
         if self.shots_split == self.zero_shot_split:
             raise ValueError(f"zero_shot.shots_split: {self.shots_split!r} is the split that is classified")
-        for key in keys_of_unpaired_items(self.train) if self.train and self.data.unpaired is None else ():
-            raise ValueError(
-                f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
-                "by itself"
-            )
+        _refuse_what_is_not_there(self)
         return self
 
     @model_validator(mode="after")
@@ -242,6 +238,18 @@ class Recipe(Strict):
         classified = [self.zero_shot_split, self.shots_split] if self.zero_shot.wanted else []
         drawn = [self.drawn_split] if self.generate else []
         return [*dict.fromkeys(s for s in (retrieval.split, self.gap_split, *classified, *drawn, *bank) if s)]
+
+
+def _refuse_what_is_not_there(recipe: Recipe) -> None:
+    """Raise ValueError where keys want unpaired items or a matching head, and there are none."""
+    for key in keys_of_unpaired_items(recipe.train) if recipe.train and recipe.data.unpaired is None else ():
+        raise ValueError(
+            f"{key}: without data.unpaired there are no unpaired items; data.unpaired: {{}} takes what is unpaired "
+            "by itself"
+        )
+    if recipe.eval_retrieval.rerank and not (recipe.trains and recipe.train and recipe.train.matching):
+        why = "embed.weights names towers without one" if recipe.embed.weights else "train.matching: {} trains one"
+        raise ValueError(f"eval_retrieval.rerank: there is no matching head: {why}")
 
 
 def load_recipe(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, Tag, create_model, model_validator
 
 from cs_aligner_cli.recipe.few_pairs import Mixup, SelfTraining, StartMoments
+from cs_aligner_cli.recipe.matching import Matching
 from cs_aligner_cli.recipe.messages import NAME_PATTERN, PLAIN, Strict, plain_or_kind
 from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.paths import RunFolder
@@ -152,6 +153,11 @@ class Train(_Begun):
         0.1, ge=0, lt=1, description="Share of the steps with linear warm-up; then cosine to 0."
     )
     grad_clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
+    matching: Matching | None = Field(
+        None,
+        description="Train a matching head on the tokens of the finished towers, for eval_retrieval.rerank; null: none."
+        " Needs reads: tokens, from stores.",
+    )
     device: Device = Field("auto", description="Where training runs.")
     precision: Precision = Field(
         "fp32",
@@ -285,7 +291,12 @@ def keys_of_unpaired_items(train: Train) -> list[str]:
 
 
 def _refuse_misfits(train: Train) -> None:
-    """Raise ValueError where mixup or self-training cannot do their work."""
+    """Raise ValueError where mixup, self-training or a matching head cannot do their work."""
+    for name, tower in (("image", train.image), ("text", train.text)) if train.matching else ():
+        if tower.reads == "pooled":
+            raise ValueError(f"matching compares tokens, and needs {name}.reads: tokens")
+        if tower.live:
+            raise ValueError(f"matching reads stored tokens, and {name}.tune: {tower.tune} has none; use adapter")
     rounds = train.self_training
     if rounds and rounds.first_epoch >= train.epochs:
         raise ValueError(f"self_training.first_epoch ({rounds.first_epoch}) must be less than epochs ({train.epochs})")

@@ -20,6 +20,7 @@ from cs_aligner_cli.retrieval.protocol import (
     text_groups_of,
     with_equal_texts,
 )
+from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.retrieval.rows import RowsLike, as_searched
 
 
@@ -30,6 +31,7 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     device: str = "cpu",
     text_groups: npt.NDArray[np.integer] | None = None,
+    reranker: Reranker | None = None,
 ) -> Metrics:
     """Evaluate image-to-text ("i2t") and text-to-image ("t2i") retrieval by cosine similarity.
 
@@ -37,6 +39,7 @@ def evaluate_retrieval(
     all. ``image_of_text`` (N,) integers: the row of each text's image, or -1 for a text without one, which is
     no query but stays in the gallery; likewise an image without text. None: text i is that of image i, N = M.
     ``text_groups`` (N,) integers: texts of one group are equal, and each of them answers the images of the others.
+    A ``reranker`` puts the first hits of every query in another order.
 
     Returns per direction "R@k" for every k in ks (the fraction of queries with any true answer among the k best),
     "mAP" (mean average precision over the whole ranking), "MRR", "median_rank" and "mean_rank" (1 is best; of a
@@ -47,7 +50,7 @@ def evaluate_retrieval(
     Raises InputError if shapes do not fit together, a row is not finite, ``image_of_text`` points outside, no
     text has an image, or a k is below 1 or above the size of a gallery.
     """
-    return summarise(true_ranks(image, text, image_of_text, ks, device, text_groups))
+    return summarise(true_ranks(image, text, image_of_text, ks, device, text_groups, reranker))
 
 
 def true_ranks(
@@ -57,6 +60,7 @@ def true_ranks(
     ks: Sequence[int] = (1,),
     device: str = "cpu",
     text_groups: npt.NDArray[np.integer] | None = None,
+    reranker: Reranker | None = None,
 ) -> dict[str, QueryScores]:
     """Return every query's rank of its best true answer, and its metrics, under "i2t" and "t2i".
 
@@ -72,7 +76,7 @@ def true_ranks(
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
     if text_groups is not None:
         protocol = with_equal_texts(protocol, text_groups_of(text_groups, len(rows[1])))
-    found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device)
+    found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device, reranker=reranker)
     return {direction: evaluated.scores for direction, evaluated in found.items()}
 
 

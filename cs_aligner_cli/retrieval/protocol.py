@@ -12,6 +12,7 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
+from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.retrieval.rows import Part, Rows
 from cs_aligner_cli.retrieval.scan import TruePairs, scan
 
@@ -149,8 +150,11 @@ def evaluate(
     listed: int = HUB_K,
     device: str = "cpu",
     advance: Callable[[int], None] = lambda rows: None,
+    reranker: Reranker | None = None,
 ) -> dict[str, Evaluated]:
     """Evaluate both directions in every gallery; the queries of all galleries count together.
+
+    A ``reranker`` puts the first hits of every query in another order before they are scored.
 
     Raises InputError if a k is below 1 or above the size of a gallery, or a direction has no query.
     """
@@ -166,15 +170,17 @@ def evaluate(
                 Part(y, texts) if len(texts) < len(y) else y,
                 chosen["i2t"][0] if "i2t" in chosen else None,
                 chosen["t2i"][0] if "t2i" in chosen else None,
-                k=max(listed, HUB_K),
+                k=max(listed, HUB_K, reranker.top_k if reranker else 0),
                 device=device,
                 advance=advance if len(directions) == 2 or directions[0] == "i2t" else lambda rows: None,
             )
             for direction, way in zip(DIRECTIONS, found, strict=True):
                 if way is not None:
                     grades = chosen[direction][1]
-                    scores = query_scores(way, ks, grades, protocol.relevant_above)
                     mine, other = (images, texts) if direction == "i2t" else (texts, images)
+                    if reranker:
+                        way = reranker.reranked(way, direction, mine, other)
+                    scores = query_scores(way, ks, grades, protocol.relevant_above)
                     sizes = (len(x), len(y)) if direction == "i2t" else (len(y), len(x))
                     parts[direction].append(_in_split(scores, way.top_ids, mine, other, sizes, listed))
     return {direction: _joined(found, direction) for direction, found in parts.items()}

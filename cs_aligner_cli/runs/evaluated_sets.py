@@ -27,6 +27,10 @@ class EvaluatedSet(Layout):
         """The run's checkpoints of one variant."""
         return self._of.trained(variant)
 
+    def matching(self, variant: str) -> Artifact:
+        """The run's matching head of one variant."""
+        return self._of.matching(variant)
+
     @property
     def training_splits(self) -> list[str]:
         """None of this data set."""

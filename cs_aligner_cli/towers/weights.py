@@ -32,17 +32,28 @@ def save_weights(path: Path, towers: Towers) -> str:
     return save_tensors(path, towers.own_state(), {"csalign_towers": json.dumps({"format": FORMAT, **plans})})
 
 
-def read_plans(path: Path) -> dict[str, TowerPlan]:
-    """What the towers in a weights file are made of; raise InputError if it is no such file."""
-    described = (_open(path).metadata() or {}).get("csalign_towers", "{}")
+def described(path: Path, entry: str) -> dict[str, Any]:
+    """What a weights file says of itself under an entry, {} where that cannot be read.
+
+    Raises InputError if it is no safetensors file, or of another form.
+    """
+    metadata = _open(path).metadata() or {}
     try:
-        read = json.loads(described)
+        read: dict[str, Any] = json.loads(metadata.get(entry, "{}"))
         form = read.pop("format", FORMAT)
-        plans = {modality: TowerPlan(**plan) for modality, plan in read.items()} if form == FORMAT else {}
     except (ValueError, TypeError, AttributeError):
-        form, plans = FORMAT, {}
+        return {}
     if form != FORMAT:
         raise other_form(path, form)
+    return read
+
+
+def read_plans(path: Path) -> dict[str, TowerPlan]:
+    """What the towers in a weights file are made of; raise InputError if it is no such file."""
+    try:
+        plans = {modality: TowerPlan(**plan) for modality, plan in described(path, "csalign_towers").items()}
+    except TypeError:
+        plans = {}
     if not {*MODALITIES} <= plans.keys():
         raise InputError(f"{path}: is no weights file of this csalign (it does not describe both towers)")
     return plans

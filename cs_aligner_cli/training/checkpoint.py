@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import digest, sealed, unsealed
-from cs_aligner_cli.towers.towers import Towers
 from cs_aligner_cli.towers.weights import other_form, read_tensors, save_tensors
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.metrics_log import LogMark
@@ -25,6 +24,18 @@ FORMAT = 2
 _STATE = "last.json"
 # What a state's file says of itself and of its tensors' file.
 _ABOUT_FILES = ("format", "tensors", "checksum")
+
+
+class Trained(Protocol):
+    """What a state is kept of: towers, or a matching head."""
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes."""
+        ...
+
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``own_state``."""
+        ...
 
 
 class Best(BaseModel):
@@ -55,13 +66,13 @@ class TrainingState(BaseModel):
 
 
 def save_state(
-    folder: Path, towers: Towers, optimizer: Optimizer, memory: Memory, state: TrainingState, keep: int = 2
+    folder: Path, trained: Trained, optimizer: Optimizer, memory: Memory, state: TrainingState, keep: int = 2
 ) -> None:
     """Write all that resuming needs; the ``keep`` newest states stay, so that a damaged one costs little.
 
     ``last.json`` commits: until it is replaced, the former state stands.
     """
-    tensors = {f"towers.{name}": value for name, value in towers.own_state().items()}
+    tensors = {f"towers.{name}": value for name, value in trained.own_state().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
@@ -94,7 +105,7 @@ def states_beyond(folder: Path, keep: int) -> list[Path]:
 
 def load_state(
     folder: Path,
-    towers: Towers,
+    trained: Trained,
     optimizer: Optimizer,
     memory: Memory,
     warn: Callable[[str], None] = lambda message: None,
@@ -114,7 +125,7 @@ def load_state(
             continue
         for damage in damages:
             warn(f"{damage}; the state of step {state['step']} before it is taken")
-        _restore(read_tensors(folder / state["tensors"]), towers, optimizer, memory)
+        _restore(read_tensors(folder / state["tensors"]), trained, optimizer, memory)
         return TrainingState.model_validate({key: value for key, value in state.items() if key not in _ABOUT_FILES})
     if damages:
         raise InputError(damages[0], f"No earlier state of this run is whole. Remove {folder} to begin it anew.")
@@ -147,18 +158,19 @@ def _whole_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _restore(tensors: dict[str, Tensor], towers: Towers, optimizer: Optimizer, memory: Memory) -> None:
+def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: Optimizer, memory: Memory) -> None:
     kept = {"memory": memory.rows, "memory_features": memory.features, "memory_averages": memory.averages}
-    towers_state: dict[str, Tensor] = {}
+    own_state: dict[str, Tensor] = {}
+    device = next(iter(trained.own_state().values())).device
     optimizer_state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         if owner == "towers":
-            towers_state[rest] = tensor
+            own_state[rest] = tensor
         elif owner in kept:
-            kept[owner][rest] = tensor.to(towers.log_logit_scale.device)
+            kept[owner][rest] = tensor.to(device)
         else:
             index, key = rest.split(".", 1)
             optimizer_state.setdefault(int(index), {})[key] = tensor
-    towers.load_own_state(towers_state)
+    trained.load_own_state(own_state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})

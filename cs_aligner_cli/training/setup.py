@@ -19,6 +19,7 @@ from cs_aligner_cli.recipe.few_pairs import Teacher as TeacherSpec
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval import evaluate_retrieval
+from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import Pairing, read_pairing
@@ -27,11 +28,15 @@ from cs_aligner_cli.stores.tokens import TokenStore
 from cs_aligner_cli.towers import adapter_init
 from cs_aligner_cli.towers.blocks import checkpoint_blocks
 from cs_aligner_cli.towers.embedder import pick_precision
+from cs_aligner_cli.towers.matching_head import Matcher
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split, plan_towers
 from cs_aligner_cli.training.batches import TrainingBatches
 from cs_aligner_cli.training.self_training import SelfTraining
 from cs_aligner_cli.training.step import logit_specs
 from cs_aligner_cli.training.teacher import MAX_PAIRS, Teacher, fit_teacher
+
+# How many first hits a matching head puts in order when it is validated.
+_RERANKED = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +49,14 @@ class Validation:
     batch_size: int
     groups: Literal["image", "text"] = "image"
 
-    def recall(self, towers: Towers, inputs: Inputs) -> dict[str, float]:
-        """R@1 of both directions, on all captions."""
+    def recall(self, towers: Towers, inputs: Inputs, match: Matcher | None = None) -> dict[str, float]:
+        """R@1 of both directions, on all captions, the first hits being reranked where there is a ``match``."""
         captions = captions_of(self.split, self.rows)
         image, text = self._embed(towers, inputs, captions)
         owner = np.searchsorted(self.rows, self.split.image_of_caption[captions])
         groups = text_groups(self.split.captions["text"].iloc[captions]) if self.groups == "text" else None
-        found = evaluate_retrieval(image, text, owner, (1,), text_groups=groups)
+        reranker = Reranker(_RERANKED, lambda i, t: match(self.rows[i], captions[t])) if match else None
+        found = evaluate_retrieval(image, text, owner, (1,), text_groups=groups, reranker=reranker)
         return {direction: found[direction]["R@1"] for direction in ("i2t", "t2i")}
 
     def pairs(self, towers: Towers, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

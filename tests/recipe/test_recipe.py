@@ -197,6 +197,8 @@ def _base_for(path: Path_) -> dict[str, Any]:
         or {"pseudo_pairs", "self_training"} & set(path)
     ):
         data["data"] = {"unpaired": {}}
+    if "rerank" in path:
+        data["train"] = {"matching": {}, "image": {"reads": "tokens"}, "text": {"reads": "tokens"}}
     for tower in ("image", "text"):
         if path[:2] == ("encoders", tower) and path[2:3] not in ((), ("kind",), ("power",)):
             data["encoders"] = {tower: {"kind": "open_clip", "random_init": True, "config": {}}}
@@ -332,11 +334,11 @@ def test_what_is_wrong_is_reported_with_key_line_value_and_what_is_expected(text
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr or generate.train_decoder.lr?"),
+        ("lr: 1", "r.yaml:2: lr: unknown key; did you mean train.lr or train.matching.lr or generate.train_decoder.lr?"),
         ("split: x", "r.yaml:2: split: unknown key; did you mean train.split or eval_retrieval.split or eval_retrieval.query_bank.split?"),
         ("train: {bandwidth: 1}", "r.yaml:2: train.bandwidth: unknown key; did you mean train.objective.divergence.bandwidth or train.objective.tokens.bandwidth?"),
         ("train: {logit_scale: {}}", "r.yaml:2: train.logit_scale: unknown key; did you mean train.objective.pairwise.logit_scale?"),
-        ("data: {epoch: 1}", "r.yaml:2: data.epoch: unknown key; did you mean train.epochs?"),
+        ("data: {epoch: 1}", "r.yaml:2: data.epoch: unknown key; did you mean train.epochs or train.matching.epochs?"),
         ("embed: {weight: 1}", "r.yaml:2: embed.weight: unknown key; did you mean embed.weights or train.objective.pairwise.weight or train.objective.divergence.weight?"),
         ("train: {image: {adapter: {kind: linear, hidden_dim: 3}}}", "r.yaml:2: train.image.adapter.hidden_dim: unknown key of kind linear; it belongs to kind residual_mlp or bottleneck"),
         ("encoders: {text: {model: x}}", "r.yaml:2: encoders.text.model: unknown key of kind features; it belongs to kind open_clip or transformers or sentence_transformers or timm"),

@@ -14,6 +14,7 @@ from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.results import flattened
 from cs_aligner_cli.common.safe_csv import csv_bytes
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.judgements import read_judgements
 from cs_aligner_cli.data.manifest_splits import cut_ks
 from cs_aligner_cli.data.mixbench import read_mixed_corpus
@@ -38,7 +39,7 @@ from cs_aligner_cli.retrieval.mixed import (
     nested,
     task_of_pairs,
 )
-from cs_aligner_cli.retrieval.per_query import SIDES, write_mixed, write_records
+from cs_aligner_cli.retrieval.per_query import SIDES, Ids, write_mixed, write_records
 from cs_aligner_cli.retrieval.protocol import (
     Evaluated,
     Protocol,
@@ -55,6 +56,8 @@ from cs_aligner_cli.runs.evaluated_sets import EvaluatedSet
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, save_index
 from cs_aligner_cli.stages.eval_retrieval.remarks import described, remarks
+from cs_aligner_cli.stages.eval_retrieval.reranking import gains, reranker_of
+from cs_aligner_cli.stages.eval_retrieval.result import reranked_name
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 
 
@@ -116,19 +119,27 @@ class _Job:
         results: dict[str, Any] = {}
         spans: dict[str, Any] = {}
         indexes: dict[str, Any] = {}
+        reranked: dict[str, Any] = {}
         passes = len(comparable) * (1 + len(self.spec.corrections))
+        passes += sum(name in self.layout.variants for name in comparable) if self.spec.rerank else 0
         rows = sum(len(images) for images, _ in self.protocol.galleries)
         with self.console.progress("searching", passes * rows) as advance:
             for name, store in comparable.items():
                 arrays = {m: Rows(store.array(m), f"{name}, {m}") for m in MODALITIES}
-                for label, searched in self._variants(name, arrays):
+                reranker, plain = reranker_of(self.layout, name, self.split, self.device), {}
+                for label, searched in self._variants(name, arrays, reranker is not None):
+                    head = reranker if label == reranked_name(name) else None
                     found = evaluate(
-                        searched, self.protocol, tuple(self.spec.ks), self.spec.neighbors, self.device, advance
+                        searched, self.protocol, tuple(self.spec.ks), self.spec.neighbors, self.device, advance, head
                     )
                     results[label], spans[label] = self._measure(found, folder / label)
+                    if label == name:
+                        plain = found
+                    elif head:
+                        reranked[name] = gains(plain, found, self._query_clusters(found))
                     if self.mixed and label.removeprefix(name) in ("", *(f"+{kind}" for kind in ONE_SPACE)):
                         self._add_mixed(searched["t2i"], folder / label, results[label], spans[label])
-                    self._write_neighbors(searched, found, folder / label)
+                    _write_neighbors(self.protocol, self.ids, searched, found, folder / label)
                     if indexed and label == name:
                         indexes[name] = self._index(name, arrays, folder / name)
         notes = [f"{name}: {NO_SPACE}" for name in stores if name not in comparable]
@@ -140,6 +151,7 @@ class _Job:
             "eval_retrieval": results,
             "intervals": spans,
             "indexes": indexes,
+            **({"rerank": reranked} if reranked else {}),
             "edges": self._edges(stores),
             "notes": notes + remarks(self.protocol, len(self.split.captions), self.layout, self.cut),
         }
@@ -196,10 +208,11 @@ class _Job:
                     }
         return edges
 
-    def _variants(self, name: str, arrays: dict[str, Rows]) -> list[tuple[str, Searched]]:
-        """The plain cosine, then every correction asked for."""
+    def _variants(self, name: str, arrays: dict[str, Rows], reranked: bool) -> list[tuple[str, Searched]]:
+        """The plain cosine, the same to be reranked, then every correction asked for."""
         pair = arrays["image"], arrays["text"]
-        variants: list[tuple[str, Searched]] = [(name, dict.fromkeys(DIRECTIONS, pair))]
+        labels = [name, reranked_name(name)] if reranked else [name]
+        variants: list[tuple[str, Searched]] = [(label, dict.fromkeys(DIRECTIONS, pair)) for label in labels]
         if self.spec.corrections:
             spec = self.spec.query_bank
             store = Store(self.layout.stores(spec.split)[name].path)
@@ -216,32 +229,13 @@ class _Job:
         write_records(folder, scores, self.ids, clusters)
         if not self.spec.bootstrap:
             return summarise(scores), {}
-        query_clusters = {d: clusters[SIDES[d][0]][scored.queries] for d, scored in scores.items()}
+        query_clusters = self._query_clusters(found)
         item_clusters = {d: clusters[SIDES[d][1]] for d in scores}
         found_statistics = statistics(scores, query_clusters, item_clusters)
         return summarise(scores), intervals(found_statistics, self.spec.bootstrap, self.recipe.data_seed)
 
-    def _write_neighbors(self, searched: Searched, found: dict[str, Evaluated], folder: Path) -> None:
-        for direction, (asking, answering) in SIDES.items():
-            top = found[direction].top_ids
-            query, place = np.nonzero(top >= 0)
-            item = top[query, place]
-            queries, items = searched[direction] if direction == "i2t" else searched[direction][::-1]
-            pairs = self.protocol.pairs[direction]
-            width = len(self.ids[answering])
-            graded = self.protocol.grades.get(direction)
-            true = graded > self.protocol.relevant_above if graded is not None else np.ones(len(pairs), bool)
-            known = pairs.query[true] * width + pairs.item[true]
-            table = pd.DataFrame(
-                {
-                    "query": self.ids[asking].to_numpy()[query],
-                    "rank": place + 1,
-                    "neighbor": self.ids[answering].to_numpy()[item],
-                    "score": pair_scores(queries, items, query, item),
-                    "true": np.isin(query * width + item, known),
-                }
-            )
-            table.to_parquet(folder / f"{asking}_neighbors.parquet", index=False)
+    def _query_clusters(self, found: dict[str, Evaluated]) -> dict[str, Ints]:
+        return {d: self.protocol.clusters[SIDES[d][0]][way.scores.queries] for d, way in found.items()}
 
     def _index(self, name: str, arrays: dict[str, Rows], folder: Path) -> dict[str, Any]:
         return {
@@ -258,6 +252,32 @@ class _Job:
             )
             for modality, other in SIDES.values()
         }
+
+
+def _write_neighbors(
+    protocol: Protocol, ids: Ids, searched: Searched, found: dict[str, Evaluated], folder: Path
+) -> None:
+    """The best items of every row, with their cosines or corrected scores, in the order in which they were found."""
+    for direction, (asking, answering) in SIDES.items():
+        top = found[direction].top_ids
+        query, place = np.nonzero(top >= 0)
+        item = top[query, place]
+        queries, items = searched[direction] if direction == "i2t" else searched[direction][::-1]
+        pairs = protocol.pairs[direction]
+        width = len(ids[answering])
+        graded = protocol.grades.get(direction)
+        true = graded > protocol.relevant_above if graded is not None else np.ones(len(pairs), bool)
+        known = pairs.query[true] * width + pairs.item[true]
+        table = pd.DataFrame(
+            {
+                "query": ids[asking].to_numpy()[query],
+                "rank": place + 1,
+                "neighbor": ids[answering].to_numpy()[item],
+                "score": pair_scores(queries, items, query, item),
+                "true": np.isin(query * width + item, known),
+            }
+        )
+        table.to_parquet(folder / f"{asking}_neighbors.parquet", index=False)
 
 
 def _long_table(summary: dict[str, Any]) -> pd.DataFrame:

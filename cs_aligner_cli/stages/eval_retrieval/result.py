@@ -12,6 +12,12 @@ from cs_aligner_cli.common.results import Frozen, Interval, Measured, StageResul
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.stages.formats import WAYS, cell, percent, with_interval
 
+
+def reranked_name(store: str) -> str:
+    """What a store is called in results where its first hits are reranked by the matching head."""
+    return f"{store}+matching"
+
+
 # By direction (i2t, t2i, both, mixed) and metric; parts of the mixed corpus stand one level deeper.
 Metrics: TypeAlias = dict[str, dict[str, Measured | dict[str, Measured]]]
 Intervals: TypeAlias = dict[str, dict[str, Interval | dict[str, Interval]]]
@@ -51,6 +57,17 @@ class SavedIndex(Frozen):
     efSearch: int | None = Field(None, description="effort of a search in a graph")  # noqa: N815 (FAISS's own name)
 
 
+class Gain(Frozen):
+    """What reranking adds to a share of hits, query by query, over images with their captions."""
+
+    before: float
+    after: float
+    difference: float
+    interval: Interval = Field(description="95%, of the difference")
+    p: Measured = Field(description="of the hypothesis that it adds nothing; null where nothing can be said")
+    p_holm: Measured = Field(description="corrected for all numbers of the store (Holm)")
+
+
 class EvaluatedSplit(StageResult):
     """Retrieval in every store of one split."""
 
@@ -62,6 +79,9 @@ class EvaluatedSplit(StageResult):
     eval_retrieval: dict[str, Metrics] = Field(description="by store")
     intervals: dict[str, Intervals] = Field(description="95%, by store; empty without bootstrap")
     indexes: dict[str, dict[str, SavedIndex]] = Field(description="by store and modality")
+    rerank: dict[str, dict[str, dict[str, Gain]]] = Field(
+        {}, description="reranked less not, by store, direction and metric; absent without eval_retrieval.rerank"
+    )
     edges: dict[str, dict[str, dict[str, dict[str, Measured]]]] = Field(
         description="between other pairs of modalities, by store, direction and metric"
     )
@@ -102,10 +122,29 @@ class RetrievalResult(EvaluatedSplit):
         return [
             numbers,
             *(found.numbers(f"{name}, split {found.split}") for name, found in self.sets.items()),
+            *self._rerank_table(),
             *self._edge_tables(),
             self._index_table(),
             table("protocol", ["what", "how"], told),
         ]
+
+    def _rerank_table(self) -> list[Table]:
+        rows = [
+            (
+                store,
+                WAYS[way],
+                metric,
+                percent(gain.before),
+                percent(gain.after),
+                with_interval(metric, gain.difference, gain.interval),
+                "" if gain.p_holm is None else f"{gain.p_holm:.2g}",
+            )
+            for store, ways in self.rerank.items()
+            for way, metrics in ways.items()
+            for metric, gain in metrics.items()
+        ]
+        columns = ["store", "direction", "metric", "before", "after", "difference", "p (Holm)"]
+        return [table("reranked by the matching head; in %, [95% intervals]", columns, rows)] if rows else []
 
     def _edge_tables(self) -> list[Table]:
         tables = []

@@ -16,13 +16,13 @@ from cs_aligner_cli.runs.distributed import ALONE, Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.continuing import earlier_ends, epochs_of, goes_on, mark_of, take_state
 from cs_aligner_cli.stages.making import Made, Summary, joined, make
-from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
+from cs_aligner_cli.stages.train.result import TrainedHead, TrainedRun, TrainResult
 
 
 def train(
     recipe: Recipe, console: Console, force: bool = False, ranks: Ranks = ALONE, archive: bool = False
 ) -> TrainResult:
-    """Train every variant of a recipe; return what became of each.
+    """Train every variant of a recipe, then a matching head for each where one is wanted; return what became of them.
 
     A run that was interrupted goes on from its last checkpoint and ends as if it had not been. Raises InputError if
     the recipe trains nothing or what it trains on is missing or stale, DivergedError on a non-finite loss.
@@ -33,12 +33,14 @@ def train(
         raise InputError(f"this recipe trains nothing: {why}")
 
     ranks.broadcast(layout.refuse_absent_origin)
-    made = {
-        name: _train(_Variant(recipe, layout, console, ranks, name, spec), force, archive)
-        for name, spec in layout.variants.items()
-    }
+    variants = {name: _Variant(recipe, layout, console, ranks, name, spec) for name, spec in layout.variants.items()}
+    made = {name: _train(variant, force, archive) for name, variant in variants.items()}
+    heads = {name: _train_head(one, force, archive) for name, one in variants.items() if one.spec.matching}
     runs = {name: part.result(TrainedRun, seconds=part.record["seconds"]) for name, part in made.items()}
-    return TrainResult(status=joined(*made.values()), runs=runs)
+    matching = {name: part.result(TrainedHead, seconds=part.record["seconds"]) for name, part in heads.items()}
+    return TrainResult(
+        status=joined(*made.values(), *heads.values()), runs=runs, **({"heads": matching} if heads else {})
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class _Variant:
         build.leftovers += states_beyond(build.folder, self.spec.keep_states)
         return {**summary, **({"continued_from_epochs": earlier_ends(earlier)} if earlier else {})}
 
+    def write_head(self, build: Build) -> Summary:
+        """Train the matching head in the folder of a build; rank 0 does, and the others wait."""
+        from cs_aligner_cli.training.checkpoint import states_beyond
+        from cs_aligner_cli.training.matching import HeadTraining
+
+        if not self.ranks.main:
+            return {}
+        training = HeadTraining(self.recipe, self.spec, self.layout, build.folder, self.console, self.name)
+        summary = training.run()
+        build.leftovers += states_beyond(build.folder, 0)
+        return summary
+
     def _say_schedule(self, earlier: dict[str, Any]) -> None:
         from cs_aligner_cli.training.optimizer import learning_rate
 
@@ -91,3 +105,9 @@ def _train(variant: _Variant, force: bool, archive: bool) -> Made:
         archive=archive,
         continues=mark_of(earlier) if earlier else "",
     )
+
+
+def _train_head(variant: _Variant, force: bool, archive: bool) -> Made:
+    """The matching head of one training."""
+    artifact = variant.layout.matching(variant.name)
+    return make(artifact, variant.write_head, force=force, ranks=variant.ranks, archive=archive)

@@ -45,10 +45,25 @@ class TrainedRun(Frozen):
     self_training: list[Round] = Field([], description="absent without train.self_training")
 
 
+class TrainedHead(Frozen):
+    """One finished training of a matching head."""
+
+    status: Status
+    seconds: float
+    steps: int
+    epochs: int
+    trainable_parameters: int
+    best_step: int
+    val_recall: dict[str, float] = Field(
+        alias="val_R@1", description="of the best head, the first ten hits reranked, by direction (i2t, t2i)"
+    )
+
+
 class TrainResult(StageResult):
     """The training runs: the recipe's own and, where it wants one, the control without the divergence."""
 
     runs: dict[str, TrainedRun]
+    heads: dict[str, TrainedHead] = Field({}, description="matching heads by run; absent without train.matching")
 
     def findings(self) -> list[str]:
         """Which runs went on from a finished one, so that they are none of that many epochs in one go; wrong pairs."""
@@ -67,7 +82,9 @@ class TrainResult(StageResult):
         return [*in_parts, *wrong]
 
     def tables(self) -> list[Table]:
-        """One row per training run."""
+        """One row per training run and per matching head."""
+        trained: dict[str, TrainedRun | TrainedHead] = {**self.runs}
+        trained |= {f"matching head {name}": head for name, head in self.heads.items()}
         rows = [
             (
                 name,
@@ -78,7 +95,7 @@ class TrainResult(StageResult):
                 f"{run.seconds:.0f} s",
                 run.status,
             )
-            for name, run in self.runs.items()
+            for name, run in trained.items()
         ]
         columns = ["run", "steps", "trained weights", "best step", "val i2t R@1", "val t2i R@1", "time", "status"]
         return [table("training", columns, rows)]

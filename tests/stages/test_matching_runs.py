@@ -1,0 +1,131 @@
+"""Matching heads through the stages: what one learns that no cosine can, how it resumes, and what is refused."""
+
+# ruff: noqa: E501 (a message is easier to read on one line)
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CAPTIONS_PER_IMAGE, features_recipe_content
+from token_files import manifest_of
+from trained_runs import QUIET
+
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.files.artifact import read_json
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
+from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.training.matching import HeadTraining
+
+Csalign = Callable[..., Any]
+
+
+@pytest.fixture
+def matching_recipe(features_root: Path, tmp_path: Path, write_yaml: Callable[..., Path]) -> Path:
+    """Items of two tokens, c + v and c - v, whose mean is c whichever item it is: cosines of items say nothing."""
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((200, 1, 8))
+    v = np.concatenate([v, -v], axis=1) / np.linalg.norm(v, axis=2, keepdims=True)
+    tokens = np.pad(v, ((0, 0), (0, 0), (0, 1)), constant_values=1.0).astype(np.float32)
+    for modality, repeats in (("image", 1), ("text", CAPTIONS_PER_IMAGE)):
+        np.save(features_root / f"{modality}_tokens.npy", np.repeat(tokens, repeats, axis=0))
+        np.save(features_root / f"{modality}_mask.npy", np.ones((200 * repeats, 2), np.uint8))
+    content = features_recipe_content(features_root, tmp_path / "run")
+    content["encoders"]["image"] = {"kind": "features"}
+    tower = {"reads": "tokens", "adapter": {"kind": "linear"}}
+    content["train"] |= {"epochs": 1, "image": tower, "text": tower, "embed_dim": 9, "log_steps": 1}
+    content["train"]["matching"] = {"epochs": 12, "batch_size": 40, "lr": 0.02, "width": 16}
+    content["eval_retrieval"] |= {"rerank": {"top_k": 40}, "captions_per_image": 1, "bootstrap": 0, "mixed": None}
+    manifest = write_yaml("manifest.yaml", **manifest_of(features_root))
+    return write_yaml("matching.yaml", **content | {"data": {"manifest": str(manifest)}})
+
+
+def trained(recipe: Recipe) -> Path:
+    """The folder of the trained head."""
+    for stage in ("prepare", "embed", "train"):
+        run_stage(stage, recipe, QUIET)
+    return Layout(recipe).matching("aligned").path
+
+
+def test_a_head_learns_what_no_cosine_can(csalign: Csalign, matching_recipe: Path) -> None:
+    """By the command line: chance before, nearly all right after, and a test that says so."""
+    found = {}
+    for command in ("prepare", "embed", "train", "embed", "eval-retrieval"):
+        called = csalign(command, matching_recipe, "--json", "-q")
+        assert called.exit_code == 0, called.stderr
+        found[command] = called.json
+    head = found["train"]["heads"]["aligned"]
+    assert head["val_R@1"]["t2i"] > 0.5
+    measured = found["eval-retrieval"]
+    before, after = (measured["eval_retrieval"][name] for name in ("aligned", "aligned+matching"))
+    assert before["t2i"]["R@1"] < 0.15 and before["i2t"]["R@1"] < 0.15
+    assert after["t2i"]["R@1"] > 0.8 and after["i2t"]["R@1"] > 0.8
+    assert "frozen+matching" not in measured["eval_retrieval"]
+    gain = measured["rerank"]["aligned"]["t2i"]["R@1"]
+    assert gain["before"] == before["t2i"]["R@1"] and gain["after"] == after["t2i"]["R@1"]
+    assert gain["difference"] == pytest.approx(after["t2i"]["R@1"] - before["t2i"]["R@1"])
+    assert gain["interval"][0] > 0.5 and gain["p"] <= gain["p_holm"] < 1e-6
+    assert csalign("train", matching_recipe, "--json", "-q").json["status"] == "fresh"
+    shown = csalign("eval-retrieval", matching_recipe).stdout
+    assert "reranked by the matching head" in shown
+
+
+def test_a_head_that_was_cut_short_ends_bitwise_as_one_that_was_not(
+    matching_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then another head leaves the towers as they are, and a damaged one is refused."""
+    settings = ["train.matching.epochs=2", "train.checkpoint_steps=1"]
+    whole = trained(load_recipe(str(matching_recipe), [*settings, f"run_dir={tmp_path / 'whole'}"]))
+    cut = load_recipe(str(matching_recipe), [*settings, f"run_dir={tmp_path / 'cut'}"])
+    step, left = HeadTraining._step, iter(range(3))
+
+    def stopped(self: HeadTraining, number: int, batch: Any) -> tuple[float, float]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(self, number, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HeadTraining, "_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trained(cut)
+    work = Layout(cut).matching("aligned").path.with_name("aligned.partial")
+    assert read_json(work / "last.json")["step"] == 3
+    again = trained(cut)
+    for name in (HEAD_FILE, "metrics.jsonl"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not [*again.glob("last-*")]
+    towers = Layout(cut).trained("aligned").fingerprint()
+    other = load_recipe(str(matching_recipe), [*settings, f"run_dir={tmp_path / 'cut'}", "train.matching.width=8"])
+    file = trained(other) / HEAD_FILE
+    assert Layout(other).trained("aligned").fingerprint() == towers
+    run_stage("embed", other, QUIET)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"head.safetensors: is damaged"):
+        run_stage("eval_retrieval", other, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.matching={}"], "train: matching compares tokens, and needs image.reads: tokens"),
+        (["train.matching={}", "train.image={reads: tokens}"], "train: matching compares tokens, and needs text.reads: tokens"),
+        (["train.matching={}", "train.image={reads: tokens, tune: lora, adapter_on_top: true}", "train.text={reads: tokens}"], "train: matching reads stored tokens, and image.tune: lora has none; use adapter"),
+        (["eval_retrieval.rerank={}"], "eval_retrieval.rerank: there is no matching head: train.matching: {} trains one"),
+        (["eval_retrieval.rerank={top_k: 5}"], "rerank.top_k (5) must be at least the largest of ks (10)"),
+    ],
+)  # fmt: skip
+def test_heads_that_cannot_be(settings: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("flickr8k", [*settings, "data.root=."])
+    assert message in str(caught.value)
+
+
+def test_recipes_without_one_are_as_fresh_as_before(matching_recipe: Path) -> None:
+    """Neither key stands in what older outputs were made from."""
+    layout = Layout(load_recipe(str(matching_recipe), ["train.matching=null", "eval_retrieval.rerank=null"]))
+    assert "rerank" not in layout.retrieval.recipe["eval_retrieval"]
+    assert "matching" not in layout.trained("aligned").recipe["train"]
