@@ -87,12 +87,12 @@ def step(stepper: Stepper, spec: Train, ranks: Ranks, number: int, rows: int, di
     return float(stepper.step(number, batch, ObjectiveState())[0]["loss"])
 
 
-def trained(case: dict[str, Any], ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:
+def trained(case: dict[str, Any], ranks: Ranks, steps: int = STEPS) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of all steps, and the first step's gradients and the last step's weights by name."""
     spec = train_spec(case)
     towers, stepper = make_stepper(spec, DIMS, ranks)
     losses, tensors = [], {}
-    for number in range(STEPS):
+    for number in range(steps):
         losses.append(step(stepper, spec, ranks, number, ROWS, DIMS))
         if number == 0:
             tensors = {f"grad.{n}": p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
@@ -164,13 +164,13 @@ RECIPE = {
 }
 
 
-def worker(folder: Path, with_memory: bool) -> None:
+def worker(folder: Path, steps: int, with_memory: bool) -> None:
     """What one rank does; rank 0 leaves the results in ``folder``."""
     with together(Distributed()) as ranks:
         results: dict[str, Any] = {"losses": {}}
         tensors: dict[str, Tensor] = {}
         for name, case in CASES.items():
-            results["losses"][name], found = trained(case, ranks)
+            results["losses"][name], found = trained(case, ranks, steps)
             tensors |= {f"{name}/{key}": value for key, value in found.items()}
         results["store"] = embedded(folder, ranks)
         results["memory"] = memory_and_time(ranks) if with_memory else []
@@ -179,11 +179,11 @@ def worker(folder: Path, with_memory: bool) -> None:
             (folder / "results.json").write_text(json.dumps(results))
 
 
-def launch(folder: Path, ranks: int, with_memory: bool = True) -> dict[str, Any]:
+def launch(folder: Path, ranks: int, with_memory: bool = True, steps: int = STEPS) -> dict[str, Any]:
     """The results of some number of ranks, each with one thread, so that all numbers are of equal arithmetic."""
     out = folder / str(ranks)
     out.mkdir()
-    options = ["--worker", str(out), *(["--memory"] if with_memory else [])]
+    options = ["--worker", str(out), "--steps", str(steps), *(["--memory"] if with_memory else [])]
     command = [*TORCHRUN, "--nproc-per-node", str(ranks), __file__, *options]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
     return {**json.loads((out / "results.json").read_text()), "tensors": load_file(out / "tensors.safetensors")}
@@ -228,9 +228,10 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false", default=None)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, bool(arguments.memory))
+        worker(arguments.worker, arguments.steps, bool(arguments.memory))
         return
     measured = compare(arguments.ranks, arguments.memory is not False)
     rows = [

@@ -28,6 +28,8 @@ OWN = "."
 _MARK = "building.json"
 # Raised when what a stage writes changes in form, so that older outputs count as stale.
 _FORMAT = 3
+# Files on their way to their places: our own, and those of safetensors, which writes aside by itself.
+_ASIDES = (".*.tmp", ".tmp*")
 # How far above a file of an output its record is looked for.
 _DEEPEST = 3
 
@@ -298,7 +300,8 @@ def _take_up(work: Path, wanted: dict[str, Any]) -> bool:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_json(mark, wanted)
-    for leftover in (work / RECORD, work / STEPS, *work.rglob(".*.tmp")):  # of the process that was killed
+    asides = (file for pattern in _ASIDES for file in work.rglob(pattern))
+    for leftover in (work / RECORD, work / STEPS, *asides):  # of the process that was killed
         leftover.unlink(missing_ok=True)
     return resumed
 

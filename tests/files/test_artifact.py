@@ -158,6 +158,7 @@ def cut_build(artifact: Artifact, sources: str = "") -> None:
     with pytest.raises(KeyboardInterrupt), artifact.building(sources) as building:
         (building.folder / "first").write_text("done")
         (building.folder / ".second.tmp").write_text("ha")
+        (building.folder / ".tmpVRs41H").write_text("as safetensors writes aside")
         raise KeyboardInterrupt
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from cs_aligner_cli.report.projections import _tsne, _umap, neighbour_projection
 
-KINDS = ["tsne", pytest.param("umap", marks=pytest.mark.skipif(find_spec("umap") is None, reason="no umap-learn"))]
+# UMAP compiles itself for half a minute before it places a point.
+_UMAP = [pytest.mark.slow, pytest.mark.skipif(find_spec("umap") is None, reason="no umap-learn")]
+KINDS = ["tsne", pytest.param("umap", marks=_UMAP)]
 PLACE = {"tsne": _tsne, "umap": _umap}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import features_recipe_content, make_features
 from typer.testing import CliRunner
 
 from cs_aligner_cli.cli.main import app
@@ -35,8 +36,20 @@ def run(recipe: Path, *settings: str) -> dict:  # type: ignore[type-arg]
     return json.loads(csalign("run", recipe, "--json", *[part for s in settings for part in ("--set", s)]))
 
 
-def test_run_json_holds_what_scripts_rely_on(features_recipe: Path) -> None:
-    data = run(features_recipe, "train.pairwise_only=true", "seed=5", "train.epochs=15")
+_SETTINGS = ("train.pairwise_only=true", "seed=5", "train.epochs=15")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:  # type: ignore[type-arg]
+    """The recipe of a finished run, which no test may change, and what ``csalign run --json`` printed."""
+    here = tmp_path_factory.mktemp("whole")
+    content = features_recipe_content(make_features(here / "features"), here / "run")
+    (here / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return here / "recipe.yaml", run(here / "recipe.yaml", *_SETTINGS)
+
+
+def test_run_json_holds_what_scripts_rely_on(whole: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    data = whole[1]
     assert data["seed"] == 5
     assert set(data["eval_retrieval"]) == {
         "pairwise_only",
@@ -104,19 +117,19 @@ def test_single_stages_say_what_is_missing_or_stale(features_recipe: Path) -> No
     assert "encoders.image.power was 0.5 and is now 1.0" in stale
 
 
-def test_stages_by_hand_equal_run(features_recipe: Path, tmp_path: Path) -> None:
-    whole = run(features_recipe)
-    by_hand = ["--set", f"run_dir={tmp_path / 'by_hand'}"]
+def test_stages_by_hand_equal_run(whole: tuple[Path, dict], tmp_path: Path) -> None:  # type: ignore[type-arg]
+    recipe, expected = whole
+    by_hand = [part for s in (f"run_dir={tmp_path / 'by_hand'}", *_SETTINGS) for part in ("--set", s)]
     for stage in ("prepare", "embed", "train", "embed"):
-        csalign(stage, features_recipe, *by_hand)
-    found = json.loads(csalign("eval-retrieval", features_recipe, "--json", *by_hand))
-    gap = json.loads(csalign("gap-report", features_recipe, "--json", *by_hand))
-    assert found["eval_retrieval"] == whole["eval_retrieval"]
-    assert gap["gap_report"] == whole["gap_report"]
+        csalign(stage, recipe, *by_hand)
+    found = json.loads(csalign("eval-retrieval", recipe, "--json", *by_hand))
+    gap = json.loads(csalign("gap-report", recipe, "--json", *by_hand))
+    assert found["eval_retrieval"] == expected["eval_retrieval"]
+    assert gap["gap_report"] == expected["gap_report"]
 
 
-def test_results_are_those_of_the_python_surface(features_recipe: Path) -> None:
-    data = run(features_recipe)
+def test_results_are_those_of_the_python_surface(whole: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    data = whole[1]
     folder = Path(data["run_dir"])
     store = Store(folder / "embeddings" / "aligned" / "dev")
     image, text = store.array("image").all(), store.array("text").all()
@@ -130,8 +143,8 @@ def test_results_are_those_of_the_python_surface(features_recipe: Path) -> None:
     )
 
 
-def test_saved_index_and_neighbours_answer_for_plain_faiss(features_recipe: Path) -> None:
-    data = run(features_recipe)
+def test_saved_index_and_neighbours_answer_for_plain_faiss(whole: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    data = whole[1]
     folder = Path(data["run_dir"]) / "eval_retrieval" / "aligned"
     index = faiss.read_index(str(folder / "image" / "image.index"))
     keys = pd.read_parquet(folder / "image" / "metadata" / "metadata_0.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner, Result
 
+from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.cli.options import RESULTS
 from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.stages.table import STAGES
@@ -50,11 +53,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return here, json.loads(csalign(here, "run", "--json").stdout)
 
 
-def csalign(here: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "cs_aligner_cli", *arguments], cwd=here, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
+def csalign(here: Path, *arguments: str, code: int = 0) -> Result:
+    with contextlib.chdir(here):
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, done.stderr
     return done
 
 
