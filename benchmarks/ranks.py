@@ -24,8 +24,10 @@ from torch import Tensor
 
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.objectives import Pairs
+from cs_aligner_cli.common.row_exchange import RowExchange
+from cs_aligner_cli.objectives import Clouds, Logits, Pairs, Term, evaluate_terms, on_sums
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
+from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.recipe.distributed import Distributed
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.train import Train
@@ -53,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
 _ADAPTER = {"adapter": {"kind": "residual_mlp", "hidden_dim": 128}}
 # The memory of a step: wide adapters on a large batch.
 WIDE_ROWS, WIDE_DIM, WIDE_HIDDEN = 8192, 512, 4096
+OBJECTIVE_PAIRS = 960  # of the objective alone
+_CS = gram_divergence("cs", (0.7071,))
 
 
 def train_spec(case: dict[str, Any], rows: int = ROWS) -> Train:
@@ -116,6 +120,29 @@ def memory_and_time(ranks: Ranks) -> list[tuple[float, float]]:
     return ranks.all_gather(((_status("VmHWM") - held) / 1e3, seconds))
 
 
+def objective_peak(exchange: RowExchange, pairs: int) -> float:
+    """What InfoNCE + CS of rows of 16,384 dimensions adds to this process's memory at most (MB), rows and gradients
+    included: a batch that is large in bytes and small in pairs, so that rows are what a step holds."""
+    terms = [
+        Term("infonce", 1.0, on_sums("infonce", [IMAGE_TEXT]), sums="infonce"),
+        Term("divergence", 1.0, on_sums(_CS, [IMAGE_TEXT]), sums=_CS),
+    ]
+    logits = Logits(torch.tensor(14.3), torch.tensor(0.0))
+
+    def evaluate(size: int, dims: int) -> None:
+        rows = {m: torch.nn.functional.normalize(torch.randn(size, dims), dim=1) for m in IMAGE_TEXT}
+        counts = dict.fromkeys(rows, [size] * exchange.size)
+        clouds = Clouds(rows, {IMAGE_TEXT: Pairs()}, exchange=exchange, counts=counts)
+        evaluate_terms(terms, clouds, logits, separate=False)
+
+    torch.manual_seed(exchange.rank)
+    evaluate(8, 6)  # what libraries keep is there from now on
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _status("VmRSS")
+    evaluate(pairs // exchange.size, 16384)
+    return (_status("VmHWM") - before) / 1e3
+
+
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
@@ -174,6 +201,7 @@ def worker(folder: Path, steps: int, with_memory: bool) -> None:
             tensors |= {f"{name}/{key}": value for key, value in found.items()}
         results["store"] = embedded(folder, ranks)
         results["memory"] = memory_and_time(ranks) if with_memory else []
+        results["objective_mb"] = ranks.all_gather(objective_peak(ranks, OBJECTIVE_PAIRS)) if with_memory else []
         if ranks.main:
             save_file(tensors, folder / "tensors.safetensors")
             (folder / "results.json").write_text(json.dumps(results))
@@ -216,6 +244,7 @@ def compare(counts: list[int], with_memory: bool) -> dict[str, Any]:
         "differences": {ranks: differences(one, found[ranks]) for ranks in counts},
         "stores_identical": {ranks: found[ranks]["store"] == one["store"] for ranks in counts},
         "memory_mb": {ranks: [round(mb) for mb, _ in each["memory"]] for ranks, each in found.items()},
+        "objective_mb": {ranks: [round(mb) for mb in each["objective_mb"]] for ranks, each in found.items()},
         "seconds": {ranks: max((s for _, s in each["memory"]), default=0.0) for ranks, each in found.items()},
     }
 
@@ -248,6 +277,12 @@ def main() -> None:
         ]
         title = f"a step on {WIDE_ROWS} pairs, adapters {WIDE_DIM}-{WIDE_HIDDEN}-{WIDE_DIM}, one thread per rank"
         tables.append(table(title, ["ranks", "peak MB of each", "of one", "seconds"], memory))
+        alone = [
+            (ranks, " ".join(map(str, mb)), f"{max(mb) / measured['objective_mb'][1][0]:.2f}")
+            for ranks, mb in measured["objective_mb"].items()
+        ]
+        title = f"the objective alone on {OBJECTIVE_PAIRS} pairs of 16,384 dimensions"
+        tables.append(table(title, ["ranks", "peak MB of each", "of one"], alone))
     same = [(ranks, "yes" if equal else "NO") for ranks, equal in measured["stores_identical"].items()]
     tables.append(table("embedding stores", ["ranks", "identical to one process"], same))
     Console(arguments.json).result(measured, tables)

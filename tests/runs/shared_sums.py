@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import objective_peak
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,9 +23,7 @@ from cs_aligner_cli.runs.distributed import together
 
 LOGITS = Logits(torch.tensor(14.3, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64))
 FAR = Logits(torch.tensor(300.0, dtype=torch.float64), LOGITS.bias)
-# A batch that is large in bytes and small in pairs, so that rows are what a step holds.
-LARGE, WIDE = 240, 16384
-
+LARGE = 240
 _FUSED = 40
 
 
@@ -130,26 +129,6 @@ def fused(kind: str, exchange: RowExchange | None = None) -> dict[str, Tensor]:
     return {**found._asdict(), **whole}
 
 
-def peak_megabytes(exchange: RowExchange) -> float:
-    """What the objective of a large batch adds to this process's memory at most, rows and their gradients included."""
-    given = terms(CS)
-    evaluate_terms(given, PAIRED, LOGITS, separate=False)  # what libraries keep is there from now on
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _status("VmRSS")
-    size = LARGE // exchange.size
-    torch.manual_seed(exchange.rank)
-    own = {m: normalize(torch.randn(size, WIDE), dim=1) for m in IMAGE_TEXT}
-    counts = dict.fromkeys(own, [size] * exchange.size)
-    clouds = Clouds(own, {IMAGE_TEXT: Pairs()}, exchange=exchange, counts=counts)
-    evaluate_terms(given, clouds, Logits(*(part.float() for part in LOGITS)), separate=False)
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def rank_of_a_job(rank: int, size: int, port: int, out: Path) -> None:
     """Join the other ranks, compute everything; rank 0 leaves it in ``out``."""
     torch.set_num_threads(1)
@@ -158,7 +137,7 @@ def rank_of_a_job(rank: int, size: int, port: int, out: Path) -> None:
     with together(Distributed()) as ranks:
         found: dict[str, Any] = {case: evaluated(case, ranks) for case in CASES}
         found |= {f"fused {kind}": fused(kind, ranks) for kind in ("cs", "mmd")}
-        found["megabytes"] = torch.tensor(ranks.all_gather(peak_megabytes(ranks)))
+        found["megabytes"] = torch.tensor(ranks.all_gather(objective_peak(ranks, LARGE)))
         if ranks.main:
             torch.save(found, out)
 
@@ -166,4 +145,4 @@ def rank_of_a_job(rank: int, size: int, port: int, out: Path) -> None:
 def alone(out: Path) -> None:
     """The peak of one process."""
     torch.set_num_threads(1)
-    torch.save(peak_megabytes(RowExchange()), out)
+    torch.save(objective_peak(RowExchange(), LARGE), out)
