@@ -9,7 +9,7 @@ from pydantic import Field, Tag, model_validator
 from cs_aligner_cli.recipe.bandwidths import Bandwidth, Sigmas
 from cs_aligner_cli.recipe.few_pairs import Agreement, PseudoPairs, Structure, Teacher
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, Strict, by_kind
-from cs_aligner_cli.recipe.pairwise import InfoNce, Pairwise
+from cs_aligner_cli.recipe.pairwise import InfoNce, NoiseFilter, Pairwise
 from cs_aligner_cli.recipe.token_terms import Level, TokenExchange
 from cs_aligner_cli.recipe.weights import RelativeWeight, Weight
 
@@ -218,6 +218,10 @@ class Objective(Strict):
     )
     agreement: Agreement | None = Field(
         None, description="Brings both directions' retrieval distributions together; null: no such term."
+    )
+    noise_filter: NoiseFilter | None = Field(
+        None,
+        description="Leave pairs that are unlikely to be any out of all terms of pairs, control included; null: none.",
     )
     memory: int = Field(
         0,

@@ -30,6 +30,20 @@ class LogitBias(Strict):
     learn: bool = Field(True, description="Train it; false: it stays at init.")
 
 
+class NoiseFilter(Strict):
+    """The noise filter (COTS): pairs that are far less alike than the others of a step are no pairs in it."""
+
+    deviations: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="Pairs are left out whose cosine lies more than so many standard deviations below the step's mean.",
+    )
+    begin: float = Field(
+        0.2, ge=0, lt=1, description="Share of the steps after which it begins: towers must know something first."
+    )
+
+
 class _Pairwise(Strict):
     kind: str
     weight: float = Field(1.0, ge=0, description="Weight of the term.")

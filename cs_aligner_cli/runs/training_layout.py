@@ -22,7 +22,16 @@ from cs_aligner_cli.runs.other_runs import (
     trainings,
 )
 
-_LATER_TERMS = ("structure", "teacher", "pseudo_pairs", "agreement", "levels", "token_exchange", "memory_momentum")
+_LATER_TERMS = (
+    "structure",
+    "teacher",
+    "pseudo_pairs",
+    "agreement",
+    "levels",
+    "token_exchange",
+    "memory_momentum",
+    "noise_filter",
+)
 
 
 class TrainingLayout(InputLayout):

@@ -45,6 +45,8 @@ class LogLine(Frozen):
     grad_norm: float | None = Field(None, description="null where fp16 left the step out")
     logit_scale: float | None = None
     bandwidth: float | list[float] | None = None
+    left_out_pairs: int | None = Field(None, description="by objective.noise_filter, in all steps so far")
+    judged_pairs: int | None = Field(None, description="those that it has seen")
     conflict: dict[str, Any] = Field({}, description="how the terms' gradients work against each other")
     val_recall: dict[str, float] = Field({}, alias="val_R@1", description="by direction (i2t, t2i)")
 

@@ -28,6 +28,7 @@ from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
 from cs_aligner_cli.objectives.divergences import gram_divergence
 from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
+from cs_aligner_cli.objectives.noise_filter import without_noise
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
 from cs_aligner_cli.objectives.terms import Sums, TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
 from cs_aligner_cli.objectives.token_exchange import on_token_exchange
@@ -57,16 +58,21 @@ class ObjectiveState:
     """What an objective carries from one step to the next; a step takes one and returns the next.
 
     ``sigma``: the bandwidth that was chosen before training, or the smoothed median. ``weight``: the relative weight
-    as it was measured last. ``bandwidth``: the sigmas in force at the last step.
+    as it was measured last. ``bandwidth``: the sigmas in force at the last step. ``left_out_pairs`` of
+    ``judged_pairs``: what the noise filter has left out of the steps so far.
     """
 
     sigma: float | None = None
     weight: float | None = None
     bandwidth: tuple[float, ...] = ()
+    left_out_pairs: int = 0
+    judged_pairs: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """What is in force, for the log: the bandwidth where there is one."""
-        return {"bandwidth": list(self.bandwidth)} if self.bandwidth else {}
+        """What is in force, for the log: the bandwidth where there is one, and what the noise filter has done."""
+        filtered = {"left_out_pairs": self.left_out_pairs, "judged_pairs": self.judged_pairs}
+        bandwidth = {"bandwidth": list(self.bandwidth)} if self.bandwidth else {}
+        return {**bandwidth, **(filtered if self.judged_pairs else {})}
 
 
 class TrainingObjective:
@@ -111,6 +117,15 @@ class TrainingObjective:
         """The state with the bandwidth chosen on held-out embeddings (M, d) and (N, d), as ``auto_bandwidth``."""
         assert isinstance(self._bandwidth, AutoBandwidth)
         return ObjectiveState(sigma=auto_bandwidth(image, text, self._bandwidth.effective_share))
+
+    def without_noise(self, step: int, clouds: Clouds, state: ObjectiveState) -> tuple[Clouds, ObjectiveState]:
+        """The clouds of a step without the pairs that the noise filter takes for none, where it is at work."""
+        spec = self._spec.noise_filter
+        if spec is None or step < spec.begin * self._steps:
+            return clouds, state
+        kept, left, judged = without_noise(clouds, self._edges, spec.deviations)
+        left, judged = left + state.left_out_pairs, judged + state.judged_pairs
+        return kept, replace(state, left_out_pairs=left, judged_pairs=judged)
 
     def terms(self, step: int, clouds: Clouds, state: ObjectiveState) -> tuple[list[Term], ObjectiveState]:
         """The pairwise term, the divergence and what other terms there are, of one step with these clouds."""

@@ -96,7 +96,7 @@ class Stepper:
         self._towers.train()
         shares = {m: self._ranks.share_of_batch(size, self._spec.micro_batch_size) for m, size in batch.sizes.items()}
         own = {m: self._embed(step, m, batch.inputs[m], share) for m, share in shares.items()}
-        clouds = self._clouds(batch, own, shares)
+        clouds, state = self.objective.without_noise(step, self._clouds(batch, own, shares), state)
 
         terms, state = self.objective.terms(step, clouds, state)
         values, norms = self._evaluate(step, terms, clouds)

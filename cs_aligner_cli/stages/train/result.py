@@ -42,6 +42,8 @@ class TrainedRun(Frozen):
     bandwidth: float | list[float] | None = Field(
         None, description="chosen before training, where the recipe says auto"
     )
+    left_out_pairs: int | None = Field(None, description="by objective.noise_filter, over all steps; absent without")
+    judged_pairs: int | None = Field(None, description="those that it has seen, over all steps")
     self_training: list[Round] = Field([], description="absent without train.self_training")
 
 
@@ -66,7 +68,8 @@ class TrainResult(StageResult):
     heads: dict[str, TrainedHead] = Field({}, description="matching heads by run; absent without train.matching")
 
     def findings(self) -> list[str]:
-        """Which runs went on from a finished one, so that they are none of that many epochs in one go; wrong pairs."""
+        """Which runs went on from a finished one, so that they are none of that many epochs in one go; wrong pairs,
+        and those that were left out."""
         in_parts = [
             f"{name}: {counted(run.epochs, 'epochs')} in parts: it had been finished after "
             + " and ".join(map(str, run.continued_from_epochs))
@@ -79,7 +82,13 @@ class TrainResult(StageResult):
             for name, r in rounds
             if r.right < r.known
         ]
-        return [*in_parts, *wrong]
+        left_out = [
+            f"{name}: the noise filter left out {run.left_out_pairs} of the {run.judged_pairs} pairs that it saw, over"
+            " all steps"
+            for name, run in self.runs.items()
+            if run.judged_pairs
+        ]
+        return [*in_parts, *wrong, *left_out]
 
     def tables(self) -> list[Table]:
         """One row per training run and per matching head."""
