@@ -233,7 +233,7 @@ def sweep_tables(result: Mapping[str, Any]) -> list[Table]:
         known = "unknown until one run is done" if cost is None else f"about {cost:.0f} s in one process"
         counts = [*counts[:3], ("the other runs' cost", known)]
     planned = [(run["configuration"], str(run["seed"]), run["id"], run["state"]) for run in result["planned"]]
-    runs = [table("runs", ["configuration", "seed", "id", "state"], planned)] if planned else []
+    runs = [table("runs", ["configuration", "seed", "id", "state"], planned, names=2)] if planned else []
     if (search := result["search"]) is not None:
         counts += [(f"trials {what}", str(count)) for what, count in _trials(search)]
         if best := search["best"]:

@@ -60,8 +60,9 @@ class Console:
         self.as_json = as_json
         self._first = rank() == 0
         self.quiet = quiet or not self._first
-        # In a file or a pipe there is no window whose width a table could be cut to.
-        self._out = _Rich(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False)
+        # In a file or a pipe there is no window whose width a table could be cut to, but for one that COLUMNS states.
+        has_width = sys.stdout.isatty() or os.environ.get("COLUMNS")
+        self._out = _Rich(width=None if has_width else _PIPE_WIDTH, emoji=False)
         self._answered = False
         self._err = _Rich(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
 
@@ -149,10 +150,10 @@ class Console:
         yield advance
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column holds names and whose other columns hold numbers or text."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], names: int = 1) -> Table:
+    """A table whose first columns, ``names`` of them, say what a row is, and whose others hold numbers or text."""
     cells = tuple(tuple(printable(str(cell)) for cell in row) for row in rows)
-    return Table(printable(title), tuple(map(printable, columns)), cells)
+    return Table(printable(title), tuple(map(printable, columns)), cells, names)
 
 
 def printable(text: str) -> str:

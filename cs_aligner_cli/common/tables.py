@@ -20,11 +20,12 @@ _NARROWEST = 8
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column holds names and whose other columns hold numbers or text."""
+    """A table whose first columns, ``names`` of them, say what a row is, and whose others hold numbers or text."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    names: int = 1
 
     def within(self, width: int) -> Iterator[tuple[str, RichTable]]:
         """Yield titles and tables of at most ``width`` characters a line that together hold every cell whole.
@@ -32,7 +33,7 @@ class Table:
         Columns that do not fit beside the others go on in a further table, beside the names once more.
         """
         least = [self._least(column) for column in range(len(self.columns))]
-        for number, group in enumerate(_groups(least, width)):
+        for number, group in enumerate(_groups(least, self.names, width)):
             title = f"{self.title} (continued)" if number else self.title
             yield title, self._part(group, least, width)
 
@@ -46,7 +47,7 @@ class Table:
         if all(_NUMBER.match(cell) for cell in cells if cell):
             return max([heads, *map(cell_len, cells)])
         longest = max([heads, *(cell_len(word) for cell in cells for word in cell.split())])
-        return longest if column == 0 else max(heads, min(longest, _LONGEST_WORD))
+        return longest if column < self.names else max(heads, min(longest, _LONGEST_WORD))
 
     def _holds_numbers(self, column: int) -> bool:
         """Whether most cells of a column that are not empty begin as numbers do."""
@@ -55,11 +56,12 @@ class Table:
 
     def _part(self, group: Sequence[int], least: Sequence[int], width: int) -> RichTable:
         result = RichTable(header_style="bold")
-        for column, room in zip(group, self._widths(group, least, width), strict=True):
-            head, right = Text(self.columns[column]), column > 0 and self._holds_numbers(column)
+        widths = self._widths(group, least, width)
+        for column, room in zip(group, widths, strict=True):
+            head, right = Text(self.columns[column]), column >= self.names and self._holds_numbers(column)
             result.add_column(head, justify="right" if right else "left", width=room, overflow="fold")
         for row in self.rows:
-            result.add_row(*(Text(row[column]) for column in group))
+            result.add_row(*(Text(_folded(row[c], room)) for c, room in zip(group, widths, strict=True)))
         return result
 
     def _widths(self, group: Sequence[int], least: Sequence[int], width: int) -> list[int]:
@@ -80,15 +82,28 @@ class Table:
         return widths
 
 
-def _groups(least: Sequence[int], width: int) -> list[list[int]]:
-    """The columns of each table: the first one, and as many others as fit."""
-    groups, room = [[0]], width - _EDGE - _EACH - least[0]
+def _folded(cell: str, width: int) -> str:
+    """A cell with line breaks behind slashes where a path or an address is wider than the column."""
+
+    def fold(word: re.Match[str]) -> str:
+        lines = [""]
+        for part in re.findall(r"[^/]*/|[^/]+", word[0]):
+            lines += [part] if lines[-1] and cell_len(lines[-1] + part) > width else [lines.pop() + part]
+        return "\n".join(lines)
+
+    return re.sub(rf"\S{{{width + 1},}}", fold, cell)
+
+
+def _groups(least: Sequence[int], names: int, width: int) -> list[list[int]]:
+    """The columns of each table: those that name a row, and as many others as fit."""
+    first = [*range(names)]
+    groups, room = [first], width - _EDGE - sum(_EACH + least[column] for column in first)
     left = room
-    for column in range(1, len(least)):
+    for column in range(names, len(least)):
         needed = _EACH + least[column]
-        if needed > left and len(groups[-1]) > 1:
-            groups.append([0])
+        if needed > left and len(groups[-1]) > names:
+            groups.append(first)
             left = room
-        groups[-1].append(column)
+        groups[-1] = [*groups[-1], column]
         left -= needed
     return groups

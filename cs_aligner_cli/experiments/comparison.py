@@ -119,6 +119,7 @@ def compare(
     """
     _refuse_other_protocols(runs)
     groups = _groups(runs)
+    control = _full_name(control, groups)
     if control is not None and control not in {group.name for group in groups}:
         raise InputError(
             f"control: no configuration is named {control!r}{did_you_mean(control, [g.name for g in groups])}"
@@ -177,6 +178,11 @@ def _groups(runs: Sequence[MeasuredRun]) -> list[_Group]:
         _Group(f"{name} ({runs[0].configuration_id[:6]})", runs) if name in twins else _Group(name, runs)
         for name, runs in groups
     ]
+
+
+def _full_name(control: str | None, groups: Sequence[_Group]) -> str | None:
+    """The group that a control means: where several configurations have its name, that of the first run."""
+    return next((group.name for group in groups if control in (group.name, group.runs[0].configuration)), control)
 
 
 def _refuse_other_protocols(runs: Sequence[MeasuredRun]) -> None:

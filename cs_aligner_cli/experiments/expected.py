@@ -81,7 +81,7 @@ def published_tables(found: Sequence[BesidePublished], expected: Expected | None
     ]
     known = [("ours, not published", key) for key in (expected.ours if expected else ())]
     known += [("to know", remark) for remark in (expected.remarks if expected else ())]
-    tables = [table("beside what was published (recalls in percent)", columns, rows)] if rows else []
+    tables = [table("beside what was published (recalls in percent)", columns, rows, 1 + bool(runs))] if rows else []
     return [*tables, table("how to read it", ["what", "which"], known)] if known else tables
 
 

@@ -49,6 +49,22 @@ def test_what_fits_is_one_table_and_what_does_not_goes_on_beside_the_names() -> 
     assert "\n".join(drawn(CLOSING, 60)).count("frozen+centred") == len(titles)
 
 
+def test_rows_that_two_columns_name_can_be_told_apart_in_every_part() -> None:
+    rows = [
+        (way, metric, "10.0 [9.0, 11.0]", "20.0 [19.0, 21.0]") for way in ("i2t", "t2i") for metric in ("R@1", "R@5")
+    ]
+    table = Table("t", ("direction", "metric", "frozen", "aligned"), tuple(rows), names=2)
+    lines = drawn(table, 42)
+    assert [len([line for line in lines if way in line and metric in line]) for way, metric, *_ in rows] == [2] * 4
+
+
+def test_paths_break_behind_slashes() -> None:
+    table = Table("t", ("check", "found"), (("data", "no file /tmp/people/runs/demo_clip/train/aligned here"),))
+    cells = [line.split("│")[2].strip() for line in drawn(table, 34) if line.startswith("│")]
+    assert "".join(cells).replace(" ", "") == "nofile/tmp/people/runs/demo_clip/train/alignedhere"
+    assert all(cell.endswith("/") for cell in cells if "/" in cell and "aligned" not in cell)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.text("abc/+_ ", max_size=60), st.floats(0, 1e6), st.text("xyz ", max_size=90)), max_size=5),

@@ -61,6 +61,16 @@ def test_what_a_smaller_gap_buys_in_pictures_is_drawn_where_they_were_measured(f
     assert f"{other}: centroid gap " in alt and "attributes 75.0" in alt
 
 
+def test_the_first_of_two_configurations_of_one_name_is_the_control(finished_sweep: Path) -> None:
+    runs = find_run(str(finished_sweep))
+    first = runs[0].configuration
+    for run in runs:
+        vars(run)["configuration"] = first
+    found = compare(runs, first)
+    (control,) = [row.name for row in found.rows if row.is_control]
+    assert found.control == control == f"{first} ({runs[0].configuration_id[:6]})"
+
+
 @pytest.fixture
 def runs(finished_sweep: Path, tmp_path: Path) -> Path:
     """A folder with that sweep, which a test may change."""

@@ -49,7 +49,7 @@ class EmbedResult(StageResult):
             for split, part in splits.items()
         ]
         columns = ["store", "split", "images", "dim", "per s", "texts", "dim", "per s", "status"]
-        return [table("embedding stores", columns, rows)]
+        return [table("embedding stores", columns, rows, names=2)]
 
     def remarks(self) -> list[str]:
         """Which stores wait for training."""

@@ -101,7 +101,7 @@ class EvaluatedSplit(StageResult):
         ]
         title = f"retrieval on {what}: {counted(self.images, 'images')}, {counted(self.captions, 'captions')}"
         title += "; fractions in %, [95% intervals]"
-        return table(title, ["direction", "metric", *stores], rows)
+        return table(title, ["direction", "metric", *stores], rows, names=2)
 
 
 class RetrievalResult(EvaluatedSplit):
@@ -159,7 +159,7 @@ class RetrievalResult(EvaluatedSplit):
                 for way, metrics in ways.items()
                 for metric in metrics
             ]
-            tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines))
+            tables.append(table(f"retrieval along the edge {edge}", ["direction", "metric", *found], lines, names=2))
         return tables
 
     def _index_table(self) -> Table:
@@ -172,7 +172,7 @@ class RetrievalResult(EvaluatedSplit):
             for modality, index in modalities.items()
         ]
         columns = ["store", "of", "index", "rows", "MB", "recall@10 by FAISS", "by csalign search"]
-        return table("saved indexes", columns, built)
+        return table("saved indexes", columns, built, names=2)
 
 
 def _listed(value: object) -> str:
