@@ -144,7 +144,7 @@ class RetrievalResult(EvaluatedSplit):
             for metric, gain in metrics.items()
         ]
         columns = ["store", "direction", "metric", "before", "after", "difference", "p (Holm)"]
-        return [table("reranked by the matching head; in %, [95% intervals]", columns, rows)] if rows else []
+        return [table("reranked by the matching head; in %, [95% intervals]", columns, rows, 3)] if rows else []
 
     def _edge_tables(self) -> list[Table]:
         tables = []
