@@ -61,6 +61,8 @@ def vouch(path: Path, hint: str = "") -> None:
     try:
         status = path.stat()
         _vouch(path, hint, status.st_ino, status.st_size, status.st_mtime_ns)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # another process is replacing it
         raise InputError(f"{path}: cannot be read as JSON: {error}", hint) from None
 

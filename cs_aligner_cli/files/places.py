@@ -23,7 +23,7 @@ _NAMED = {
     "zero_shot": ("classes", "labels"),
     "eval_retrieval": ("relevance", "corpus"),
     "gap_report": ("photos",),
-    "generate": ("weights", "pretrained", "checkpoint"),
+    "generate": ("model", "weights", "pretrained", "checkpoint"),
 }
 
 

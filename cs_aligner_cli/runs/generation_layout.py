@@ -8,7 +8,7 @@ from typing import Any
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import FROZEN
-from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.files.artifact import RECORD, Artifact
 from cs_aligner_cli.recipe.generate import FREE_MAPS, LOCAL, Generate
 from cs_aligner_cli.recipe.paths import RUN, run_folder
 from cs_aligner_cli.runs.layout import Layout
@@ -61,7 +61,8 @@ class GenerationLayout:
         model = self.spec.decoder.model or ""
         folder = run_folder(model) / DECODER if model.startswith(RUN) else Path(model.removeprefix(LOCAL))
         taken = model.startswith((RUN, LOCAL)) and folder.is_dir()
-        return [path for path in folder.rglob("*") if path.is_file()] if taken else []
+        # A run's record of its decoder is written anew where the run was moved, and says nothing of the weights.
+        return [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD] if taken else []
 
     def pictures(self, name: str) -> Artifact:
         """The pictures drawn from one store, or for one bound."""

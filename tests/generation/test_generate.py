@@ -174,6 +174,8 @@ def test_a_decoder_is_trained_and_another_run_draws_with_it(ready, csalign, tmp_
     assert taken["decoder"] == {}
     assert pictures_of(ready, "aligned") == drawn
     assert csalign(*taking, "--json").json["status"] == "fresh"
+    (ready.parent / "run" / "decoder" / "stage.json").touch()  # as in a run that was moved
+    assert csalign(*taking, "--json").json["status"] == "fresh"
     (ready.parent / "run" / "decoder" / "model_index.json").touch()  # as after another training
     assert csalign(*taking, "--json").json["status"] == "done"
     csalign("generate", ready, *settings, *more, "--set", "generate.height=32")

@@ -76,12 +76,14 @@ def test_paths_are_no_part_of_what_an_output_is() -> None:
     recipe = {
         "data": {"manifest": "scenes", "root": "/x/data"},
         "encoders": {"image": {"model": "local-dir:/m", "pretrained": "openai", "checkpoint": None}},
-        "generate": {"decoder": {"model": "/m"}},
+        "generate": {"decoder": {"model": "local-dir:/d", "kind": "/k"}},
     }
     assert without_paths(recipe)["data"] == {"manifest": "scenes"}
     assert without_paths(recipe)["encoders"]["image"]["model"] == "local-dir:(a path)"
-    assert without_paths(recipe)["generate"] == recipe["generate"]
-    assert places(recipe) == {"data.root": "/x/data", "encoders.image.model": "/m"}
+    assert without_paths(recipe)["generate"] == {"decoder": {"model": "local-dir:(a path)", "kind": "/k"}}
+    assert places(recipe) == {
+        "data.root": "/x/data", "encoders.image.model": "/m", "generate.decoder.model": "/d"
+    }  # fmt: skip
 
 
 def test_equal_files_are_one_place_and_others_are_not(tmp_path: Path) -> None:
