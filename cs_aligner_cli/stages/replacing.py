@@ -28,12 +28,17 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
 
     An earlier output stays in its place until the new one is there, so that a run that fails or is killed costs none.
 
-    Training is protected however short it was; an embedding store if it took more than ten minutes. Raises InputError
-    that names the recipe keys that differ, and what can be done.
+    Training is protected however short it was; an embedding store if it took more than ten minutes. What is made from
+    another output of the stage goes with that one, and is protected from other keys of its own. Raises InputError that
+    names the recipe keys that differ, and what can be done.
     """
-    layout = Layout(recipe)
-    for artifact in _protected(stage, layout):
-        if not (changes := _changes(artifact)):
+    protected = _protected(stage, Layout(recipe))
+    names = {artifact.name for artifact in protected}
+    for artifact in protected:
+        changes = _changes(artifact)
+        if any(need.name in names for need in artifact.needs) and not archive:
+            changes = _own(changes)
+        if not changes:
             continue
         if stage.name == "train" and goes_on(artifact) and not archive:
             continue
@@ -52,9 +57,13 @@ def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
         for artifact in _protected(stage, layout):
             if stage.name == "train" and goes_on(artifact):
                 continue
-            own = [change for change in _changes(artifact) if not change.startswith("the ")]
-            if own:
+            if own := _own(_changes(artifact)):
                 raise _refusal("run", artifact, own, recipe)
+
+
+def _own(changes: Sequence[str]) -> list[str]:
+    """Those changes that are of the recipe's keys, not of what an output is made from."""
+    return [change for change in changes if not change.startswith("the ")]
 
 
 def _protected(stage: Stage, layout: Layout) -> list[Artifact]:

@@ -87,6 +87,12 @@ def _stores(layout: Layout) -> Sequence[Artifact]:
     ]
 
 
+def _trainings(layout: Layout) -> Sequence[Artifact]:
+    """Every variant, then the matching heads over them."""
+    heads = [layout.matching(name) for name, spec in layout.variants.items() if spec.matching]
+    return [*(layout.trained(name) for name in layout.variants), *heads]
+
+
 _STAGES = (
     Stage(
         "prepare",
@@ -105,7 +111,7 @@ _STAGES = (
     Stage(
         "train",
         "Train; an interrupted run goes on where it stopped.",
-        outputs=lambda layout: [layout.trained(name) for name in layout.variants],
+        outputs=_trainings,
         runs_for=lambda recipe: recipe.trains,
         shared_by_ranks=True,
         protects="all",

@@ -90,10 +90,10 @@ def save_head(path: Path, head: MatchingHead) -> str:
     return save_tensors(path, head.own_state(), {"csalign_matching": json.dumps(about)})
 
 
-def load_head(path: Path) -> MatchingHead:
-    """The head in a file; raise InputError if it is none, or damaged."""
+def load_head(path: Path, checksum: str | None = None) -> MatchingHead:
+    """The head in a file; raise InputError if it is none, or damaged, or not of the checksum, where one is given."""
     verify_file(path)
-    about, tensors = described(path, "csalign_matching"), read_tensors(path)
+    tensors, about = read_tensors(path, checksum), described(path, "csalign_matching")
     try:
         head = MatchingHead(about["dim"], about["width"])
         head.load_own_state(tensors)

@@ -125,10 +125,8 @@ def load_weights(path: Path, towers: Towers, checksum: str | None = None) -> Non
 
     Raises InputError if one does not fit, or if the file does not have the checksum, where one is given.
     """
-    if checksum is not None and path.is_file() and digest(path) != checksum:
-        raise InputError(f"{path}: is damaged: its content does not have the checksum it was written with")
     try:
-        towers.load_own_state(read_tensors(path))
+        towers.load_own_state(read_tensors(path, checksum))
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit the towers: {str(error).splitlines()[-1].strip()}") from None
 
@@ -157,7 +155,12 @@ def _open(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as safetensors: {error}") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, by name; raise InputError if it is none."""
+def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name.
+
+    Raises InputError if it is none, or if it does not have the checksum, where one is given.
+    """
+    if checksum is not None and path.is_file() and digest(path) != checksum:
+        raise InputError(f"{path}: is damaged: its content does not have the checksum it was written with")
     file = _open(path)
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open handle is no dict)

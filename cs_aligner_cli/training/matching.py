@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
-from cs_aligner_cli.towers.matching_head import Items, Matcher, MatchingHead, save_head
+from cs_aligner_cli.towers.matching_head import Items, Matcher, MatchingHead, load_head, save_head
 from cs_aligner_cli.towers.weights import load_weights
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
 from cs_aligner_cli.training.device_inputs import inputs_on, moved
@@ -51,6 +52,7 @@ class HeadTraining:
         dim = self._towers.plans["image"].out_dim
         self._head = MatchingHead(dim, self._matching.width).to(self._device)
         self._optimizer = make_optimizer(self._head, self._spec)
+        self._saved = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train to the end; return the summary for the stage's record."""
@@ -73,13 +75,12 @@ class HeadTraining:
                     log.write({"step": done, "epoch": step // epoch_steps + 1, "lr": lr, "loss": loss})
                 if not into_epoch:
                     best = self._validate(done, epoch, best, log)
-                due = self._spec.checkpoint_steps and done % self._spec.checkpoint_steps == 0
-                if not into_epoch or due or interrupts.wanted:
-                    now = TrainingState(step=done, log=log.mark(), best=best)
-                    save_state(self._folder, self._head, self._optimizer, Memory(0), now, self._spec.keep_checkpoints)
+                if not into_epoch or interrupts.wanted or self._is_due(done):
+                    self._save(TrainingState(step=done, log=log.mark(), best=best))
                 if interrupts.wanted:
                     raise KeyboardInterrupt
                 advance(1, f"loss {loss:.3f}, best val R@1 {100 * max(best.mean, 0):.1f}%")
+        load_head(self._folder / HEAD_FILE, best.checksum)  # it may have been written long ago, before an interruption
         return {
             "steps": setup.steps,
             "epochs": self._spec.epochs,
@@ -87,6 +88,15 @@ class HeadTraining:
             "best_step": best.step,
             "val_R@1": best.val,
         }
+
+    def _is_due(self, done: int) -> bool:
+        """Whether a checkpoint within an epoch is due."""
+        by_number = self._spec.checkpoint_steps and done % self._spec.checkpoint_steps == 0
+        return bool(by_number) or time.monotonic() - self._saved > 60 * self._spec.checkpoint_minutes
+
+    def _save(self, state: TrainingState) -> None:
+        save_state(self._folder, self._head, self._optimizer, Memory(0), state, self._spec.keep_checkpoints)
+        self._saved = time.monotonic()
 
     def _step(self, step: int, batch: Batch) -> tuple[float, float]:
         """Take one step; return its loss and its learning rate."""

@@ -18,6 +18,8 @@ from cs_aligner_cli.files.artifact import read_json
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
 from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stages.replacing import refuse_to_replace
+from cs_aligner_cli.stages.table import STAGES
 from cs_aligner_cli.training.matching import HeadTraining
 
 Csalign = Callable[..., Any]
@@ -99,13 +101,41 @@ def test_a_head_that_was_cut_short_ends_bitwise_as_one_that_was_not(
     assert not [*again.glob("last-*")]
     towers = Layout(cut).trained("aligned").fingerprint()
     other = load_recipe(str(matching_recipe), [*settings, f"run_dir={tmp_path / 'cut'}", "train.matching.width=8"])
-    file = trained(other) / HEAD_FILE
+    finished = (again / HEAD_FILE).read_bytes()
+    for refuse in (lambda: run_stage("train", other, QUIET), lambda: refuse_to_replace([STAGES["train"]], other)):
+        with pytest.raises(InputError, match=r"finished matching head aligned .*matching.width was 16 and is now 8"):
+            refuse()
+    assert (again / HEAD_FILE).read_bytes() == finished
+    run_stage("train", other, QUIET, archive=True)
+    assert (again.with_name("aligned.1") / HEAD_FILE).read_bytes() == finished
+    file = again / HEAD_FILE
     assert Layout(other).trained("aligned").fingerprint() == towers
     run_stage("embed", other, QUIET)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match=r"head.safetensors: is damaged"):
         run_stage("eval_retrieval", other, QUIET)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_best_head_that_was_damaged_before_the_end_is_not_published(
+    matching_recipe: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    recipe = load_recipe(str(matching_recipe), ["train.matching.epochs=2"])
+    validate = HeadTraining._validate
+
+    def damaged(self: HeadTraining, done: int, epoch: int, best: Any, log: Any) -> Any:
+        if epoch == 1:
+            return validate(self, done, epoch, best, log).model_copy(update={"mean": 2.0})  # never beaten
+        file = self._folder / HEAD_FILE
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1])) if damage == "flipped" else file.unlink()
+        return best
+
+    monkeypatch.setattr(HeadTraining, "_validate", damaged)
+    with pytest.raises(InputError, match=r"head.safetensors: (is damaged|no such weights file)"):
+        trained(recipe)
+    assert not Layout(recipe).matching("aligned").path.exists()
 
 
 @pytest.mark.parametrize(
