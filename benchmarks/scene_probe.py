@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cs_aligner_cli.data.manifest import ScenesManifest, load_manifest
 from cs_aligner_cli.data.scenes import make_scenes
 from cs_aligner_cli.generation.scene_attributes import ATTRIBUTES, scene_attributes
+from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.stores.embeddings import Store
 
-COUNTS = {"train": 6000, "val": 250, "test": 500}
 PENALTY = 10.0
 
 
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("stores", type=Path, help="the folder with the stores of both splits")
     folder = parser.parse_args().stores
     train, test = (Store(folder / split).array("image").all().astype(np.float64) for split in ("train", "test"))
-    made = make_scenes(COUNTS, 0, [1])
+    manifest = load_manifest(load_recipe("scenes_generate"))
+    assert isinstance(manifest, ScenesManifest)
+    made = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects, manifest.sizes)
     found = {}
     for attribute in ATTRIBUTES:
         labels, truths = ([scene_attributes(scene)[attribute] for scene in made[split]] for split in ("train", "test"))

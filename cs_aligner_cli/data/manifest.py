@@ -55,6 +55,9 @@ class ScenesManifest(DrawnManifest):
         max_length=4,
         description="How many shapes a picture has: one of these, equally often. [1] is what a small decoder can draw.",
     )
+    sizes: list[Literal["small", "medium", "large"]] = Field(
+        ["small", "medium", "large"], min_length=1, max_length=3, description="Sizes of the shapes, equally often."
+    )
 
 
 class LatentTokens(Strict):

@@ -105,14 +105,17 @@ class Scene:
         return "; ".join([*(f"{t.cell} {t.size} {t.colour} {t.shape}" for t in self.things), *ground])
 
 
-def scenes_that_exist(objects: Sequence[int] = OBJECTS) -> int:
-    """How many different scenes have one of these numbers of things."""
+def scenes_that_exist(objects: Sequence[int] = OBJECTS, sizes: Sequence[str] = tuple(SIZES)) -> int:
+    """How many different scenes have one of these numbers of things, of these sizes."""
     grounds = {1: len(BACKGROUNDS) * len(TRIMS)}
-    return sum(comb(GRID**2, n) * perm(len(KINDS), n) * len(SIZES) ** n * grounds.get(n, 1) for n in objects)
+    return sum(comb(GRID**2, n) * perm(len(KINDS), n) * len({*sizes}) ** n * grounds.get(n, 1) for n in {*objects})
 
 
-def make_scenes(counts: Mapping[str, int], seed: int, objects: Sequence[int] = OBJECTS) -> dict[str, list[Scene]]:
-    """Draw ``counts[split]`` scenes for each split, all with different signatures, of ``objects`` things each.
+def make_scenes(
+    counts: Mapping[str, int], seed: int, objects: Sequence[int] = OBJECTS, sizes: Sequence[str] = tuple(SIZES)
+) -> dict[str, list[Scene]]:
+    """Draw ``counts[split]`` scenes for each split, all with different signatures, of ``objects`` things each, which
+    have one of ``sizes``.
 
     The signature's hash decides which of the splits a scene belongs to. So for the same split names none
     leaks from one split into another, whatever the seeds, and a split keeps its scenes when the counts of the
@@ -122,33 +125,35 @@ def make_scenes(counts: Mapping[str, int], seed: int, objects: Sequence[int] = O
         InputError: a count below 1, or above the split's share of the scenes that exist.
     """
     # A hash deals the scenes out to the splits, not quite evenly; and the last few would take long to find.
-    share = scenes_that_exist(objects) // max(len(counts), 1) * 9 // 10
+    share = scenes_that_exist(objects, sizes) // max(len(counts), 1) * 9 // 10
     for split, count in counts.items():
         if not 1 <= count <= share:
             raise InputError(f"scenes: split {split!r} asks for {count} scenes; expected 1 to {share}")
     names = sorted(counts)
-    return {split: _make_split(names, split, counts[split], seed, objects) for split in counts}
+    return {split: _make_split(names, split, counts[split], seed, objects, sizes) for split in counts}
 
 
-def _make_split(names: Sequence[str], split: str, count: int, seed: int, objects: Sequence[int]) -> list[Scene]:
+def _make_split(
+    names: Sequence[str], split: str, count: int, seed: int, objects: Sequence[int], sizes: Sequence[str]
+) -> list[Scene]:
     rng = random.Random(f"scenes {seed} {split}")
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
-        scene = _sample(rng, objects)
+        scene = _sample(rng, objects, sizes)
         if names[crc32(scene.signature.encode()) % len(names)] == split:
             scenes.setdefault(scene.signature, scene)
     return list(scenes.values())
 
 
-def _sample(rng: random.Random, objects: Sequence[int]) -> Scene:
+def _sample(rng: random.Random, objects: Sequence[int], sizes: Sequence[str]) -> Scene:
     number = rng.choice(objects)
     cells = sorted(rng.sample(range(GRID**2), number))
-    things = [_place(rng, *kind, cell) for kind, cell in zip(rng.sample(KINDS, number), cells, strict=True)]
+    things = [_place(rng, *kind, cell, sizes) for kind, cell in zip(rng.sample(KINDS, number), cells, strict=True)]
     return Scene(tuple(things), rng.choice(tuple(BACKGROUNDS)), rng.choice(tuple(TRIMS)))
 
 
-def _place(rng: random.Random, colour: str, shape: str, cell: int) -> Thing:
-    size = rng.choice(tuple(SIZES))
+def _place(rng: random.Random, colour: str, shape: str, cell: int, sizes: Sequence[str]) -> Thing:
+    size = rng.choice(sizes)
     jitter = min(MAX_JITTER, CELL / 2 - SIZES[size])
     x, y = (0.5 + CELL * (step - 1) + rng.uniform(-jitter, jitter) for step in (cell % GRID, cell // GRID))
     return Thing(shape, colour, size, cell, round(x, 4), round(y, 4))

@@ -39,7 +39,7 @@ _AnyFeatures: TypeAlias = ImageFeatures | CaptionFeatures | FurtherFeatures
 
 def read_scenes(manifest: ScenesManifest, folder: Path, console: Console) -> Source:
     """Draw the pictures into ``folder``/images and write down their captions."""
-    scenes = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects)
+    scenes = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects, manifest.sizes)
     (folder / "images").mkdir(exist_ok=True)
     images, texts = [], []
     with console.progress("drawing", sum(map(len, scenes.values()))) as advance:

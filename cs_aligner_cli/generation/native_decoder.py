@@ -22,6 +22,8 @@ _STATE = "training.safetensors"
 _NOISE_STEPS = 1000
 # Weights of the moving average that is saved: the longest memory, reached as training goes on.
 _AVERAGE = 0.995
+# On CPUs convolutions of 3 x 3 latents take a quarter less time so.
+_FORMAT = torch.channels_last
 
 
 def build_pipeline(spec: TrainDecoder, codec: PatchCodec, dim: int, side: int, seed: int) -> KandinskyV22Pipeline:
@@ -95,7 +97,7 @@ def train_decoder(
         advance(trainer.update())
         if trainer.step % spec.checkpoint_steps == 0 and trainer.step < spec.steps:
             trainer.save(folder / _STATE)
-    pipeline.unet.load_state_dict(trainer.averaged)
+    pipeline.unet.to(memory_format=torch.contiguous_format).load_state_dict(trainer.averaged)
     pipeline.save_pretrained(folder)
     (folder / _STATE).unlink(missing_ok=True)
     parameters = sum(p.numel() for p in pipeline.unet.parameters())
@@ -133,9 +135,9 @@ class _Trainer:
         device: str,
     ) -> None:
         self.spec, self.seed, self.device, self.step, self.recent = spec, seed, device, 0, float("nan")
-        self.latents, self.data = latents.to(device), data
+        self.latents, self.data = latents.to(device, memory_format=_FORMAT), data
         self.embeddings, self.negative = data.embeddings.to(device), data.negative.to(device)
-        self.unet: nn.Module = pipeline.unet.to(device).train()
+        self.unet: nn.Module = pipeline.unet.to(device, memory_format=_FORMAT).train()
         self.averaged = {name: value.detach().clone() for name, value in self.unet.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=spec.lr, weight_decay=0.01, fused=True)
         self.signal = pipeline.scheduler.alphas_cumprod.to(device)
@@ -201,7 +203,9 @@ class _Trainer:
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimizer.", tensors).items():
             index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = value
+            # The fused optimizer takes weights and state for alike in memory.
+            alike = value.to(memory_format=_FORMAT) if value.ndim == 4 else value
+            states.setdefault(int(index), {})[key] = alike
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
 

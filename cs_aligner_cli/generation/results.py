@@ -36,6 +36,8 @@ from cs_aligner_cli.stores.embeddings import Store
 _BATCH = 64
 # Files of pictures to their features (B, e).
 _Features: TypeAlias = Callable[[Sequence[Path]], Floats32]
+# Keys of the recipe that say how pictures are drawn.
+_DRAWING = {"scale", "negative", "decoder_prompt", "steps", "guidance", "noise_level", "height", "dtype"}
 ENCODER_SPACE, METRIC_SPACE, INCEPTION_SPACE = "encoder", "metric_encoder", "inception"
 
 
@@ -171,7 +173,8 @@ def scene_truths(recipe: Recipe, prompts: pd.DataFrame) -> list[dict[str, str]] 
     if not isinstance(manifest, ScenesManifest) or manifest.objects != [1]:
         refuse_attributes(recipe.generate.metrics.which)
         return None
-    scenes = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects)[recipe.drawn_split]
+    made = make_scenes(manifest.images.model_dump(), manifest.seed, manifest.objects, manifest.sizes)
+    scenes = made[recipe.drawn_split]
     return [scene_attributes(scenes[int(image_id.rpartition("-")[2])]) for image_id in prompts["image_id"]]
 
 
@@ -183,7 +186,7 @@ def _protocol(recipe: Recipe, spec: Generate, encoder: Encoder, real: int) -> di
         "real_pictures": f"{real} of split {recipe.drawn_split}, those that the prompts belong to",
         "captions": spec.captions,
         "decoder": f"{spec.decoder.kind}: {decoder}",
-        "scale": spec.scale,
+        "drawing": spec.model_dump(mode="json", include=_DRAWING),  # null: the pipeline's own
         "judge": spec.metrics.judge,
         "encoder": encoder.identity,
         "preprocessing": "as the encoder's own: resize, crop and filter; the real pictures and the drawn ones alike",

@@ -20,6 +20,7 @@ from cs_aligner_cli.data.scenes import (
     SHAPES,
     SIZES,
     TRIM_COLOUR,
+    TRIM_WIDTH,
     Scene,
     Thing,
     draw,
@@ -36,6 +37,10 @@ _GROUNDS, _COLOURS, _TRIM = (
 )
 
 
+# Pixels, of a picture of ``_SIDE``, that a trim may cover in part: up to three beyond its edge, where it is blurred.
+_FRAME, _BAND = (round(TRIM_WIDTH[trim] * _SIDE) + 3 for trim in ("frame", "band"))
+
+
 def scene_attributes(scene: Scene) -> dict[str, str]:
     """The attributes of a scene of one thing, as text."""
     (thing,) = scene.things
@@ -46,7 +51,8 @@ def read_attributes(picture: Image.Image) -> dict[str, str]:
     """What a picture shows, by ``ATTRIBUTES``; "none" for what cannot be seen because there is no shape.
 
     The background is the known one that most pixels are nearest to. The shape's colour is the known one that, together
-    with background and trim, leaves the least unexplained of all pixels; its mask is how far each pixel lies on the way
+    with background and trim (and what lies between these two where a trim may end), leaves the least unexplained of all
+    pixels; its mask is how far each pixel lies on the way
     from the one to the other; and shape and place are those of the drawn outline, of all shapes, sizes and places, that
     overlaps the mask best.
     """
@@ -59,6 +65,8 @@ def read_attributes(picture: Image.Image) -> dict[str, str]:
     ground = int(np.bincount(to_ground.argmin(axis=1)[near], minlength=len(_GROUNDS)).argmax())
     found = {"background": [*BACKGROUNDS][ground]}
     to_other = np.minimum(to_ground[:, ground, None], to_trim)
+    edge = _trim_may_end()
+    to_other[edge, 0] = _off_way(pixels[edge], _GROUNDS[ground], _TRIM[0])[1]
     colour = int(np.minimum(to_colour, to_other).sum(axis=0).argmin())
     if (to_colour[:, colour] < to_other[:, 0]).sum() < _LEAST_PIXELS:
         return {**found, "colour": "none", "shape": "none", "cell": "none"}
@@ -73,11 +81,24 @@ def _squares(pixels: Floats32, known: Floats32) -> Floats32:
     return squares
 
 
+def _off_way(pixels: Floats32, start: Floats32, end: Floats32) -> tuple[Floats32, Floats32]:
+    """(...) how far pixels (..., 3) lie on the way from one colour to another, 0 to 1, and how far off it, squared."""
+    axis = end - start
+    share = np.clip((pixels - start) @ axis / np.square(axis).sum(), 0, 1)
+    return share, np.square(pixels - start - share[..., None] * axis).sum(axis=-1)
+
+
+@cache
+def _trim_may_end() -> npt.NDArray[np.bool_]:
+    """(pixels,) where a frame or a band may cover a pixel in part: grey on white would pass for a shape's pink."""
+    edge = np.ones((_SIDE, _SIDE), bool)
+    edge[_FRAME:-_BAND, _FRAME:-_FRAME] = False
+    return edge.ravel()
+
+
 def _mask(pixels: Floats32, ground: Floats32, colour: Floats32) -> Floats32:
     """(side, side) how far each pixel lies on the way from the background to the shape's colour, 0 to 1."""
-    axis = colour - ground
-    share = np.clip((pixels - ground) @ axis / np.square(axis).sum(), 0, 1)
-    off_way = np.square(pixels - ground - share[..., None] * axis).sum(axis=-1)
+    share, off_way = _off_way(pixels, ground, colour)
     to_trim = np.square(pixels - _TRIM).sum(axis=-1)
     return np.where(off_way < to_trim, share, 0).astype(np.float32)
 

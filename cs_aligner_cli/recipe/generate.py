@@ -62,7 +62,7 @@ class DecoderSpec(Strict):
 class TrainDecoder(Strict):
     """A small decoder of Kandinsky 2.2's form, trained on the frozen image embeddings."""
 
-    steps: int = Field(2400, ge=1, le=10**7, description="Training steps.")
+    steps: int = Field(2000, ge=1, le=10**7, description="Training steps.")
     batch_size: int = Field(64, ge=1, description="Pictures per step.")
     lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW; warmed up over 50 steps, then linearly to 0.")
     dropout: float = Field(
@@ -72,7 +72,7 @@ class TrainDecoder(Strict):
         [128], min_length=1, max_length=5, description="Channels of the UNet's levels, each of half the side."
     )
     patch: Literal[2, 4, 8, 16] = Field(16, description="Side of the patches that the codec makes one latent of.")
-    channels: int = Field(64, ge=1, le=768, description="Principal components kept of a patch.")
+    channels: int = Field(96, ge=1, le=768, description="Principal components kept of a patch.")
     side: int = Field(48, ge=16, le=1024, description="Side of the pictures, which training pictures are scaled to.")
     checkpoint_steps: int = Field(200, ge=1, description="Steps after which a killed training need not go back.")
 

@@ -98,6 +98,7 @@ class GenerationLayout:
             {
                 "generate": spec.model_dump(mode="json", include={"metrics", "published", "sheet_prompts"}),
                 "name": self.recipe.name,
+                "form": 2,  # 1: the blurred edge of a frame could be read as a pink shape
             },
             tuple(needs),
         )

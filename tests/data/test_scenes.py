@@ -322,6 +322,16 @@ def test_scenes_of_one_thing_are_varied_and_unique(alone):
         make_scenes({"train": 20_000, "test": 1}, seed=0, objects=(1,))
 
 
+def test_sizes_are_those_that_are_named():
+    made = make_scenes({"train": 90, "test": 20}, 0, (1,), ("medium", "large"))
+    assert {scene.things[0].size for scenes in made.values() for scene in scenes} == {"medium", "large"}
+    with pytest.raises(InputError, match=r"expected 1 to 9331$"):  # 20,736 exist
+        make_scenes({"train": 20_000, "test": 1}, 0, (1,), ("medium", "large"))
+    assert make_scenes({"t": 9}, 0) == make_scenes({"t": 9}, 0, sizes=tuple(SIZES))
+    with pytest.raises(InputError, match=r"expected 1 to 4665$"):  # one size named twice is one size
+        make_scenes({"train": 20_000, "test": 1}, 0, (1,), ("large", "large"))
+
+
 def test_captions_of_one_thing_are_distinct_and_true(alone):
     for scene in alone:
         (thing,) = scene.things

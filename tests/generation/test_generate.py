@@ -101,6 +101,7 @@ def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
     assert result["generate"]["other_image"]["frechet@encoder"] == pytest.approx(metrics["frechet@encoder"], abs=1e-6)
     folder = ready.parent / "run" / "generate"
     assert json.loads((folder / "results" / "results.json").read_text())["generate"] == result["generate"]
+    assert {"scale": "auto", "steps": None, "guidance": None}.items() <= result["protocol"]["drawing"].items()
     table = pd.read_csv(folder / "results" / "results.csv")
     assert {*table["store"]} == {*stores}
     with Image.open(folder / "results" / "sheet.png") as sheet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from cs_aligner_cli.data.scene_captions import captions
 from cs_aligner_cli.data.scenes import Scene, Thing, draw, make_scenes
@@ -39,6 +39,13 @@ def test_pictures_of_another_size_are_read_too(scenes):
     truths = [scene_attributes(scene) for scene in scenes[:40]]
     found = attribute_accuracy([read_attributes(draw(scene, 200)) for scene in scenes[:40]], truths)
     assert min(found.values()) >= 0.95, found
+
+
+def test_the_blurred_edge_of_a_frame_is_no_pink_shape():
+    scenes = [s for s in make_scenes({"t": 300}, 3, (1,), ("medium", "large"))["t"] if s.trim != "plain"][:60]
+    blurred = [draw(scene, 64).filter(ImageFilter.GaussianBlur(1)) for scene in scenes]
+    found = attribute_accuracy([read_attributes(picture) for picture in blurred], [*map(scene_attributes, scenes)])
+    assert min(found.values()) == 1, found
 
 
 def test_noise_and_an_empty_ground_show_no_shape():
