@@ -49,16 +49,21 @@ def named(line: Mapping[str, Any]) -> str:
     return f"{line['pairs']:,}: {line['label']}"
 
 
-def rows(lines: Lines, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The rows that were trained with every seed, as docs/results has them."""
-    labels = dict.fromkeys((line["pairs"], line["label"]) for line in lines)
-    for pairs, label in sorted(labels, key=lambda key: key[0]):
-        own = {line["seed"]: line for line in lines if (line["pairs"], line["label"]) == (pairs, label)}
-        if set(seeds) <= own.keys():
-            chosen = [own[seed] for seed in seeds]
-            values = {key: [line["values"][key] for line in chosen] for key in chosen[0]["values"]}
-            row = {"label": named(chosen[0]), "recipe": few_pairs.RECIPE, "store": "aligned"}
-            yield {**row, "settings": chosen[0]["settings"], "values": values}
+def seeds_of(lines: Lines, row: str) -> list[int]:
+    """The seeds that a row was trained with."""
+    return sorted(line["seed"] for line in lines if named(line) == row)
+
+
+def rows(lines: Lines) -> Iterator[dict[str, Any]]:
+    """The rows of two seeds and more, as docs/results has them; those of fewer seeds than others say of how many."""
+    most = len({line["seed"] for line in lines})
+    for row in dict.fromkeys(named(line) for line in sorted(lines, key=lambda line: line["pairs"])):
+        own = sorted((line for line in lines if named(line) == row), key=lambda line: line["seed"])
+        if len(own) > 1:
+            values = {key: [line["values"][key] for line in own] for key in own[0]["values"]}
+            label = row if len(own) == most else f"{row} ({len(own)} seeds)"
+            shared = {"label": label, "recipe": few_pairs.RECIPE, "store": "aligned", "settings": own[0]["settings"]}
+            yield {**shared, "values": values}
 
 
 def hits(lines: Lines, label: str, seeds: Sequence[int]) -> Floats:
@@ -67,16 +72,19 @@ def hits(lines: Lines, label: str, seeds: Sequence[int]) -> Floats:
     return np.array([[10.0 * int(digit, 16) for digit in own[seed]] for seed in seeds])
 
 
-def tests(lines: Lines, labels: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Differences of R@1 with intervals, p by seeds and images as crossed random effects, and Holm's p."""
-    found = []
+def tests(lines: Lines) -> list[dict[str, Any]]:
+    """Differences of R@1 with intervals, p by seeds and images as crossed random effects, and Holm's p, over the seeds
+    that both rows have."""
+    found, most = [], len({line["seed"] for line in lines})
     for pairs in few_pairs_rows.SCHEDULES:
         for one, other in ((f"{pairs:,}: {a}", f"{pairs:,}: {b}") for a, b in AGAINST):
-            if one in labels and other in labels:
+            seeds = sorted({*seeds_of(lines, one)} & {*seeds_of(lines, other)})
+            if len(seeds) > 1:
                 estimate = crossed_estimate(hits(lines, one, seeds) - hits(lines, other, seeds))
                 numbers = (estimate.mean, *estimate.interval, estimate.p, estimate.detectable)
                 keys = ("difference", "low", "high", "p", "detectable")
-                found.append({"label": one, "against": other, **dict(zip(keys, numbers, strict=True))})
+                against = other if len(seeds) == most else f"{other} ({len(seeds)} seeds)"
+                found.append({"label": one, "against": against, **dict(zip(keys, numbers, strict=True))})
     return [{**test, "holm": p} for test, p in zip(found, holm([float(test["p"]) for test in found]), strict=True)]
 
 
@@ -85,22 +93,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", type=Path, help="the file of lines of few_pairs.py final")
     parser.add_argument("--chosen", type=Path, required=True, help="the lines of few_pairs.py choose")
+    parser.add_argument("--commit", help="what made the lines; without it, what is checked out here")
     parser.add_argument("--device", required=True, help="what trained them, in words")
     options = parser.parse_args()
     lines = few_pairs.read_lines([options.lines])
-    seeds = sorted({line["seed"] for line in lines})
-    found = [*rows(lines, seeds)]
     chosen = few_pairs_rows.best(few_pairs.read_lines([options.chosen]))
+    found = [*rows(lines)]
     content = {
         "name": "few_pairs",
         "command": "python benchmarks/few_pairs.py final --root FOLDER --chosen choose.jsonl --out final.jsonl",
         **results._where(),
+        **({"commit": options.commit} if options.commit else {}),
         "device": options.device,
-        "seeds": seeds,
+        "seeds": sorted({line["seed"] for line in lines}),
         "best": {"label": chosen, "settings": [*few_pairs_rows.CHOOSE[chosen].settings]},
-        "left out": sorted({named(line) for line in lines} - {row["label"] for row in found}),
         "rows": found,
-        "tests": tests(lines, [row["label"] for row in found], seeds),
+        "tests": tests(lines),
     }
     (results.RESULTS / "few_pairs.json").write_text(json.dumps(content, indent=1) + "\n")
 

@@ -134,13 +134,16 @@ def test_tests_of_few_pairs_are_over_seeds_and_images() -> None:
         for seed in (0, 1)
         for label, hits in (("best, unpaired", better), ("InfoNCE", worse))
     ]
-    found = few_pairs_table.tests(lines, [row["label"] for row in few_pairs_table.rows(lines, [0, 1])], [0, 1])
+    found = few_pairs_table.tests(lines)
     assert [(one["label"], one["against"]) for one in found] == [("1,000: best, unpaired", "1,000: InfoNCE")]
     assert found[0]["difference"] == pytest.approx(100 / 3) and found[0]["low"] < 100 / 3 < found[0]["high"]
     assert found[0]["p"] == found[0]["holm"] < 0.01
     assert "| 1,000: best, unpaired, against InfoNCE | +33.3 [" in results.tests({"tests": found})
-    kept = [row["label"] for row in few_pairs_table.rows(lines[:3], [0, 1])]
-    assert kept == ["1,000: best, unpaired"], "a row that lacks a seed is left out"
+    third = [{**line, "seed": 2} for line in lines[:1]]
+    kept = [row["label"] for row in few_pairs_table.rows([*lines, *third])]
+    assert kept == ["1,000: best, unpaired", "1,000: InfoNCE (2 seeds)"], "a row of fewer seeds says so"
+    assert few_pairs_table.tests([*lines, *third])[0]["against"] == "1,000: InfoNCE (2 seeds)"
+    assert not [*few_pairs_table.rows(lines[:1])], "one seed has no deviation"
 
 
 def test_every_few_pair_row_is_a_recipe_and_the_best_has_a_small_gap() -> None:
