@@ -39,7 +39,7 @@ def test_every_shipped_recipe_is_valid_by_name_and_by_path(name: str, csalign: C
         called = csalign("recipe", "validate", given)
         assert (called.exit_code, called.stdout) == (0, f"{name}: valid\n")
         hint = "still to be named: the folder of the data, --set data.root=FOLDER\n"
-        assert called.stderr == (hint if name.startswith(("flickr8k", "paper")) else "")
+        assert called.stderr == (hint if name.startswith(("flickr8k", "paper", "photos")) else "")
 
 
 def test_a_shelf_name_means_the_same_everywhere_and_a_path_means_the_file(tmp_path: Path) -> None:
