@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from cs_aligner_cli.files.artifact import Artifact
 
 
+class _NotSet:
+    """A key that is not there, which is another thing than one that is null."""
+
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_NOT_SET = _NotSet()
+
+
 class StaleError(InputError):
     """An output was made from other inputs than those wanted now (exit code 2)."""
 
@@ -21,11 +31,15 @@ class StaleError(InputError):
 
 
 def differences(made: Any, wanted: Any, path: str = "") -> Iterator[str]:
-    """In words, every recipe key, and every need, in which the inputs of an output are not those wanted now."""
+    """In words, every recipe key, and every need, in which the inputs of an output are not those wanted now.
+
+    Empty for equal inputs alone, so that an output that is not fresh always has a change that says why.
+    """
     if isinstance(made, dict) and isinstance(wanted, dict):
         for key in {**wanted, **made}:
-            if made.get(key) != wanted.get(key):
-                yield from differences(made.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            was, now = made.get(key, _NOT_SET), wanted.get(key, _NOT_SET)
+            if was != now:
+                yield from differences(was, now, f"{path}.{key}" if path else key)
     elif path.startswith("needs."):
         yield f"the {path.removeprefix('needs.')} it was made from has changed"
     else:

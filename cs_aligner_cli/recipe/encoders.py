@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, Tag, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, NAME_PATTERN, FilePath, Strict, by_kind, resolve_path
 from cs_aligner_cli.recipe.paths import RUN, run_folder
@@ -112,6 +120,11 @@ class _Layers(Strict):
         description="Blocks of the model whose pooled states, side by side, are the embedding, as in [-1, -4]: from 1,"
         " or from the end; -1 gives the embedding without this key.",
     )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without layers that are null: outputs of before the key was there stay fresh, and sweeps of then go on."""
+        return {key: value for key, value in write(self).items() if key != "layers" or value is not None}
 
 
 class _Pictures(Strict):

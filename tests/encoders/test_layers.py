@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ from torch import Tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders import Encoder
 from cs_aligner_cli.encoders.hub import same_encoder
+from cs_aligner_cli.experiments.plan import experiment_id
+from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.runs.layout import Layout
 
 __all__ = ["bert", "clip", "llama", "photos", "siglip"]  # fixtures
 
@@ -165,3 +170,32 @@ def test_the_image_key_that_text_inherits_and_keys_that_are_refused() -> None:
             Recipe.model_validate(
                 {"name": "x", "encoders": {"image": {"kind": "timm", "model": "m", "layers": layers}}}
             )
+
+
+def test_outputs_of_before_the_key_was_there_are_fresh(tmp_path: Path) -> None:
+    def recipe(**more: Any) -> Recipe:
+        content = {"kind": "open_clip", "random_init": True, "config": CONFIG, **more}
+        return Recipe.model_validate({"name": "x", "run_dir": tmp_path, "encoders": {"image": content}, "train": {}})
+
+    def outputs(of: Recipe) -> list[Artifact]:
+        layout = Layout(of)
+        return [layout.tower_check(["image", "text"]), layout.frozen("train"), layout.trained("aligned")]
+
+    plain = recipe(layers=None)
+    for now, named in zip(outputs(plain), outputs(recipe(layers=[-1])), strict=True):
+        then = json.loads(json.dumps(now.recipe, default=str))
+        for tower in filter(None, then["encoders"].values()):
+            tower.pop("layers", None)
+        with replace(now, recipe=then).building():
+            pass
+        record = now.fresh()
+        assert record is not None, now.name
+        assert "encoders.image.layers was not set and is now [-1]" in named.changes(record)
+    then = plain.model_dump(mode="json")
+    then["encoders"]["image"].pop("layers", None)
+    assert (
+        experiment_id(then)
+        == experiment_id(plain.model_dump(mode="json"))
+        == experiment_id(recipe().model_dump(mode="json"))
+        != experiment_id(recipe(layers=[-1]).model_dump(mode="json"))
+    )

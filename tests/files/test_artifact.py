@@ -118,6 +118,20 @@ def test_require_names_what_is_missing_or_has_changed_and_the_command(artifact: 
         changed.require()
 
 
+@pytest.mark.parametrize("made", [{"lr": 1.0}, {"lr": 1.0, "steps": None}])
+@pytest.mark.parametrize("wanted", [{"lr": 1.0}, {"lr": 1.0, "steps": None}])
+def test_what_is_not_fresh_has_a_change_that_says_why(
+    artifact: Artifact, made: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    build(replace(artifact, recipe={"train": made}))
+    record = artifact.record()
+    assert record is not None
+    now = replace(artifact, recipe={"train": wanted})
+    assert (now.fresh() is None) == bool(now.changes(record)) == (made != wanted)
+    if "steps" in wanted and made != wanted:
+        assert now.changes(record) == ["train.steps was not set and is now None"]
+
+
 def test_require_looks_at_needs_first(artifact: Artifact, tmp_path: Path) -> None:
     later = Artifact("later thing", tmp_path / "later", "csalign later", {}, (artifact,))
     with pytest.raises(InputError, match="no thing in"):
