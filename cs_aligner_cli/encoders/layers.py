@@ -16,7 +16,7 @@ from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.encoder import Encoder
 from cs_aligner_cli.encoders.inputs import ids_and_mask, in_chunks_of_like_length
-from cs_aligner_cli.encoders.tokens import pool_tokens, prefix_tokens
+from cs_aligner_cli.encoders.tokens import pool_tokens
 
 # Further than this from the tower's own embedding of an example, the library's way to inner layers is another model.
 _SAME = 1e-4
@@ -26,10 +26,11 @@ class BlockStates(Protocol):
     """How a kind of encoder gives its blocks' states; there are ``count`` of them.
 
     Called with a model's input and ascending numbers of blocks before the last, from 1, it gives the tower's own
-    embedding (B, dim) and the pooled state (B, width) of each of those.
+    embedding (B, dim) and the pooled state (B, width) of each of those. ``pooling`` is how these are pooled, in a word.
     """
 
     count: int
+    pooling: str
 
     def __call__(self, inputs: Tensor, inner: Sequence[int]) -> tuple[Tensor, list[Tensor]]: ...
 
@@ -67,8 +68,9 @@ class LayerTower(nn.Module):
 def with_layers(encoder: Encoder, layers: Sequence[int], key: str) -> Encoder:
     """The encoder whose embedding is that of its ``layers``, from 1 or from the end (``LayerTower``).
 
-    Its identity says which blocks (``layers``) and how wide each is (``widths``). Raises InputError, naming ``key``,
-    where the model has no such layers, or where its library gives none.
+    Its identity says which blocks (``layers``), how wide each is (``widths``) and how those before the last are pooled
+    (``inner_pooling``). Raises InputError, naming ``key``, where the model has no such layers, or where its library
+    gives none.
     """
     tower, example = encoder.module.eval(), _example(encoder)
     with _reading(key):
@@ -79,7 +81,8 @@ def with_layers(encoder: Encoder, layers: Sequence[int], key: str) -> Encoder:
         own, plain = LayerTower(tower, states, sorted({1, states.count})).blocks(example)[-1], tower(example)
     if float((own - plain).norm()) > _SAME * float(plain.norm()):
         raise InputError(f"{key}: the model gives another embedding beside its inner layers")
-    identity = {**encoder.identity, "layers": [*numbers], "widths": widths}
+    layout = {"layers": [*numbers], "widths": widths, "inner_pooling": states.pooling}
+    identity = {**encoder.identity, **layout}
     return replace(encoder, module=LayerTower(tower, states, numbers), dim=sum(widths), identity=identity)
 
 
@@ -111,31 +114,53 @@ def _numbers(layers: Sequence[int], count: int, key: str) -> list[int]:
 
 def _example(encoder: Encoder) -> Tensor:
     if encoder.modality == "text":
-        return encoder.load(pd.DataFrame({"text": ["a"]}))
+        return encoder.load(pd.DataFrame({"text": ["a few words"]}))
     picture: Tensor = encoder.load.preprocess(Image.new("RGB", (64, 48), "grey"))[None]  # type: ignore[attr-defined]
     return picture
 
 
 class _OfTransformers:
-    """Hidden states, pooled as the tower pools; before a head of the last layer alone by the token that it reads."""
+    """Hidden states, pooled as the tower pools: where it has a head of its own, over the tokens that this reads."""
 
     def __init__(self, tower: Any, encoder: Encoder, example: Tensor) -> None:
-        self.tower = tower
+        self.tower, self.how, self.first = tower, tower.pooling, 0
+        if tower.pooling in ("features", "pooler"):
+            self.how, self.first = _read_by_head(tower, example)
+        self.pooling = f"{self.how} from token {self.first}" if self.first else self.how
         output, _ = self.tower.output(example, output_hidden_states=True)
         self.count = len(output.hidden_states) - 1  # the first is that of the embedding table
 
     def __call__(self, inputs: Tensor, inner: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         output, mask = self.tower.output(inputs, output_hidden_states=True)
         states = [output.hidden_states[n] for n in inner]
-        return self.tower.pooled(output, mask), [pool_tokens(h, self._pooling(h, inputs), mask) for h in states]
+        states = [h[:, self.first :] if self.first else h for h in states]
+        return self.tower.pooled(output, mask), [pool_tokens(h, self.how, mask) for h in states]
 
-    def _pooling(self, hidden: Tensor, inputs: Tensor) -> str:
-        pooling: str = self.tower.pooling
-        if pooling not in ("features", "pooler"):
-            return pooling
-        if self.tower.modality == "text":  # CLIP and SigLIP read the end of the text, BERT's pooler the first token
-            return "last" if pooling == "features" else "cls"
-        return "cls" if hidden.ndim == 3 and prefix_tokens(self.tower.model, hidden, inputs) else "mean"
+
+def _read_by_head(tower: Any, example: Tensor) -> tuple[str, int]:
+    """How a tower with a head of its own pools the last block's tokens, and of a picture the first that it reads.
+
+    Families differ (the end of a text in CLIP, its first token in ChineseCLIP, the mean of patches in BEiT), so the
+    tower itself says it: it reads the tokens of an example that have a gradient. The first alone is a class token, the
+    last alone the end of a text; several, by attention or mean, are pooled by their mean.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        output, mask = tower.output(example, output_hidden_states=True)
+        pooled = tower.pooled(output, mask)[0]
+        weights = torch.arange(1, len(pooled) + 1, dtype=pooled.dtype, device=pooled.device)
+        states = [output.hidden_states[-1], getattr(output, "last_hidden_state", None)]
+        # Weighted, since a plain sum has no gradient behind a layer norm.
+        last = [state for state in states if state is not None and state.requires_grad]
+        gradients = torch.autograd.grad((pooled * weights).sum(), last, allow_unused=True)
+    found = next((gradient for gradient in gradients if gradient is not None), None)
+    if found is None or found.ndim != 3:
+        return "mean", 0
+    read = found[0].ne(0).any(1).nonzero().flatten().tolist()
+    if read == [0]:
+        return "cls", 0
+    if mask is not None:
+        return "last" if read == [int(mask[0].sum()) - 1] else "mean", 0
+    return "mean", read[0] if read else 0
 
 
 class _OfSentenceTransformers:
@@ -145,9 +170,10 @@ class _OfSentenceTransformers:
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         self.tower = tower
-        self.pooling: Any = next((part for part in tower.pipeline if isinstance(part, Pooling)), None)
-        if self.pooling is None:
+        self.pool: Any = next((part for part in tower.pipeline if isinstance(part, Pooling)), None)
+        if self.pool is None:
             raise LookupError("its pipeline has no pooling of tokens")
+        self.pooling = "pipeline"
         encoder.backbone.config.output_hidden_states = True
         self.count = len(self._run(example)["all_layer_embeddings"]) - 1
 
@@ -159,7 +185,7 @@ class _OfSentenceTransformers:
         output = self._run(inputs)
         mask = output["attention_mask"]
         states = (output["all_layer_embeddings"][n] for n in inner)
-        pooled = [self.pooling({"token_embeddings": h, "attention_mask": mask})["sentence_embedding"] for h in states]
+        pooled = [self.pool({"token_embeddings": h, "attention_mask": mask})["sentence_embedding"] for h in states]
         return output["sentence_embedding"], pooled
 
 
@@ -170,6 +196,7 @@ class _OfTimm:
         self.model, self.run = tower, tower.forward_intermediates
         self.count = len(tower.feature_info)
         self.by_class = _pools_by_class(tower)
+        self.pooling = "cls" if self.by_class else "mean"
 
     def __call__(self, inputs: Tensor, inner: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         options = {"return_prefix_tokens": True} if self.by_class else {}
@@ -194,6 +221,9 @@ class _OfOpenClip:
         self.count = len(blocks) if blocks is not None else stages
         own = getattr(tower, "pool_type", "") == "tok" and getattr(tower, "attn_pool", None) is None
         self.by_class = _pools_by_class(trunk) or own
+        self.pooling = "cls" if self.by_class else "mean"
+        if self.text:
+            self.pooling = "cls" if tower.cls_emb is not None else tower.pool_type
 
     def __call__(self, inputs: Tensor, inner: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         # With the last block among them: without it open_clip's ResNet stops early, and embeds what it then has.

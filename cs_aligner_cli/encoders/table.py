@@ -26,6 +26,7 @@ from cs_aligner_cli.recipe.encoders import (
 from cs_aligner_cli.recipe.recipe import Recipe
 
 
+@torch.inference_mode(False)  # weights made in that mode have no gradients, neither for training nor for layers
 def load_encoders(
     recipe: Recipe, data: PreparedData | None, device: torch.device, modalities: Sequence[str]
 ) -> dict[str, Encoder]:

@@ -322,10 +322,14 @@ class Encoders(Strict):
         return "image", "text", *self.further
 
     def of(self, modality: str) -> EncoderSpec:
-        """The encoder of a modality."""
+        """The encoder of a modality; a text tower of the image's model is without the layers, which are the image's."""
         if modality in self.further:
             return self.further[modality]
-        return self.text if modality == "text" and self.text is not None else self.image
+        if modality != "text":
+            return self.image
+        if self.text is None and getattr(self.image, "layers", None):
+            return self.image.model_copy(update={"layers": None})
+        return self.text or self.image
 
     def refuse_layers(self, modality: str, tune: str) -> None:
         """Raise ValueError if a tower that is trained itself, by ``tune``, names its layers."""

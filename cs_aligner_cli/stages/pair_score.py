@@ -93,9 +93,6 @@ class _Candidate(NamedTuple):
     def layers(self) -> list[int]:
         return self.identity.get("layers", [])  # type: ignore[no-any-return]
 
-    def rows(self, rows: Ints) -> npt.NDArray[np.floating]:
-        return self.store.array(self.modality).take(rows)[:, self.columns]
-
 
 def pair_score(recipe: Recipe, console: Console, beside: Sequence[Path] = ()) -> PairScoreResult:
     """Score every image encoder with every text encoder among this recipe's frozen store and those of other runs.
@@ -117,7 +114,7 @@ def pair_score(recipe: Recipe, console: Console, beside: Sequence[Path] = ()) ->
     found = [*_candidates(layout, split, beside, notes)]
     images, texts = ([one for one in found if one.modality == m] for m in MODALITIES)
     rows = [side[evenly_spaced(len(side), MAX_PAIRS)] for side in known.pairs]
-    pictures, captions = ([one.rows(r) for one in side] for side, r in zip((images, texts), rows, strict=True))
+    pictures, captions = ([*_taken(side, r)] for side, r in zip((images, texts), rows, strict=True))
     scores, gallery = [], 0
     with console.progress("scoring encoders", len(images) * len(texts)) as advance:
         for (image, x), (text, y) in product(zip(images, pictures, strict=True), zip(texts, captions, strict=True)):
@@ -180,6 +177,15 @@ def _parts(run: str, modality: str, store: Store) -> Iterator[_Candidate]:
         start = sum(widths[:i])
         of_layer = {**identity, "layers": [number], "widths": [width]}
         yield _Candidate(run, modality, of_layer, slice(start, start + width), store)
+
+
+def _taken(candidates: Sequence[_Candidate], rows: Ints) -> Iterator[npt.NDArray[np.floating]]:
+    """These rows of each candidate of one modality: parts of one array for all that a store has of it."""
+    stores: dict[str, npt.NDArray[np.floating]] = {}
+    for one in candidates:
+        if one.run not in stores:
+            stores[one.run] = one.store.array(one.modality).take(rows)
+        yield stores[one.run][:, one.columns]
 
 
 def _called(run: str, layers: list[int]) -> str:

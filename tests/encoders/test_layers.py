@@ -152,12 +152,13 @@ def test_open_clip(modality: str, config: dict[str, Any], count: int, photos: li
     assert_laid_out(make, photos if modality == "image" else None, count)
 
 
-def test_the_image_key_that_text_inherits_and_keys_that_are_refused() -> None:
+def test_layers_of_the_image_are_not_those_of_its_models_text_tower_and_keys_that_are_refused() -> None:
     def recipe(**more: Any) -> Recipe:
         content = {"kind": "open_clip", "random_init": True, "config": CONFIG, "layers": [-1, 1]}
         return Recipe.model_validate({"name": "x", "encoders": {"image": content}, **more})
 
-    assert recipe().encoders.of("text").layers == [-1, 1]  # type: ignore[union-attr]
+    encoders = recipe(train={"text": {"tune": "lora"}}).encoders
+    assert encoders.of("text") == encoders.image.model_copy(update={"layers": None}) != encoders.of("image")
     with pytest.raises(ValidationError, match=r"train\.image\.tune: lora trains the encoder"):
         recipe(train={"image": {"tune": "lora"}})
     for layers, why in (
@@ -199,3 +200,34 @@ def test_outputs_of_before_the_key_was_there_are_fresh(tmp_path: Path) -> None:
         == experiment_id(recipe().model_dump(mode="json"))
         != experiment_id(recipe(layers=[-1]).model_dump(mode="json"))
     )
+
+
+@torch.inference_mode()
+def test_inner_layers_are_pooled_by_the_tokens_that_the_towers_head_reads(photos: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    picture = {"image_size": 32, "patch_size": 16}
+    chinese = transformers.ChineseCLIPConfig(
+        text_config={"vocab_size": 64, "max_position_embeddings": 16, **size},
+        vision_config={**picture, **size},
+        projection_dim=24,
+    )
+    transformers.ChineseCLIPModel(chinese).save_pretrained(tmp_path / "chinese")
+    word_tokenizer(**BERT_SPECIAL).save_pretrained(tmp_path / "chinese")
+    found = encoder("text", tmp_path, kind="transformers", model=of(tmp_path / "chinese"), layers=[1])
+    model: Any = transformers.AutoModel.from_pretrained(tmp_path / "chinese").eval().text_model
+    given = word_tokenizer(**BERT_SPECIAL)(CAPTIONS, return_tensors="pt", padding=True, truncation=True, max_length=16)
+    expected = model(**given, output_hidden_states=True).hidden_states[1][:, 0]
+    torch.testing.assert_close(embedded(found), expected, atol=1e-5, rtol=1e-5)
+    assert found.identity["inner_pooling"] == "cls", "it projects the first token, where CLIP does the last"
+
+    beit = transformers.BeitModel(transformers.BeitConfig(use_mean_pooling=True, **picture, **size)).eval()
+    beit.save_pretrained(tmp_path / "beit")
+    transformers.BeitImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(
+        tmp_path / "beit"
+    )
+    found = encoder("image", tmp_path, kind="transformers", model=of(tmp_path / "beit"), layers=[1])
+    pixels = found.load(pd.DataFrame({"locator": [path.name for path in photos]}))
+    expected = beit(pixel_values=pixels, output_hidden_states=True).hidden_states[1][:, 1:].mean(1)
+    torch.testing.assert_close(embedded(found, photos), expected, atol=1e-5, rtol=1e-5)
+    assert found.identity["inner_pooling"] == "mean from token 1", "its pooler leaves the class token out"

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from trained_runs import QUIET
 
 from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.stages.pair_score import _parts, _taken
 from cs_aligner_cli.stages.pipeline import run_stage
+from cs_aligner_cli.stores.embeddings import Store
 
 
 def embedded(file: Path, folder: Path, *settings: str) -> list[str]:
@@ -70,3 +73,16 @@ def test_layers_of_one_pass_are_scored_apart_and_together(
 
 
 LAYERS = {"both": {"layers": [-1, 1]}, "inner": {"layers": [1]}}
+
+
+def test_the_layers_of_a_store_are_parts_of_one_array(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    values = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    np.save(tmp_path / "text" / "shard-00000.npy", values)
+    (tmp_path / "identity.json").write_text(json.dumps({"text": {"layers": [3, 1], "widths": [4, 2]}}))
+    rows = np.array([5, 1, 8])
+    whole, *parts = _taken([*_parts("run", "text", Store(tmp_path))], rows)
+    assert [whole.tolist(), *(part.tolist() for part in parts)] == [
+        x[rows].tolist() for x in (values, values[:, :4], values[:, 4:])
+    ]
+    assert all(np.shares_memory(part, whole) for part in parts), "else memory grows with the square of the layers"
