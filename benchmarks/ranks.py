@@ -195,13 +195,14 @@ def worker(folder: Path, steps: int, with_memory: bool) -> None:
     """What one rank does; rank 0 leaves the results in ``folder``."""
     with together(Distributed()) as ranks:
         results: dict[str, Any] = {"losses": {}}
+        # First, as memory that is let go of later would be taken again without being counted.
+        results["objective_mb"] = ranks.all_gather(objective_peak(ranks, OBJECTIVE_PAIRS)) if with_memory else []
         tensors: dict[str, Tensor] = {}
         for name, case in CASES.items():
             results["losses"][name], found = trained(case, ranks, steps)
             tensors |= {f"{name}/{key}": value for key, value in found.items()}
         results["store"] = embedded(folder, ranks)
         results["memory"] = memory_and_time(ranks) if with_memory else []
-        results["objective_mb"] = ranks.all_gather(objective_peak(ranks, OBJECTIVE_PAIRS)) if with_memory else []
         if ranks.main:
             save_file(tensors, folder / "tensors.safetensors")
             (folder / "results.json").write_text(json.dumps(results))
