@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.token_sequences import token_mask
+from cs_aligner_cli.common.token_sequences import join_padded, token_mask
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.files.artifact import verify_file
@@ -21,8 +21,9 @@ from cs_aligner_cli.retrieval.scores import Scores
 from cs_aligner_cli.towers.towers import Inputs, Towers
 from cs_aligner_cli.towers.weights import FORMAT, described, read_tensors, save_tensors
 
-# Pairs whose items go through the towers together, and numbers that the head's comparison may hold at once.
-_PAIRS, _NUMBERS = 512, 2**24
+# Items that go through a tower together, numbers that the head's comparison may hold at once, and numbers of tokens of
+# one modality that are kept while the other's pass by.
+_ITEMS, _NUMBERS, _KEPT = 256, 2**24, 2**26
 # Where cosines begin as logits, and as the logits of attention.
 _SCALE = 10.0
 
@@ -111,20 +112,49 @@ class Matcher:
 
     @torch.inference_mode()
     def __call__(self, image: Ints, text: Ints) -> Scores:
-        """(P,) the logits of pairs: image[p] with text[p]."""
-        scores = np.empty(len(image), np.float32)
-        for start in range(0, len(image), _PAIRS):
-            block = slice(start, start + _PAIRS)
-            (x, at_x), (y, at_y) = self._items("image", image[block]), self._items("text", text[block])
-            longest = max(x.tokens.shape[1], y.tokens.shape[1])
-            step = max(1, _NUMBERS // (4 * longest * self._head.dim))
-            parts = zip(torch.split(at_x, step), torch.split(at_y, step), strict=True)
-            logits = torch.cat([self._head(x.take(i), y.take(j)) for i, j in parts])
-            scores[block] = logits.float().cpu().numpy()
+        """(P,) the logits of pairs: image[p] with text[p].
+
+        Every item of the modality that has fewer goes through its tower once, and is kept; those of the other one once,
+        or once for every ``_KEPT`` numbers that are kept.
+        """
+        rows, scores = {"image": image, "text": text}, np.empty(len(image), np.float32)
+        fewer, other = sorted(rows, key=lambda modality: len(np.unique(rows[modality])))
+        different, place = np.unique(rows[fewer], return_inverse=True)
+        for first, kept in self._kept(fewer, different):
+            pairs = np.flatnonzero((place >= first) & (place < first + len(kept.rows)))
+            pairs = pairs[np.argsort(rows[other][pairs], kind="stable")]
+            passing, starts = np.unique(rows[other][pairs], return_index=True)
+            for start in range(0, len(passing), _ITEMS):
+                some = passing[start : start + _ITEMS]
+                block = pairs[starts[start] : starts[start + _ITEMS] if start + _ITEMS < len(starts) else None]
+                found = {
+                    fewer: (kept, place[block] - first),
+                    other: (self._items(other, some), np.searchsorted(some, rows[other][block])),
+                }
+                scores[block] = self._logits(*found["image"], *found["text"])
         return scores
 
-    def _items(self, modality: str, rows: Ints) -> tuple[Items, Tensor]:
-        """What the towers make of the different ones of some rows, and the place of each row among those."""
-        different, places = np.unique(rows, return_inverse=True)
-        inputs = self._inputs(modality, self._split, different).to(self._device)
-        return Items(*self._towers.forward_tokens(modality, inputs)), torch.from_numpy(places).to(self._device)
+    def _logits(self, x: Items, at_x: Ints, y: Items, at_y: Ints) -> Scores:
+        """(P,) the logits of pairs, by the places of their items."""
+        longest = max(x.tokens.shape[1], y.tokens.shape[1])
+        step = max(1, _NUMBERS // (4 * longest * self._head.dim))
+        places = (torch.split(torch.from_numpy(at).to(self._device), step) for at in (at_x, at_y))
+        logits = torch.cat([self._head(x.take(i), y.take(j)) for i, j in zip(*places, strict=True)])
+        found: Scores = logits.float().cpu().numpy()
+        return found
+
+    def _kept(self, modality: str, rows: Ints) -> Iterator[tuple[int, Items]]:
+        """Consecutive parts of some rows, as large as memory allows: the place of the first, and its items."""
+        parts: list[Items] = []
+        first = 0
+        for start in range(0, len(rows), _ITEMS):
+            parts.append(self._items(modality, rows[start : start + _ITEMS]))
+            end = min(start + _ITEMS, len(rows))
+            if end == len(rows) or sum(part.tokens.numel() for part in parts) >= _KEPT:
+                yield first, Items(torch.cat([p.rows for p in parts]), join_padded([p.tokens for p in parts]))
+                parts, first = [], end
+
+    def _items(self, modality: str, rows: Ints) -> Items:
+        """What the towers make of some rows."""
+        inputs = self._inputs(modality, self._split, rows).to(self._device)
+        return Items(*self._towers.forward_tokens(modality, inputs))

@@ -14,12 +14,19 @@ from token_files import manifest_of
 from trained_runs import QUIET
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.files.artifact import read_json
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
+from cs_aligner_cli.stages.eval_retrieval.reranking import reranker_of
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stages.replacing import refuse_to_replace
 from cs_aligner_cli.stages.table import STAGES
+from cs_aligner_cli.stores.tokens import TokenStore
+from cs_aligner_cli.towers.matching_head import Matcher, load_head
+from cs_aligner_cli.towers.towers import Inputs
+from cs_aligner_cli.towers.weights import load_towers
 from cs_aligner_cli.training.matching import HeadTraining
 
 Csalign = Callable[..., Any]
@@ -115,6 +122,25 @@ def test_a_head_that_was_cut_short_ends_bitwise_as_one_that_was_not(
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match=r"head.safetensors: is damaged"):
         run_stage("eval_retrieval", other, QUIET)
+
+
+def test_reranking_runs_towers_in_the_precision_of_training(matching_recipe: Path) -> None:
+    """The head of a run in bf16 gives pairs the logits that its training would: those of bf16 towers."""
+    recipe = load_recipe(str(matching_recipe), ["train.precision=bf16", "train.matching.epochs=1"])
+    trained(recipe)
+    run_stage("embed", recipe, QUIET)
+    layout, split = Layout(recipe), PreparedData(Layout(recipe).prepared.path).split("test", "eval_retrieval.split")
+    pairs = np.arange(8), 3 * np.arange(8)
+    reranker = reranker_of(layout, "aligned", split, "cpu")
+    assert reranker is not None
+    tokens = TokenStore(layout.tokens("test").path)
+    dims, head = {m: tokens.array(m).dim for m in MODALITIES}, load_head(layout.matching("aligned").path / HEAD_FILE)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        towers = load_towers(layout.weights("aligned"), {}, dims, precision=precision)
+        found[precision] = Matcher(head, towers, Inputs(towers.plans, {}, {}, {"test": tokens}), split)(*pairs)
+    np.testing.assert_array_equal(reranker.score(*pairs), found["bf16"])
+    assert np.abs(found["fp32"] - found["bf16"]).max() > 0
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])

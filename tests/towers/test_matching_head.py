@@ -13,7 +13,9 @@ from torch.nn.functional import normalize
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import pad_tokens, token_mask
-from cs_aligner_cli.towers.matching_head import Items, MatchingHead, load_head, save_head
+from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.towers import matching_head
+from cs_aligner_cli.towers.matching_head import Items, Matcher, MatchingHead, load_head, save_head
 
 
 def items(seed: int, lengths: list[int]) -> Items:
@@ -89,3 +91,40 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "towers.safetensors")
     with pytest.raises(InputError, match="is no matching head of this csalign"):
         load_head(tmp_path / "towers.safetensors")
+
+
+class CountedTowers(torch.nn.Module):
+    """Towers whose outputs are drawn before, tokens of 1 to 4 an item; which rows went through is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_logit_scale = torch.zeros(())
+        self.made = {m: items(seed, [1 + n % 4 for n in range(30)]) for seed, m in enumerate(("image", "text"))}
+        self.seen: dict[str, list[int]] = {"image": [], "text": []}
+
+    def forward_tokens(self, modality: str, rows: Tensor) -> Items:
+        self.seen[modality] += rows.tolist()
+        found = self.made[modality].take(rows)
+        return Items(found.rows, found.tokens[:, : int(token_mask(found.tokens).sum(dim=1).max())])
+
+
+def read(modality: str, split: object, rows: Ints) -> Tensor:
+    return torch.from_numpy(rows)
+
+
+@pytest.mark.parametrize("kept", [2**26, 40])
+def test_a_matcher_maps_every_item_about_once(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """20 texts of each of 30 images, in the order of the images; with little memory, in parts."""
+    monkeypatch.setattr(matching_head, "_ITEMS", 7)
+    monkeypatch.setattr(matching_head, "_KEPT", kept)
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.arange(30), 20)
+    text = np.concatenate([rng.choice(25, 20, replace=False) for _ in range(30)])
+    towers, head = CountedTowers(), trained_head()
+    scores = Matcher(head, towers, read, None)(image, text)  # type: ignore[arg-type]
+    made = towers.made
+    expected = head(made["image"].take(torch.from_numpy(image)), made["text"].take(torch.from_numpy(text)))
+    np.testing.assert_allclose(scores, expected.detach(), rtol=1e-5)
+    assert sorted(towers.seen["text"]) == list(range(25))
+    parts = 1 if kept > 40 else 4
+    assert sorted(towers.seen["image"]) == sorted([*range(30)] * parts)
