@@ -72,6 +72,10 @@ class PlannedRun:
         return f"{self.configuration.name}, seed {self.seed}"
 
 
+# Keys that older recipes did not know: where they are null, an experiment is what it was.
+_LATER_KEYS = (("train", "matching"), ("eval_retrieval", "rerank"))
+
+
 def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
     """The fingerprint of what decides a run's results; ``recipe`` is a resolved one, as run.json holds it.
 
@@ -87,6 +91,9 @@ def _experiment(recipe: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in _NOT_THE_EXPERIMENT}
     for section in ("data", "embed"):
         kept[section] = {k: v for k, v in kept[section].items() if f"{section}.{k}" not in _NOT_THE_EXPERIMENT}
+    for section, key in _LATER_KEYS:
+        if (kept.get(section) or {}).get(key, ...) is None:
+            kept[section] = {k: v for k, v in kept[section].items() if k != key}
     return kept
 
 

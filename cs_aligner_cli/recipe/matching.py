@@ -12,12 +12,14 @@ class Matching(Strict):
 
     width: int = Field(64, ge=1, le=4096, description="Hidden units of the comparison of tokens.")
     epochs: int = Field(10, ge=1, description="Passes over the training images, after the towers are trained.")
-    batch_size: int = Field(100, ge=2, description="Pairs per step, among which hard negatives are drawn.")
+    batch_size: int = Field(
+        100, ge=2, description="Images with captions per step, among which hard negatives are drawn."
+    )
     lr: float = Field(3e-3, gt=0, le=10, description="Peak learning rate; all else of the optimizer is train's.")
-    negatives: int = Field(1, ge=1, le=64, description="Hard negatives of each image and of each text in a step.")
+    negatives: int = Field(1, ge=1, le=16, description="Hard negatives of each image and of each text in a step.")
     temperature: float = Field(
         0.05,
-        gt=0,
+        ge=1e-3,
         le=100,
         description="Negatives are drawn by a softmax of cosines over this: low: the most similar ones alone.",
     )

@@ -3,10 +3,12 @@
 from cs_aligner_cli.retrieval.evaluation import evaluate_mixed, evaluate_retrieval, true_ranks
 from cs_aligner_cli.retrieval.index import build_index, plan_index, read_index, search, write_index
 from cs_aligner_cli.retrieval.metrics import QueryScores
+from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.retrieval.rows import Rows
 
 __all__ = [
     "QueryScores",
+    "Reranker",
     "Rows",
     "build_index",
     "evaluate_mixed",

@@ -12,11 +12,11 @@ from cs_aligner_cli.common.results import Frozen, Measured, Number, StageResult,
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.experiments.expected import BesidePublished, beside_published
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.stages.eval_retrieval.result import EvaluatedSplit, Metrics, RetrievalResult
+from cs_aligner_cli.stages.eval_retrieval.result import EvaluatedSplit, Gain, Metrics, RetrievalResult
 from cs_aligner_cli.stages.formats import number, percent
 from cs_aligner_cli.stages.gap_report.result import GapReportResult
 from cs_aligner_cli.stages.generate.result import GenerateResult
-from cs_aligner_cli.stages.train.result import TrainedRun, TrainResult
+from cs_aligner_cli.stages.train.result import TrainedHead, TrainedRun, TrainResult
 from cs_aligner_cli.stages.zero_shot.result import ZeroShotResult
 
 
@@ -26,7 +26,11 @@ class RunResult(Frozen):
     seed: int
     status: dict[str, Status] = Field(description="by stage")
     train: dict[str, TrainedRun]
+    heads: dict[str, TrainedHead] = Field({}, description="matching heads by run; absent without train.matching")
     eval_retrieval: dict[str, Metrics]
+    rerank: dict[str, dict[str, dict[str, Gain]]] = Field(
+        {}, description="reranked less not, by store, direction and metric; absent without eval_retrieval.rerank"
+    )
     sets: dict[str, dict[str, Metrics]] = Field(
         {}, description="of further data sets, by set and store; absent without eval_retrieval.sets"
     )
@@ -50,6 +54,8 @@ def run_result(recipe: Recipe, results: Mapping[str, StageResult]) -> RunResult:
     drawn = results.get("generate")
     optional: dict[str, Any] = {"zero_shot": zero_shot.zero_shot} if isinstance(zero_shot, ZeroShotResult) else {}
     optional |= {"generate": drawn.generate} if isinstance(drawn, GenerateResult) else {}
+    optional |= {"heads": train.heads} if isinstance(train, TrainResult) and train.heads else {}
+    optional |= {"rerank": retrieval.rerank} if retrieval.rerank else {}
     if retrieval.sets:
         optional["sets"] = {name: found.eval_retrieval for name, found in retrieval.sets.items()}
     if recipe.expected is not None:
@@ -96,6 +102,7 @@ def run_tables(results: Mapping[str, StageResult]) -> list[Table]:
     return [
         table(f"split {evaluated.split} (R@k in percent)", columns, rows),
         *(_set_table(name, found) for name, found in evaluated.sets.items()),
+        *evaluated.all_gains(),
     ]
 
 

@@ -215,16 +215,8 @@ class TrainingRun:
                 self.console.say(
                     f"{self.name}: trains {trained:,}{share} weights of {part} in {counted(tensors, 'tensors')}"
                 )
-        pairs, wanted = self.setup.batches.pairs, self.spec.batch_size
-        if wanted > pairs.images:
-            self.console.say(
-                f"{self.name}: train.batch_size {wanted} exceeds {counted(pairs.images, 'images')}: batches of those"
-            )
-        if pairs.left_out:
-            self.console.say(
-                f"{self.name}: {counted(pairs.left_out, 'images', 'are', of=pairs.images)} left out of every epoch"
-                " (incomplete batch; train.last_batch: keep takes them, too)"
-            )
+        for remark in self.setup.left_out("train.batch_size", self.spec.batch_size):
+            self.console.say(f"{self.name}: {remark}")
         for modality, pool in self.setup.batches.pools.items():
             self.console.say(f"{self.name}: {pool.per_step} of {pool.items} unpaired {modality} items in every step")
         if self.stepper.objective.convention:

@@ -21,6 +21,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
+from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.matching_head import Items, Matcher, MatchingHead, load_head, save_head
 from cs_aligner_cli.towers.weights import load_weights
 from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
@@ -31,6 +32,7 @@ from cs_aligner_cli.training.optimizer import learning_rate, make_optimizer, see
 from cs_aligner_cli.training.setup import set_up
 from cs_aligner_cli.training.step import Batch, DivergedError
 
+_LESS_MEMORY = "A smaller train.matching.batch_size, train.matching.negatives or train.matching.width helps."
 # Keeps the head's draws apart from the towers'.
 _HEAD = 6151
 
@@ -59,6 +61,8 @@ class HeadTraining:
         setup, epoch_steps = self._setup, self._setup.batches.pairs.steps_per_epoch
         state = load_state(self._folder, self._head, self._optimizer, Memory(0), self._console.warn) or TrainingState()
         best, label = state.best, f"the matching head of {self._name}"
+        for remark in setup.left_out("train.matching.batch_size", self._matching.batch_size) if not state.step else ():
+            self._console.say(f"{label}: {remark}")
         inputs = inputs_on(self._device, setup.inputs)
         remaining = range(state.step, setup.steps)
         with (
@@ -68,7 +72,8 @@ class HeadTraining:
         ):
             batches = prefetched(partial(setup.batches.load, inputs=inputs), remaining)
             for step, batch in zip(remaining, batches, strict=True):
-                loss, lr = self._step(step, batch)
+                with out_of_memory_explained(f"{label}: a step with {batch.sizes['image']} images", _LESS_MEMORY):
+                    loss, lr = self._step(step, batch)
                 done = step + 1
                 epoch, into_epoch = divmod(done, epoch_steps)
                 if done % self._spec.log_steps == 0 or done == setup.steps:

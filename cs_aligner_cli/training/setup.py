@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
@@ -86,6 +87,18 @@ class Setup:
     steps: int
     teacher: Teacher | None
     self_training: SelfTraining | None
+
+    def left_out(self, key: str, wanted: int) -> list[str]:
+        """What to say where ``wanted``, a batch size, exceeds the images, and of images outside all batches."""
+        pairs, said = self.batches.pairs, []
+        if wanted > pairs.images:
+            said.append(f"{key} {wanted} exceeds {counted(pairs.images, 'images')}: batches of those")
+        if pairs.left_out:
+            said.append(
+                f"{counted(pairs.left_out, 'images', 'are', of=pairs.images)} left out of every epoch"
+                " (incomplete batch; train.last_batch: keep takes them, too)"
+            )
+        return said
 
     def start_adapters(self, spec: Train) -> None:
         """Put the adapters where the recipe begins, in place: nothing to do for a plain start."""

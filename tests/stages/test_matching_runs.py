@@ -9,20 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import CAPTIONS_PER_IMAGE, features_recipe_content
 from token_files import manifest_of
 from trained_runs import QUIET
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.results import StageResult
 from cs_aligner_cli.data.prepared import PreparedData
+from cs_aligner_cli.experiments.plan import experiment_id
 from cs_aligner_cli.files.artifact import read_json
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
 from cs_aligner_cli.stages.eval_retrieval.reranking import reranker_of
+from cs_aligner_cli.stages.eval_retrieval.result import RetrievalResult
+from cs_aligner_cli.stages.gap_report.result import GapReportResult
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stages.replacing import refuse_to_replace
+from cs_aligner_cli.stages.run_result import run_result, run_tables
 from cs_aligner_cli.stages.table import STAGES
+from cs_aligner_cli.stages.train.result import TrainResult
 from cs_aligner_cli.stores.tokens import TokenStore
 from cs_aligner_cli.towers.matching_head import Matcher, load_head
 from cs_aligner_cli.towers.towers import Inputs
@@ -66,9 +73,9 @@ def test_a_head_learns_what_no_cosine_can(csalign: Csalign, matching_recipe: Pat
         called = csalign(command, matching_recipe, "--json", "-q")
         assert called.exit_code == 0, called.stderr
         found[command] = called.json
-    head = found["train"]["heads"]["aligned"]
-    assert head["val_R@1"]["t2i"] > 0.5
     measured = found["eval-retrieval"]
+    assert found["train"]["heads"]["aligned"]["val_R@1"]["t2i"] > 0.5
+    assert "the first 40 hits of a query" in measured["protocol"]["reranked"]
     before, after = (measured["eval_retrieval"][name] for name in ("aligned", "aligned+matching"))
     assert before["t2i"]["R@1"] < 0.15 and before["i2t"]["R@1"] < 0.15
     assert after["t2i"]["R@1"] > 0.8 and after["i2t"]["R@1"] > 0.8
@@ -78,8 +85,22 @@ def test_a_head_learns_what_no_cosine_can(csalign: Csalign, matching_recipe: Pat
     assert gain["difference"] == pytest.approx(after["t2i"]["R@1"] - before["t2i"]["R@1"])
     assert gain["interval"][0] > 0.5 and gain["p"] <= gain["p_holm"] < 1e-6
     assert csalign("train", matching_recipe, "--json", "-q").json["status"] == "fresh"
-    shown = csalign("eval-retrieval", matching_recipe).stdout
-    assert "reranked by the matching head" in shown
+    assert "reranked by the matching head" in csalign("eval-retrieval", matching_recipe).stdout
+    # A whole run says so, too, of further data sets as well.
+    sections: dict[str, Any] = {key: {} for key in ("gap_report", "null_floor", "retrieval", "mixed")}
+    gap = GapReportResult.model_construct(status="done", verdict=[], notes=[], report="", **sections)
+    numbers, trainings = (
+        {key: value for key, value in found[command].items() if key not in ("command", "name", "run_dir")}
+        for command in ("eval-retrieval", "train")
+    )
+    retrieval = RetrievalResult.model_validate({**numbers, "sets": {"cots": numbers}})
+    train = TrainResult.model_validate(trainings)
+    results: dict[str, StageResult] = {"train": train, "eval_retrieval": retrieval, "gap_report": gap}
+    whole = run_result(load_recipe(str(matching_recipe)), results)
+    assert whole.heads == train.heads and whole.rerank == retrieval.rerank
+    for tables in (retrieval.tables(), run_tables(results)):
+        titles = [part.title[:15] for part in tables if "reranked" in part.title]
+        assert titles == ["reranked by the", "cots: reranked "]
 
 
 def test_a_head_that_was_cut_short_ends_bitwise_as_one_that_was_not(
@@ -129,18 +150,33 @@ def test_reranking_runs_towers_in_the_precision_of_training(matching_recipe: Pat
     recipe = load_recipe(str(matching_recipe), ["train.precision=bf16", "train.matching.epochs=1"])
     trained(recipe)
     run_stage("embed", recipe, QUIET)
-    layout, split = Layout(recipe), PreparedData(Layout(recipe).prepared.path).split("test", "eval_retrieval.split")
+    layout, name = Layout(recipe), recipe.eval_retrieval.split
+    split = PreparedData(layout.prepared.path).split(name, "eval_retrieval.split")
     pairs = np.arange(8), 3 * np.arange(8)
     reranker = reranker_of(layout, "aligned", split, "cpu")
     assert reranker is not None
-    tokens = TokenStore(layout.tokens("test").path)
+    tokens = TokenStore(layout.tokens(name).path)
     dims, head = {m: tokens.array(m).dim for m in MODALITIES}, load_head(layout.matching("aligned").path / HEAD_FILE)
     found = {}
     for precision in ("fp32", "bf16"):
         towers = load_towers(layout.weights("aligned"), {}, dims, precision=precision)
-        found[precision] = Matcher(head, towers, Inputs(towers.plans, {}, {}, {"test": tokens}), split)(*pairs)
+        found[precision] = Matcher(head, towers, Inputs(towers.plans, {}, {}, {name: tokens}), split)(*pairs)
     np.testing.assert_array_equal(reranker.score(*pairs), found["bf16"])
     assert np.abs(found["fp32"] - found["bf16"]).max() > 0
+
+
+def test_a_step_that_memory_does_not_hold_names_the_keys(
+    matching_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*args: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(HeadTraining, "_pairs", too_large)
+    with pytest.raises(
+        InputError, match="the matching head of aligned: a step with 40 images: memory does not"
+    ) as error:
+        trained(load_recipe(str(matching_recipe)))
+    assert "train.matching.batch_size, train.matching.negatives" in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
@@ -170,6 +206,8 @@ def test_a_best_head_that_was_damaged_before_the_end_is_not_published(
         (["train.matching={}"], "train: matching compares tokens, and needs image.reads: tokens"),
         (["train.matching={}", "train.image={reads: tokens}"], "train: matching compares tokens, and needs text.reads: tokens"),
         (["train.matching={}", "train.image={reads: tokens, tune: lora, adapter_on_top: true}", "train.text={reads: tokens}"], "train: matching reads stored tokens, and image.tune: lora has none; use adapter"),
+        (["train.matching={temperature: 1.0e-40}"], "train.matching.temperature: "),
+        (["train.matching={negatives: 17}"], "train.matching.negatives: "),
         (["eval_retrieval.rerank={}"], "eval_retrieval.rerank: there is no matching head: train.matching: {} trains one"),
         (["eval_retrieval.rerank={top_k: 5}"], "rerank.top_k (5) must be at least the largest of ks (10)"),
     ],
@@ -182,6 +220,11 @@ def test_heads_that_cannot_be(settings: list[str], message: str) -> None:
 
 def test_recipes_without_one_are_as_fresh_as_before(matching_recipe: Path) -> None:
     """Neither key stands in what older outputs were made from."""
-    layout = Layout(load_recipe(str(matching_recipe), ["train.matching=null", "eval_retrieval.rerank=null"]))
+    recipe = load_recipe(str(matching_recipe), ["train.matching=null", "eval_retrieval.rerank=null"])
+    layout, now = Layout(recipe), recipe.model_dump(mode="json")
+    older = {**now, "train": {**now["train"]}, "eval_retrieval": {**now["eval_retrieval"]}}
+    del older["train"]["matching"], older["eval_retrieval"]["rerank"]
+    with_head = load_recipe(str(matching_recipe)).model_dump(mode="json")
+    assert experiment_id(now) == experiment_id(older) != experiment_id(with_head)
     assert "rerank" not in layout.retrieval.recipe["eval_retrieval"]
     assert "matching" not in layout.trained("aligned").recipe["train"]

@@ -7,12 +7,13 @@ from typing import Any
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.recipe.eval_retrieval import EvalRetrieval
 from cs_aligner_cli.retrieval.protocol import Protocol
-from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
 
 _RELEVANCE = {
     "image": "an image and its own captions",
     "text": "an image, its own captions, and all captions equal to one of them",
 }
+_RERANKED = f"NAME+matching: the first {{}} hits of a query, by the head in matching/NAME/{HEAD_FILE}"
 TIE_RULE = "higher score first, then smaller row"
 PRECISION = "float32 rows, inner products summed in float64 and rounded to float32"
 
@@ -35,6 +36,7 @@ def described(spec: EvalRetrieval, protocol: Protocol, mixed: str, device: str, 
         f"{spec.bootstrap} draws"
         if spec.bootstrap
         else "none",
+        **({"reranked": _RERANKED.format(spec.rerank.top_k)} if spec.rerank else {}),
     }
 
 

@@ -37,6 +37,7 @@ class RetrievalProtocol(Frozen):
     search: str
     precision: str
     intervals: str
+    reranked: str = Field("", description="what was put in another order, by what; absent without reranking")
 
 
 class SavedIndex(Frozen):
@@ -103,6 +104,26 @@ class EvaluatedSplit(StageResult):
         title += "; fractions in %, [95% intervals]"
         return table(title, ["direction", "metric", *stores], rows, names=2)
 
+    def gains(self, of: str = "") -> list[Table]:
+        """What reranking adds, with its 95% interval and test; none without reranking."""
+        rows = [
+            (
+                store,
+                WAYS[way],
+                metric,
+                percent(gain.before),
+                percent(gain.after),
+                with_interval(metric, gain.difference, gain.interval),
+                "" if gain.p_holm is None else f"{gain.p_holm:.2g}",
+            )
+            for store, ways in self.rerank.items()
+            for way, metrics in ways.items()
+            for metric, gain in metrics.items()
+        ]
+        title = f"{of}reranked by the matching head; in %, [95% intervals]"
+        columns = ["store", "direction", "metric", "before", "after", "difference", "p (Holm)"]
+        return [table(title, columns, rows, 3)] if rows else []
+
 
 class RetrievalResult(EvaluatedSplit):
     """Retrieval in every store of the recipe's own split, and of further data sets."""
@@ -122,29 +143,15 @@ class RetrievalResult(EvaluatedSplit):
         return [
             numbers,
             *(found.numbers(f"{name}, split {found.split}") for name, found in self.sets.items()),
-            *self._rerank_table(),
+            *self.all_gains(),
             *self._edge_tables(),
             self._index_table(),
             table("protocol", ["what", "how"], told),
         ]
 
-    def _rerank_table(self) -> list[Table]:
-        rows = [
-            (
-                store,
-                WAYS[way],
-                metric,
-                percent(gain.before),
-                percent(gain.after),
-                with_interval(metric, gain.difference, gain.interval),
-                "" if gain.p_holm is None else f"{gain.p_holm:.2g}",
-            )
-            for store, ways in self.rerank.items()
-            for way, metrics in ways.items()
-            for metric, gain in metrics.items()
-        ]
-        columns = ["store", "direction", "metric", "before", "after", "difference", "p (Holm)"]
-        return [table("reranked by the matching head; in %, [95% intervals]", columns, rows, 3)] if rows else []
+    def all_gains(self) -> list[Table]:
+        """What reranking adds on the recipe's own split, then on every further data set."""
+        return [*self.gains(), *(part for name, found in self.sets.items() for part in found.gains(f"{name}: "))]
 
     def _edge_tables(self) -> list[Table]:
         tables = []
