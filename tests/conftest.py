@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 # Threads that wait for each other make tiny problems slow, and on a busy machine fifty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# readline, which pytest imports, states a width of 80 to the workers of xdist; output in a pipe has none.
+os.environ.pop("COLUMNS", None)
 
 SPLITS = {"train": 120, "dev": 40, "test": 40}
 CAPTIONS_PER_IMAGE = 5
