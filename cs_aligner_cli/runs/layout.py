@@ -26,15 +26,15 @@ class Layout(TrainingLayout):
         }
 
     def matching(self, variant: str) -> Artifact:
-        """The matching head of one variant: trained on the towers' tokens, with all that ``train`` says of steps."""
-        train = self.variants[variant]
+        """The matching head of one variant: it reads what its towers were trained on, and the towers."""
+        train, trained = self.variants[variant], self.trained(variant)
         assert train.matching is not None
         return Artifact(
             f"matching head {variant}",
             self.folder / "matching" / variant,
             "csalign train",
             {"matching": train.matching.model_dump(mode="json"), "embed": {"checkpoint": self.recipe.embed.checkpoint}},
-            (self.trained(variant), *(self.tokens(split) for split in self.training_splits)),
+            (trained, *trained.needs),
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import CAPTIONS_PER_IMAGE, features_recipe_content
@@ -84,6 +85,13 @@ def test_a_head_learns_what_no_cosine_can(csalign: Csalign, matching_recipe: Pat
     assert gain["before"] == before["t2i"]["R@1"] and gain["after"] == after["t2i"]["R@1"]
     assert gain["difference"] == pytest.approx(after["t2i"]["R@1"] - before["t2i"]["R@1"])
     assert gain["interval"][0] > 0.5 and gain["p"] <= gain["p_holm"] < 1e-6
+    folder = Path(measured["run_dir"]) / "eval_retrieval"
+    plain, other = (
+        pd.read_parquet(folder / name / "text_neighbors.parquet") for name in ("aligned", "aligned+matching")
+    )
+    assert list(plain) == ["query", "rank", "neighbor", "score", "true"]
+    assert list(other) == ["query", "rank", "neighbor", "cosine", "true"]
+    assert other.loc[other["rank"] == 1, "true"].mean() == pytest.approx(after["t2i"]["R@1"])
     assert csalign("train", matching_recipe, "--json", "-q").json["status"] == "fresh"
     assert "reranked by the matching head" in csalign("eval-retrieval", matching_recipe).stdout
     # A whole run says so, too, of further data sets as well.

@@ -139,7 +139,8 @@ class _Job:
                         reranked[name] = gains(plain, found, self._query_clusters(found))
                     if self.mixed and label.removeprefix(name) in ("", *(f"+{kind}" for kind in ONE_SPACE)):
                         self._add_mixed(searched["t2i"], folder / label, results[label], spans[label])
-                    _write_neighbors(self.protocol, self.ids, searched, found, folder / label)
+                    measure = "cosine" if head else "score"  # a reranked order is not that of its cosines
+                    _write_neighbors(self.protocol, self.ids, searched, found, folder / label, measure)
                     if indexed and label == name:
                         indexes[name] = self._index(name, arrays, folder / name)
         notes = [f"{name}: {NO_SPACE}" for name in stores if name not in comparable]
@@ -255,9 +256,9 @@ class _Job:
 
 
 def _write_neighbors(
-    protocol: Protocol, ids: Ids, searched: Searched, found: dict[str, Evaluated], folder: Path
+    protocol: Protocol, ids: Ids, searched: Searched, found: dict[str, Evaluated], folder: Path, measure: str
 ) -> None:
-    """The best items of every row, with their cosines or corrected scores, in the order in which they were found."""
+    """The best items of every row in the order found, and the search's value of each, in a column named ``measure``."""
     for direction, (asking, answering) in SIDES.items():
         top = found[direction].top_ids
         query, place = np.nonzero(top >= 0)
@@ -273,7 +274,7 @@ def _write_neighbors(
                 "query": ids[asking].to_numpy()[query],
                 "rank": place + 1,
                 "neighbor": ids[answering].to_numpy()[item],
-                "score": pair_scores(queries, items, query, item),
+                measure: pair_scores(queries, items, query, item),
                 "true": np.isin(query * width + item, known),
             }
         )
