@@ -13,6 +13,7 @@ from typing import Any
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.files.artifact import fingerprint
 from cs_aligner_cli.files.places import all_places, by_name
+from cs_aligner_cli.recipe.later import without_later_keys
 from cs_aligner_cli.recipe.recipe import Recipe, find_recipe, load_recipe
 from cs_aligner_cli.recipe.strict_yaml import parse_value, read_yaml, shown
 from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
@@ -72,10 +73,6 @@ class PlannedRun:
         return f"{self.configuration.name}, seed {self.seed}"
 
 
-# Keys that older recipes did not know: where they are null, an experiment is what it was.
-_LATER_KEYS = (("train", "matching"), ("eval_retrieval", "rerank"))
-
-
 def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
     """The fingerprint of what decides a run's results; ``recipe`` is a resolved one, as run.json holds it.
 
@@ -88,12 +85,9 @@ def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
 
 def _experiment(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a resolved recipe that its results follow from."""
-    kept = {key: value for key, value in recipe.items() if key not in _NOT_THE_EXPERIMENT}
+    kept = without_later_keys({key: value for key, value in recipe.items() if key not in _NOT_THE_EXPERIMENT})
     for section in ("data", "embed"):
         kept[section] = {k: v for k, v in kept[section].items() if f"{section}.{k}" not in _NOT_THE_EXPERIMENT}
-    for section, key in _LATER_KEYS:
-        if (kept.get(section) or {}).get(key, ...) is None:
-            kept[section] = {k: v for k, v in kept[section].items() if k != key}
     return kept
 
 

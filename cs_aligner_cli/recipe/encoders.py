@@ -8,10 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
-    model_serializer,
     model_validator,
 )
 
@@ -120,11 +118,6 @@ class _Layers(Strict):
         description="Blocks of the model whose pooled states, side by side, are the embedding, as in [-1, -4]: from 1,"
         " or from the end; -1 gives the embedding without this key.",
     )
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without layers that are null: outputs of before the key was there stay fresh, and sweeps of then go on."""
-        return {key: value for key, value in write(self).items() if key != "layers" or value is not None}
 
 
 class _Pictures(Strict):

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from cs_aligner_cli.common.modalities import FROZEN
 from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.recipe.later import parts
 from cs_aligner_cli.recipe.recipe import Recipe
 
 
@@ -34,8 +35,8 @@ class InputLayout:
             data.dir or self.folder / "data",
             "csalign prepare",
             {
-                "data": data.model_dump(mode="json", exclude={"dir", "max_bad_fraction", "unpaired", "seed", "groups"}),
-                "prepare": self.recipe.prepare.model_dump(mode="json", exclude={"repack"}),
+                "data": parts("data", data, exclude={"dir", "max_bad_fraction", "unpaired", "seed", "groups"}),
+                "prepare": parts("prepare", self.recipe.prepare, exclude={"repack"}),
             },
         )
 
@@ -47,8 +48,8 @@ class InputLayout:
     def tower_check(self, modalities: Sequence[str]) -> Artifact:
         """What was found of towers with weights from elsewhere: that they tell items apart, and what they cut."""
         encoders = self.recipe.encoders
-        parts = {"encoders": {m: encoders.of(m).model_dump(mode="json") for m in modalities}}
-        return Artifact("tower check", self.folder / "tower_check", "csalign prepare", parts, (self.prepared,))
+        made_from = {"encoders": {m: parts(f"encoders.{m}", encoders.of(m)) for m in modalities}}
+        return Artifact("tower check", self.folder / "tower_check", "csalign prepare", made_from, (self.prepared,))
 
     @property
     def shards(self) -> Artifact | None:
@@ -56,8 +57,8 @@ class InputLayout:
         repack = self.recipe.prepare.repack
         if repack is None:
             return None
-        parts = {"shard_mb": repack.shard_mb}
-        return Artifact("shards", repack.dir or self.folder / "shards", "csalign prepare", parts, (self.prepared,))
+        made_from, folder = {"shard_mb": repack.shard_mb}, repack.dir or self.folder / "shards"
+        return Artifact("shards", folder, "csalign prepare", made_from, (self.prepared,))
 
     @cached_property
     def unpaired(self) -> dict[str, Self]:
@@ -88,8 +89,8 @@ class InputLayout:
             self.folder / "pairing",
             "csalign prepare",
             {
-                "data": {"unpaired": unpaired.model_dump(mode="json")},
-                "train": train.model_dump(mode="json", include={"split", "val_split", "val_fraction"}),
+                "data": {"unpaired": parts("data.unpaired", unpaired)},
+                "train": parts("train", train, include={"split", "val_split", "val_fraction"}),
                 "encoders": {"further": [*self.recipe.encoders.further]},
                 "seed": self.recipe.data_seed,
             },
@@ -108,22 +109,20 @@ class InputLayout:
     def frozen(self, split: str) -> Artifact:
         """The embeddings of one split as the untouched encoders give them."""
         folder = self.recipe.embed.dir or self.folder / "embeddings" / FROZEN
-        parts = self._encoding(split, {"precision", "dtype", "shard_rows"})
+        made_from = self._encoding(split, {"precision", "dtype", "shard_rows"})
         if self._named:
-            parts["modalities"] = self.modalities
-        return Artifact(
-            f"frozen store of split {split}{self._named}", folder / split, "csalign embed", parts, (self.prepared,)
-        )
+            made_from["modalities"] = self.modalities
+        name = f"frozen store of split {split}{self._named}"
+        return Artifact(name, folder / split, "csalign embed", made_from, (self.prepared,))
 
     def _encoding(self, split: str, options: set[str]) -> dict[str, Any]:
         """What decides the encoders' output on a split, ``options`` being those of ``embed``."""
         recipe = self.recipe
-        own = {"jpeg"} if recipe.embed.jpeg != "exact" else set()  # older stores, which knew no other, stay fresh
-        parts: dict[str, Any] = {
-            "encoders": recipe.encoders.model_dump(mode="json"),
-            "embed": recipe.embed.model_dump(mode="json", include=options | own),
+        made_from: dict[str, Any] = {
+            "encoders": parts("encoders", recipe.encoders),
+            "embed": parts("embed", recipe.embed, include=options | {"jpeg"}),
             "split": split,
         }
         if any(getattr(recipe.encoders.of(m), "random_init", False) for m in self.modalities):
-            parts["seed"] = recipe.seed
-        return parts
+            made_from["seed"] = recipe.seed
+        return made_from

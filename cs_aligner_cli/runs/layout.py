@@ -8,6 +8,7 @@ from pathlib import Path
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import FROZEN
 from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.recipe.later import parts
 from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
 from cs_aligner_cli.runs.training_layout import TrainingLayout
 
@@ -33,7 +34,10 @@ class Layout(TrainingLayout):
             f"matching head {variant}",
             self.folder / "matching" / variant,
             "csalign train",
-            {"matching": train.matching.model_dump(mode="json"), "embed": {"checkpoint": self.recipe.embed.checkpoint}},
+            {
+                "matching": parts("train.matching", train.matching),
+                "embed": {"checkpoint": self.recipe.embed.checkpoint},
+            },
             (trained, *trained.needs),
         )
 
@@ -45,13 +49,12 @@ class Layout(TrainingLayout):
         needs = [*self.stores(spec.split).values(), *bank.values()]
         if spec.rerank:
             needs += [*(self.matching(variant) for variant in self.variants), self.tokens(spec.split)]
-        unused = {"device", "sets", *([] if spec.rerank else ["rerank"])}  # older results, which knew none, stay fresh
         return Artifact(
             "retrieval results",
             self.folder / "eval_retrieval",
             "csalign eval-retrieval",
             {
-                "eval_retrieval": spec.model_dump(mode="json", exclude=unused),
+                "eval_retrieval": parts("eval_retrieval", spec, exclude={"device", "sets"}),
                 "seed": self.recipe.data_seed,
                 **self._groups,
             },
@@ -66,18 +69,18 @@ class Layout(TrainingLayout):
     def zero_shot(self) -> Artifact:
         """The results of zero-shot classification."""
         split, shots = self.recipe.zero_shot_split, self.recipe.shots_split
-        parts = {**self.recipe.zero_shot.made_from(bool(shots)), "split": split}
+        made_from = {**self.recipe.zero_shot.made_from(bool(shots)), "split": split}
         needs = (*self.stores(split).values(), *(self.stores(shots).values() if shots else ()))
         folder = self.folder / "zero_shot"
-        return Artifact("zero-shot results", folder, "csalign zero-shot", {"zero_shot": parts}, needs)
+        return Artifact("zero-shot results", folder, "csalign zero-shot", {"zero_shot": made_from}, needs)
 
     @cached_property
     def gap(self) -> Artifact:
         """The gap report."""
-        parts = self.recipe.gap_report.model_dump(mode="json", exclude={"split", "beside", "seeds"})
-        parts["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
+        made_from = parts("gap_report", self.recipe.gap_report, exclude={"split", "beside", "seeds"})
+        made_from["beside"] = {name: store.fingerprint() for name, store in self.beside.items()}
         if self.seeds:
-            parts["seeds"] = {
+            made_from["seeds"] = {
                 run: {name: store.fingerprint() for name, store in stores.items()} for run, stores in self.seeds.items()
             }
         needs = {store.name: store for store in self.stores(self.recipe.gap_split).values()}
@@ -89,7 +92,7 @@ class Layout(TrainingLayout):
             self.folder / "gap_report",
             "csalign gap-report",
             {
-                "gap_report": {**parts, "split": self.recipe.gap_split},
+                "gap_report": {**made_from, "split": self.recipe.gap_split},
                 "name": self.recipe.name,
                 "seed": self.recipe.data_seed,
                 **self._groups,

@@ -10,6 +10,7 @@ from cs_aligner_cli.common.modalities import ALIGNED, FROZEN, PAIRWISE_ONLY
 from cs_aligner_cli.files.artifact import Artifact, read_json
 from cs_aligner_cli.files.checksums import unsealed
 from cs_aligner_cli.files.places import same_place
+from cs_aligner_cli.recipe.later import without_later_keys
 from cs_aligner_cli.recipe.recipe import Recipe
 
 # The weights of another run that a training begins with.
@@ -70,9 +71,9 @@ def runs_of_other_seeds(recipe: Recipe) -> dict[str, dict[str, Artifact]]:
             )
         hint = "Run csalign run on its recipe again: it notes what the run is."
         record = unsealed(read_json(folder / "run.json", hint), folder / "run.json", hint)
-        ours = recipe.model_dump(mode="json")
+        ours, theirs = (without_later_keys(one) for one in (recipe.model_dump(mode="json"), record["recipe"]))
         for section in _SECTIONS:
-            key = _first_difference(ours[section], record["recipe"].get(section), section)
+            key = _first_difference(ours[section], theirs.get(section), section)
             if key:
                 raise InputError(
                     f"gap_report.seeds: {folder} is no run of this recipe with another seed: {key} differs",

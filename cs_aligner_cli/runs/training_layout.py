@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,6 +12,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED, CACHED, FROZEN, MODALITIES, PAIRWISE_ONLY, TOKENS
 from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.files.places import file_stamps
+from cs_aligner_cli.recipe.later import parts
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.input_layout import InputLayout
 from cs_aligner_cli.runs.other_runs import (
@@ -22,15 +22,19 @@ from cs_aligner_cli.runs.other_runs import (
     trainings,
 )
 
-_LATER_TERMS = (
-    "structure",
-    "teacher",
-    "pseudo_pairs",
-    "agreement",
-    "levels",
-    "token_exchange",
-    "memory_momentum",
-    "noise_filter",
+# What of the train section has no say in the trained weights.
+_NOT_THE_WEIGHTS = (
+    "device",
+    "log_steps",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_states",
+    "conflict_steps",
+    "trackers",
+    "pairwise_only",
+    "matching",
+    "from",
 )
 
 
@@ -42,9 +46,9 @@ class TrainingLayout(InputLayout):
         shared = self.recipe.embed.dir
         # No split's name begins with a dot, so this is the folder of none in a shared store.
         folder = shared / f".{TOKENS}" if shared else self.folder / "embeddings" / TOKENS
-        parts = self._encoding(split, {"precision", "token_dtype", "shard_rows"})
-        parts["modalities"] = self.token_modalities
-        return Artifact(f"token store of split {split}", folder / split, "csalign embed", parts, (self.prepared,))
+        made_from = self._encoding(split, {"precision", "token_dtype", "shard_rows"})
+        made_from["modalities"] = self.token_modalities
+        return Artifact(f"token store of split {split}", folder / split, "csalign embed", made_from, (self.prepared,))
 
     @cached_property
     def token_modalities(self) -> list[str]:
@@ -132,44 +136,26 @@ class TrainingLayout(InputLayout):
     def trained(self, variant: str) -> Artifact:
         """The checkpoints of one variant."""
         train = self.variants[variant]
-        ignored = {
-            "device",
-            "log_steps",
-            "checkpoint_steps",
-            "checkpoint_minutes",
-            "keep_checkpoints",
-            "keep_states",
-            "conflict_steps",
-            "trackers",
-            "pairwise_only",
-            "matching",
-            "from",
-            *(["last_batch"] if train.last_batch == "drop" else []),  # older runs, which knew no other, stay fresh
-        }
-        # Terms that older runs did not know leave them fresh where they are not in use.
-        unused: dict[str, Any] = {name: True for name in _LATER_TERMS if not getattr(train.objective, name)}
-        later = {name: True for name in ("mixup", "start_moments", "self_training") if getattr(train, name) is None}
-        unused["pairwise"] = {"unpaired_negatives"} if not train.objective.pairwise.sees_unpaired else set()
         pooled, tokens = train.reads_frozen(self.modalities), train.cached_reading("tokens", self.modalities)
         cached = [self.frozen(split) for split in self.training_splits if pooled]
         cached += [self.tokens(split) for split in self.training_splits if tokens]
         if self.pairing and pooled:
             cached += self.unpaired_stores.values()
-        parts = train.model_dump(mode="json", exclude={**dict.fromkeys(ignored, True), **later, "objective": unused})
+        made_from = parts("train", train, exclude={*_NOT_THE_WEIGHTS})
         if train.origin is not None:
-            parts["from"] = self._origin(train.origin, variant)
+            made_from["from"] = self._origin(train.origin, variant)
         teacher = train.objective.teacher
         if teacher is not None:
-            del parts["objective"]["teacher"]["runs"]
+            del made_from["objective"]["teacher"]["runs"]
             if teacher.runs:
-                parts["objective"]["teacher"]["runs"] = [_mark(run) or run.name for run in teacher.runs]
+                made_from["objective"]["teacher"]["runs"] = [_mark(run) or run.name for run in teacher.runs]
         return Artifact(
             f"training run {variant}",
             self.folder / "train" / variant,
             "csalign train",
             {
-                "train": parts,
-                "encoders": self.recipe.encoders.model_dump(mode="json"),
+                "train": made_from,
+                "encoders": parts("encoders", self.recipe.encoders),
                 "seed": self.recipe.seed,
                 **self._groups,
                 **({} if self.recipe.data.seed is None else {"data_seed": self.recipe.data.seed}),
@@ -204,15 +190,15 @@ class TrainingLayout(InputLayout):
     def aligned(self, name: str, split: str) -> Artifact:
         """The embeddings of one split as trained towers give them."""
         embed = self.recipe.embed
-        parts = embed.model_dump(mode="json", include={"dtype", "shard_rows", "weights"})
+        made_from = parts("embed", embed, include={"dtype", "shard_rows", "weights"})
         needs: tuple[Artifact, ...] = (self.frozen(split), *([self.tokens(split)] if self.token_modalities else []))
         folder = self.folder / "embeddings" / name / split
         if embed.weights is None:
-            parts["checkpoint"] = embed.checkpoint
+            made_from["checkpoint"] = embed.checkpoint
             needs = (self.trained(name), *needs)
         else:
-            parts["weights"] = self._named_weights(folder)
-        return Artifact(f"{name} store of split {split}", folder, "csalign embed", {"embed": parts}, needs)
+            made_from["weights"] = self._named_weights(folder)
+        return Artifact(f"{name} store of split {split}", folder, "csalign embed", {"embed": made_from}, needs)
 
     def _named_weights(self, store: Path) -> str | None:
         """What the weights of another run are: its fingerprint, or a file's stamp; once gone, as it was."""
