@@ -49,7 +49,8 @@ def thumbnail(path: Path, side: int, background: str | None = None) -> bytes | N
         image = as_rgb(read_image(path).image, background)
     except (BadImageError, ValueError):  # ValueError: a NUL character in the path
         return None
+    enlarged = max(image.size) < side  # on the page, where the usual compression would be seen
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72)
+    image.save(buffer, "JPEG", **({"quality": 90, "subsampling": 0} if enlarged else {"quality": 72}))
     return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from html import escape
+from importlib.resources import files
 from io import BytesIO
 from textwrap import wrap
 
@@ -12,14 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 _LABEL_WIDTH, _PROMPT_HEIGHT, _GAP = 150, 78, 6
 _SIDE = 112
-_STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1c1c1e; background: #fff; }
-table { border-collapse: collapse; } th, td { padding: 3px; text-align: left; vertical-align: bottom; }
-thead th { font-weight: normal; font-size: 12px; max-width: 112px; } tbody th { white-space: nowrap; }
-td img { display: block; width: 112px; height: 112px; }
-div { overflow-x: auto; }
-@media (prefers-color-scheme: dark) { body { color: #eee; background: #1c1c1e; } }
-"""
 
 
 def sheet_png(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> bytes:
@@ -39,23 +31,13 @@ def sheet_png(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str])
 
 
 def sheet_html(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str], title: str) -> str:
-    """The sheet as one HTML page that opens without a network."""
-    heads = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in prompts)
-    body = []
-    for store, pictures in rows.items():
-        cells = "".join(
-            f'<td><img alt="{escape(store)}: {escape(prompt)}" src="data:image/png;base64,'
-            f'{b64encode(_png(_small(picture))).decode()}"></td>'
-            for picture, prompt in zip(pictures, prompts, strict=True)
-        )
-        body.append(f'<tr><th scope="row">{escape(store)}</th>{cells}</tr>')
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1><p>Rows are what the decoder was fed; the"
-        f" pictures of a column have one prompt and one seed.</p><div><table><thead><tr><td></td>{heads}</tr>"
-        "</thead><tbody>"
-        f"{''.join(body)}</tbody></table></div></body></html>\n"
-    )
+    """The sheet as one HTML page that opens without a network; every text is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = files("cs_aligner_cli.generation").joinpath("sheet.html.j2").read_text(encoding="utf-8")
+    encoded = {store: [b64encode(_png(_small(picture))).decode() for picture in row] for store, row in rows.items()}
+    return environment.from_string(template).render(rows=encoded, prompts=prompts, title=title)
 
 
 def _small(picture: Image.Image) -> Image.Image:

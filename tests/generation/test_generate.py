@@ -106,7 +106,8 @@ def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
     assert {*table["store"]} == {*stores}
     with Image.open(folder / "results" / "sheet.png") as sheet:
         assert sheet.width > 10 * 112
-    assert "http" not in (folder / "results" / "sheet.html").read_text()
+    page = (folder / "results" / "sheet.html").read_text()
+    assert "default-src 'none'" in page and "http:" not in page and "https:" not in page
     drawn = pd.read_parquet(folder / "aligned" / "images.parquet")
     assert list(drawn) == ["caption_id", "image_id", "prompt", "seed", "norm", "seconds", "sha256"]
     assert drawn["norm"].nunique() == 1 or np.ptp(drawn["norm"]) < 1e-5

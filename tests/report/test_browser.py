@@ -18,6 +18,7 @@ from conftest import features_recipe_content, make_features
 from PIL import Image
 from typer.testing import CliRunner
 
+from cs_aligner_cli.generation.contact_sheet import sheet_html
 from cs_aligner_cli.report import canvas
 from cs_aligner_cli.search.page import render_search_page
 
@@ -64,7 +65,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     query = {"query": "a dog", "image_path": None, "results": photos}
     search = folder / "search.html"
     search.write_text(render_search_page("tiny", {"store": "aligned", "split": "dev", "queries": [query]}))
-    return {"report": folder / "run" / "gap_report" / "report.html", "comparison": comparison, "search": search}
+    rows = {
+        name: [Image.new("RGB", (64, 64), (200, 60, 40))] * 12
+        for name in ("the real picture", "aligned", "frozen+ridge")
+    }
+    sheet = folder / "sheet.html"
+    sheet.write_text(
+        sheet_html(rows, [f"<{i}> a red circle on a blue ground" for i in range(12)], "tiny: what each store draws")
+    )
+    report = folder / "run" / "gap_report" / "report.html"
+    return {"report": report, "comparison": comparison, "search": search, "sheet": sheet}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +195,7 @@ def test_the_keyboard_goes_through_the_page_in_few_stops_and_each_is_seen(opened
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "comparison", "search"])
+@pytest.mark.parametrize("name", ["report", "comparison", "search", "sheet"])
 def test_axe_finds_nothing_serious(opened: Open, name: str, scheme: str) -> None:
     """axe-core's rules, contrast of text (4.5:1) among them, in both colour schemes, every part of the page open."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -237,6 +247,16 @@ def test_nothing_is_cut_at_any_width_nor_lost_without_a_script(
     assert page.locator("figure svg[role=img]").count() == 7
     assert page.locator(".map g title").count() == 40
     assert pages["report"].stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("name", ["search", "sheet"])
+def test_pages_of_pictures_fit_a_phone(opened: Open, name: str) -> None:
+    """The sheet's many columns scroll inside their frame, beside the names of its rows."""
+    page = opened(name, size=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    if name == "sheet":
+        page.locator(".wide").evaluate("frame => frame.scrollTo(600, 0)")
+        assert page.locator("tbody th").first.bounding_box()["x"] >= 0
 
 
 def test_photos_are_shown_whole(opened: Open) -> None:

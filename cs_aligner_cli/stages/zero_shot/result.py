@@ -67,4 +67,4 @@ class ZeroShotResult(StageResult):
 
 def _reach(one: ShotsResult) -> str:
     low, high = one.interval
-    return "" if low is None or high is None else f"± {100 * (high - low) / 2:.1f}"
+    return "" if low is None or high is None or low == high else f"± {100 * (high - low) / 2:.1f}"
