@@ -96,14 +96,19 @@ def trained(job: Job, place: Place, device: str) -> dict[str, Any]:
     setup = set_up(recipe, recipe.train, Layout(recipe), Ranks())
     setup.start_adapters(recipe.train)
     stepper = Stepper(recipe.train, setup.towers, setup.steps, recipe.seed, setup.device, teacher=setup.teacher)
-    state = ObjectiveState()
-    for step in range(setup.steps):
-        _, state = stepper.step(step, setup.batches.load(step, setup.inputs), state)
+    state, rounds, teaching = ObjectiveState(), [], setup.self_training
+    for part in teaching.segments(range(setup.steps)) if teaching else [range(setup.steps)]:
+        if teaching and (number := teaching.round_at(part.start)) is not None:
+            accepted = teaching.choose(setup.towers, setup.inputs, setup.device, setup.validation.batch_size)
+            setup.batches.accept(accepted, number)
+            rounds.append(accepted.counts())
+        for step in part:
+            _, state = stepper.step(step, setup.batches.load(step, setup.inputs), state)
     if job.kept:
         folder = job.weights(place.out)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / "last.safetensors", setup.towers)
-    found = _measured(recipe, setup.towers)
+    found = _measured(recipe, setup.towers) | ({"rounds": rounds} if teaching else {})
     return {**found, "steps": setup.steps, "seconds": round(time.monotonic() - started, 2), "device": device}
 
 
