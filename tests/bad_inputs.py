@@ -709,6 +709,8 @@ CASES: dict[str, list[Case]] = {
             lambda at: ["generate", "scenes_alone_clip", "--set", "generate={decoder: {kind: closed_form}}"],
         ),
         Case("a search for nothing", lambda at: ["search", "scenes"]),
+        Case("a sentence without quotes", lambda at: ["search", "scenes", "a", "dog"]),
+        Case("a sentence in place of the recipe", lambda at: ["search", "a dog"]),
         Case("a run below a file", below_a_file),
     ],
 }

@@ -139,16 +139,18 @@ class Run:
         k: int = 10,
         store: str | None = None,
         gallery: str | None = None,
+        rerank: bool = True,
     ) -> SearchResult:
         """The k nearest items of the measured split to sentences, image files and known ids, as `csalign search`.
 
         ``queries[i].results`` are those of the i-th query (ids first, then texts, then images), the best first, each
         with ``score`` (the cosine), ``id``, ``image_path`` and ``caption``. ``gallery`` is "image" or "text"; None: the
-        modality that the query is not of. Raises InputError as `csalign search`.
+        modality that the query is not of. Where the recipe reranks the store, its first hits are in the order of the
+        matching head, each with ``matching_logit``, unless ``rerank`` is False. Raises InputError as `csalign search`.
         """
         from cs_aligner_cli.stages.search import SearchRequest, search
 
-        request = SearchRequest(texts, [Path(path) for path in images], ids, k, store, gallery)
+        request = SearchRequest(texts, [Path(path) for path in images], ids, k, store, gallery, rerank=rerank)
         return search(self.recipe, Console(quiet=True), request)
 
     def _require_store(self, store: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from cs_aligner_cli.cli.recipes import recipes
 from cs_aligner_cli.cli.remedies import complete_commands
 from cs_aligner_cli.common import streams
 from cs_aligner_cli.common.console import INTERRUPTED, Console
-from cs_aligner_cli.common.errors import TooManyBadItems
+from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.stages.table import STAGES, Stage
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ for _name, _entry in STAGES.items():
 @app.command()
 def search(
     recipe: RecipeArgument = None,
+    sentence: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SENTENCE", help="What to search for, as with --text.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="A sentence to search for; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", help="A photo to search for; may be repeated.")] = None,
@@ -171,6 +176,9 @@ def search(
         Path | None, typer.Option(help="Folder of the photos, by image id, where the data are stored features.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page of thumbnails to this file.")] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank/--no-rerank", help="Put first hits in the order of the recipe's matching head.")
+    ] = True,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -182,8 +190,15 @@ def search(
         from cs_aligner_cli.stages.search import SearchRequest
         from cs_aligner_cli.stages.search import search as search_stage
 
+        if len(sentence or ()) > 1:
+            whole = f"csalign search {shlex.quote(recipe or '')} {shlex.quote(' '.join(sentence or ()))}"
+            raise InputError(f"{' '.join(sentence or ())}: more than one word, unquoted", f"In quotes: {whole}")
+        texts = [*(text or ()), *(sentence or ())]
+        if recipe and " " in recipe and not (texts or image or id_ or Path(recipe).exists()):
+            given = f"csalign search RECIPE {shlex.quote(recipe)}"
+            raise InputError(f"{recipe}: no such recipe", f"A sentence stands behind the recipe: {given}")
         loaded = load_recipe(recipe, overrides or ())
-        request = SearchRequest(text or (), image or (), id_ or (), k, store, gallery, photos, html)
+        request = SearchRequest(texts, image or (), id_ or (), k, store, gallery, photos, html, rerank)
         result = search_stage(loaded, console, request)
         console.result(answer("search", loaded, result), result.tables())
         if html is not None:

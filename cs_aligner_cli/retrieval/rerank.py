@@ -12,6 +12,11 @@ from cs_aligner_cli.retrieval.scan import Found
 from cs_aligner_cli.retrieval.scores import Scores
 
 
+def by_score(scores: Scores) -> Ints:
+    """(Q, k) the places of every query's first hits in their new order: higher score first, equal ones as they were."""
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
 @dataclass(frozen=True)
 class Reranker:
     """Puts the first ``top_k`` items of every query in the order of ``score(image, text)``: (P,) of P pairs of rows."""
@@ -30,7 +35,7 @@ class Reranker:
         count, width = top.shape
         query, item = np.repeat(queries, width), items[top.ravel()]
         scores = self.score(query, item) if direction == "i2t" else self.score(item, query)
-        order = np.argsort(-scores.reshape(count, width), axis=1, kind="stable")
+        order = by_score(scores.reshape(count, width))
         new_place = np.argsort(order, axis=1)
         ranks, near = found.ranks.copy(), found.ranks <= width
         ranks[near] = new_place[found.pairs.query[near], found.ranks[near] - 1] + 1

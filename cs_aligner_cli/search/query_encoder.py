@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from torch import Tensor
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import FROZEN, MODALITIES
+from cs_aligner_cli.common.token_sequences import PADDING_TOKEN
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device
 from cs_aligner_cli.recipe.encoders import FeaturesEncoder
@@ -49,22 +51,38 @@ class QueryEncoder:
     def embed(self, modality: str, items: Sequence[str]) -> Tensor:
         """Unit float32 rows (len(items), d) of texts, or of the image files at these absolute paths."""
         encoder = self._encoders[modality]
-        frame = pd.DataFrame({_COLUMN[modality]: list(items)})
-        embedder = Embedder(
-            lambda inputs: self._forward(encoder, inputs),
+        embedder = self._embedder(modality, items, lambda inputs: self._forward(encoder, inputs))
+        return l2_normalize(torch.from_numpy(embedder.all(np.arange(len(items)))))
+
+    def tokens(self, modality: str, items: Sequence[str]) -> Tensor:
+        """Padded tokens (len(items), L, d) of them, as the store has them of its rows: for towers that read tokens."""
+        embedder = self._embedder(modality, items, partial(self._read, self._encoders[modality]))
+        found = next(embedder.token_shards([(0, np.arange(len(items)))]))[1]
+        padded = np.full((len(found), found.lengths.max(), found.values.shape[1]), PADDING_TOKEN, np.float32)
+        found.pad_into(padded, slice(None))
+        return torch.from_numpy(padded)
+
+    def _embedder(self, modality: str, items: Sequence[str], forward: Callable[[Tensor], Tensor]) -> Embedder:
+        encoder, frame = self._encoders[modality], pd.DataFrame({_COLUMN[modality]: list(items)})
+        return Embedder(
+            forward,
             lambda rows: encoder.load(frame.iloc[rows]),
             self._device,
             self._batch_size,
             loader=encoder.load,
         )
-        return l2_normalize(torch.from_numpy(embedder.all(np.arange(len(frame)))))
 
     def _forward(self, encoder: Encoder, inputs: Tensor) -> Tensor:
         if self._towers is None or not self._towers.plans[encoder.modality].live:
-            reader = self._readers.get(encoder.modality)
-            with under(self._precision, self._device):
-                inputs = (reader.module if reader else encoder.module)(inputs).float()
+            inputs = self._read(encoder, inputs)
         return inputs if self._towers is None else self._towers(encoder.modality, inputs)
+
+    def _read(self, encoder: Encoder, inputs: Tensor) -> Tensor:
+        """What a frozen encoder gives: tokens where the tower reads those."""
+        reader = self._readers.get(encoder.modality)
+        with under(self._precision, self._device):
+            found: Tensor = (reader.module if reader else encoder.module)(inputs).float()
+        return found
 
 
 def require_encoder(recipe: Recipe, modality: str, instead: str) -> None:

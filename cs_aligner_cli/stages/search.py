@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,22 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.results import Frozen
 from cs_aligner_cli.common.tables import Table
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import write_bytes
+from cs_aligner_cli.recipe.matching import Rerank
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import search as nearest
+from cs_aligner_cli.retrieval.rerank import by_score
+from cs_aligner_cli.retrieval.scores import Scores
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.search.index_folder import index_keys, open_index
 from cs_aligner_cli.search.page import render_search_page
 from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
 from cs_aligner_cli.stores.embeddings import Store
+from cs_aligner_cli.towers.matching_head import Items, Matcher, load_matcher
 
 _K = 10
 _OTHER = {"image": "text", "text": "image"}
@@ -38,7 +44,8 @@ class SearchRequest:
     """What is searched for; several of each may be given at once.
 
     ``k`` is None for 10, or the whole gallery where it is smaller; ``gallery`` is "image", "text" or None (the modality
-    that the query is not of); ``photos`` is where the photos lie by their ids, for data sets of stored features.
+    that the query is not of); ``photos`` is where the photos lie by their ids, for data sets of stored features. With
+    ``rerank`` the first hits of a store with a matching head are put in its order, where eval_retrieval.rerank does so.
     """
 
     texts: Sequence[str] = ()
@@ -49,6 +56,7 @@ class SearchRequest:
     gallery: str | None = None
     photos: Path | None = None
     html: Path | None = None
+    rerank: bool = True
 
 
 class Neighbor(Frozen):
@@ -56,6 +64,9 @@ class Neighbor(Frozen):
 
     rank: int
     score: float = Field(description="the cosine")
+    matching_logit: float | None = Field(
+        None, description="of a reranked query, the matching head's logit, which orders the first hits; null beyond"
+    )
     id: str
     image_id: str
     image_path: str
@@ -70,6 +81,7 @@ class Answered(Frozen):
     image_path: str
     gallery: str = Field(description="the modality that was searched")
     index: str = Field(description="what FAISS calls its kind")
+    reranked: int = Field(0, description="how many first hits by cosine the matching head put in order; 0: none")
     results: list[Neighbor]
 
 
@@ -84,26 +96,47 @@ class SearchResult(Frozen):
 
     def tables(self) -> list[Table]:
         """The nearest items of each query."""
-        return [
-            table(
-                f"{query.modality}: {query.query} (nearest {query.gallery}s of {self.store})",
-                ["id", "rank", "score", "caption", "path"],
-                [(r.id, r.rank, f"{r.score:.3f}", _short(r.caption), r.image_path) for r in query.results],
-            )
-            for query in self.queries
-        ]
+        return [self._table(query) for query in self.queries]
+
+    def _table(self, query: Answered) -> Table:
+        about, score, logits = f"nearest {query.gallery}s of {self.store}", "score", []
+        if query.reranked:
+            about += f", the first {query.reranked} in the order of the matching head"
+            score, logits = "cosine", ["matching logit"]
+        return table(
+            f"{query.modality}: {query.query} ({about})",
+            ["id", "rank", *logits, score, "caption", "path"],
+            [
+                (
+                    r.id,
+                    r.rank,
+                    *[_logit(r.matching_logit) for _ in logits],
+                    f"{r.score:.3f}",
+                    _short(r.caption),
+                    r.image_path,
+                )
+                for r in query.results
+            ],
+        )
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 48 else f"{text[:45]}..."
 
 
+def _logit(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 @dataclass(frozen=True)
 class _Query:
+    """One query: its unit row (1, d) and, where a matching head judges, what its towers make of the item."""
+
     modality: str
     text: str
     path: str
     row: torch.Tensor
+    item: Items | None = None
 
 
 def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchResult:
@@ -118,7 +151,8 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
     store = _store(request.store, list(summary["indexes"]))
     data = PreparedData(layout.prepared.path)
     split = data.split(recipe.eval_retrieval.split, "eval_retrieval.split")
-    queries = [*_known(request, layout, split, store, data.root), *_new(request, recipe, store)]
+    matcher = _matcher(layout, store, split) if request.rerank else None
+    queries = [*_known(request, layout, split, store, data.root, matcher), *_new(request, recipe, store, matcher)]
     opened: dict[str, tuple[Any, pd.DataFrame, dict[str, Any]]] = {}
     results = []
     with console.progress("searching", len(queries)) as advance:
@@ -129,7 +163,7 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
                 opened[gallery] = open_index(folder, gallery, layout.source_of(store, split.name))
             index, keys, described = opened[gallery]
             k = min(_K, index.ntotal) if request.k is None else request.k
-            scores, rows = nearest(index, query.row, k)
+            hits = _hits(index, query, gallery, k, matcher, recipe.eval_retrieval.rerank)
             results.append(
                 Answered(
                     query=query.text or query.path,
@@ -137,7 +171,8 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
                     image_path=query.path,
                     gallery=gallery,
                     index=described["factory"],
-                    results=_found(keys, scores[0], rows[0], request.photos),
+                    reranked=hits.judged,
+                    results=_found(keys, hits, request.photos),
                 )
             )
             advance()
@@ -176,7 +211,17 @@ def _store(given: str | None, there: list[str]) -> str:
     return given
 
 
-def _known(request: SearchRequest, layout: Layout, split: Split, store: str, root: Path) -> list[_Query]:
+def _matcher(layout: Layout, store: str, split: Split) -> Matcher | None:
+    """What judges the pairs of a store, where the recipe reranks it."""
+    spec = layout.recipe.eval_retrieval
+    if spec.rerank is None or store not in layout.variants:
+        return None
+    return load_matcher(layout, store, split, str(pick_device(spec.device)))
+
+
+def _known(
+    request: SearchRequest, layout: Layout, split: Split, store: str, root: Path, matcher: Matcher | None
+) -> list[_Query]:
     """The queries that are rows of the split, with their stored embeddings."""
     if not request.ids:
         return []
@@ -189,16 +234,17 @@ def _known(request: SearchRequest, layout: Layout, split: Split, store: str, roo
         if modality is None:
             known = [*places["image"][:5000], *places["text"][:5000]]
             raise InputError(f"--id {name}: no image and no caption of split {split.name!r}{did_you_mean(name, known)}")
-        row = int(np.flatnonzero(places[modality] == name)[0])
-        embedded = l2_normalize(torch.from_numpy(arrays.array(modality).take(np.array([row]))))
-        key = tables[modality].iloc[row]
+        rows = np.flatnonzero(places[modality] == name)[:1]
+        embedded = l2_normalize(torch.from_numpy(arrays.array(modality).take(rows)))
+        item = matcher.items(modality, rows) if matcher else None
+        key = tables[modality].iloc[int(rows[0])]
         text = str(key["caption"]) if modality == "text" else name
         path = _path(key, request.photos) if modality == "image" else ""
-        found.append(_Query(modality, text, path, embedded))
+        found.append(_Query(modality, text, path, embedded, item))
     return found
 
 
-def _new(request: SearchRequest, recipe: Recipe, store: str) -> list[_Query]:
+def _new(request: SearchRequest, recipe: Recipe, store: str, matcher: Matcher | None) -> list[_Query]:
     """The queries that must be embedded first."""
     if not (request.texts or request.images):
         return []
@@ -206,28 +252,58 @@ def _new(request: SearchRequest, recipe: Recipe, store: str) -> list[_Query]:
         if items:
             require_encoder(recipe, modality, "Search for an item of the split: --id ID.")
     encoder = QueryEncoder(recipe, store)
+    wanted = {"text": list(request.texts), "image": [str(path.resolve()) for path in request.images]}
     found = []
-    if request.texts:
-        rows = encoder.embed("text", request.texts)
-        found += [_Query("text", text, "", row[None]) for text, row in zip(request.texts, rows, strict=True)]
-    if request.images:
-        paths = [str(path.resolve()) for path in request.images]
-        rows = encoder.embed("image", paths)
-        found += [_Query("image", "", path, row[None]) for path, row in zip(paths, rows, strict=True)]
+    for modality, items in wanted.items():
+        if not items:
+            continue
+        judged: list[Items | None] = [None] * len(items)
+        if matcher:
+            together = matcher.new_items(modality, encoder.tokens(modality, items))
+            rows = together.rows.cpu()
+            judged = [together.take(torch.tensor([i])) for i in range(len(items))]
+        else:
+            rows = encoder.embed(modality, items)
+        for item, row, own in zip(items, rows, judged, strict=True):
+            text, path = (item, "") if modality == "text" else ("", item)
+            found.append(_Query(modality, text, path, row[None], own))
     return found
 
 
-def _found(keys: pd.DataFrame, scores: Any, rows: Any, photos: Path | None) -> list[Neighbor]:
+class _Hits(NamedTuple):
+    """Rows of an index in the order of the answer, with cosines, and the logits of those that the head judged."""
+
+    rows: Ints
+    cosines: Scores
+    logits: list[float | None]
+    judged: int
+
+
+def _hits(index: Any, query: _Query, gallery: str, k: int, matcher: Matcher | None, spec: Rerank | None) -> _Hits:
+    """The k best of one query; items of the other modality in the order of a matching head, where there is one."""
+    judged = min(spec.top_k, index.ntotal) if spec and matcher and gallery != query.modality else 0
+    cosines, rows = (found[0] for found in nearest(index, query.row, max(k, judged) if k > 0 else k))
+    if not judged:
+        return _Hits(rows, cosines, [None] * k, 0)
+    assert matcher and query.item
+    logits = matcher.of_item(query.item, query.modality, rows[:judged])
+    order = np.concatenate([by_score(logits[None])[0], np.arange(judged, len(rows))])[:k]
+    return _Hits(rows[order], cosines[order], [float(logits[i]) if i < judged else None for i in order], judged)
+
+
+def _found(keys: pd.DataFrame, hits: _Hits, photos: Path | None) -> list[Neighbor]:
+    found = zip(hits.cosines, hits.logits, keys.iloc[hits.rows].iterrows(), strict=True)
     return [
         Neighbor(
             rank=rank,
             score=float(score),
+            **({"matching_logit": logit} if hits.judged else {}),
             id=str(key.get("caption_id", key["image_id"])),
             image_id=str(key["image_id"]),
             image_path=_path(key, photos),
             caption=str(key["caption"]),
         )
-        for rank, (score, (_, key)) in enumerate(zip(scores, keys.iloc[rows].iterrows(), strict=True), 1)
+        for rank, (score, logit, (_, key)) in enumerate(found, 1)
     ]
 
 

@@ -18,8 +18,11 @@ from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.files.artifact import verify_file
 from cs_aligner_cli.retrieval.scores import Scores
+from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
+from cs_aligner_cli.stores.tokens import TokenStore
+from cs_aligner_cli.towers.embedder import pick_precision
 from cs_aligner_cli.towers.towers import Inputs, Towers
-from cs_aligner_cli.towers.weights import FORMAT, described, read_tensors, save_tensors
+from cs_aligner_cli.towers.weights import FORMAT, described, load_towers, read_tensors, save_tensors
 
 # Items that go through a tower together, numbers that the head's comparison may hold at once, and numbers of tokens of
 # one modality that are kept while the other's pass by.
@@ -129,9 +132,23 @@ class Matcher:
                 block = pairs[starts[start] : starts[start + _ITEMS] if start + _ITEMS < len(starts) else None]
                 found = {
                     fewer: (kept, place[block] - first),
-                    other: (self._items(other, some), np.searchsorted(some, rows[other][block])),
+                    other: (self.items(other, some), np.searchsorted(some, rows[other][block])),
                 }
                 scores[block] = self._logits(*found["image"], *found["text"])
+        return scores
+
+    @torch.inference_mode()
+    def of_item(self, item: Items, modality: str, others: Ints) -> Scores:
+        """(K,) the logits of one item of a modality with rows of the other one, from its ``items`` or ``new_items``."""
+        other = "text" if modality == "image" else "image"
+        scores = np.empty(len(others), np.float32)
+        for start in range(0, len(others), _ITEMS):
+            some = others[start : start + _ITEMS]
+            pairs = {
+                modality: (item, np.zeros(len(some), np.int64)),
+                other: (self.items(other, some), np.arange(len(some))),
+            }
+            scores[start : start + _ITEMS] = self._logits(*pairs["image"], *pairs["text"])
         return scores
 
     def _logits(self, x: Items, at_x: Ints, y: Items, at_y: Ints) -> Scores:
@@ -148,13 +165,28 @@ class Matcher:
         parts: list[Items] = []
         first = 0
         for start in range(0, len(rows), _ITEMS):
-            parts.append(self._items(modality, rows[start : start + _ITEMS]))
+            parts.append(self.items(modality, rows[start : start + _ITEMS]))
             end = min(start + _ITEMS, len(rows))
             if end == len(rows) or sum(part.tokens.numel() for part in parts) >= _KEPT:
                 yield first, Items(torch.cat([p.rows for p in parts]), join_padded([p.tokens for p in parts]))
                 parts, first = [], end
 
-    def _items(self, modality: str, rows: Ints) -> Items:
+    def items(self, modality: str, rows: Ints) -> Items:
         """What the towers make of some rows."""
-        inputs = self._inputs(modality, self._split, rows).to(self._device)
-        return Items(*self._towers.forward_tokens(modality, inputs))
+        return self.new_items(modality, self._inputs(modality, self._split, rows))
+
+    @torch.inference_mode()
+    def new_items(self, modality: str, tokens: Tensor) -> Items:
+        """What they make of padded tokens (B, L, d) as the encoder gives them, of items that are in no split."""
+        return Items(*self._towers.forward_tokens(modality, tokens.to(self._device)))
+
+
+def load_matcher(layout: Layout, store: str, split: Split, device: str) -> Matcher:
+    """What judges pairs of a split by the head of a trained store, whose towers it reads, too."""
+    tokens = TokenStore(layout.tokens(split.name).path)
+    dims = {modality: tokens.array(modality).dim for modality in tokens.identity}
+    # As the head was trained and validated, and the store was made.
+    precision = pick_precision(layout.variants[store].precision, torch.device(device))
+    towers = load_towers(layout.weights(store), {}, dims, precision=precision).to(device)
+    head = load_head(layout.matching(store).path / HEAD_FILE).to(device)
+    return Matcher(head, towers, Inputs(towers.plans, {}, {}, {split.name: tokens}), split)

@@ -94,6 +94,38 @@ def test_a_caption_as_text_finds_what_its_stored_row_finds(photos_run: Path, csa
     assert [r["id"] for r in by_id["results"]] == list(names[np.argsort(-cosines, kind="stable")])
 
 
+@pytest.fixture(scope="module")
+def finished_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a finished run over photos whose first two hits a matching head puts in order."""
+    here = tmp_path_factory.mktemp("heads")
+    content = photos_recipe_content(make_photos(here / "photos"), here / "run")
+    tower = {"reads": "tokens", "adapter": {"kind": "linear"}}
+    content["train"] |= {"epochs": 1, "image": tower, "text": tower, "matching": {"epochs": 1, "width": 4}}
+    content["eval_retrieval"] |= {"rerank": {"top_k": 2}, "bootstrap": 0, "mixed": None}
+    return finish(write_recipe(here, content)) / "recipe.yaml"
+
+
+def test_new_items_are_reranked_as_stored_ones(finished_heads: Path, csalign: Csalign, tmp_path: Path) -> None:
+    """By their tokens, which the encoder makes anew; what lies beyond the head's hits has no logit."""
+    captions = pd.read_parquet(finished_heads.parent / "run" / "data" / "captions.parquet").query("split == 'dev'")
+    row, images = captions.iloc[3], finished_heads.parent / "photos" / "images"
+    photo = next(path for path in images.iterdir() if path.stem == "09")
+    page, asked = tmp_path / "page.html", ("--text", row["text"], "--id", row["caption_id"], "-k", 4)
+    found = csalign("search", finished_heads, *asked, "--image", photo, "--id", photo.name, "--json", "--html", page)
+    assert found.exit_code == 0, found.stderr
+    text_id, image_id, text, image = found.json["queries"]
+    for new, stored in ((text, text_id), (image, image_id)):
+        assert new["reranked"] == stored["reranked"] == 2
+        assert [hit["id"] for hit in new["results"]] == [hit["id"] for hit in stored["results"]]
+        for key in ("score", "matching_logit"):
+            ours, theirs = ([hit[key] for hit in answer["results"][:2]] for answer in (new, stored))
+            assert ours == pytest.approx(theirs, abs=2e-3), key  # stored tokens are halves
+        assert [hit["matching_logit"] for hit in new["results"][2:]] == [None, None]
+    assert "the first 2 in the order of the matching head" in page.read_text()
+    table = csalign("search", finished_heads, row["text"], "-k", 4).stdout
+    assert "matching logit" in table and "in the order of the matching" in table
+
+
 def test_a_photo_finds_itself_among_images_and_captions_by_default(
     photos_run: Path, finished_photos: Path, csalign: Csalign
 ) -> None:
@@ -129,6 +161,7 @@ def test_the_page_holds_thumbnails_and_escapes_what_was_asked(
     ("arguments", "message"),
     [
         ((), "nothing is asked"),
+        (("a", "dog"), "recipe.yaml 'a dog'"),
         (("--text", "  "), "--text: the query is empty"),
         (("--image", "no.jpg"), "--image no.jpg: no such file"),
         (("--id", "08.jpgg"), "--id 08.jpgg: no image and no caption of split 'dev'; did you mean 08.jpg?"),

@@ -92,6 +92,21 @@ def test_a_head_learns_what_no_cosine_can(csalign: Csalign, matching_recipe: Pat
     assert list(plain) == ["query", "rank", "neighbor", "score", "true"]
     assert list(other) == ["query", "rank", "neighbor", "cosine", "true"]
     assert other.loc[other["rank"] == 1, "true"].mean() == pytest.approx(after["t2i"]["R@1"])
+    # A search is reranked as the measurement is: of a query's 40 images the first 40 are all.
+    query = other["query"].iloc[0]
+    searched, plainly, below = (
+        csalign("search", matching_recipe, "--id", query, "-k", 10, "--json", *more).json["queries"][0]
+        for more in ((), ("--no-rerank",), ("--gallery", "text"))
+    )
+    for answer, table, count in ((searched, other, 40), (plainly, plain, 0)):
+        own = table[table["query"] == query].head(10)
+        assert [hit["id"] for hit in answer["results"]] == own["neighbor"].tolist()
+        cosines = own["cosine" if count else "score"]
+        np.testing.assert_allclose([hit["score"] for hit in answer["results"]], cosines, atol=1e-6)
+        assert answer["reranked"] == count
+    logits = [hit["matching_logit"] for hit in searched["results"]]
+    assert logits == sorted(logits, reverse=True)
+    assert below["reranked"] == 0 and "matching_logit" not in below["results"][0] | plainly["results"][0]
     assert csalign("train", matching_recipe, "--json", "-q").json["status"] == "fresh"
     assert "reranked by the matching head" in csalign("eval-retrieval", matching_recipe).stdout
     # A whole run says so, too, of further data sets as well.

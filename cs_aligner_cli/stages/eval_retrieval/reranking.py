@@ -7,19 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.experiments.statistics import crossed_estimate, holm, per_image
 from cs_aligner_cli.retrieval.protocol import Evaluated
 from cs_aligner_cli.retrieval.rerank import Reranker
-from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
-from cs_aligner_cli.stores.tokens import TokenStore
-from cs_aligner_cli.towers.embedder import pick_precision
-from cs_aligner_cli.towers.matching_head import Matcher, load_head
-from cs_aligner_cli.towers.towers import Inputs
-from cs_aligner_cli.towers.weights import load_towers
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.towers.matching_head import load_matcher
 
 
 def reranker_of(layout: Layout, store: str, split: Split, device: str) -> Reranker | None:
@@ -27,14 +22,7 @@ def reranker_of(layout: Layout, store: str, split: Split, device: str) -> Rerank
     wanted = layout.recipe.eval_retrieval.rerank
     if wanted is None or store not in layout.variants:
         return None
-    tokens = TokenStore(layout.tokens(split.name).path)
-    dims = {modality: tokens.array(modality).dim for modality in tokens.identity}
-    # As the head was trained and validated, and the store was made.
-    precision = pick_precision(layout.variants[store].precision, torch.device(device))
-    towers = load_towers(layout.weights(store), {}, dims, precision=precision).to(device)
-    head = load_head(layout.matching(store).path / HEAD_FILE).to(device)
-    inputs = Inputs(towers.plans, {}, {}, {split.name: tokens})
-    return Reranker(wanted.top_k, Matcher(head, towers, inputs, split))
+    return Reranker(wanted.top_k, load_matcher(layout, store, split, device))
 
 
 def gains(
