@@ -4,8 +4,9 @@ python benchmarks/generation.py FOLDER [--seeds 3] [--prompts 250] [--decoder tr
 
 Trains the text adapters of recipes/scenes_generate.yaml once per objective and seed, draws the same prompts of the test
 split from every store, and writes docs/results/generation.json (generation_closed_form.json with that decoder), which
-``python benchmarks/results.py tables`` writes into docs/generation.md. With ``--search`` weight and bandwidth of CS are
-searched before on the validation split, with the closed form and one seed, and the best is a row of its own.
+``python benchmarks/results.py tables`` writes into docs/generation.md. With ``--search`` CS is searched before, beside
+InfoNCE and beside L2 + InfoNCE: its weight and bandwidth, then the temperature, then the length that texts are brought
+to, by what the closed form draws of the validation split's prompts with one seed; the best of each is a further row.
 
 Wants runs/scenes_alone_clip and runs/scenes_generate in the current folder (csalign run of both recipes): one decoder,
 that of the latter, draws for all seeds. Data and frozen stores are made once, and a run that is already there is not
@@ -16,14 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import results
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.generation_layout import DECODER
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.generate.result import GenerateResult
 from cs_aligner_cli.stages.pipeline import run_stage
@@ -32,6 +36,8 @@ from cs_aligner_cli.stores.embeddings import Store
 RECIPE = "scenes_generate"
 CLOSED_FORM = ("generate.train_decoder=null", "generate.decoder={kind: closed_form}", "generate.guidance=null")
 _L2 = "train.objective.pairwise={kind: l2_contrastive, logit_scale: {init: 20, learn: false}}"
+# Rows with CS, and the kind of what stands beside it.
+_KINDS = {"InfoNCE + CS": "infonce", "L2 + 0.2 InfoNCE + CS": "l2_contrastive"}
 _ALONE = ("train.pairwise_only=false", "generate.stores=[aligned]", "generate.bounds=[]")
 FIRST = "InfoNCE + CS"
 # What is trained, by its name: the settings beside the recipe's, which is InfoNCE + CS with InfoNCE as its control.
@@ -40,8 +46,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "L2 + 0.2 InfoNCE": (*_ALONE, _L2, "train.objective.divergence.weight=0"),
     "L2 + 0.2 InfoNCE + CS": (*_ALONE, _L2),
 }
-BEST = "InfoNCE + CS, searched"
-WEIGHTS, BANDWIDTHS = (0.3, 1.0, 3.0, 10.0), (0.3, 0.5, 0.8)
+WEIGHTS, BANDWIDTHS = (0.3, 1.0, 3.0), (0.15, 0.2, 0.3, 0.5)
+SCALES, LENGTHS = (10.0, 40.0), (0.8, 1.25)
+BEST = tuple(f"{name}, searched" for name in _KINDS)
 NAMES = {
     "frozen": "frozen text",
     "frozen+mean_shift": "frozen + mean shift",
@@ -51,22 +58,53 @@ NAMES = {
 }
 # What is tested: of each first row against the second.
 AGAINST = [
-    *((label, "InfoNCE") for label in (FIRST, BEST, *list(RUNS)[1:], "frozen + ridge")),
-    *((label, "L2 + 0.2 InfoNCE") for label in (FIRST, BEST, "L2 + 0.2 InfoNCE + CS")),
-    *((label, "frozen + ridge") for label in (FIRST, BEST)),
+    *((label, "InfoNCE") for label in (*RUNS, *BEST, "frozen + ridge")),
+    *((label, "L2 + 0.2 InfoNCE") for label in (*_KINDS, *BEST)),
+    *((label, "frozen + ridge") for label in (FIRST, BEST[0])),
 ]
 
 
-def drawn(name: str, seed: int, folder: Path, settings: Sequence[str]) -> tuple[Recipe, dict[str, dict[str, float]]]:
-    """One run up to its pictures: the metrics of each of its stores."""
+class Tried(NamedTuple):
+    """One setting of CS: the row that it changes, weight and bandwidth, InfoNCE's logit scale, and the length of texts
+    as a multiple of the images'."""
+
+    objective: str
+    weight: float
+    bandwidth: float
+    logit_scale: float = 20.0
+    length: float = 1.0
+
+    def settings(self, norm: float) -> tuple[str, ...]:
+        """As the recipe's settings; ``norm`` is the median length of the images."""
+        scale = f"{{init: {self.logit_scale:g}, learn: false}}"
+        return (
+            *_ALONE,
+            f"train.objective.pairwise={{kind: {_KINDS[self.objective]}, logit_scale: {scale}}}",
+            f"train.objective.divergence={{kind: cs, weight: {self.weight:g}, bandwidth: {self.bandwidth:g}}}",
+            *([f"generate.scale={self.length * norm:.4f}"] if self.length != 1 else []),
+        )
+
+
+def drawn(name: str, seed: int, folder: Path, settings: Sequence[str]) -> dict[str, dict[str, float]]:
+    """One run up to its pictures: the metrics of each of its stores, its gap, and the length of what was fed."""
     of_all = folder.parent
-    shared = [f"data.dir={of_all / 'data'}", f"embed.dir={of_all / 'frozen'}", f"seed={seed}"]
+    shared = [f"data.dir={of_all / 'data'}", f"embed.dir={of_all / 'frozen'}", f"seed={seed}", "generate.beside=[]"]
     recipe = load_recipe(RECIPE, [*settings, *shared, f"run_dir={folder / name}"])
     for stage in ("prepare", "embed", "train", "embed"):
         run_stage(stage, recipe, Console(quiet=True))
+    # The closed form is fitted once for all runs of one seed.
+    own, fitted = folder / name / DECODER, of_all / f"closed_form-{seed}"
+    fits = recipe.generate is not None and recipe.generate.decoder.kind == "closed_form"
+    if fits and fitted.is_dir() and not own.is_dir():
+        shutil.copytree(fitted, own)
     result = run_stage("generate", recipe, Console(quiet=True))
+    if fits and not fitted.is_dir():
+        shutil.copytree(own, fitted)
     assert isinstance(result, GenerateResult)
-    return recipe, {store: {**found, "gap": gap(recipe, store)} for store, found in result.generate.items()}
+    return {
+        store: {**found, "gap": gap(recipe, store), "norm": float(result.drawn[store]["norm"])}  # type: ignore[arg-type]
+        for store, found in result.generate.items()
+    }
 
 
 def gap(recipe: Recipe, name: str) -> float:
@@ -82,19 +120,28 @@ def gap(recipe: Recipe, name: str) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def searched(folder: Path) -> list[dict[str, float]]:
-    """Weight and bandwidth of CS with the attributes that the validation split's pictures show, best first."""
-    tried = []
-    for weight in WEIGHTS:
-        for bandwidth in BANDWIDTHS:
-            own = (f"train.objective.divergence={{kind: cs, weight: {weight}, bandwidth: {bandwidth}}}",)
-            more = ("generate.split=val", "generate.metrics.which=[attributes]")
-            name = f"search-{weight:g}-{bandwidth:g}"
-            _, found = drawn(name, 0, folder, [*CLOSED_FORM, *_ALONE, *own, *more])
-            share = round(found["aligned"]["accuracy_mean"], 4)
-            tried.append({"weight": weight, "bandwidth": bandwidth, "attributes": share})
-            print(tried[-1], flush=True)
-    return sorted(tried, key=lambda one: -one["attributes"])
+def searched(folder: Path) -> tuple[list[dict[str, object]], dict[str, tuple[str, ...]]]:
+    """What was tried, with the attributes that the validation split's pictures show, and the settings of the best of
+    each kind by the name of their row."""
+    seen: dict[Tried, dict[str, float]] = {}
+
+    def best_of(tried: Sequence[Tried], norm: float = 1.0) -> Tried:
+        for one in tried:
+            if one not in seen:
+                name = "-".join(["search", _KINDS[one.objective], *(f"{number:g}" for number in one[1:4])])
+                more = ("generate.split=val", "generate.metrics.which=[attributes]")
+                seen[one] = drawn(name, 0, folder, [*CLOSED_FORM, *one.settings(norm), *more])["aligned"]
+                print(one, seen[one]["accuracy_mean"], flush=True)
+        return max(tried, key=lambda one: seen[one]["accuracy_mean"])
+
+    found = {}
+    for objective, row in zip(_KINDS, BEST, strict=True):
+        best = best_of([Tried(objective, weight, bandwidth) for weight in WEIGHTS for bandwidth in BANDWIDTHS])
+        best = best_of([best, *(best._replace(logit_scale=scale) for scale in SCALES)])
+        norm = seen[best]["norm"]
+        best = best_of([best, *(best._replace(length=length) for length in LENGTHS)], norm)
+        found[row] = best.settings(norm)
+    return [{**one._asdict(), "attributes": round(values["accuracy_mean"], 4)} for one, values in seen.items()], found
 
 
 def runs_of(
@@ -104,7 +151,7 @@ def runs_of(
     for name, own in runs.items():
         given = [*own, *settings]
         words = name.replace(" ", "").replace(",", "-").replace("+", "-")
-        _, found = drawn(f"{words}-{seed}", seed, folder, given)
+        found = drawn(f"{words}-{seed}", seed, folder, given)
         for store, values in found.items():
             label = NAMES.get(store, name)
             print(f"seed {seed}, {label}: {values}", flush=True)
@@ -118,16 +165,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--decoder", choices=("closed_form", "trained"), default="trained")
-    parser.add_argument("--search", action="store_true", help="search weight and bandwidth of CS first")
+    parser.add_argument("--search", action="store_true", help="search CS first, beside InfoNCE and beside L2 + InfoNCE")
     options = parser.parse_args()
     folder, closed = options.folder.resolve() / options.decoder, options.decoder == "closed_form"
     model = Path("runs/scenes_generate/decoder").resolve()
     trained = ("generate.train_decoder=null", f"generate.decoder={{kind: kandinsky22, model: 'local-dir:{model}'}}")
     settings = [f"generate.limit={options.prompts}", *(CLOSED_FORM if closed else trained)]
-    search, runs = searched(folder) if options.search else [], dict(RUNS)
-    if search:
-        divergence = f"{{kind: cs, weight: {search[0]['weight']}, bandwidth: {search[0]['bandwidth']}}}"
-        runs[BEST] = (*_ALONE, f"train.objective.divergence={divergence}")
+    search, best = searched(folder) if options.search else ([], {})
+    runs = {**RUNS, **best}
     rows: dict[str, list[dict[str, object]]] = {}
     for seed in range(options.seeds):
         for row in runs_of(seed, folder, settings, runs):

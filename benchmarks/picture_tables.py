@@ -52,9 +52,16 @@ def pictures_against(content: dict[str, Any]) -> str:
 
 
 def pictures_searched(content: dict[str, Any]) -> str:
-    """Weights against bandwidths of CS: the attributes, in percent, that the validation split's pictures show."""
-    found = {(one["weight"], one["bandwidth"]): one["attributes"] for one in content["search"]}
-    weights, bandwidths = (sorted({pair[i] for pair in found}) for i in (0, 1))
-    lines = [f"| weight | {' | '.join(f'sigma {b:g}' for b in bandwidths)} |", f"|{'---|' * (1 + len(bandwidths))}"]
-    lines += [f"| {w:g} | {' | '.join(f'{100 * found[w, b]:.1f}' for b in bandwidths)} |" for w in weights]
+    """What was tried, best first: the attributes, in percent, that the validation split's pictures show."""
+    keys = {
+        "objective": "",
+        "weight": "weight of CS",
+        "bandwidth": "sigma",
+        "logit_scale": "logit scale",
+        "length": "length of texts",
+    }
+    lines = [f"| {' | '.join(keys.values())} | attributes |", f"|{'---|' * (1 + len(keys))}"]
+    for one in sorted(content["search"], key=lambda one: -one["attributes"]):
+        cells = [one[key] if key == "objective" else f"{one[key]:g}" for key in keys]
+        lines.append(f"| {' | '.join(cells)} | {100 * one['attributes']:.1f} |")
     return "\n".join(lines)

@@ -701,6 +701,10 @@ CASES: dict[str, list[Case]] = {
             lambda at: ["generate", "scenes", "--set", "generate={decoder: {kind: closed_form}, stores: [alinged]}"],
         ),
         Case(
+            "pictures beside a run that is not there",
+            lambda at: ["generate", "scenes", "--set", "generate={decoder: {kind: closed_form}, beside: ['run:gone']}"],
+        ),
+        Case(
             "pictures of stored features",
             lambda at: ["generate", "flickr8k", "--set", "generate={decoder: {kind: closed_form}}"],
         ),

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from cs_aligner_cli.common.closed_forms import ridge
 from cs_aligner_cli.common.errors import InputError
@@ -99,16 +98,17 @@ def _unit(rows: Floats32) -> Floats:
     return unit
 
 
-def refuse_another_encoder(theirs: Tensor, ours: Floats32, name: str) -> None:
-    """Raise InputError unless a decoder's own image encoder gives what the store holds, for a few pictures (B, dim).
+def refuse_another_encoder(theirs: Floats32, ours: Floats32, named: str, hint: str) -> None:
+    """Raise InputError unless another image encoder gives what the store holds, for a few pictures (B, dim).
 
     They must agree to a cosine above 0.99; below that pictures would come from a space that the decoder does not know.
+    ``named`` is the recipe key and whose encoder it is, ``hint`` what to do.
     """
-    ours64, theirs64 = _unit(ours), _unit(theirs.numpy())
+    ours64, theirs64 = _unit(ours), _unit(theirs)
     lowest = float((ours64 * theirs64).sum(axis=1).min()) if ours64.shape == theirs64.shape else 0.0
     if lowest <= 0.99:
         raise InputError(
-            f"generate.decoder: the image encoder of {name} is not that of the store: of {len(ours)} pictures the "
-            f"embeddings agree to a cosine of {lowest:.3f} only; expected more than 0.99",
-            "encoders.image must be the image encoder that the decoder was trained with.",
+            f"{named} is not that of the store: of {len(ours)} pictures the embeddings agree to a cosine of "
+            f"{lowest:.3f} only; expected more than 0.99",
+            hint,
         )

@@ -16,6 +16,8 @@ from cs_aligner_cli.generation.closed_form import ClosedForm
 from cs_aligner_cli.recipe.generate import Generate
 from cs_aligner_cli.recipe.paths import RUN, run_folder
 
+SAME_ENCODER = "encoders.image must be the image encoder that the decoder was trained with."
+
 
 class Decoder(Protocol):
     """What draws pictures from embeddings of ``dim`` dimensions."""
@@ -64,5 +66,5 @@ def refuse_other_dimension(decoder: Decoder, spec: Generate, dim: int) -> None:
         name = spec.decoder.model or spec.decoder.kind
         raise InputError(
             f"generate.decoder: {name} takes image embeddings of {decoder.dim} dimensions, but the store's have {dim}",
-            "encoders.image must be the image encoder that the decoder was trained with.",
+            SAME_ENCODER,
         )

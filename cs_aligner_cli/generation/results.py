@@ -55,7 +55,7 @@ def write_results(
 
     ``prompts`` are the captions drawn from, with ``image_row``, the row of each one's image in the split.
     """
-    names = [*made.drawn_stores, *spec.bounds]
+    names = made.drawn
     images = data.split(recipe.drawn_split, "generate.split").images
     real_rows = np.unique(prompts["image_row"].to_numpy())
     real_files = [data.root / locator for locator in images["locator"].iloc[real_rows]]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.paths import RunFolder
 from cs_aligner_cli.recipe.train import SplitName
 
 Baseline: TypeAlias = Literal["centred", "mean_shift", "whitened", "procrustes", "cca", "csa", "asif"]
@@ -57,13 +58,15 @@ class GapReport(Strict):
         20_000, ge=10, description="Images (evenly spaced, with all their captions) that R@k is measured on at most."
     )
     baselines: Baselines = Field(Baselines(), description="The closed forms beside the stores.")
-    beside: list[FilePath] = Field(
-        [], description="Folders of other finished runs whose stores of the same split are put beside these."
-    )
-    seeds: list[FilePath] = Field(
+    beside: list[RunFolder] = Field(
         [],
-        description="Folders of other finished runs of this recipe that differ in their seed alone; the verdict then "
-        "covers seeds of training.",
+        description="Other finished runs (run:NAME for one in ./runs, or a folder) whose stores of the same split are"
+        " put beside these.",
+    )
+    seeds: list[RunFolder] = Field(
+        [],
+        description="Other finished runs of this recipe (run:NAME, or a folder) that differ in their seed alone; the"
+        " verdict then covers seeds of training.",
     )
     examples: int = Field(4, ge=0, le=50, description="Pairs and queries shown of each kind; 0: none.")
     projection: Literal["pca", "tsne", "umap"] = Field(

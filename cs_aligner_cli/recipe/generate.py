@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from cs_aligner_cli.recipe.encoders import Encoder
 from cs_aligner_cli.recipe.messages import FilePath, Strict, resolve_path
-from cs_aligner_cli.recipe.paths import RUN
+from cs_aligner_cli.recipe.paths import RUN, RunFolder
 from cs_aligner_cli.recipe.train import SplitName
 
 DecoderKind: TypeAlias = Literal["kandinsky22", "stable_unclip", "karlo", "closed_form"]
@@ -137,6 +137,11 @@ class Generate(Strict):
         min_length=1,
         description="frozen, pairwise_only, aligned, and frozen+mean_shift or frozen+ridge, which need no training;"
         " null: all of these that the run has.",
+    )
+    beside: list[RunFolder] = Field(
+        [],
+        description="Other finished runs (run:NAME for one in ./runs, or a folder) whose aligned stores of the same"
+        " split and image encoder are drawn, too; gap_report.beside measures their gap.",
     )
     bounds: list[Bound] = Field(
         ["image", "other_image", "noise"],

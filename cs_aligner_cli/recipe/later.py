@@ -16,6 +16,7 @@ LATER_KEYS: dict[str, Any] = {
     "embed.jpeg": "exact",
     "encoders.*.layers": None,
     "eval_retrieval.rerank": None,
+    "generate.beside": [],
     "train.last_batch": "drop",
     "train.matching": None,
     "train.mixup": None,

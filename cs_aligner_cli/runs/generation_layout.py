@@ -12,6 +12,7 @@ from cs_aligner_cli.files.artifact import RECORD, Artifact
 from cs_aligner_cli.recipe.generate import FREE_MAPS, LOCAL, Generate
 from cs_aligner_cli.recipe.paths import RUN, run_folder
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.other_runs import stores_beside
 
 RESULTS = "results.json"
 # The folder of a run with the decoder that it trained.
@@ -35,6 +36,16 @@ class GenerationLayout:
             if name not in there:
                 raise InputError(f"generate: this recipe makes no store {name!r}{did_you_mean(name, there)}")
         return spec.stores or there
+
+    @cached_property
+    def beside(self) -> dict[str, Artifact]:
+        """The aligned stores of other runs that are drawn from, too, as RUN:STORE; InputError as ``stores_beside``."""
+        return stores_beside("generate.beside", self.spec.beside, self.recipe.drawn_split, trained=True)
+
+    @property
+    def drawn(self) -> list[str]:
+        """All that pictures are drawn from: this run's stores, those of other runs, and the bounds."""
+        return [*self.drawn_stores, *self.beside, *self.spec.bounds]
 
     @property
     def draws_trained(self) -> bool:
@@ -65,9 +76,9 @@ class GenerationLayout:
         return [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD] if taken else []
 
     def pictures(self, name: str) -> Artifact:
-        """The pictures drawn from one store, or for one bound."""
+        """The pictures drawn from one store of this run or of another, or for one bound."""
         spec, split = self.spec, self.recipe.drawn_split
-        ignored = {"train_decoder", "stores", "bounds", "metrics", "published", "sheet_prompts"}
+        ignored = {"train_decoder", "stores", "beside", "bounds", "metrics", "published", "sheet_prompts"}
         ignored |= {"batch_size", "offload", "attention_slicing"}
         store = name.partition("+")[0]
         needs = [self.layout.frozen(split), self.layout.frozen(spec.fit_split)]
@@ -75,12 +86,13 @@ class GenerationLayout:
         needs += [self.decoder] if self.decoder else []
         return Artifact(
             f"pictures of {name}",
-            self.layout.folder / "generate" / name,
+            self.layout.folder / "generate" / name.replace(":", "."),
             "csalign generate",
             {
                 "generate": spec.model_dump(mode="json", exclude=ignored),
                 "split": split,
                 "seed": self.recipe.seed,
+                **({"store": self.beside[name].fingerprint()} if name in self.beside else {}),
             },
             tuple({need.name: need for need in needs}.values()),
         )
@@ -90,7 +102,7 @@ class GenerationLayout:
         """What is measured of all pictures, and the contact sheet."""
         spec = self.spec
         judge = self.layout.stores(self.recipe.drawn_split)[spec.metrics.judge]
-        needs = [judge, *(self.pictures(name) for name in (*self.drawn_stores, *spec.bounds))]
+        needs = [judge, *map(self.pictures, self.drawn)]
         return Artifact(
             "generation results",
             self.layout.folder / "generate" / "results",
@@ -106,8 +118,7 @@ class GenerationLayout:
     @property
     def outputs(self) -> list[Artifact]:
         """All of them, in the order in which they are made."""
-        drawn = [self.pictures(name) for name in (*self.drawn_stores, *self.spec.bounds)]
-        return [*([self.decoder] if self.decoder else []), *drawn, self.results]
+        return [*([self.decoder] if self.decoder else []), *map(self.pictures, self.drawn), self.results]
 
     @property
     def needs(self) -> list[Artifact]:

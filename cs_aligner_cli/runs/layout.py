@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import FROZEN
 from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.recipe.later import parts
-from cs_aligner_cli.runs.other_runs import finished_stores, runs_of_other_seeds
+from cs_aligner_cli.runs.other_runs import runs_of_other_seeds, stores_beside
 from cs_aligner_cli.runs.training_layout import TrainingLayout
 
 # A matching head's weights, in its folder.
@@ -104,25 +103,16 @@ class Layout(TrainingLayout):
     def beside(self) -> dict[str, Artifact]:
         """The finished stores of other runs that the gap report puts beside this run's, as RUN:STORE.
 
-        They are taken as they are, by whatever version and recipe they were made; a frozen store that is this run's
-        over again is left out. Raises InputError where a folder holds no store of the split, or two have one name.
+        A frozen store that is this run's over again is left out. Raises InputError as ``stores_beside``.
         """
         split = self.recipe.gap_split
         own = self.frozen(split).fingerprint()
-        found: dict[str, Artifact] = {}
-        for folder in self.recipe.gap_report.beside:
-            stores = finished_stores(folder, split)
-            if not stores:
-                raise InputError(
-                    f"gap_report.beside: {folder} holds no finished store of split {split!r} in embeddings/",
-                    "Name the folder of a finished run, as in runs/NAME.",
-                )
-            for name, store in stores.items():
-                if f"{folder.name}:{name}" in found:
-                    raise InputError(f"gap_report.beside: two folders are named {folder.name}", "Rename one of them.")
-                if name != FROZEN or store.fingerprint() != own:
-                    found[f"{folder.name}:{name}"] = store
-        return found
+        stores = stores_beside("gap_report.beside", self.recipe.gap_report.beside, split)
+        return {
+            name: store
+            for name, store in stores.items()
+            if not name.endswith(f":{FROZEN}") or store.fingerprint() != own
+        }
 
     @cached_property
     def seeds(self) -> dict[str, dict[str, Artifact]]:

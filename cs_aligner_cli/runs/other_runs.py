@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED, FROZEN, PAIRWISE_ONLY
@@ -12,6 +13,10 @@ from cs_aligner_cli.files.checksums import unsealed
 from cs_aligner_cli.files.places import same_place
 from cs_aligner_cli.recipe.later import without_later_keys
 from cs_aligner_cli.recipe.recipe import Recipe
+
+if TYPE_CHECKING:  # they bring numpy and pandas along
+    from cs_aligner_cli.data.prepared import Split
+    from cs_aligner_cli.stores.embeddings import Store
 
 # The weights of another run that a training begins with.
 ORIGIN_FILE = "last.safetensors"
@@ -52,6 +57,46 @@ def finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
         for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
     }
     return {name: store for name, store in stores.items() if store.record() is not None}
+
+
+def stores_beside(key: str, folders: Sequence[Path], split: str, trained: bool = False) -> dict[str, Artifact]:
+    """The finished stores of a split of every run that a recipe key names, as RUN:STORE; ``trained``: less frozen ones.
+
+    They are taken as they are, by whatever version and recipe they were made. Raises InputError where a folder holds
+    none, or two have one name.
+    """
+    found: dict[str, Artifact] = {}
+    for folder in folders:
+        stores = finished_stores(folder, split)
+        if trained:
+            stores.pop(FROZEN, None)
+        if not stores:
+            kind = "aligned store" if trained else "store"
+            raise InputError(
+                f"{key}: {folder} holds no finished {kind} of split {split!r} in embeddings/",
+                f"Name the folder of a finished run, as in runs/NAME, or none: --set {key}=[]",
+            )
+        for name, store in stores.items():
+            if f"{folder.name}:{name}" in found:
+                raise InputError(f"{key}: two folders are named {folder.name}", "Rename one of them.")
+            found[f"{folder.name}:{name}"] = store
+    return found
+
+
+def refuse_other_items(name: str, store: Store, split: Split) -> None:
+    """Raise InputError, with the ``name`` of a store, where it holds other items than this run's split."""
+    for modality, column in (("image", "image_id"), ("text", "caption_id")):
+        theirs, ours = store.keys(modality)[column].tolist(), split.table(modality)[column].tolist()
+        if theirs == ours:
+            continue
+        shorter = min(len(theirs), len(ours))
+        row = next((i for i in range(shorter) if theirs[i] != ours[i]), shorter)
+        found, expected = (keys[row] if row < len(keys) else "nothing" for keys in (theirs, ours))
+        raise InputError(
+            f"{name} holds other items than split {split.name!r} of this run: {column} of row {row} "
+            f"is {found}, expected {expected}",
+            "Only stores of the same data set and split can be put side by side.",
+        )
 
 
 def runs_of_other_seeds(recipe: Recipe) -> dict[str, dict[str, Artifact]]:

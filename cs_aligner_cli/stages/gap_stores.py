@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
 from cs_aligner_cli.gap.baselines import ONE_SPACE, fit_baselines
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.other_runs import refuse_other_items
 from cs_aligner_cli.runs.unpaired import read_pairing
 from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, StoredArray
 
@@ -134,19 +134,3 @@ def _baselines(layout: Layout, name: str, store: Store, measured: Split, notes: 
     for kind, fitted_maps in fit_baselines(possible, *pairs).items():
         maps = dict(zip(MODALITIES, fitted_maps, strict=True))
         yield Compared(f"{name}+{kind}", "baseline", lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]
-
-
-def refuse_other_items(name: str, store: Store, split: Split) -> None:
-    """Raise InputError, with the ``name`` of a store, where it holds other items than this run's split."""
-    for modality, column in (("image", "image_id"), ("text", "caption_id")):
-        theirs, ours = store.keys(modality)[column].tolist(), split.table(modality)[column].tolist()
-        if theirs == ours:
-            continue
-        shorter = min(len(theirs), len(ours))
-        row = next((i for i in range(shorter) if theirs[i] != ours[i]), shorter)
-        found, expected = (keys[row] if row < len(keys) else "nothing" for keys in (theirs, ours))
-        raise InputError(
-            f"{name} holds other items than split {split.name!r} of this run: {column} of row {row} "
-            f"is {found}, expected {expected}",
-            "Only stores of the same data set and split can be put side by side.",
-        )

@@ -23,10 +23,9 @@ from cs_aligner_cli.gap.pair_scores import FOLDS, score_pair
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
-from cs_aligner_cli.runs.other_runs import finished_stores
+from cs_aligner_cli.runs.other_runs import finished_stores, refuse_other_items
 from cs_aligner_cli.runs.unpaired import read_pairing
 from cs_aligner_cli.stages.formats import percent
-from cs_aligner_cli.stages.gap_stores import refuse_other_items
 from cs_aligner_cli.stores.embeddings import Store
 
 # More pairs than these change no choice and cost neighbours and decompositions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from tiny_pipelines import saved_pipeline
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.generation import drawing
 from cs_aligner_cli.generation.conditions import (
     bound,
@@ -115,13 +116,18 @@ def test_every_store_and_bound_is_drawn_and_measured(ready, csalign):
 
 
 def test_the_gap_report_shows_what_closing_the_gap_bought(ready, csalign):
-    drawn = csalign("generate", ready, "--json").json["generate"]
+    other = another_run(ready, "near", reversed_rows("text"))
+    beside = ("--set", f"generate.beside=[{other}]", "--set", f"gap_report.beside=[{other}]")
+    drawn = csalign("generate", ready, *beside, "--json").json["generate"]
     page = ready.parent / "run" / "gap_report"
-    settings = ("--set", "gap_report.examples=0", "--set", "gap_report.baselines={frozen: [], pairwise_only: []}")
+    few = ("--set", "gap_report.examples=0", "--set", "gap_report.baselines={frozen: [], pairwise_only: []}")
+    settings = (*few, *beside)
     assert csalign("gap-report", ready, *settings, "--json").json["status"] == "done"
     report = json.loads((page / "report.json").read_text())
     assert report["pictures"]["metric"] == "accuracy_mean"
-    stores = {name: 100 * drawn[name]["accuracy_mean"] for name in ("frozen", "pairwise_only", "aligned")}
+    stores = {
+        name: 100 * drawn[name]["accuracy_mean"] for name in ("frozen", "pairwise_only", "aligned", "near:aligned")
+    }
     assert report["pictures"]["stores"] == pytest.approx(stores)
     assert report["pictures"]["bounds"]["image"] == pytest.approx(100 * drawn["image"]["accuracy_mean"])
     words = f"attributes drawn right, percent {stores['aligned']:.1f}"
@@ -133,6 +139,61 @@ def test_the_gap_report_shows_what_closing_the_gap_bought(ready, csalign):
     job.add_pictures()
     assert "pictures" not in job.report
     assert "Pictures are left out: the pictures of frozen in" in job.report["note"][-1]
+
+
+def another_run(ready: Path, name: str, change: Callable[[Path], object], seed: int = 1) -> Path:
+    """The folder of a run whose aligned store is that of ``ready`` after a ``change`` of its folder."""
+    store = ready.parent / name / "embeddings" / "aligned" / "test"
+    with Artifact("aligned store", store, "csalign embed", {"seed": seed}).building() as build:
+        made = ready.parent / "run" / "embeddings" / "aligned" / "test"
+        shutil.copytree(made, build.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json"))
+        change(build.folder)
+    return ready.parent / name
+
+
+def reversed_rows(modality: str) -> Callable[[Path], object]:
+    """A change of a store: the rows of a modality in the opposite order."""
+
+    def change(folder: Path) -> None:
+        shard = folder / modality / "shard-00000.npy"
+        np.save(shard, np.load(shard)[::-1])
+
+    return change
+
+
+def test_the_texts_of_another_run_are_drawn_beside_these(ready, csalign):
+    other = another_run(ready, "other", reversed_rows("text"))
+    few = ("--set", "generate.stores=[aligned]", "--set", "generate.bounds=[image]", "--set", "generate.limit=9")
+    beside = ("generate", ready, *few, "--set", f"generate.beside=[{other}]", "--json")
+    assert list(csalign(*beside).json["generate"]) == ["aligned", "other:aligned", "image"]
+    drawn = pictures_of(ready, "other.aligned")
+    assert len(drawn) == 9 and drawn != pictures_of(ready, "aligned")
+    assert "other:aligned" in (ready.parent / "run" / "generate" / "results" / "sheet.html").read_text()
+    assert csalign(*beside).json["status"] == "fresh"
+    another_run(ready, "other", lambda folder: None, seed=2)  # trained anew, to the very texts of this run
+    assert csalign(*beside).json["status"] == "done"
+    assert pictures_of(ready, "other.aligned") == pictures_of(ready, "aligned")
+
+
+def test_another_run_that_cannot_stand_beside_is_refused(ready, refused):
+    def renamed(folder: Path) -> None:
+        table = pd.read_parquet(folder / "text.parquet")
+        table.replace({table["caption_id"][3]: "x"}).to_parquet(folder / "text.parquet", index=False)
+
+    def said(name: str, change: Callable[[Path], object]) -> str:
+        return refused("generate", ready, "--set", f"generate.beside=[{another_run(ready, name, change)}]")
+
+    message = said("stranger", reversed_rows("image"))
+    assert re.search(r"beside: the image encoder of stranger:aligned is not that of the store: of 8 pictures", message)
+    assert "Name runs of the same encoders.image, with train.image.tune: frozen." in message
+    message = said("others", renamed)
+    assert (
+        "generate.beside: others:aligned holds other items than split 'test' of this run: caption_id of row 3"
+        in message
+    )
+    # a whole run says so before it trains
+    message = refused("run", ready, "--set", "generate.beside=[run:gone]", "--set", "name=anew")
+    assert re.search(r"generate\.beside: \S+runs/gone holds no finished aligned store of split 'test'", message)
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(ready, csalign, monkeypatch):
@@ -196,11 +257,12 @@ def test_a_decoder_of_another_image_encoder_is_refused(ready, refused, tmp_path)
 
 def test_as_many_rows_as_are_compared_must_agree():
     ours = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
-    theirs = torch.from_numpy(3 * ours)  # of another length, which is no matter
-    refuse_another_encoder(theirs, ours, "karlo")
+    theirs = 3 * ours  # of another length, which is no matter
+    refuse_another_encoder(theirs, ours, "karlo's", "another")
     theirs[5] += 1
-    with pytest.raises(InputError, match=r"of 8 pictures the embeddings agree to a cosine of -?0\.\d+ only"):
-        refuse_another_encoder(theirs, ours, "karlo")
+    expected = r"karlo's is not that of the store: of 8 pictures the embeddings agree to a cosine of -?0\.\d+ only"
+    with pytest.raises(InputError, match=expected):
+        refuse_another_encoder(theirs, ours, "karlo's", "another")
 
 
 def test_without_diffusers_it_says_what_to_install(ready, refused, monkeypatch):

@@ -13,7 +13,7 @@ from cs_aligner_cli.recipe.later import LATER_KEYS, without_later_keys
 from cs_aligner_cli.recipe.recipe import Recipe
 
 OPEN_CLIP = {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}
-DEFAULTS = Recipe.model_validate({"name": "x", "encoders": {"image": OPEN_CLIP}, "train": {}})
+DEFAULTS = Recipe.model_validate({"name": "x", "encoders": {"image": OPEN_CLIP}, "train": {}, "generate": {}})
 
 
 def _values(sections: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -112,7 +112,14 @@ def _paths(model: type[BaseModel], key: str = "") -> Iterator[str]:
 
 def test_every_path_of_a_recipe_is_compared_by_its_files_or_by_what_lies_there() -> None:
     compared = {f"{section}.{name}" for section, names in _NAMED.items() for name in names}
-    by_content = {"train.from", "train.runs", "embed.weights", "gap_report.beside", "gap_report.seeds"}
+    by_content = {
+        "train.from",
+        "train.runs",
+        "embed.weights",
+        "gap_report.beside",
+        "gap_report.seeds",
+        "generate.beside",
+    }
     outputs = {"run_dir", "data.dir", "embed.dir", "prepare.dir"}
     found = {".".join(dict.fromkeys((key.split(".")[0], key.split(".")[-1]))) for key in _paths(Recipe)}
     assert found <= compared | by_content | outputs

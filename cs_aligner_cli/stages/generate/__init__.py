@@ -34,7 +34,7 @@ def generate(
     made = GenerationLayout(Layout(recipe))
     pictures = _Pictures(made, console, force, ranks, archive)
     decoder = pictures.decoder()
-    drawn = {name: pictures.drawn(name) for name in (*made.drawn_stores, *made.spec.bounds)}
+    drawn = {name: pictures.drawn(name) for name in made.drawn}
     results = pictures.results()
     found = results.result(
         GenerateResult,

@@ -30,18 +30,25 @@ from cs_aligner_cli.generation.conditions import (
     refuse_another_encoder,
     scaled,
 )
-from cs_aligner_cli.generation.decoders import Decoder, decoder_source, load_decoder, refuse_other_dimension
+from cs_aligner_cli.generation.decoders import (
+    SAME_ENCODER,
+    Decoder,
+    decoder_source,
+    load_decoder,
+    refuse_other_dimension,
+)
 from cs_aligner_cli.generation.drawing import draw_pictures, missing_batches, write_table
 from cs_aligner_cli.generation.inception import require_inception
 from cs_aligner_cli.generation.results import scene_truths, write_results
 from cs_aligner_cli.recipe.paths import RUN
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.generation_layout import DECODER, GenerationLayout
+from cs_aligner_cli.runs.other_runs import refuse_other_items
 from cs_aligner_cli.runs.unpaired import read_pairing
 from cs_aligner_cli.stores.embeddings import Store
 
 ENCODER = "encoder.json"
-# Pictures on which a decoder's own image encoder is compared with the store.
+# Pictures on which another image encoder is compared with the store.
 _COMPARED = 8
 
 
@@ -57,7 +64,20 @@ class GenerateJob:
         if self.spec.metrics.inception is not None:
             require_inception(self.spec.metrics.inception)
         scene_truths(self.recipe, self.prompts)
+        self._refuse_other_spaces()
         self.source  # noqa: B018 (raises where there is no decoder)
+
+    def _refuse_other_spaces(self) -> None:
+        """Raise InputError where another run's store holds other items, or texts of another image encoder's space."""
+        rows = np.arange(min(_COMPARED, len(self.split.images)))
+        images = Store(self.layout.frozen(self.split.name).path).array("image").take(rows)
+        for name, artifact in self.made.beside.items():
+            artifact.verify(artifact.record() or {})
+            store = Store(artifact.path)
+            refuse_other_items(f"generate.beside: {name}", store, self.split)
+            named = f"generate.beside: the image encoder of {name}"
+            hint = "Name runs of the same encoders.image, with train.image.tune: frozen."
+            refuse_another_encoder(store.array("image").take(rows), images, named, hint)
 
     @cached_property
     def source(self) -> str:
@@ -71,7 +91,7 @@ class GenerateJob:
                 raise InputError(
                     f"generate.decoder.model: {model} was trained with another image encoder than "
                     f"encoders.image: {why}",
-                    "encoders.image must be the image encoder that the decoder was trained with.",
+                    SAME_ENCODER,
                 )
         return source
 
@@ -149,8 +169,9 @@ class GenerateJob:
             if (own := image_encoder_of(decoder)) is not None:
                 images = self.data.split(spec.fit_split, "generate.fit_split").images[:_COMPARED]
                 pictures = [read_image(self.data.root / locator)[0] for locator in images["locator"]]
-                name = spec.decoder.model or spec.decoder.kind
-                refuse_another_encoder(encode_with(*own, pictures), self.fitted_images[: len(pictures)], name)
+                named = f"generate.decoder: the image encoder of {spec.decoder.model or spec.decoder.kind}"
+                theirs = encode_with(*own, pictures).numpy()
+                refuse_another_encoder(theirs, self.fitted_images[: len(pictures)], named, SAME_ENCODER)
         return decoder
 
     def draw(self, name: str, build: Build) -> dict[str, Any]:
@@ -189,7 +210,8 @@ class GenerateJob:
             images = Store(self.layout.frozen(split).path).array("image").all()
             return bound(name, images, self.prompts["image_row"].to_numpy(), length, self.recipe.seed)
         store, _, kind = name.partition("+")
-        texts = Store(self.layout.stores(split)[store].path).array("text").take(self.rows)
+        made = {**self.layout.stores(split), **self.made.beside}[store]
+        texts = Store(made.path).array("text").take(self.rows)
         if kind:
             texts = self._mapped(kind, texts)
         if texts.shape[1] != self.fitted_images.shape[1]:
