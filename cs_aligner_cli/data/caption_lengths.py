@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.data.caption_limit import open_clip_module
 
 _BLOCK = 4096
 
@@ -40,7 +41,5 @@ def caption_lengths(
 
 def open_clip_counter() -> Callable[[Sequence[str]], list[int]]:
     """What counts the tokens of captions by open_clip's own tokenizer, the two marks included."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    encode = SimpleTokenizer().encode
+    encode = open_clip_module("tokenizer").SimpleTokenizer().encode
     return lambda texts: [len(encode(text)) + 2 for text in texts]

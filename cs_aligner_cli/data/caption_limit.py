@@ -1,15 +1,20 @@
-"""How many tokens a text tower reads, known without loading it."""
+"""What open_clip knows of its models, and how many tokens a text tower reads, without loading a tower."""
 
 from __future__ import annotations
 
 import json
+import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cs_aligner_cli.recipe.encoders import EncoderSpec, OpenClipEncoder
 
 _DEFAULT_CONTEXT = 77
+# The package under whose name single modules of open_clip are imported.
+_ALIAS = "_cs_aligner_open_clip"
 
 
 def context_length(spec: EncoderSpec) -> int | None:
@@ -37,3 +42,19 @@ def model_config(model: str | None) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return found
     return {}
+
+
+def open_clip_module(name: str) -> Any:
+    """The module ``tokenizer`` or ``pretrained`` of open_clip, without the package.
+
+    The package imports torchvision, timm and transformers for all kinds of towers, which takes seconds; so its modules
+    are imported as those of a package with another name and the same folder, unless it is there already.
+    """
+    package = find_spec("open_clip")
+    if "open_clip" in sys.modules or package is None:
+        return import_module(f"open_clip.{name}")
+    if _ALIAS not in sys.modules:
+        stand_in = ModuleType(_ALIAS)
+        stand_in.__path__ = list(package.submodule_search_locations or ())
+        sys.modules[_ALIAS] = stand_in
+    return import_module(f"{_ALIAS}.{name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.data.caption_limit import model_config
+from cs_aligner_cli.data.caption_limit import model_config, open_clip_module
 from cs_aligner_cli.recipe.encoders import (
     EncoderSpec,
     FeaturesEncoder,
@@ -58,10 +58,8 @@ def _repositories(spec: EncoderSpec) -> list[str]:
     if model.startswith("hf-hub:"):
         return [model.removeprefix("hf-hub:")]
     if isinstance(spec, OpenClipEncoder):
-        import open_clip
-
-        weights = open_clip.get_pretrained_cfg(model, spec.pretrained or "").get("hf_hub", "")
-        text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
+        weights = open_clip_module("pretrained").get_pretrained_cfg(model, spec.pretrained or "").get("hf_hub", "")
+        text = model_config(model).get("text_cfg", {})
         return [weights.rstrip("/"), text.get("hf_model_name", ""), text.get("hf_tokenizer_name", "")]
     if isinstance(spec, TimmEncoder):
         import timm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -218,3 +219,19 @@ def test_captions_that_are_cut_are_counted_for_every_kind(
     # A tower that changes is checked again.
     shutil.copy(saved / "open_clip_config.json", saved / "copy.json")
     assert csalign("prepare", tmp_path / "bert.yaml", "--json").json["status"] == "done"
+
+
+def test_prepare_asks_open_clip_without_importing_its_models(tmp_path: Path) -> None:
+    """Tokens are counted, and a tag's repository looked up, without torchvision, timm and transformers."""
+    code = (
+        "import sys\n"
+        "from cs_aligner_cli.data.caption_lengths import open_clip_counter\n"
+        "from cs_aligner_cli.encoders.availability import waits_for_hub\n"
+        "from cs_aligner_cli.recipe.encoders import OpenClipEncoder\n"
+        "print(open_clip_counter()(['two dogs', 'a']))\n"
+        "print(waits_for_hub(OpenClipEncoder(kind='open_clip', model='ViT-B-32', pretrained='laion2b_s34b_b79k')))\n"
+        "print({'open_clip', 'torchvision', 'timm', 'transformers'} & {*sys.modules})"
+    )
+    empty = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=empty)
+    assert found.stdout.splitlines() == ["[4, 3]", "True", "set()"]
