@@ -147,7 +147,7 @@ def features_recipe_content(root: Path, run_dir: Path) -> dict[str, Any]:
         "encoders": {"image": {"kind": "features", "power": 0.5}, "text": {"kind": "features"}},
         "train": {"epochs": 16, "batch_size": 32, "embed_dim": 12, "image": adapter, "text": adapter},
         "eval_retrieval": {"split": "dev"},
-        "gap_report": {"max_pairs": 40, "baselines": {"frozen": ["cca"]}},
+        "gap_report": {"max_pairs": 40, "baselines": {"frozen": ["cca"]}, "formats": []},
     }
 
 
@@ -203,6 +203,7 @@ def photos_recipe_content(root: Path, run_dir: Path) -> dict[str, Any]:
         "encoders": {"image": {"kind": "open_clip", "random_init": True, "config": copy.deepcopy(TINY_CLIP)}},
         "train": {"epochs": 2, "batch_size": 4},
         "eval_retrieval": {"split": "dev", "ks": [1, 2]},
+        "gap_report": {"formats": []},
     }
 
 

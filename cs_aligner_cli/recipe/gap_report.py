@@ -74,6 +74,7 @@ class GapReport(Strict):
         description="Draw also a t-SNE or a UMAP of images and texts together (umap: pip install cs-aligner-cli[umap]);"
         " the PCA is always there.",
     )
+    formats: list[Literal["png", "pdf"]] = Field(["png"], description="Files of every figure, beside its SVG.")
     photos: FilePath | None = Field(
         None, description="Folder of the photos, by image id, where the data are stored features."
     )

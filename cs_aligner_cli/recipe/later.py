@@ -17,6 +17,7 @@ LATER_KEYS: dict[str, Any] = {
     "encoders.*.layers": None,
     "eval_retrieval.rerank": None,
     "generate.beside": [],
+    "gap_report.formats": ["png"],
     "train.last_batch": "drop",
     "train.matching": None,
     "train.mixup": None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Mark, Picture, label_marks, legend, panels, rendered
+from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Mark, Picture, label_marks, legend, panels
 
 # What is drawn of the pictures, the first that they have: metric, its title, what it is multiplied with.
 _METRICS = (
@@ -64,7 +64,7 @@ def gap_against_pictures(
             label_marks(figure, ax, marks)
         if bounds:
             legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _mark(x: float, y: float) -> Mark:

@@ -1,4 +1,4 @@
-"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, PNG and SVG."""
+"""The drawing surface of the gap figures: panels, a shared legend, labels that keep clear, SVG, PNG and PDF."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,14 @@ IMAGE, TEXT, PAIRED, UNPAIRED = "#C07800", "#0072B2", "#009E73", "#757575"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#C0629A", "#C07800", "#3A8FC7")
 GRID = "#DDDDDD"
 
+Format: TypeAlias = Literal["svg", "png", "pdf"]
 _DPI = 130
+# What a file would say of when and by what it was made; without, equal figures give equal bytes.
+_UNSAID: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
 _PNG_LEVEL = 2  # of zlib: a third of the time of its usual 6, for files a tenth larger
 _PANEL_INCHES = 3.4
 # Room for axis labels, legend and titles, in inches: fixed, since finding the least takes as long as drawing twice.
@@ -51,7 +59,6 @@ def panels(
     matplotlib's own default, whatever the user's configuration says, until the block ends; pyplot and its global
     figures are not touched.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     count = len(titles)
@@ -69,7 +76,7 @@ def panels(
         "wspace": between / across,
         "hspace": _BETWEEN_ROWS / up,
     }
-    with matplotlib.style.context(["default", _STYLE]):
+    with _style():
         figure = Figure(figsize=(width, height), dpi=_DPI)
         figure.subplots_adjust(**room)
         grid = list(figure.subplots(rows, columns, sharex=share_axes, sharey=share_axes, squeeze=False).flat)
@@ -164,17 +171,30 @@ def label_marks(figure: Figure, ax: Axes, marks: Mapping[str, Mark], lines: Sequ
         taken.append(box)
 
 
-class Picture(NamedTuple):
-    """A drawn figure, as PNG and as SVG."""
+class Picture:
+    """A drawn figure: its SVG, and other formats where they are asked for, each of which is drawn anew."""
 
-    png: bytes
-    svg: bytes
+    def __init__(self, figure: Figure) -> None:
+        self._figure = figure
+        self.width = round(figure.get_figwidth() * _DPI)  # pixels
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The figure as SVG."""
+        return self.drawn("svg")
+
+    def drawn(self, kind: Format) -> bytes:
+        """The figure as a file of that kind; equal figures give equal bytes."""
+        content = io.BytesIO()
+        packed: dict[str, Any] = {"pil_kwargs": {"compress_level": _PNG_LEVEL}} if kind == "png" else {}
+        with _style():
+            self._figure.savefig(content, format=kind, dpi=_DPI, facecolor="white", metadata=_UNSAID[kind], **packed)
+        return content.getvalue()
 
 
-def rendered(figure: Figure) -> Picture:
-    """Render the figure; equal figures give equal bytes."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    packed = {"compress_level": _PNG_LEVEL}
-    figure.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None}, pil_kwargs=packed)
-    figure.savefig(svg, format="svg", dpi=_DPI, facecolor="white", metadata={"Date": None, "Creator": None})
-    return Picture(png.getvalue(), svg.getvalue())
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]):
+        yield

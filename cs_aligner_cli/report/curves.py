@@ -9,7 +9,7 @@ import numpy as np
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, legend, outer_labels, panels, powers, rendered
+from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Picture, legend, outer_labels, panels, powers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def divergence_curve(sweeps: Mapping[str, Sequence[Row]]) -> Picture:
             ax.set(xlabel="kernel bandwidth", ylabel="divergence")
         outer_labels(axes)
         legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, Floats]:
@@ -109,7 +109,7 @@ def conflict_curves(sweeps: Mapping[str, Sequence[Mapping[str, float]]]) -> Pict
             ax.set_xticks([], minor=True)
         outer_labels(axes)
         legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def training_curves(logs: Mapping[str, Sequence[Row]]) -> Picture:
@@ -137,7 +137,7 @@ def training_curves(logs: Mapping[str, Sequence[Row]]) -> Picture:
                 ax.set_ylim(bottom=0)
             ax.grid(color=GRID, lw=0.6)
         legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _in(part: str, term: str) -> Callable[[Row], Any]:

@@ -23,7 +23,6 @@ from cs_aligner_cli.report.canvas import (
     outer_labels,
     panels,
     powers,
-    rendered,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def projection(stores: Stores, seed: int = 0) -> Picture:
                 ylabel=f"axis 2 ({shares[1]:.0%} of variance)",
             )
         legend(figure, axes, marker_scale=2.5)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _plane(image: Floats, text: Floats) -> tuple[Floats, Floats]:
@@ -126,7 +125,7 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
             ax.set(xlim=(bins[0], bins[-1]), xlabel="cosine", ylabel="density")
         outer_labels(axes)
         legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _cosines(image: Floats, text: Floats) -> dict[str, Floats]:
@@ -172,7 +171,7 @@ def spectra(spectra_of: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Picture:
             ax.minorticks_off()
         outer_labels(axes)
         legend(figure, axes)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def drawn_pairs(stores: Stores, limit: int, seed: int) -> list[tuple[str, Floats, Floats]]:

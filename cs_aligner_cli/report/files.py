@@ -1,24 +1,31 @@
-"""A gap report as files: the page, its summary, the data as JSON and CSV, every figure as PNG and SVG."""
+"""A gap report as files: the page, its summary, the data as JSON and CSV, every figure as SVG and more."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.report import REPORT
-from cs_aligner_cli.report.canvas import Picture
+from cs_aligner_cli.report.canvas import Format, Picture
 from cs_aligner_cli.report.markdown import render_summary
 from cs_aligner_cli.report.page import render_page, report_rows
 
 
 def report_files(
-    report: Mapping[str, Any], figures: Mapping[str, Picture], shown: Mapping[str, Any], spectra: Mapping[str, Any]
+    report: Mapping[str, Any],
+    figures: Mapping[str, Picture],
+    shown: Mapping[str, Any],
+    spectra: Mapping[str, Any],
+    formats: Sequence[Format] = (),
 ) -> dict[str, bytes]:
-    """Name of each file to its content; ``report`` and ``shown`` as in ``render_page``, ``spectra`` by store."""
+    """Name of each file to its content; ``report`` and ``shown`` as in ``render_page``, ``spectra`` by store.
+
+    ``formats``: of the figures, beside SVG.
+    """
     tables = {
         "report": report_rows(report),
         "differences": report["differences"],
@@ -38,5 +45,5 @@ def report_files(
         **{f"{name}.csv": csv_bytes(pd.DataFrame(rows)) for name, rows in tables.items()},
     }
     for name, picture in figures.items():
-        files |= {f"{name}.png": picture.png, f"{name}.svg": picture.svg}
+        files |= {f"{name}.svg": picture.svg, **{f"{name}.{kind}": picture.drawn(kind) for kind in formats}}
     return files

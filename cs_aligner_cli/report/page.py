@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import struct
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -197,14 +196,12 @@ def _retrieval_table(retrieval: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figure(name: str, picture: Picture, report: Mapping[str, Any]) -> dict[str, Any]:
-    # Width and height stand in the PNG's first chunk. A figure grows no larger than it was drawn; on a phone it
-    # keeps its letters legible and scrolls within its frame instead.
-    width, _ = struct.unpack(">II", picture.png[16:24])
+    # A figure grows no larger than it was drawn; on a phone it keeps its letters legible and scrolls within its frame.
     return {
         "caption": caption(name),
         "id": f"figure-{anchor(name)}",
         "first": name == _FIRST,
         "svg": Markup(inline_svg(picture.svg, name, in_words(name, report))),  # noqa: S704 - drawn here
-        "width": round(_SHOWN * width),
-        "min_width": round((0.6 if width > _ONE_PANEL else 0.5) * width),
+        "width": round(_SHOWN * picture.width),
+        "min_width": round((0.6 if picture.width > _ONE_PANEL else 0.5) * picture.width),
     }

@@ -9,7 +9,7 @@ import torch
 
 from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.report.canvas import Picture, legend, panels, rendered
+from cs_aligner_cli.report.canvas import Picture, legend, panels
 from cs_aligner_cli.report.figures import MAX_POINTS, Stores, drawn_pairs, scatter_pairs
 
 _PERPLEXITY, _NEIGHBOURS = 30.0, 15
@@ -33,7 +33,7 @@ def neighbour_projection(stores: Stores, kind: str, seed: int = 0) -> Picture:
             scatter_pairs(ax, centred / (np.abs(centred).max() or 1.0))
             ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
         legend(figure, axes, marker_scale=2.5)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _tsne(rows: Floats, seed: int) -> Floats:

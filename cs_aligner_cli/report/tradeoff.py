@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Mark, Picture, label_marks, legend, panels, rendered
+from cs_aligner_cli.report.canvas import GRID, SERIES, UNPAIRED, Mark, Picture, label_marks, legend, panels
 
 # Marker, colour and legend entry by what a store is; shapes differ too, for those who see no colours.
 _KINDS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def gap_against_recall(points: Mapping[str, Mapping[str, Any]], arrow: tuple[str
         ax.set_axisbelow(True)
         legend(figure, [ax])
         label_marks(figure, ax, marks, lines)
-        return rendered(figure)
+        return Picture(figure)
 
 
 def _mark(point: Mapping[str, Any]) -> Mark:

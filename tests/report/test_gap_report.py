@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "train.pairwise_only": "true",
         "gap_report.photos": folder / "photos",
         "gap_report.baselines.frozen": "[centred,procrustes]",
+        "gap_report.formats": "[png,pdf]",
         "eval_retrieval.ks": "[1,2]",
     }
     arguments = [f"--set={key}={value}" for key, value in settings.items()]
@@ -96,6 +97,7 @@ def test_a_report_holds_stores_baselines_and_everything_measured_of_them(
     assert {"R@1", "centroid_gap", "mutual_knn"} <= {row["metric"] for row in found["differences"]}
     for name in FIGURES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert b"<svg" in (folder / f"{name}.svg").read_bytes()
     for name in ("report", "differences", "sweep", "conflict", "spectra"):
         assert len(pd.read_csv(folder / f"{name}.csv")) > 10, name

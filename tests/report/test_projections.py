@@ -39,5 +39,5 @@ def test_pictures_of_ordinary_and_degenerate_stores(kind):
     rows, _ = islands(each=6)
     stores = {"a $ store": (rows, rows[::-1].copy()), "few": (rows[:4], -rows[:4]), "flat": (rows[:, :1], rows[:, :1])}
     picture = neighbour_projection(stores, kind)
-    assert Image.open(io.BytesIO(picture.png)).width > 600
+    assert Image.open(io.BytesIO(picture.drawn("png"))).width > 600
     assert b"<svg" in picture.svg

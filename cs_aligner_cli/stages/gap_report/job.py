@@ -65,7 +65,7 @@ def write_report(recipe: Recipe, console: Console, build: Build, published: Sequ
     photos = Photos(data.root, recipe.gap_report.photos, background)
     shown = draw_items(job.report, split, photos, job.pairs, job.drawn, job.gallery, job.looked_at)
     pictures = draw_figures(recipe, layout, job.report, job.pairs, job.spectra)
-    for name, content in report_files(job.report, pictures, shown, job.spectra).items():
+    for name, content in report_files(job.report, pictures, shown, job.spectra, recipe.gap_report.formats).items():
         write_bytes(build.folder / name, content)
     return job.summary()
 
