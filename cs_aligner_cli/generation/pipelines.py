@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.hub import how_to_fetch
+from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.recipe.generate import Generate
 
 _KARLO = {
@@ -38,13 +39,18 @@ _OWN_CODEC = "cs_aligner_cli.generation.patch_codec"
 
 
 class DiffusersDecoder:
-    """One pipeline: ``call(conditions, prompts, generators)`` gives PIL pictures."""
+    """One pipeline: ``call(conditions, prompts, generators)`` gives pixels (B, height, width, 3) in [0, 1]."""
 
-    def __init__(self, pipeline: Any, dim: int, call: Callable[..., list[Image.Image]], device: str) -> None:
+    def __init__(self, pipeline: Any, dim: int, call: Callable[..., Floats32], device: str) -> None:
         self.pipeline, self.dim, self._call, self._device = pipeline, dim, call, device
 
     def draw(self, conditions: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """One picture for each of conditions (B, dim), drawn with its own seed, whatever the batch."""
+        pixels = self.pixels(conditions, prompts, seeds)
+        return [Image.fromarray(picture) for picture in (pixels * 255).round().astype(np.uint8)]
+
+    def pixels(self, conditions: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Floats32:
+        """The pictures (B, height, width, 3) in [0, 1] before they are rounded."""
         # Generators of the CPU, so that a seed means the same noise on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         rows = conditions.to(self._device, self.pipeline.dtype)
@@ -145,10 +151,10 @@ def _kandinsky(pipeline: Any, spec: Generate, negative: Tensor | None) -> tuple[
     side = spec.height // pixels if spec.height else pipeline.unet.config.sample_size * pipeline.movq_scale_factor
     options = {"height": side, "width": side, **_stated(num_inference_steps=spec.steps, guidance_scale=spec.guidance)}
 
-    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> list[Image.Image]:
+    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> Floats32:
         negatives = torch.zeros_like(rows) if negative is None else negative.to(rows).expand_as(rows)
-        pixels = pipeline(rows, negatives, generator=generators, output_type="np", **options).images
-        return [Image.fromarray((picture * 255).round().astype(np.uint8)) for picture in pixels]
+        pixels: Floats32 = pipeline(rows, negatives, generator=generators, output_type="np", **options).images
+        return pixels
 
     return dim, call
 
@@ -159,17 +165,18 @@ def _stable_unclip(pipeline: Any, spec: Generate, negative: Tensor | None) -> tu
     sides = {"height": spec.height, "width": spec.height} if spec.height else {}
     options = {**sides, **_stated(num_inference_steps=spec.steps, guidance_scale=spec.guidance)}
 
-    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> list[Image.Image]:
+    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> Floats32:
         read = prompts if spec.decoder_prompt == "caption" else [""] * len(rows)
         found = pipeline(
             prompt=read,
             image_embeds=rows,
             noise_level=spec.noise_level,
             generator=generators,
-            output_type="pil",
+            output_type="np",
             **options,
         )
-        return list(found.images)
+        pixels: Floats32 = found.images
+        return pixels
 
     return dim, call
 
@@ -178,8 +185,9 @@ def _karlo(pipeline: Any, spec: Generate, negative: Tensor | None) -> tuple[int,
     dim = int(pipeline.text_proj.config.clip_embeddings_dim)
     options = _stated(decoder_num_inference_steps=spec.steps, decoder_guidance_scale=spec.guidance)
 
-    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> list[Image.Image]:
-        return list(pipeline(image_embeddings=rows, generator=generators, output_type="pil", **options).images)
+    def call(rows: Tensor, prompts: list[str], generators: list[torch.Generator]) -> Floats32:
+        pixels: Floats32 = pipeline(image_embeddings=rows, generator=generators, output_type="np", **options).images
+        return pixels
 
     return dim, call
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from cs_aligner_cli.recipe.messages import NAME_PATTERN, FilePath, Strict, resolve_path
-from cs_aligner_cli.recipe.paths import RootPath
+from cs_aligner_cli.recipe.messages import NAME_PATTERN, Strict, resolve_path
+from cs_aligner_cli.recipe.paths import RootPath, RunFolder
 
 
 def _manifest(value: Any, info: ValidationInfo) -> Any:
@@ -60,9 +60,10 @@ class Data(Strict):
         description="Folder of the data files, or hf:ORG/NAME for a data set of Hugging Face's hub; replaces the"
         " manifest's own root.",
     )
-    dir: FilePath | None = Field(
+    dir: RunFolder | None = Field(
         None,
-        description="Where the prepared data set lies; null: in run_dir. Runs on the same data may share it.",
+        description="Where the prepared data set lies; null: in run_dir. Runs on the same data may share it, as in"
+        " run:NAME/data, that of a run in ./runs.",
     )
     max_bad_fraction: float = Field(
         0.0,

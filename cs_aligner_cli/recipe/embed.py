@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cs_aligner_cli.recipe.messages import FilePath, Strict
+from cs_aligner_cli.recipe.paths import RunFolder
 from cs_aligner_cli.recipe.train import Device, Precision
 
 
@@ -43,9 +44,10 @@ class Embed(Strict):
     token_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Type of stored tokens, which towers with reads: tokens have."
     )
-    dir: FilePath | None = Field(
+    dir: RunFolder | None = Field(
         None,
-        description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it.",
+        description="Where the frozen store lies; null: in run_dir. Runs with equal encoders may share it, as in"
+        " run:NAME/embeddings/frozen, that of a run in ./runs.",
     )
     checkpoint: Literal["best", "last"] = Field("best", description="Which trained weights the aligned store uses.")
     weights: FilePath | None = Field(

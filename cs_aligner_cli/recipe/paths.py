@@ -38,5 +38,5 @@ def _run(value: Any, info: ValidationInfo) -> Any:
 
 
 RootPath = Annotated[Path, BeforeValidator(_root)]
-# run:NAME for a run in ./runs, or a folder.
+# run:NAME for a run in ./runs, run:NAME/data for what lies in it, or a folder.
 RunFolder = Annotated[Path, BeforeValidator(_run)]

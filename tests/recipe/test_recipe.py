@@ -494,8 +494,11 @@ def test_paths_are_relative_to_the_file_that_states_them_and_with_set_to_the_cur
 
 
 def test_the_run_directory_is_named_after_the_recipe_and_run_names_a_trained_model(tmp_path: Path) -> None:
-    recipe = loaded("name: x\nencoders: {image: {kind: open_clip, model: 'run:first'}}")
+    shared = "data: {dir: 'run:first/data'}\nembed: {dir: 'run:first/embeddings/frozen'}"
+    recipe = loaded(f"name: x\nencoders: {{image: {{kind: open_clip, model: 'run:first'}}}}\n{shared}")
     assert recipe.folder == tmp_path / "runs" / "x"
+    assert recipe.data.dir == tmp_path / "runs" / "first" / "data"
+    assert recipe.embed.dir == tmp_path / "runs" / "first" / "embeddings" / "frozen"
     expected = exported_model(tmp_path / "runs" / "first")
     assert recipe.encoders.image.model == f"local-dir:{expected}"  # type: ignore[union-attr]
 
