@@ -10,6 +10,9 @@ from torch.nn.functional import softplus
 
 from cs_aligner_cli.common.errors import InputError
 
+# Similarities that are in memory at once while negatives are drawn.
+_ENTRIES = 2**22
+
 
 def matching_loss(positives: Tensor, negatives: Tensor) -> Tensor:
     """Return the mean of -log p over pairs and of -log(1 - p) over negatives, all together, as a scalar tensor.
@@ -30,17 +33,21 @@ def hard_negatives(
     """Return pairs that are none: rows (M,) of ``image`` and rows (M,) of ``text``, of unit rows (N, d) that are pairs.
 
     For every image ``number`` texts, then for every text as many images, are drawn with replacement in proportion to
-    exp(cosine / ``temperature``) within the batch (ALBEF, section 3.2), by torch's global generator. What is of one of
+    exp(cosine / ``temperature``) within the batch (ALBEF, section 3.2), by torch's global generator, a block of rows at
+    a time. What is of one of
     the (N,) ``groups`` is no negative of each other, nor is a pair; rows without any negative have none.
     """
-    size = len(image)
-    labels = torch.arange(size, device=image.device) if groups is None else groups
-    logits = (image @ text.T / temperature).masked_fill(labels[:, None] == labels, -math.inf)
-    own = torch.arange(size, device=image.device)
+    every = torch.arange(len(image), device=image.device)
+    labels = every if groups is None else groups
     pairs = []
-    for scores in (logits, logits.T):
-        some = own[(scores > -math.inf).any(dim=1)]
-        drawn = torch.multinomial(scores[some].softmax(dim=1), number, replacement=True) if len(some) else some
-        pairs.append((some.repeat_interleave(number), drawn.flatten()))
+    for ours, theirs in ((image, text), (text, image)):
+        blocks = []
+        for own in torch.split(every, max(1, _ENTRIES // max(1, len(image)))):
+            logits = (ours[own] @ theirs.T / temperature).masked_fill(labels[own, None] == labels, -math.inf)
+            having = (logits > -math.inf).any(dim=1)
+            some, weights = own[having], logits[having].softmax(dim=1)
+            drawn = torch.multinomial(weights, number, replacement=True) if len(some) else some
+            blocks.append((some.repeat_interleave(number), drawn.flatten()))
+        pairs.append([torch.cat(part) for part in zip(*blocks, strict=True)])
     (images, of_images), (texts, of_texts) = pairs
     return torch.cat([images, of_texts]), torch.cat([of_images, texts])

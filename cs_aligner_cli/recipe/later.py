@@ -20,6 +20,7 @@ LATER_KEYS: dict[str, Any] = {
     "gap_report.formats": ["png"],
     "train.last_batch": "drop",
     "train.matching": None,
+    "train.matching.micro_batch_size": None,
     "train.mixup": None,
     "train.self_training": None,
     "train.start_moments": None,

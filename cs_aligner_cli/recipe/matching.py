@@ -15,6 +15,12 @@ class Matching(Strict):
     batch_size: int = Field(
         100, ge=2, description="Images with captions per step, among which hard negatives are drawn."
     )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Pairs and negatives that go through the head at a time, and items through a tower; the gradient is"
+        " that of the whole batch; null: all at once.",
+    )
     lr: float = Field(3e-3, gt=0, le=10, description="Peak learning rate; all else of the optimizer is train's.")
     negatives: int = Field(1, ge=1, le=16, description="Hard negatives of each image and of each text in a step.")
     temperature: float = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,34 @@ from cs_aligner_cli.training.optimizer import learning_rate, make_optimizer, see
 from cs_aligner_cli.training.setup import set_up
 from cs_aligner_cli.training.step import Batch, DivergedError
 
-_LESS_MEMORY = "A smaller train.matching.batch_size, train.matching.negatives or train.matching.width helps."
+_LESS_MEMORY = (
+    "A smaller train.matching.micro_batch_size or train.matching.width helps, and so does a smaller"
+    " train.matching.batch_size."
+)
 # Keeps the head's draws apart from the towers'.
 _HEAD = 6151
+
+
+def add_gradients(
+    head: MatchingHead, items: Mapping[str, Items], negatives: tuple[Tensor, Tensor], size: int | None
+) -> float:
+    """Add the gradient of a batch's matching loss to the head's weights, ``size`` pairs at a time; return the loss.
+
+    ``items`` are N pairs, row by row, and ``negatives`` (M,) rows of images and (M,) of texts among them. The loss is a
+    mean over pairs and negatives, so that those of parts add up to it, and memory holds the graph of one part.
+    """
+    every = torch.arange(len(items["image"].rows), device=negatives[0].device)
+    places, total, value = (every, every), len(every) + len(negatives[0]), 0.0
+    for pairs, are_negatives in ((places, False), (negatives, True)):
+        for image, text in zip(*(torch.split(rows, size or max(1, len(rows))) for rows in pairs), strict=True):
+            if not len(image):
+                continue
+            logits = head(items["image"].take(image), items["text"].take(text))
+            none = logits[:0]
+            loss = matching_loss(*((none, logits) if are_negatives else (logits, none))) * (len(image) / total)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+    return value
 
 
 class HeadTraining:
@@ -108,17 +134,14 @@ class HeadTraining:
         items, groups = self._pairs(batch)
         seed_draws(step_seed(self._seed, step, _HEAD), self._device)
         rows = items["image"].rows, items["text"].rows
-        of_image, of_text = hard_negatives(*rows, self._matching.negatives, self._matching.temperature, groups)
-        positives = self._head(items["image"], items["text"])
-        loss = matching_loss(positives, self._head(items["image"].take(of_image), items["text"].take(of_text)))
-        value = float(loss.detach())
+        negatives = hard_negatives(*rows, self._matching.negatives, self._matching.temperature, groups)
+        self._optimizer.zero_grad()
+        value = add_gradients(self._head, items, negatives, self._matching.micro_batch_size)
         if not value < float("inf"):
             raise DivergedError(f"{self._name}: step {step + 1}: the matching loss is {value}; lower train.matching.lr")
         lr = learning_rate(self._spec, step, self._setup.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
         if self._spec.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._head.parameters(), self._spec.grad_clip)
         self._optimizer.step()
@@ -130,7 +153,10 @@ class HeadTraining:
         first, second, groups = batch.pairs[IMAGE_TEXT]
         items = {}
         for modality, places in zip(MODALITIES, (first, second), strict=True):
-            found = Items(*self._towers.forward_tokens(modality, moved(batch.inputs[modality], self._device)))
+            inputs = batch.inputs[modality]
+            inputs_of_parts = torch.split(inputs, self._matching.micro_batch_size or len(inputs))
+            parts = [self._towers.forward_tokens(modality, moved(part, self._device)) for part in inputs_of_parts]
+            found = Items(*(torch.cat(of_parts) for of_parts in zip(*parts, strict=True)))
             items[modality] = found if places is None else found.take(moved(places, self._device))
         return items, groups if groups is None else moved(groups, self._device)
 

@@ -14,6 +14,10 @@ from cs_aligner_cli.recipe.recipe import Recipe
 
 OPEN_CLIP = {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}
 DEFAULTS = Recipe.model_validate({"name": "x", "encoders": {"image": OPEN_CLIP}, "train": {}, "generate": {}})
+_TOKENS = {"reads": "tokens"}
+WITH_HEAD = Recipe.model_validate(
+    {"name": "x", "encoders": {"image": OPEN_CLIP}, "train": {"image": _TOKENS, "text": _TOKENS, "matching": {}}}
+)
 
 
 def _values(sections: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
@@ -25,7 +29,7 @@ def _values(sections: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, An
 
 @pytest.mark.parametrize("later", LATER_KEYS)
 def test_a_later_key_is_one_of_the_schema_and_its_default_is_left_out(later: str) -> None:
-    written = DEFAULTS.model_dump(mode="json")
+    written = (WITH_HEAD if later.startswith("train.matching.") else DEFAULTS).model_dump(mode="json")
     found = [value for key, value in _values(written) if fnmatchcase(key, later)]
     assert found and all(value == LATER_KEYS[later] for value in found)
     assert not any(fnmatchcase(key, later) for key, _ in _values(without_later_keys(written)))

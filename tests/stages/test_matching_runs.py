@@ -199,7 +199,7 @@ def test_a_step_that_memory_does_not_hold_names_the_keys(
         InputError, match="the matching head of aligned: a step with 40 images: memory does not"
     ) as error:
         trained(load_recipe(str(matching_recipe)))
-    assert "train.matching.batch_size, train.matching.negatives" in str(error.value)
+    assert "train.matching.micro_batch_size or train.matching.width" in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
@@ -231,6 +231,7 @@ def test_a_best_head_that_was_damaged_before_the_end_is_not_published(
         (["train.matching={}", "train.image={reads: tokens, tune: lora, adapter_on_top: true}", "train.text={reads: tokens}"], "train: matching reads stored tokens, and image.tune: lora has none; use adapter"),
         (["train.matching={temperature: 1.0e-40}"], "train.matching.temperature: "),
         (["train.matching={negatives: 17}"], "train.matching.negatives: "),
+        (["train.matching={micro_batch_size: 0}"], "train.matching.micro_batch_size: "),
         (["eval_retrieval.rerank={}"], "eval_retrieval.rerank: there is no matching head: train.matching: {} trains one"),
         (["eval_retrieval.rerank={top_k: 5}"], "rerank.top_k (5) must be at least the largest of ks (10)"),
     ],
