@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,23 @@ from cs_aligner_cli.towers.towers import Towers
 _FUSED = ("cpu", "cuda")
 
 
+def _eager(method: Any) -> Any:
+    return getattr(method, "__wrapped__", method)
+
+
+class EagerAdamW(AdamW):
+    """torch's AdamW without its guards against torch.compile, which nothing here is put through.
+
+    The first call of a guard imports the compiler: 2.5 s of every process that trains.
+    """
+
+    step = torch.no_grad()(_eager(AdamW.step))
+    add_param_group = _eager(AdamW.add_param_group)
+    zero_grad = _eager(AdamW.zero_grad)
+    state_dict = _eager(AdamW.state_dict)
+    load_state_dict = _eager(AdamW.load_state_dict)
+
+
 def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
     """AdamW with decay on matrices only: biases, gains and the logit scale are left alone, as in open_clip.
 
@@ -30,7 +48,7 @@ def make_optimizer(towers: nn.Module, spec: Train) -> Optimizer:
     for parameter in sorted(trained, key=lambda p: p.ndim < 2):
         decay = spec.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
-    return AdamW(
+    return EagerAdamW(
         [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()],
         lr=spec.lr,
         betas=(spec.betas[0], spec.betas[1]),

@@ -24,6 +24,7 @@ for command in json.loads(sys.argv[2]):
         app(command)
     except SystemExit as ended:
         codes.append(ended.code)
+print("compiler:", "imported" if "torch._dynamo" in sys.modules else "not imported", file=sys.stderr)
 print(codes)
 """
 
@@ -58,3 +59,4 @@ def test_a_light_install_trains_on_features_and_names_the_extra_of_what_it_lacks
     assert "pip install 'cs-aligner-cli[report]'" in ended.stderr
     assert "encoders.image needs open_clip, which is not installed" in ended.stderr
     assert not (tmp_path / "other").exists()
+    assert "compiler: not imported" in ended.stderr
