@@ -162,7 +162,13 @@ def test_bent_views_have_the_gaps_and_share_what_no_linear_map_shows_whole() -> 
 
 def test_the_toy_shows_the_argument(csalign: Callable[..., Any], tmp_path: Path) -> None:
     """The frozen pairs share all they can and lie apart; InfoNCE keeps a gap, CS closes it and costs nothing."""
-    quick = ("train.epochs=12", "gap_report.max_pairs=400", "gap_report.baselines={}", "gap_report.formats=[]", "train.conflict_steps=10")
+    quick = (
+        "train.epochs=12",
+        "gap_report.max_pairs=400",
+        "gap_report.baselines={}",
+        "gap_report.formats=[]",
+        "train.conflict_steps=10",
+    )
     settings = [option for setting in (f"run_dir={tmp_path / 'toy'}", *quick) for option in ("--set", setting)]
     done = csalign("run", "conflict_toy", *settings, "--json")
     result = json.loads(done.stdout)
