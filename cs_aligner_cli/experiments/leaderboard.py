@@ -127,7 +127,9 @@ def _finished(folder: Path) -> tuple[list[_Found], list[LeftOut]]:
                 names[sweep] = {s.id: f"{sweep.name}: {s.configuration}" for s in Ledger(sweep).states()}
             one = _read(place, names[sweep].get(place.name))
         except InputError as error:
-            left_out.append(LeftOut(folder=str(place.relative_to(folder)), why=str(error).splitlines()[0]))
+            # The folder stands before it.
+            why = str(error).splitlines()[0].removeprefix(f"{place}: ").replace(f"{place}/", "")
+            left_out.append(LeftOut(folder=str(place.relative_to(folder)), why=why))
             continue
         if one.id in found:
             first = found[one.id].run.folder.relative_to(folder)

@@ -9,7 +9,8 @@ from typing import Any
 from cs_aligner_cli.report.evidence import CONTROL, GAP, MIXED, RECALL, direction, recall_of, row_of
 
 # What is compared: its name, and which way is better.
-_METRICS = ((GAP, -1, "gap"), (RECALL, 1, "R@1"), (MIXED, 1, "R@10 in a mixed corpus"))
+_GAP_NAME = "gap"
+_METRICS = ((GAP, -1, _GAP_NAME), (RECALL, 1, "R@1"), (MIXED, 1, "R@10 in a mixed corpus"))
 _WORDS = {-1: ("smaller", "larger"), 1: ("higher", "lower")}
 _FORMS = {
     "centred": "each modality's mean taken away",
@@ -53,7 +54,9 @@ class Alternative:
             return ""
         if not self.better and not self.worse:
             return f"no difference to {subject} in {_listed(self.tested, 'or')} is shown"
-        return f"{_listed((*self.better, *self.worse), 'and')} than {subject}"
+        words = (*self.better, *self.worse)
+        of_gap = any(word.endswith(_GAP_NAME) for word in words)
+        return f"{_listed(words, 'and')} than {subject}{', sampling noise of the gap taken off' if of_gap else ''}"
 
 
 def free_alternatives(report: Mapping[str, Any], subject: str) -> list[Alternative]:
@@ -86,11 +89,10 @@ def _alternative(report: Mapping[str, Any], store: str) -> Alternative:
         # The subject's direction against the alternative: where the subject is better, the alternative is worse.
         subject = direction(report, store, metric) * good
         words = _WORDS[good]
-        noise = " once sampling noise is taken off" if metric == GAP else ""
         if subject < 0:
-            better.append(f"a {words[0]} {name}{noise}")
+            better.append(f"a {words[0]} {name}")
         elif subject > 0:
-            worse.append(f"a {words[1]} {name}{noise}")
+            worse.append(f"a {words[1]} {name}")
     return Alternative(store, tuple(better), tuple(worse), tuple(tested))
 
 

@@ -208,8 +208,9 @@ def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> s
     if row is None:
         return f"R@1 went {numbers}."
     points = f"{abs(100 * row['difference']):.1f} points of R@1"
-    words = {1: f"Nothing: it won {points}", -1: f"It cost {points}", 0: "No difference in R@1 is shown"}
-    return f"{words[direction(report, reference, RECALL)]} ({numbers}; {_points(row)})."
+    change = direction(report, reference, RECALL)
+    words = {1: f"Nothing: it won {points}", -1: f"It cost {points}", 0: "No difference in R@1 is shown"}[change]
+    return f"{words} ({numbers}; {_points(row, change)})."
 
 
 def _mixed_change(report: Mapping[str, Any], reference: str, subject: str) -> str:
@@ -220,12 +221,15 @@ def _mixed_change(report: Mapping[str, Any], reference: str, subject: str) -> st
         return ""
     change = direction(report, reference, MIXED)
     words = {1: "R@10 rose", -1: "R@10 fell", 0: "no difference in R@10 is shown"}[change]
-    return f"Where images and texts are searched together, {words} ({before:.1f}%{_ARROW}{after:.1f}%; {_points(row)})."
+    numbers = f"({before:.1f}%{_ARROW}{after:.1f}%; {_points(row, change)})"
+    return f"Where images and texts are searched together, {words} {numbers}."
 
 
-def _points(row: Mapping[str, Any]) -> str:
+def _points(row: Mapping[str, Any], change: int) -> str:
+    """The interval of a difference, and why no ``change`` is shown where the interval alone would say that there is."""
     low, high = (signed(100 * bound, 1) for bound in row["interval"])
-    return f"{low} to {high} points"
+    alone = change == 0 and row["p"] < LEVEL
+    return f"{low} to {high} points{'; more than chance by itself, not among all comparisons' if alone else ''}"
 
 
 def _left(report: Mapping[str, Any], store: str) -> str:

@@ -103,9 +103,11 @@ class SearchResult(Frozen):
         if query.reranked:
             about += f", the first {query.reranked} in the order of the matching head"
             score, logits = "cosine", ["matching logit"]
+        # Stored features have no files, and a column without any word would narrow the captions.
+        path = ["path"] if any(r.image_path for r in query.results) else []
         return table(
             f"{query.modality}: {query.query} ({about})",
-            ["id", "rank", *logits, score, "caption", "path"],
+            ["id", "rank", *logits, score, "caption", *path],
             [
                 (
                     r.id,
@@ -113,7 +115,7 @@ class SearchResult(Frozen):
                     *[_logit(r.matching_logit) for _ in logits],
                     f"{r.score:.3f}",
                     _short(r.caption),
-                    r.image_path,
+                    *[r.image_path for _ in path],
                 )
                 for r in query.results
             ],

@@ -161,13 +161,13 @@ def test_the_control_comes_first_and_the_best_free_alternative_is_named() -> Non
             0.1,
             "No. ",
             "good",
-            "not as good: a larger gap once sampling noise is taken off and a lower R@1 than aligned",
+            "not as good: a larger gap and a lower R@1 than aligned, sampling noise of the gap taken off",
         ),
         (
             0.0,
             "Not the same. ",
             "open",
-            "another trade: a smaller gap once sampling noise is taken off and a lower R@1",
+            "another trade: a smaller gap and a lower R@1 than aligned, sampling noise of the gap taken off",
         ),
     ],
 )
@@ -222,6 +222,7 @@ def test_mixed_retrieval_speaks_where_it_was_tested() -> None:
         found["differences"] = [*found["differences"], {**row, "clear": clear, "headline": True}]
         (words,) = verdict(found)
         assert f"Where images and texts are searched together, {expected}" in words
+        assert ("more than chance by itself, not among all comparisons" in words) == (not clear)
         assert tiles(found)[2].value == "50.0%"
         found["differences"].pop()
 
