@@ -154,7 +154,7 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
     data = PreparedData(layout.prepared.path)
     split = data.split(recipe.eval_retrieval.split, "eval_retrieval.split")
     matcher = _matcher(layout, store, split) if request.rerank else None
-    queries = [*_known(request, layout, split, store, data.root, matcher), *_new(request, recipe, store, matcher)]
+    queries = [*_known(request, layout, data, split, store, matcher), *_new(request, recipe, store, matcher)]
     opened: dict[str, tuple[Any, pd.DataFrame, dict[str, Any]]] = {}
     results = []
     with console.progress("searching", len(queries)) as advance:
@@ -222,20 +222,19 @@ def _matcher(layout: Layout, store: str, split: Split) -> Matcher | None:
 
 
 def _known(
-    request: SearchRequest, layout: Layout, split: Split, store: str, root: Path, matcher: Matcher | None
+    request: SearchRequest, layout: Layout, data: PreparedData, split: Split, store: str, matcher: Matcher | None
 ) -> list[_Query]:
     """The queries that are rows of the split, with their stored embeddings."""
     if not request.ids:
         return []
     arrays = Store(layout.stores(split.name)[store].path)
-    tables = {modality: index_keys(split, modality, root) for modality in MODALITIES}
+    tables = {modality: index_keys(split, modality, data.root) for modality in MODALITIES}
     places = {"image": pd.Index(split.images["image_id"]), "text": pd.Index(split.captions["caption_id"])}
     found = []
     for name in request.ids:
         modality = next((m for m in MODALITIES if name in places[m]), None)
         if modality is None:
-            known = [*places["image"][:5000], *places["text"][:5000]]
-            raise InputError(f"--id {name}: no image and no caption of split {split.name!r}{did_you_mean(name, known)}")
+            raise _unknown(name, data, split)
         rows = np.flatnonzero(places[modality] == name)[:1]
         embedded = l2_normalize(torch.from_numpy(arrays.array(modality).take(rows)))
         item = matcher.items(modality, rows) if matcher else None
@@ -244,6 +243,19 @@ def _known(
         path = _path(key, request.photos) if modality == "image" else ""
         found.append(_Query(modality, text, path, embedded, item))
     return found
+
+
+def _unknown(name: str, data: PreparedData, split: Split) -> InputError:
+    for items, column in ((data.images, "image_id"), (data.captions, "caption_id")):
+        elsewhere = items["split"][items[column] == name]
+        if len(elsewhere):
+            return InputError(
+                f"--id {name}: is of split {elsewhere.iloc[0]!r}, and what is searched is split {split.name!r}",
+                f"Name an item of {split.name}, or add --set eval_retrieval.split={elsewhere.iloc[0]} here and to"
+                " csalign eval-retrieval.",
+            )
+    known = [*split.images["image_id"][:5000], *split.captions["caption_id"][:5000]]
+    return InputError(f"--id {name}: no image and no caption of split {split.name!r}{did_you_mean(name, known)}")
 
 
 def _new(request: SearchRequest, recipe: Recipe, store: str, matcher: Matcher | None) -> list[_Query]:
