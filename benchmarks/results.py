@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from demo_table import demo
 from picture_tables import pictures, pictures_against, pictures_searched
-from table_cells import cell, difference, provenance
+from table_cells import cell, costs, difference, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -328,6 +328,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "against": against,
     "tests": tests,
     "comparison": comparison,
+    "costs": costs,
     "demo": demo,
     "pictures": pictures,
     "pictures_against": pictures_against,

@@ -23,6 +23,19 @@ def difference(values: Sequence[float], digits: int) -> str:
     return f"{mean:+.{digits}f} [{mean - reach:+.{digits}f}, {mean + reach:+.{digits}f}]"
 
 
+def costs(content: dict[str, Any]) -> str:
+    """A table of what terms cost, in steps of the first of them, whose milliseconds stand in its row."""
+    rows = {row["label"]: row["seconds"] for row in content["rows"]}
+    first, *others = rows
+    lines = ["| term | batch 512 | batch 4,096 |", "|---|---|---|"]
+    lines.append(f"| {first} | {' | '.join(f'{1e3 * took:,.0f} ms' for took in rows[first])} |")
+    for label in others:
+        ratios = [took / own for took, own in zip(rows[label], rows[first], strict=True)]
+        lines.append(f"| {label} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |")
+    made = f"`{content['command']}`, commit {content['commit']}, {content['date']}, {content['device']}."
+    return "\n".join([*lines, "", made])
+
+
 def provenance(content: dict[str, Any]) -> str:
     """The line that says where a table comes from."""
     seeds = len(content["seeds"])

@@ -1,20 +1,24 @@
 """What a step of every term costs beside one of InfoNCE: value and gradient, at batch 512 and 4,096, d = 512.
 
-python benchmarks/term_costs.py [--threads 1]
+python benchmarks/term_costs.py [--threads 1]     # prints a table, and writes docs/results/term_costs.json
+python benchmarks/results.py tables               # puts it into docs/objectives.md
 
-Prints a table of ratios and of InfoNCE's own milliseconds, in seconds of the processor. Rows are drawn: pairs around
-common points, a gap between the modalities, features from which a random map made the rows. Half of the rows are
-unpaired where a term sees such. The shortest of three runs (at 4,096 rows: one).
+Ratios, and InfoNCE's own milliseconds, in seconds of the processor. Rows are drawn: pairs around common points, a gap
+between the modalities, features from which a random map made the rows; the tokens of an item lie around its row. Half
+of the rows are unpaired where a term sees such. The shortest of three runs (at 4,096 rows: one).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import partial
 
+import results
 import torch
+from table_cells import costs
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,9 +32,17 @@ from cs_aligner_cli.objectives import (
     sinkhorn,
     structure,
 )
+from cs_aligner_cli.objectives.levels import late_interaction_infonce
+from cs_aligner_cli.objectives.matching import hard_negatives
 from cs_aligner_cli.objectives.pseudo_pairs import Side
+from cs_aligner_cli.objectives.token_exchange import token_exchange
+from cs_aligner_cli.towers.matching_head import Items, MatchingHead
+from cs_aligner_cli.training.matching import add_gradients
+from cs_aligner_cli.training.memory_bank import Memory
 
 DIM, SCALE = 512, 14.3
+# Groups of an item's tokens on a level, its tokens elsewhere, and rows of the queue.
+GROUPS, TOKENS, QUEUE = 4, 16, 4096
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -65,7 +77,48 @@ def losses(rows: int, features: tuple[Tensor, Tensor]) -> dict[str, Loss]:
         "`unpaired_negatives`, half unpaired": lambda x, y: infonce_with_negatives(
             x[paired], y[paired], scale, None, x[unpaired], y[unpaired]
         ),
+        f"`levels`, {GROUPS} groups an item": lambda x, y: late_interaction_infonce(
+            tokens_of(x, GROUPS), tokens_of(y, GROUPS), scale
+        ),
+        f"`token_exchange`, {TOKENS} tokens an item": lambda x, y: exchanged(x, y) + exchanged(y, x),
+        f"`cs`, `memory: {QUEUE}`": partial(remembered, momentum=None),
+        f"`cs`, `memory: {QUEUE}`, `memory_momentum`": partial(remembered, momentum=0.99),
+        f"`matching`, {TOKENS} tokens an item": matched,
     }
+
+
+def tokens_of(rows: Tensor, number: int) -> Tensor:
+    """(N, number, 512) unit tokens around every row."""
+    generator = torch.Generator().manual_seed(1)
+    return normalize(rows.unsqueeze(1) + torch.randn(number, DIM, generator=generator) / DIM**0.5, dim=2)
+
+
+def exchanged(x: Tensor, y: Tensor) -> Tensor:
+    """The exchange one way, of a fifth of the tokens."""
+    chosen = torch.rand(len(x), TOKENS, generator=torch.Generator().manual_seed(2)) < 0.2
+    return token_exchange(tokens_of(x, TOKENS), tokens_of(y, TOKENS), x, chosen, SCALE)
+
+
+def remembered(x: Tensor, y: Tensor, momentum: float | None) -> Tensor:
+    """CS over the rows and a full queue; with a momentum, linear towers are averaged, and map the rows once more."""
+    memory, weight = Memory(QUEUE, momentum), torch.eye(DIM)
+    past = normalize(torch.randn(QUEUE, DIM, generator=torch.Generator().manual_seed(3)), dim=1)
+    memory.add({"image": past, "text": past.flip(0)})
+    loss = cs_divergence(*(torch.cat([z, memory.rows[m]]) for z, m in ((x, "image"), (y, "text"))), 0.7071)
+    if momentum is not None:
+        memory.average({"image": weight, "text": weight})
+        memory.average({"image": weight, "text": weight})
+    kept = {m: z.detach() @ memory.averages[m] if momentum else z for m, z in (("image", x), ("text", y))}
+    memory.add(kept)
+    return loss
+
+
+def matched(x: Tensor, y: Tensor) -> Tensor:
+    """A step of a matching head of the default width, 256 pairs at a time; towers stand still, and have no gradient."""
+    items = {m: Items(z.detach(), tokens_of(z.detach(), TOKENS)) for m, z in (("image", x), ("text", y))}
+    negatives = hard_negatives(items["image"].rows, items["text"].rows, 1, 0.05)
+    add_gradients(MatchingHead(DIM, 64), items, negatives, 256)
+    return 0 * (x[:1].sum() + y[:1].sum())
 
 
 def seconds(loss: Loss, image: Tensor, text: Tensor, repeats: int) -> float:
@@ -89,11 +142,10 @@ def main() -> None:
         image, text, *features = drawn(rows)
         for name, loss in losses(rows, (features[0], features[1])).items():
             found.setdefault(name, []).append(seconds(loss, image, text, repeats))
-    base = found.pop("`infonce`")
-    print("| term | batch 512 | batch 4,096 |\n|---|---|---|")
-    print(f"| `infonce` | {base[0] * 1e3:.0f} ms | {base[1] * 1e3:,.0f} ms |")
-    for name, times in found.items():
-        print(f"| {name} | {' | '.join(f'{took / own:.1f}' for took, own in zip(times, base, strict=True))} |")
+    content = {"name": "term_costs", "command": "python benchmarks/term_costs.py", **results._where()}
+    content |= {"rows": [{"label": name, "seconds": times} for name, times in found.items()]}
+    (results.RESULTS / "term_costs.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(costs(content))
 
 
 if __name__ == "__main__":
