@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from demo_table import demo
 from picture_tables import pictures, pictures_against, pictures_searched
-from table_cells import cell, costs, difference, provenance
+from table_cells import cell, costs, difference, few_shot, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -329,6 +329,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tests": tests,
     "comparison": comparison,
     "costs": costs,
+    "few_shot": few_shot,
     "demo": demo,
     "pictures": pictures,
     "pictures_against": pictures_against,

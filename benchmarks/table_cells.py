@@ -25,21 +25,43 @@ def difference(values: Sequence[float], digits: int) -> str:
 
 def costs(content: dict[str, Any]) -> str:
     """A table of what terms cost, in steps of the first of them, whose milliseconds stand in its row."""
-    rows = {row["label"]: row["seconds"] for row in content["rows"]}
+    rows = {row["label"]: row["seconds"] for row in content["terms"]}
     first, *others = rows
     lines = ["| term | batch 512 | batch 4,096 |", "|---|---|---|"]
     lines.append(f"| {first} | {' | '.join(f'{1e3 * took:,.0f} ms' for took in rows[first])} |")
     for label in others:
         ratios = [took / own for took, own in zip(rows[label], rows[first], strict=True)]
         lines.append(f"| {label} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |")
-    made = f"`{content['command']}`, commit {content['commit']}, {content['date']}, {content['device']}."
-    return "\n".join([*lines, "", made])
+    return "\n".join([*lines, "", _made(content)])
 
 
 def provenance(content: dict[str, Any]) -> str:
     """The line that says where a table comes from."""
     seeds = len(content["seeds"])
-    return (
-        f"Mean ± standard deviation of {seeds} seeds of training; `{content['command']}`, commit {content['commit']}, "
-        f"{content['date']}, {content['device']}."
-    )
+    what = f"Mean ± standard deviation of {seeds} seeds of training" if seeds > 1 else "One seed of training"
+    return f"{what}; {_made(content)}"
+
+
+def _made(content: dict[str, Any]) -> str:
+    return f"`{content['command']}`, commit {content['commit']}, {content['date']}, {content['device']}."
+
+
+def few_shot(content: dict[str, Any]) -> str:
+    """Accuracies in percent by store, method and number of shots, with the half width of the interval over draws."""
+    found = content["few_shot"]
+    names = {
+        "zero_shot": "zero-shot",
+        "nearest_mean": "nearest class mean",
+        "linear_probe": "linear probe",
+        "tip_adapter": "Tip-Adapter",
+    }
+    counts = [*next(iter(found.values()))["zero_shot"]]
+    lines = [f"| shots of each class | {' | '.join(counts)} |", f"|{'---|' * (1 + len(counts))}"]
+    for store, methods in found.items():
+        for method, by_count in methods.items():
+            cells = []
+            for one in by_count.values():
+                low, high = (100 * bound for bound in one["interval"])
+                cells.append(f"{100 * one['mean']:.1f}" + (f" ± {(high - low) / 2:.1f}" if high > low else ""))
+            lines.append(f"| `{store}`, {names[method]} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _made(content)])
