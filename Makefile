@@ -37,7 +37,7 @@ demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: two to thre
 	$(BIN)/csalign demo
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 -m "not slow and not browser"
 
 test-gpu: $(VENV)/.test ## what a CUDA device changes; skipped where there is none
 	$(BIN)/python -m pytest -m gpu

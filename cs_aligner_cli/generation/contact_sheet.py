@@ -10,21 +10,25 @@ from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-_LABEL_WIDTH, _PROMPT_HEIGHT, _GAP = 150, 78, 6
-_SIDE = 112
+_LABEL_WIDTH, _GAP, _SIDE = 150, 6, 112
+_FONT_SIZE, _LINE = 11, 15
+# Letters that fit above a picture, those beside a row, and the lines of a prompt that are not cut.
+_ABOVE, _BESIDE, _MOST_LINES = 17, 22, 12
 
 
 def sheet_png(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> bytes:
     """The sheet as one PNG; ``rows`` are the pictures of each store, one for every prompt."""
-    width = _LABEL_WIDTH + len(prompts) * (_SIDE + _GAP)
-    sheet = Image.new("RGB", (width, _PROMPT_HEIGHT + len(rows) * (_SIDE + _GAP)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column, prompt in enumerate(prompts):
-        lines = wrap(prompt, 17)[:5]
+    heads = [wrap(prompt, _ABOVE, max_lines=_MOST_LINES, placeholder=" ...") for prompt in prompts]
+    above = _GAP + _LINE * max(len(lines) for lines in heads)
+    size = _LABEL_WIDTH + len(prompts) * (_SIDE + _GAP), above + len(rows) * (_SIDE + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    for column, lines in enumerate(heads):
         pen.text((_LABEL_WIDTH + column * (_SIDE + _GAP), 4), "\n".join(lines), fill="black", font=font)
     for row, (store, pictures) in enumerate(rows.items()):
-        top = _PROMPT_HEIGHT + row * (_SIDE + _GAP)
-        pen.text((4, top + _SIDE // 2 - 8), "\n+".join(store.split("+")), fill="black", font=font)
+        top = above + row * (_SIDE + _GAP)
+        label = [line for part in store.replace("+", "\n+").split("\n") for line in wrap(part, _BESIDE)]
+        pen.text((4, top + _SIDE // 2 - 8), "\n".join(label), fill="black", font=font)
         for column, picture in enumerate(pictures):
             sheet.paste(_small(picture), (_LABEL_WIDTH + column * (_SIDE + _GAP), top))
     return _png(sheet)
