@@ -60,11 +60,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     call("run", recipe, "-q")
     comparison = folder / "comparison.html"
     call("compare", f"{folder / 'run'}:pairwise_only", f"{folder / 'run'}:aligned", "-q", "--out", comparison)
-    result = {"rank": 1, "score": 0.5, "image_id": "0000.jpg", "caption": "a <b>dog</b>"}
+    result = {"rank": 1, "score": 0.5, "matching_logit": 1.5, "image_id": "0000.jpg", "caption": "a <b>dog</b>"}
     photos = [{**result, "image_path": str(folder / "photos" / "0000.jpg")}, {**result, "image_path": None}]
-    query = {"query": "a dog", "image_path": None, "results": photos}
+    queries = [{"query": "a dog", "image_path": None, "reranked": n, "results": photos} for n in (0, 2)]
     search = folder / "search.html"
-    search.write_text(render_search_page("tiny", {"store": "aligned", "split": "dev", "queries": [query]}))
+    search.write_text(render_search_page("tiny", {"store": "aligned", "split": "dev", "queries": queries}))
     rows = {
         name: [Image.new("RGB", (64, 64), (200, 60, 40))] * 12
         for name in ("the real picture", "aligned", "frozen+ridge")
