@@ -62,6 +62,9 @@ def pictures_searched(content: dict[str, Any]) -> str:
     }
     lines = [f"| {' | '.join(keys.values())} | attributes |", f"|{'---|' * (1 + len(keys))}"]
     for one in sorted(content["search"], key=lambda one: -one["attributes"]):
-        cells = [one[key] if key == "objective" else f"{one[key]:g}" for key in keys]
+        shown = {key: f"{one[key]:g}" for key in keys if key != "objective"}
+        if not one["weight"]:
+            shown["bandwidth"] = ""
+        cells = [one["objective"], *shown.values()]
         lines.append(f"| {' | '.join(cells)} | {100 * one['attributes']:.1f} |")
     return "\n".join(lines)
