@@ -143,7 +143,7 @@ def main() -> None:
         for name, loss in losses(rows, (features[0], features[1])).items():
             found.setdefault(name, []).append(seconds(loss, image, text, repeats))
     content = {"name": "term_costs", "command": "python benchmarks/term_costs.py", **results._where()}
-    content |= {"terms": [{"label": name, "seconds": times} for name, times in found.items()]}
+    content |= {"seeds": [0], "terms": [{"label": name, "seconds": times} for name, times in found.items()]}
     (results.RESULTS / "term_costs.json").write_text(json.dumps(content, indent=1) + "\n")
     print(costs(content))
 
