@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import FROZEN
 from cs_aligner_cli.files.artifact import RECORD, Artifact
 from cs_aligner_cli.recipe.generate import FREE_MAPS, LOCAL, Generate
+from cs_aligner_cli.recipe.later import parts
 from cs_aligner_cli.recipe.paths import RUN, run_folder
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.other_runs import stores_beside
@@ -40,7 +42,16 @@ class GenerationLayout:
     @cached_property
     def beside(self) -> dict[str, Artifact]:
         """The aligned stores of other runs that are drawn from, too, as RUN:STORE; InputError as ``stores_beside``."""
-        return stores_beside("generate.beside", self.spec.beside, self.recipe.drawn_split, trained=True)
+        found = stores_beside("generate.beside", self.spec.beside, self.recipe.drawn_split, trained=True)
+        # What is made from them notes their names, which are the same wherever the other runs lie.
+        return {name: replace(store, name=f"store {name}") for name, store in found.items()}
+
+    def drawn_from(self, name: str) -> tuple[str, str]:
+        """The store whose texts are drawn under a name, and the closed form that maps them first; "" for none."""
+        if name in self.beside:  # another run's folder may have a + in its name
+            return name, ""
+        store, _, kind = name.partition("+")
+        return store, kind
 
     @property
     def drawn(self) -> list[str]:
@@ -58,13 +69,13 @@ class GenerationLayout:
         spec = self.spec
         if spec.decoder.model is not None:
             return None
-        parts: dict[str, Any] = {"kind": spec.decoder.kind, "seed": self.recipe.seed}
-        if spec.train_decoder is not None:
-            parts["form"] = 2  # 1: a codec with one scale
-            parts["train_decoder"] = spec.train_decoder.model_dump(mode="json", exclude={"checkpoint_steps"})
-        return Artifact(
-            "decoder", self.layout.folder / DECODER, "csalign generate", parts, (self.layout.frozen(spec.fit_split),)
-        )
+        made_from: dict[str, Any] = {"kind": spec.decoder.kind, "seed": self.recipe.seed}
+        wanted = spec.train_decoder
+        if wanted is not None:
+            made_from["form"] = 2  # 1: a codec with one scale
+            made_from["train_decoder"] = parts("generate.train_decoder", wanted, exclude={"checkpoint_steps"})
+        needs = (self.layout.frozen(spec.fit_split),)
+        return Artifact("decoder", self.layout.folder / DECODER, "csalign generate", made_from, needs)
 
     @cached_property
     def decoder_files(self) -> list[Path]:
@@ -80,20 +91,16 @@ class GenerationLayout:
         spec, split = self.spec, self.recipe.drawn_split
         ignored = {"train_decoder", "stores", "beside", "bounds", "metrics", "published", "sheet_prompts"}
         ignored |= {"batch_size", "offload", "attention_slicing"}
-        store = name.partition("+")[0]
+        store, _ = self.drawn_from(name)
         needs = [self.layout.frozen(split), self.layout.frozen(spec.fit_split)]
         needs += [self.layout.aligned(store, split)] if store in self.layout.aligned_names else []
+        needs += [self.beside[store]] if store in self.beside else []
         needs += [self.decoder] if self.decoder else []
         return Artifact(
             f"pictures of {name}",
             self.layout.folder / "generate" / name.replace(":", "."),
             "csalign generate",
-            {
-                "generate": spec.model_dump(mode="json", exclude=ignored),
-                "split": split,
-                "seed": self.recipe.seed,
-                **({"store": self.beside[name].fingerprint()} if name in self.beside else {}),
-            },
+            {"generate": parts("generate", spec, exclude=ignored), "split": split, "seed": self.recipe.seed},
             tuple({need.name: need for need in needs}.values()),
         )
 
@@ -108,7 +115,7 @@ class GenerationLayout:
             self.layout.folder / "generate" / "results",
             "csalign generate",
             {
-                "generate": spec.model_dump(mode="json", include={"metrics", "published", "sheet_prompts"}),
+                "generate": parts("generate", spec, include={"metrics", "published", "sheet_prompts"}),
                 "name": self.recipe.name,
                 "form": 2,  # 1: the blurred edge of a frame could be read as a pink shape
             },

@@ -25,6 +25,17 @@ _SECTIONS = ("data", "prepare", "encoders", "train", "embed")
 _FREE = ("dir", "device", "compile", "shard_rows", "log_steps", "checkpoint_steps", "keep_checkpoints", "keep_states")
 
 
+class Taken(Artifact):
+    """An output of another run, which is taken as it is, by whatever version and recipe it was made."""
+
+    def current(self, seen: dict[Path, tuple[Artifact, dict[str, Any]]] | None = None) -> dict[str, Any]:
+        """Its record; InputError if it is not there in full."""
+        record = self.record()
+        if record is None:
+            raise InputError(f"no {self.name} in {self.path}", "Make it first: csalign run, on the recipe of that run")
+        return record
+
+
 def trained_file(run: Path, file: str, key: str) -> Path:
     """A file of a finished training: of a run's aligned towers, or of one training's own folder.
 
@@ -53,7 +64,7 @@ def finished(folder: Path) -> Artifact:
 def finished_stores(folder: Path, split: str) -> dict[str, Artifact]:
     """The whole stores of a split in another run's folder: frozen, the control, aligned."""
     stores = {
-        name: Artifact(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
+        name: Taken(f"{name} store of {folder}", folder / "embeddings" / name / split, "csalign embed", {})
         for name in (FROZEN, PAIRWISE_ONLY, ALIGNED)
     }
     return {name: store for name, store in stores.items() if store.record() is not None}

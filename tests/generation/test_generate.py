@@ -30,9 +30,13 @@ from cs_aligner_cli.generation.conditions import (
     scaled,
 )
 from cs_aligner_cli.recipe.generate import Generate
+from cs_aligner_cli.recipe.later import LATER_KEYS
 from cs_aligner_cli.recipe.recipe import load_recipe
+from cs_aligner_cli.runs.generation_layout import GenerationLayout
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages import replacing
 from cs_aligner_cli.stages.gap_report.job import _Job
+from cs_aligner_cli.stages.table import STAGES
 
 CLIP = {
     "embed_dim": 32,
@@ -161,18 +165,36 @@ def reversed_rows(modality: str) -> Callable[[Path], object]:
     return change
 
 
-def test_the_texts_of_another_run_are_drawn_beside_these(ready, csalign):
-    other = another_run(ready, "other", reversed_rows("text"))
+def test_the_texts_of_another_run_are_drawn_beside_these(ready, csalign, monkeypatch):
+    other = another_run(ready, "aligned+cs", reversed_rows("text"))  # not a closed form of this run's aligned store
     few = ("--set", "generate.stores=[aligned]", "--set", "generate.bounds=[image]", "--set", "generate.limit=9")
     beside = ("generate", ready, *few, "--set", f"generate.beside=[{other}]", "--json")
-    assert list(csalign(*beside).json["generate"]) == ["aligned", "other:aligned", "image"]
-    drawn = pictures_of(ready, "other.aligned")
+    assert list(csalign(*beside).json["generate"]) == ["aligned", "aligned+cs:aligned", "image"]
+    drawn = pictures_of(ready, "aligned+cs.aligned")
     assert len(drawn) == 9 and drawn != pictures_of(ready, "aligned")
-    assert "other:aligned" in (ready.parent / "run" / "generate" / "results" / "sheet.html").read_text()
+    assert "aligned+cs:aligned" in (ready.parent / "run" / "generate" / "results" / "sheet.html").read_text()
     assert csalign(*beside).json["status"] == "fresh"
-    another_run(ready, "other", lambda folder: None, seed=2)  # trained anew, to the very texts of this run
+    another_run(ready, "aligned+cs", lambda folder: None, seed=2)  # trained anew, to the very texts of this run
+    monkeypatch.setattr(replacing, "took_long", lambda pictures: True)
+    recipe = load_recipe(str(ready), [setting for setting in beside if "=" in str(setting)])
+    replacing.refuse_to_replace([STAGES["generate"]], recipe)  # does not: what is made anew is upstream
+    with pytest.raises(InputError, match=r"the store aligned\+cs:aligned it was made from has changed"):
+        GenerationLayout(Layout(recipe)).pictures("aligned+cs:aligned").current()
+    monkeypatch.undo()
     assert csalign(*beside).json["status"] == "done"
-    assert pictures_of(ready, "other.aligned") == pictures_of(ready, "aligned")
+    assert pictures_of(ready, "aligned+cs.aligned") == pictures_of(ready, "aligned")
+
+
+def test_later_keys_of_generate_are_no_part_of_its_outputs(tmp_path, monkeypatch):
+    settings = ["generate.train_decoder={}", "generate.decoder={kind: kandinsky22}"]
+    made = GenerationLayout(Layout(load_recipe(str(recipe_in(tmp_path)), settings)))
+    now = made.spec.model_dump(mode="json")
+    monkeypatch.setitem(LATER_KEYS, "generate.scale", now["scale"])
+    monkeypatch.setitem(LATER_KEYS, "generate.metrics.judge", now["metrics"]["judge"])
+    monkeypatch.setitem(LATER_KEYS, "generate.train_decoder.side", now["train_decoder"]["side"])
+    assert made.decoder is not None and "side" not in made.decoder.recipe["train_decoder"]
+    assert "scale" not in made.pictures("aligned").recipe["generate"]
+    assert "judge" not in made.results.recipe["generate"]["metrics"]
 
 
 def test_another_run_that_cannot_stand_beside_is_refused(ready, refused):

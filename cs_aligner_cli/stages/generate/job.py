@@ -209,7 +209,7 @@ class GenerateJob:
         if name in spec.bounds:
             images = Store(self.layout.frozen(split).path).array("image").all()
             return bound(name, images, self.prompts["image_row"].to_numpy(), length, self.recipe.seed)
-        store, _, kind = name.partition("+")
+        store, kind = self.made.drawn_from(name)
         made = {**self.layout.stores(split), **self.made.beside}[store]
         texts = Store(made.path).array("text").take(self.rows)
         if kind:
