@@ -9,9 +9,9 @@ searched before, each without and with CS: weight and bandwidth of CS, then the 
 are brought to, by what the closed form draws of the validation split's prompts with one seed; the best of each is a
 further row.
 
-Wants runs/scenes_alone_clip and runs/scenes_generate in the current folder (csalign run of both recipes): one decoder,
-that of the latter, draws for all seeds. Data and frozen stores are made once, and a run that is already there is not
-made again.
+Wants runs/scenes_alone_clip, runs/scenes_l2 and runs/scenes_generate in the current folder (csalign run of the three
+recipes, in this order): one decoder, that of the last, draws for all seeds. Data and frozen stores are made once, and a
+run that is already there is not made again.
 """
 
 from __future__ import annotations
