@@ -13,6 +13,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.results import Status
 from cs_aligner_cli.files.artifact import Artifact, Build
 from cs_aligner_cli.runs.distributed import ALONE, Ranks, building
+from cs_aligner_cli.stages.shared_folders import refuse_foreign
 
 # What a stage records of an output, to be read again by its result's model.
 Summary: TypeAlias = dict[str, Any]
@@ -59,13 +60,15 @@ def make(
     archive: bool = False,
     continues: str = "",
     places: Mapping[str, str] = MappingProxyType({}),
+    placed_by: str = "",
 ) -> Made:
     """Return the output as it is if it is fresh, else let ``write`` fill ``build.folder`` and record what it returns.
 
     ``sources`` is a digest of outside files that the output depends on, and ``places`` where they lie. Freshness
     compares records; only a build reads and verifies what it needs. With ``ranks`` all of them call this and ``write``.
     With ``archive`` an output that is replaced is kept beside the new one; ``continues`` is the fingerprint of one that
-    this one goes on from. Raises InputError if a need is missing, stale or, when it is read, damaged.
+    this one goes on from. ``placed_by`` is the recipe key that names its folder, where one does: nothing else that lies
+    there is replaced. Raises InputError if it would be, or a need is missing, stale or, when it is read, damaged.
     """
 
     def fresh() -> dict[str, Any] | None:
@@ -77,6 +80,8 @@ def make(
     record = ranks.broadcast(fresh)
     if record is not None:
         return Made(artifact, "fresh", record)
+    if placed_by:
+        ranks.broadcast(lambda: refuse_foreign(artifact, placed_by))
     ranks.broadcast(artifact.require_needs)
     with building(artifact, ranks, sources, archive, continues) as build:
         build.places = places

@@ -16,6 +16,7 @@ from cs_aligner_cli.runs.distributed import Ranks, together
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.run_record import record_stage
 from cs_aligner_cli.stages.replacing import keep_finished, refuse_to_replace
+from cs_aligner_cli.stages.shared_folders import refuse_run_folders
 from cs_aligner_cli.stages.table import STAGES, Stage
 
 
@@ -41,6 +42,7 @@ def run_stage(
     stage = STAGES[name]
     function, meter = stage.function, Meter()
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
+        ranks.broadcast(lambda: refuse_run_folders(recipe))
         for folder in stage.folders(recipe) if ranks.main else ():
             stack.enter_context(lock(folder, patience))
         if not force:

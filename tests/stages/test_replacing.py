@@ -86,3 +86,33 @@ def test_a_run_without_run_dir_is_told_to_take_another_name(
     (tmp_path / "run").rename(tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
     assert "--set name=tiny-2\n" in refused("train", trained, *SHORT, "--set", "run_dir=null")
+
+
+def test_what_is_shared_takes_the_place_of_no_run(
+    features_recipe: Path,
+    csalign: Csalign,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "runs" / "first"
+    settings = ("--set", "run_dir=second", "--force")
+    weights, thesis = first / "train" / "aligned" / "stage.json", tmp_path / "thesis" / "train" / "one.tex"
+    for file in (weights, thesis):
+        file.parent.mkdir(parents=True)
+        file.write_text('{"name": "training run aligned"}')
+    for key, inside in (("data.dir", "data"), ("embed.dir", "embeddings/frozen")):
+        for command in ("run", "embed"):
+            message = refused(command, features_recipe, *settings, "--set", f"{key}=run:first")
+            assert f"{key}: {first} is the folder of a whole run" in message
+            assert message.endswith(f"{key}=run:first/{inside}")
+    assert "is the folder of a whole run" in refused("prepare", features_recipe, *settings, "--set", "data.dir=second")
+    assert not (tmp_path / "second").exists() and not (first / ".lock").exists()
+
+    assert csalign("prepare", features_recipe, "-q", *settings).exit_code == 0
+    message = refused("embed", features_recipe, *settings, "--set", "embed.dir=thesis")
+    assert f"embed.dir: {tmp_path}/thesis/train holds other files, which the frozen store of split train" in message
+    message = refused("prepare", features_recipe, *settings, "--set", f"data.dir={weights.parent}")
+    assert f"data.dir: {weights.parent} holds the training run aligned, which the prepared data set" in message
+    assert weights.read_text() == thesis.read_text() == '{"name": "training run aligned"}'

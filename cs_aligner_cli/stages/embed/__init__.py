@@ -109,7 +109,7 @@ class _Stores:
                 self.job.require_splits()
             return self.job.write_frozen(split, build, like)
 
-        return self._make(self.layout.frozen(split), write, self.encoders_stamp)
+        return self._make(self.layout.frozen(split), write, self.encoders_stamp, self._placed_by)
 
     def tokens(self, split: str) -> Made:
         """The token store of one split: of the modalities whose towers read stored tokens."""
@@ -117,7 +117,7 @@ class _Stores:
         def write(build: Build) -> Summary:
             return self.job.write_tokens(split, build)
 
-        return self._make(self.layout.tokens(split), write, self.encoders_stamp)
+        return self._make(self.layout.tokens(split), write, self.encoders_stamp, self._placed_by)
 
     def aligned(self, name: str, split: str) -> Made:
         """The store of one split as trained towers give it."""
@@ -128,6 +128,21 @@ class _Stores:
 
         return self._make(self.layout.aligned(name, split), write)
 
-    def _make(self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "") -> Made:
+    @property
+    def _placed_by(self) -> str:
+        """The key that names the folder of frozen and token stores, where one does."""
+        return "embed.dir" if self.layout.recipe.embed.dir else ""
+
+    def _make(
+        self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "", placed_by: str = ""
+    ) -> Made:
         archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))
-        return make(artifact, write, force=self.force, sources=sources, ranks=self.ranks, archive=archive)
+        return make(
+            artifact,
+            write,
+            force=self.force,
+            sources=sources,
+            ranks=self.ranks,
+            archive=archive,
+            placed_by=placed_by,
+        )

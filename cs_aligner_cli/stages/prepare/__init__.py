@@ -88,7 +88,7 @@ def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -
         return write_tables(layout, manifest, console, build)
 
     root = {ROOT: str(manifest.root)} if not isinstance(manifest, DrawnManifest) else {}
-    return make(layout.prepared, write, force=force, sources=sources.stamp, places=root)
+    return make(layout.prepared, write, force=force, sources=sources.stamp, places=root, placed_by="data.dir")
 
 
 def brought_towers(layout: Layout) -> list[str]:
@@ -137,7 +137,7 @@ def _shards(layout: Layout, console: Console, force: bool) -> Made | None:
 
         return pack_shards(layout, console, build)
 
-    return make(layout.shards, write, force=force) if layout.shards else None
+    return make(layout.shards, write, force=force, placed_by="prepare.repack.dir") if layout.shards else None
 
 
 def _sets(layout: Layout, console: Console, force: bool) -> dict[str, tuple[Made, dict[str, Any]]]:

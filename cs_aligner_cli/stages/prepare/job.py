@@ -26,8 +26,7 @@ from cs_aligner_cli.data.sources import SOURCES
 from cs_aligner_cli.data.stated_checksums import check_checksums
 from cs_aligner_cli.data.tidy import linked, unify_splits, without_partner
 from cs_aligner_cli.encoders.availability import refuse_unknown_model, require_encoder_of
-from cs_aligner_cli.files.artifact import RECORD, Artifact, Build, write_json
-from cs_aligner_cli.files.locks import HOLDER, LOCK
+from cs_aligner_cli.files.artifact import Build, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.unpaired import draw_pairing, unpaired_splits
@@ -43,7 +42,6 @@ _ALWAYS_TOLD = ("images", "captions")
 def write_tables(layout: Layout, manifest: Manifest, console: Console, build: Build) -> dict[str, Any]:
     """Read the sources and write the two tables; return the summary, which report.json has in full."""
     recipe = layout.recipe
-    _refuse_foreign(layout.prepared, "data.dir")
     for modality in layout.modalities:
         refuse_unknown_model(recipe, modality)
     for modality in brought_towers(layout):
@@ -104,9 +102,8 @@ def _lengths(
 
 def pack_shards(layout: Layout, console: Console, build: Build) -> dict[str, Any]:
     """Write the prepared data as WebDataset shards; return how many every split has."""
-    artifact, repack = layout.shards, layout.recipe.prepare.repack
-    assert artifact is not None and repack is not None
-    _refuse_foreign(artifact, "prepare.repack.dir")
+    repack = layout.recipe.prepare.repack
+    assert repack is not None
     data = PreparedData(layout.prepared.path)
     with console.progress("packing images", len(data.images)) as advance:
         for left in build.folder.glob("*.tar"):  # of a job that was cut
@@ -127,18 +124,6 @@ def write_pairing(layout: Layout, build: Build) -> dict[str, Any]:
     pairing = draw_pairing(split, guarded, sources, unpaired.paired_fraction, seed, partial(_held_out, layout))
     pairing.write(build.folder)
     return pairing.counts()
-
-
-def _refuse_foreign(artifact: Artifact, key: str) -> None:
-    """Raise InputError if other files lie where an output would take their place."""
-    folder = artifact.path
-    if not folder.is_dir() or (folder / RECORD).is_file():
-        return
-    if any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
-        raise InputError(
-            f"{key}: {folder} holds other files, which the {artifact.name} would replace",
-            "Name a folder that is not there yet, or an empty one.",
-        )
 
 
 def _held_out(layout: Layout, split: Split) -> npt.NDArray[np.int64]:
