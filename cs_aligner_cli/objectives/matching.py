@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from cs_aligner_cli.common.errors import InputError
 
 # Similarities that are in memory at once while negatives are drawn.
-_ENTRIES = 2**22
+_ENTRIES = 2**19
 
 
 def matching_loss(positives: Tensor, negatives: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def hard_negatives(
 
     For every image ``number`` texts, then for every text as many images, are drawn with replacement in proportion to
     exp(cosine / ``temperature``) within the batch (ALBEF, section 3.2), by torch's global generator, a block of rows at
-    a time. What is of one of
-    the (N,) ``groups`` is no negative of each other, nor is a pair; rows without any negative have none.
+    a time. What is of one of the (N,) ``groups`` is no negative of each other, nor is a pair; rows without any negative
+    have none.
     """
     every = torch.arange(len(image), device=image.device)
     labels = every if groups is None else groups
