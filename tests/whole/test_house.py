@@ -24,7 +24,17 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # What orders the stages may import them; whatever stages share is no stage.
-SHARED_BY_STAGES = {"pipeline", "table", "making", "replacing", "continuing", "gap_stores", "formats", "run_result"}
+SHARED_BY_STAGES = {
+    "pipeline",
+    "table",
+    "making",
+    "shared_folders",
+    "replacing",
+    "continuing",
+    "gap_stores",
+    "formats",
+    "run_result",
+}
 MAX_FILE, MAX_FUNCTION, MAX_CLASS = 350, 60, 200
 # What is longer all the same, and how long it may be: nothing, and so it is to stay.
 LONGER: dict[str, int] = {}
