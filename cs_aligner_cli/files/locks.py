@@ -22,30 +22,34 @@ _POLL_SECONDS = 0.02
 
 
 @contextmanager
-def lock(folder: Path, patience: float = LINGERING_SECONDS) -> Iterator[None]:
+def lock(folder: Path, patience: float = LINGERING_SECONDS, beside: bool = False) -> Iterator[None]:
     """Hold a folder for this process; raise InputError if another one still holds it after ``patience`` seconds, or if
-    it cannot be written."""
-    held = FileLock(folder / LOCK)
+    it cannot be written.
+
+    The lock lies in the folder, or ``beside`` it, where the folder as a whole is replaced by another.
+    """
+    place, prefix = (folder.parent, f".{folder.name}") if beside else (folder, "")
+    held, holder = FileLock(place / f"{prefix}{LOCK}"), place / f"{prefix}{HOLDER}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         held.acquire(patience, poll_interval=_POLL_SECONDS)
     except Timeout:
         raise InputError(
-            f"{folder}: another csalign process ({_holder(folder)}) is working there",
+            f"{folder}: another csalign process ({_holder(holder)}) is working there",
             "Wait for it, or give this run another run_dir.",
         ) from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another folder.") from None
     try:
-        with writing(folder / HOLDER):
-            (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with writing(holder):
+            holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         held.release()
 
 
-def _holder(folder: Path) -> str:
+def _holder(file: Path) -> str:
     try:
-        return (folder / HOLDER).read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+        return file.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
     except OSError:
         return "unknown"

@@ -14,6 +14,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.cost import Meter
 from cs_aligner_cli.runs.distributed import Ranks, together
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.other_runs import runs_of_other_seeds, stores_beside
 from cs_aligner_cli.runs.run_record import record_stage
 from cs_aligner_cli.stages.replacing import keep_finished, refuse_to_replace
 from cs_aligner_cli.stages.shared_folders import refuse_run_folders
@@ -44,7 +45,8 @@ def run_stage(
     with nullcontext(ranks) if ranks else together(recipe.distributed) as ranks, ExitStack() as stack:
         ranks.broadcast(lambda: refuse_run_folders(recipe))
         for folder in stage.folders(recipe) if ranks.main else ():
-            stack.enter_context(lock(folder, patience))
+            beside = stage.replaces_folder and folder != recipe.folder
+            stack.enter_context(lock(folder, patience, beside))
         if not force:
             ranks.broadcast(lambda: keep_finished(stage, recipe, console, archive))
         ranks.barrier()
@@ -85,6 +87,16 @@ def run_all(
         return _run_all(recipe, console, force, ranks, left_out, patience, archive)
 
 
+def _refuse_absent_runs(recipe: Recipe, order: Collection[str]) -> None:
+    """Raise InputError if another run that a stage reads is not there, before those that come first take hours."""
+    Layout(recipe).refuse_absent_origin()
+    if recipe.generate and "generate" in order:
+        stores_beside("generate.beside", recipe.generate.beside, recipe.drawn_split, trained=True)
+    if "gap_report" in order:
+        stores_beside("gap_report.beside", recipe.gap_report.beside, recipe.gap_split)
+        runs_of_other_seeds(recipe)
+
+
 def _run_all(
     recipe: Recipe,
     console: Console,
@@ -98,7 +110,7 @@ def _run_all(
     if "train" in order:
         order.insert(order.index("train") + 1, "embed")
     require_packages(recipe, order)
-    ranks.broadcast(Layout(recipe).refuse_absent_origin)
+    ranks.broadcast(lambda: _refuse_absent_runs(recipe, order))
     if not (force or archive):
         ranks.broadcast(lambda: refuse_to_replace([STAGES[name] for name in order], recipe))
     results: dict[str, StageResult] = {}

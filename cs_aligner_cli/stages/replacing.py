@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import Artifact
+from cs_aligner_cli.files.places import moved
 from cs_aligner_cli.files.placing import beside
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.layout import Layout
@@ -28,14 +30,16 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
 
     An earlier output stays in its place until the new one is there, so that a run that fails or is killed costs none.
 
-    Training is protected however short it was; an embedding store if it took more than ten minutes. What is made from
+    Training is protected however short it was; an embedding store if it took more than ten minutes; and prepared data
+    and stores in a folder that the recipe names for several runs, of which the others were made. What is made from
     another output of the stage goes with that one, and is protected from other keys of its own. Raises InputError that
     names the recipe keys that differ, and what can be done.
     """
     protected = _protected(stage, Layout(recipe))
+    archive = archive and stage.protects != "nothing"
     names = {artifact.name for artifact in protected}
     for artifact in protected:
-        changes = _changes(artifact)
+        changes = _changes(stage, artifact, recipe)
         if any(need.name in names for need in artifact.needs) and not archive:
             changes = _own(changes)
         if not changes:
@@ -47,7 +51,7 @@ def keep_finished(stage: Stage, recipe: Recipe, console: Console, archive: bool)
                 f"{artifact.name}: the earlier one is kept as {beside(artifact.path)} once the new one is there"
             )
         else:
-            raise _refusal(stage.command, artifact, changes, recipe)
+            raise _refusal(stage.command, stage, artifact, changes, recipe)
 
 
 def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
@@ -57,8 +61,8 @@ def refuse_to_replace(stages: Sequence[Stage], recipe: Recipe) -> None:
         for artifact in _protected(stage, layout):
             if stage.name == "train" and goes_on(artifact):
                 continue
-            if own := _own(_changes(artifact)):
-                raise _refusal("run", artifact, own, recipe)
+            if own := _own(_changes(stage, artifact, recipe)):
+                raise _refusal("run", stage, artifact, own, recipe)
 
 
 def _own(changes: Sequence[str]) -> list[str]:
@@ -67,34 +71,56 @@ def _own(changes: Sequence[str]) -> list[str]:
 
 
 def _protected(stage: Stage, layout: Layout) -> list[Artifact]:
-    outputs = stage.outputs(layout) if stage.protects != "nothing" else []
-    if stage.protects == "all":
-        return [*outputs]
-    return [output for output in outputs if took_long(output)]
+    if stage.protects == "nothing" and not stage.shared:
+        return []
+    return [
+        output
+        for output in stage.outputs(layout)
+        if stage.protects == "all"
+        or _shared_by(stage, output, layout.recipe)
+        or (stage.protects == "long" and took_long(output))
+    ]
 
 
-def _changes(artifact: Artifact) -> list[str]:
+def _shared_by(stage: Stage, artifact: Artifact, recipe: Recipe) -> str:
+    """The recipe key that names the folder of an output outside the run, where other runs may use it; "" for others."""
+    folder: Path | None = getattr(recipe, stage.shared).dir if stage.shared else None
+    outside = folder is not None and artifact.path.is_relative_to(folder) and not folder.is_relative_to(recipe.folder)
+    return f"{stage.shared}.dir" if outside else ""
+
+
+def _changes(stage: Stage, artifact: Artifact, recipe: Recipe) -> list[str]:
     """In what a finished output differs from what is wanted now; [] where it does not, or there is none.
 
-    Files outside csalign are not looked at.
+    Files outside csalign are not looked at, but of one that is shared whether the recipe names others that differ.
     """
     record = artifact.record()
     if record is None:
         return []
-    return artifact.changes(record)
+    changes, now = artifact.changes(record), artifact.places
+    if changes or not _shared_by(stage, artifact, recipe):
+        return changes
+    # A key that is no longer set may still mean the same files, by the manifest.
+    before = {key: path for key, path in record.get("places", {}).items() if key in now or "." not in key}
+    change = moved(before, now)
+    return [change] if change else []
 
 
-def _refusal(command: str, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
-    """Why a finished output is not replaced, and three commands with which to go on."""
+def _refusal(command: str, stage: Stage, artifact: Artifact, changes: Sequence[str], recipe: Recipe) -> InputError:
+    """Why a finished output is not replaced, and the commands with which to go on."""
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     record, again = artifact.record() or {}, f"csalign {command} RECIPE"
-    elsewhere = _elsewhere(recipe)
+    key = _shared_by(stage, artifact, recipe)
+    elsewhere = f"{key}=null" if key else _elsewhere(recipe)
+    aside = (
+        f"Move it aside, to {beside(artifact.path).name}: {again} --archive\n" if stage.protects != "nothing" else ""
+    )
     return InputError(
         f"the finished {artifact.name} in {artifact.path} ({record.get('finished')}, {record.get('seconds')} s) would"
         f" be replaced: {'; '.join(changes[:_NAMED])}{more}",
         f"Keep it and write elsewhere: csalign run RECIPE --set {elsewhere}\n"
-        f"Move it aside, to {beside(artifact.path).name}: {again} --archive\n"
-        f"Replace it: {again} --force" + (_NO_STATE if more_epochs(artifact) else ""),
+        f"{aside}Replace it{', as every run that shares it will notice' if key else ''}: {again} --force"
+        + (_NO_STATE if more_epochs(artifact) else ""),
     )
 
 

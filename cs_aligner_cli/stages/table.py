@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_type_hints
 
+from cs_aligner_cli.common.modalities import FROZEN
+
 if TYPE_CHECKING:  # a stage brings torch along, and --help must not wait for that
     from cs_aligner_cli.common.results import StageResult
     from cs_aligner_cli.files.artifact import Artifact
@@ -26,17 +28,20 @@ class Stage:
     to build, to import what computes (torch). The result says how it is shown.
 
     ``outputs`` are the artifacts that the stage makes, as the layout has them. ``runs_for`` says whether `csalign run`
-    does it for a recipe, ``shared_folder`` which folder it writes that several runs may share. Of several ranks only
+    does it for a recipe, ``shared_folder`` which folder it writes that several runs may share, named by the ``dir`` of
+    the recipe's section ``shared``; ``replaces_folder``, that this folder is itself an output. Of several ranks only
     rank 0 does a stage that is not ``shared_by_ranks``. ``protects`` says which finished outputs of other inputs are
     not replaced without --force or --archive: ``nothing`` where they are made again in seconds, those that took
-    ``long``, or ``all``.
+    ``long``, or ``all``; what lies in a folder that the recipe names for several runs is protected in any case.
     """
 
     name: str
     about: str
     outputs: Callable[[Layout], Sequence[Artifact]]
     runs_for: Callable[[Recipe], bool] = lambda recipe: True
+    shared: Literal["", "data", "embed"] = ""
     shared_folder: Callable[[Recipe], Path | None] = lambda recipe: None
+    replaces_folder: bool = False
     shared_by_ranks: bool = False
     protects: Literal["nothing", "long", "all"] = "nothing"
 
@@ -60,7 +65,8 @@ class Stage:
     def folders(self, recipe: Recipe) -> list[Path]:
         """The folders that are locked while the stage runs.
 
-        One that several runs may share is held only by the stage that writes it, so that runs can go side by side.
+        One that several runs may share, this run's own among them, is held only by the stage that writes it, so that
+        runs can go side by side.
         """
         shared = self.shared_folder(recipe)
         return [recipe.folder, *([shared] if shared else [])]
@@ -82,6 +88,7 @@ def _stores(layout: Layout) -> Sequence[Artifact]:
         for one in (layout, *evaluated_sets(layout).values())
         for store in (
             *(one.frozen(split) for split in one.frozen_splits),
+            *(one.tokens(split) for split in one.token_splits),
             *(one.aligned(name, split) for name in one.aligned_names for split in one.aligned_splits(name)),
         )
     ]
@@ -98,13 +105,16 @@ _STAGES = (
         "prepare",
         "Read the data into tables of images and captions.",
         outputs=lambda layout: [layout.prepared],
-        shared_folder=lambda recipe: recipe.data.dir,
+        shared="data",
+        shared_folder=lambda recipe: recipe.data.dir or recipe.folder / "data",
+        replaces_folder=True,
     ),
     Stage(
         "embed",
         "Compute the embeddings, frozen and (once trained) aligned.",
         outputs=_stores,
-        shared_folder=lambda recipe: recipe.embed.dir,
+        shared="embed",
+        shared_folder=lambda recipe: recipe.embed.dir or recipe.folder / "embeddings" / FROZEN,
         shared_by_ranks=True,
         protects="long",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,32 @@ def test_what_is_shared_takes_the_place_of_no_run(
     message = refused("prepare", features_recipe, *settings, "--set", f"data.dir={weights.parent}")
     assert f"data.dir: {weights.parent} holds the training run aligned, which the prepared data set" in message
     assert weights.read_text() == thesis.read_text() == '{"name": "training run aligned"}'
+
+
+def test_what_another_run_was_made_of_is_not_replaced(
+    features_recipe: Path, features_root: Path, csalign: Csalign, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    run, untrained = tmp_path / "run", ("--set", "train=null")
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "-q", *untrained).exit_code == 0
+    data = ("--set", f"run_dir={tmp_path / 'other'}", "--set", f"data.dir={run / 'data'}")
+    guest = (*data, *untrained, "--set", f"embed.dir={run / 'embeddings' / 'frozen'}")
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "--json", *guest).json["status"] == "fresh"
+
+    half = (*guest, "--set", "embed.dtype=float16")
+    for command in ("run", "embed"):
+        message = refused(command, features_recipe, *half)
+        assert "would be replaced: embed.dtype was 'float32' and is now 'float16'" in message
+        assert f"Keep it and write elsewhere: csalign run {features_recipe} " in message
+        assert "--set embed.dir=null\n" in message
+    message = refused("prepare", features_recipe, *guest, "--set", "prepare.min_side=2")
+    assert "prepare.min_side was 1 and is now 2" in message
+    assert "--set data.dir=null\n" in message and "--archive" not in message
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(features_root, elsewhere, copy_function=shutil.copyfile)  # with other times
+    message = refused("prepare", features_recipe, *guest, "--set", f"data.root={elsewhere}")
+    assert f"would be replaced: data.root was {features_root} and is now {elsewhere}" in message
+
+    assert csalign("embed", features_recipe, "-q", *half, "--archive").exit_code == 0
+    assert (run / "embeddings" / "frozen" / "dev.1" / "stage.json").is_file()

@@ -11,11 +11,14 @@ import pytest
 from typer.main import get_command
 
 from cs_aligner_cli.cli.main import app
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.files.locks import lock
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.making import make
+from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stages.table import STAGES
 
 
@@ -36,11 +39,26 @@ def test_every_stage_is_a_function_of_recipe_console_and_force() -> None:
 def test_stages_lock_and_make_what_the_table_says(features_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(features_recipe), [f"embed.dir={tmp_path / 'shared'}"])
     layout = Layout(recipe)
+    assert STAGES["prepare"].folders(recipe) == [recipe.folder, layout.prepared.path]
     assert STAGES["embed"].folders(recipe) == [recipe.folder, tmp_path / "shared"]
+    own = load_recipe(str(features_recipe))
+    assert STAGES["embed"].folders(own) == [own.folder, Layout(own).frozen("test").path.parent]
     assert STAGES["train"].folders(recipe) == [recipe.folder]
     made = {stage.name: [artifact.name for artifact in stage.outputs(layout)] for stage in STAGES.values()}
     assert made["train"][-1] == "training run aligned"
     assert made["gap_report"] == ["gap report"]
+
+
+def test_a_run_and_its_guest_do_not_write_at_once(features_recipe: Path, tmp_path: Path) -> None:
+    own = load_recipe(str(features_recipe))
+    shared = [f"data.dir={own.folder / 'data'}", f"embed.dir={own.folder / 'embeddings' / 'frozen'}"]
+    guest = load_recipe(str(features_recipe), [*shared, f"run_dir={tmp_path / 'guest'}"])
+    for stage, folder in (("prepare", own.folder / "data"), ("embed", own.folder / "embeddings" / "frozen")):
+        for recipe in (own, guest):
+            with lock(folder, beside=stage == "prepare"), pytest.raises(InputError) as error:
+                run_stage(stage, recipe, Console(quiet=True), patience=0.0)
+            assert str(error.value).startswith(f"{folder}: another csalign process (pid ")
+    assert not (own.folder / "data").exists()
 
 
 def test_the_table_is_light() -> None:

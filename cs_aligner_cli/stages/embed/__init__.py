@@ -136,7 +136,7 @@ class _Stores:
     def _make(
         self, artifact: Artifact, write: Callable[[Build], Summary], sources: str = "", placed_by: str = ""
     ) -> Made:
-        archive = self.archive and self.ranks.broadcast(lambda: took_long(artifact))
+        archive = self.archive and (bool(placed_by) or self.ranks.broadcast(lambda: took_long(artifact)))
         return make(
             artifact,
             write,
