@@ -143,6 +143,10 @@ def test_the_gap_report_shows_what_closing_the_gap_bought(ready, csalign):
     job.add_pictures()
     assert "pictures" not in job.report
     assert "Pictures are left out: the pictures of frozen in" in job.report["note"][-1]
+    shutil.rmtree(other)
+    gone = ("gap-report", ready, *few, *beside[:2], "--set", "gap_report.formats=[]", "--json")
+    assert csalign(*gone).json["status"] == "done"
+    assert f"Pictures are left out: generate.beside: {other} holds no" in (page / "report.md").read_text()
 
 
 def another_run(ready: Path, name: str, change: Callable[[Path], object], seed: int = 1) -> Path:
@@ -216,6 +220,11 @@ def test_another_run_that_cannot_stand_beside_is_refused(ready, refused):
     # a whole run says so before it trains
     message = refused("run", ready, "--set", "generate.beside=[run:gone]", "--set", "name=anew")
     assert re.search(r"generate\.beside: \S+runs/gone holds no finished aligned store of split 'test'", message)
+    for key in ("generate", "gap_report"):
+        changed = (f"{key}.beside=[run:gone]", "name=anew", f"run_dir={ready.parent / 'new'}")
+        settings = [part for change in changed for part in ("--set", change)]
+        assert f"{key}.beside: " in refused("run", ready, *settings, "--force")
+        assert not (ready.parent / "new").exists()  # not after it has been trained
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(ready, csalign, monkeypatch):

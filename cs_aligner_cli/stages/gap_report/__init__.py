@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.files.artifact import Build, fingerprint
 from cs_aligner_cli.files.places import file_stamps
@@ -23,7 +24,11 @@ def gap_report(recipe: Recipe, console: Console, force: bool = False) -> GapRepo
     store shares a space, or the split holds too few pairs.
     """
     layout, photos = Layout(recipe), recipe.gap_report.photos
-    artifact, drawn, published = layout.gap, drawn_results(layout), published_beside(layout)
+    artifact, published = layout.gap, published_beside(layout)
+    try:
+        drawn = drawn_results(layout)
+    except InputError:  # a run that pictures were drawn from is gone; the report notes why it has none
+        drawn = None
 
     def write(build: Build) -> Summary:
         from cs_aligner_cli.stages.gap_report.job import write_report

@@ -240,10 +240,10 @@ class _Job:
 
     def add_pictures(self) -> None:
         """What was measured of the stores' pictures, where they are there and were drawn from these stores."""
-        drawn = drawn_results(self.layout)
-        if drawn is None or drawn.record() is None:
-            return
         try:
+            drawn = drawn_results(self.layout)
+            if drawn is None or drawn.record() is None:
+                return
             found = drawn.current()["summary"]["generate"]
         except InputError as error:
             self.report["note"].append(f"Pictures are left out: {error}.")
