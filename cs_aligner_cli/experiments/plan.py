@@ -19,7 +19,7 @@ from cs_aligner_cli.recipe.strict_yaml import parse_value, read_yaml, shown
 from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
 from cs_aligner_cli.runs.layout import Layout
 
-# What a run is called, where it lies and how its recipe is written says nothing about its results.
+# What a run is called, where it lies and how its recipe and figures are written says nothing about its results.
 _NOT_THE_EXPERIMENT = (
     "version",
     "expected",
@@ -30,6 +30,7 @@ _NOT_THE_EXPERIMENT = (
     "data.dir",
     "embed.dir",
     "embed.device",
+    "gap_report.formats",
 )
 # The name of the recipe as it stands, beside what an ablation takes away from it.
 FULL = "full"
@@ -86,8 +87,9 @@ def experiment_id(recipe: Mapping[str, Any], seeded: bool = True) -> str:
 def _experiment(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a resolved recipe that its results follow from."""
     kept = without_later_keys({key: value for key, value in recipe.items() if key not in _NOT_THE_EXPERIMENT})
-    for section in ("data", "embed"):
-        kept[section] = {k: v for k, v in kept[section].items() if f"{section}.{k}" not in _NOT_THE_EXPERIMENT}
+    for section, value in kept.items():
+        if isinstance(value, Mapping):
+            kept[section] = {k: v for k, v in value.items() if f"{section}.{k}" not in _NOT_THE_EXPERIMENT}
     return kept
 
 
