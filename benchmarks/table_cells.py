@@ -61,7 +61,8 @@ def few_shot(content: dict[str, Any]) -> str:
         for method, by_count in methods.items():
             cells = []
             for one in by_count.values():
-                low, high = (100 * bound for bound in one["interval"])
-                cells.append(f"{100 * one['mean']:.1f}" + (f" ± {(high - low) / 2:.1f}" if high > low else ""))
+                low, high = one["interval"]  # of one draw there is none
+                reach = f" ± {(100 * high - 100 * low) / 2:.1f}" if None not in (low, high) and high > low else ""
+                cells.append(f"{100 * one['mean']:.1f}{reach}")
             lines.append(f"| `{store}`, {names[method]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _made(content)])

@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import results
+import term_costs
+import torch
 from PIL import Image
+from table_cells import few_shot
 
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -30,6 +33,22 @@ def test_every_table_is_what_its_json_says(page) -> None:
     assert text.count("<!-- results:") == text.count("<!-- end of results -->")
     named = re.findall(r"<!-- results: (\w+) (\w+) -->", text)
     assert {name for name, _ in named} <= {path.stem for path in FILES}
+
+
+def test_few_shots_of_one_draw_have_no_interval() -> None:
+    where = {"command": "zero-shot", "commit": "0" * 9, "date": "today", "device": "here"}
+    one, some = {"mean": 0.5, "interval": [None, None]}, {"mean": 0.25, "interval": [0.24, 0.28]}
+    table = few_shot({"few_shot": {"frozen": {"zero_shot": {"1": one, "2": some}}}, **where})
+    assert "| `frozen`, zero-shot | 50.0 | 25.0 ± 2.0 |" in table
+
+
+def test_the_inputs_of_a_term_are_there_before_its_step_is_timed(monkeypatch) -> None:
+    for name, value in (("DIM", 8), ("QUEUE", 16), ("TOKENS", 3)):
+        monkeypatch.setattr(term_costs, name, value)
+    found = term_costs.terms(12)
+    monkeypatch.setattr(torch, "randn", None)
+    for term in found.values():
+        assert term_costs.seconds(term, 1, 1) > 0
 
 
 def test_what_the_demo_prints_is_taken_with_what_it_says(capsys) -> None:
