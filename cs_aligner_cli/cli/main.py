@@ -149,6 +149,12 @@ for _name, _entry in STAGES.items():
     app.command(_entry.command, help=_entry.about)(_OWN.get(_name, _stage_command(_entry)))
 
 
+def _is_sentence(given: str) -> bool:
+    """Whether what stands in the recipe's place is rather a sentence to search for: words, and no file's name."""
+    is_path = "/" in given or given.endswith((".yaml", ".yml")) or os.path.exists(given)  # noqa: PTH110 (takes any length)
+    return " " in given and not is_path
+
+
 @app.command()
 def search(
     recipe: RecipeArgument = None,
@@ -194,7 +200,7 @@ def search(
             whole = f"csalign search {shlex.quote(recipe or '')} {shlex.quote(' '.join(sentence or ()))}"
             raise InputError(f"{' '.join(sentence or ())}: more than one word, unquoted", f"In quotes: {whole}")
         texts = [*(text or ()), *(sentence or ())]
-        if recipe and " " in recipe and not (texts or image or id_ or Path(recipe).exists()):
+        if recipe and not (texts or image or id_) and _is_sentence(recipe):
             given = f"csalign search RECIPE {shlex.quote(recipe)}"
             raise InputError(f"{recipe}: no such recipe", f"A sentence stands behind the recipe: {given}")
         loaded = load_recipe(recipe, overrides or ())

@@ -34,6 +34,7 @@ class QueryEncoder:
         self._batch_size = recipe.embed.batch_size
         self._device = pick_device(recipe.embed.device)
         self._precision = pick_precision(recipe.embed.precision, self._device)
+        self._token_dtype: torch.dtype = getattr(torch, recipe.embed.token_dtype)
         self._encoders = load_encoders(recipe, PreparedData(layout.prepared.path), self._device, MODALITIES)
         self._towers: Towers | None = None
         self._readers: dict[str, TokenReader] = {}
@@ -78,11 +79,11 @@ class QueryEncoder:
         return inputs if self._towers is None else self._towers(encoder.modality, inputs)
 
     def _read(self, encoder: Encoder, inputs: Tensor) -> Tensor:
-        """What a frozen encoder gives: tokens where the tower reads those."""
+        """What a frozen encoder gives: tokens where the tower reads those, rounded as the token store rounds them."""
         reader = self._readers.get(encoder.modality)
         with under(self._precision, self._device):
             found: Tensor = (reader.module if reader else encoder.module)(inputs).float()
-        return found
+        return found.to(self._token_dtype).float() if reader else found
 
 
 def require_encoder(recipe: Recipe, modality: str, instead: str) -> None:

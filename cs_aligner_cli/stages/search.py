@@ -145,7 +145,8 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
     """Search the index that eval-retrieval saved; return per query its k best with ids, paths and captions.
 
     Raises InputError if nothing is asked, a query is empty, unknown or unreadable, there is no fresh index, its store
-    has changed, k is larger than the gallery, or the encoder is stored features and cannot embed a new item.
+    has changed, what is read is damaged, k is larger than the gallery, or the encoder is stored features and cannot
+    embed a new item.
     """
     _refuse(request)
     layout = Layout(recipe)
@@ -218,6 +219,7 @@ def _matcher(layout: Layout, store: str, split: Split) -> Matcher | None:
     spec = layout.recipe.eval_retrieval
     if spec.rerank is None or store not in layout.variants:
         return None
+    layout.tokens(split.name).require()
     return load_matcher(layout, store, split, str(pick_device(spec.device)))
 
 
@@ -227,7 +229,9 @@ def _known(
     """The queries that are rows of the split, with their stored embeddings."""
     if not request.ids:
         return []
-    arrays = Store(layout.stores(split.name)[store].path)
+    artifact = layout.stores(split.name)[store]
+    artifact.require()
+    arrays = Store(artifact.path)
     tables = {modality: index_keys(split, modality, data.root) for modality in MODALITIES}
     places = {"image": pd.Index(split.images["image_id"]), "text": pd.Index(split.captions["caption_id"])}
     found = []

@@ -310,6 +310,16 @@ def _ends_with(signal_number: int, tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+def test_what_stands_in_the_place_of_a_recipe_is_a_sentence_or_a_file(refused: Callable[..., str]) -> None:
+    long = "a dog runs " * 40  # longer than a file's name may be
+    assert refused("search", long).startswith(f"{long}: no such recipe\nA sentence stands behind the recipe: ")
+    mistyped = "my recipes/flicker8k"
+    for given in (mistyped, f"{mistyped}.yaml"):
+        assert refused("search", given).startswith(
+            f"{given}: no such file, and no shipped recipe of that name; did you"
+        )
+
+
 def test_ctrl_c_and_sigterm_end_a_command_with_130(tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         out, err = (process := _ends_with(number, tmp_path)).communicate(timeout=60)
