@@ -6,7 +6,6 @@ from typing import Any
 
 from cs_aligner_cli.data.caption_limit import context_length
 from cs_aligner_cli.data.findings import data_findings
-from cs_aligner_cli.recipe.later import parts
 from cs_aligner_cli.runs.layout import Layout
 
 
@@ -19,8 +18,9 @@ def recorded_findings(layout: Layout) -> list[str]:
 def _caption_lengths(layout: Layout) -> dict[str, Any] | None:
     """How long the captions are for this recipe's text tower, if prepare measured it."""
     spec = layout.recipe.encoders.of("text")
-    checked = layout.tower_check(["text"]).record()
-    if checked and checked["inputs"]["recipe"]["encoders"].get("text") == parts("encoders.text", spec):
+    check = layout.tower_check(["text"])
+    checked, wanted = check.record(), check.wanted(needs={})["recipe"]["encoders"]  # as recorded: without paths
+    if checked and checked["inputs"]["recipe"]["encoders"].get("text") == wanted["text"]:
         lengths: dict[str, Any] | None = checked["summary"]["caption_lengths"]
         return lengths
     limit = context_length(spec)

@@ -26,7 +26,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.encoders.preflight import CAPTIONS, COUNT, check_tower
-from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
+from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.runs.recorded_findings import recorded_findings
 
 Csalign = Callable[..., Any]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -202,6 +204,8 @@ def test_captions_that_are_cut_are_counted_for_every_kind(
         lengths = prepared.json["caption_lengths"]
         assert (lengths["truncated"], lengths["limit"]) == (3, limit), name
         assert f"3 captions are longer than the {limit} tokens" in prepared.stderr.replace("\n", " ")
+        layout = Layout(load_recipe(str(tmp_path / f"{name}.yaml")))
+        assert any(f"longer than the {limit} tokens" in finding for finding in recorded_findings(layout)), name
         assert [*prepared.json["towers"]] == ([] if name == "config" else ["image", "text"])
         assert csalign("prepare", tmp_path / f"{name}.yaml", "--json").json["status"] == "fresh", name
     code = "import sys; from cs_aligner_cli.cli.main import app\n"
