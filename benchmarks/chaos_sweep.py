@@ -127,7 +127,7 @@ class SweepCampaign:
         if states != ["done"] * self.runs:
             self.found.failures.append(f"{what}: states {states}, expected {self.runs} times done")
         for shared in ("data", "frozen"):
-            if (made := len([*self.run.glob(f"{shared}/*")])) != 1:
+            if (made := sum(path.is_dir() for path in self.run.glob(f"{shared}/*"))) != 1:
                 self.found.failures.append(f"{what}: {made} folders in {shared}, expected 1")
 
     def _odds(self) -> list[str]:

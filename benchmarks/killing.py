@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# What may differ between two runs that are equal.
+# What is there while a process works in a folder, and what may differ between two runs that are equal.
+LOCKS = (".lock", ".lock-holder")
 _TIMES = {"finished", "seconds", "per_second", "encoder_busy", "computed", "seal"}
 
 
@@ -37,7 +38,7 @@ def unlike(run: Path, reference: Path) -> list[str]:
         {
             str(p.relative_to(folder)): p
             for p in folder.rglob("*")
-            if p.is_file() and p.name not in (".lock", ".lock-holder", "run.json")
+            if p.is_file() and p.name != "run.json" and not p.name.endswith(LOCKS)
         }
         for folder in (run, reference)
     )

@@ -167,7 +167,8 @@ def embedded(folder: Path, ranks: Ranks) -> dict[str, str]:
     for stage in ("prepare", "embed"):
         run_stage(stage, recipe, Console(quiet=True), ranks=ranks)
     store = folder / "run" / "embeddings" / "frozen"
-    files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name != "stage.json"]
+    apart = ("stage.json", ".lock", ".lock-holder")
+    files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name not in apart]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
