@@ -1,23 +1,26 @@
 """What the noise filter is worth where a known share of the training captions is shuffled, on drawn features.
 
-python benchmarks/noisy_pairs.py [--shuffled 0.2] [--seeds 5]
+python benchmarks/noisy_pairs.py [--shuffled 0.2] [--seeds 10]   # prints a table, writes docs/results/noisy_pairs.json
+python benchmarks/results.py tables                              # puts it into docs/objectives.md
 
 Draws 2,000 training pairs and 1,000 to test on, two nonlinear views of one latent variable, trains an adapter on either
-side with InfoNCE at a temperature of 0.05, with and without the filter, on shuffled and on clean captions, and prints
-R@1 on the test pairs (mean of both ways, over seeds, which draw other data, too), what the filter adds to it, seed by
-seed (mean and standard deviation), and of the final embeddings of the training pairs
-how many of the pairs that the filter would leave out are shuffled, and how many of the shuffled it would leave out.
+side with InfoNCE at a temperature of 0.05, with and without the filter, on clean and on shuffled captions, and takes
+R@1 on the test pairs (mean of both ways) and, of the final embeddings of the training pairs, how many of the pairs that
+the filter would leave out are shuffled, and how many of the shuffled it would leave out. Seeds draw other data, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import results
 import torch
+from table_cells import noise
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.console import Console
@@ -30,6 +33,8 @@ from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
 
 TRAIN, TEST = 2000, 1000
+# None: without the filter.
+DEVIATIONS = (None, 0.5, 1.0)
 TOWER = {"adapter": {"kind": "residual_mlp", "hidden_dim": 256}}
 
 
@@ -63,7 +68,8 @@ def trained(folder: Path, seed: int, deviations: float | None) -> Recipe:
         "name": "noisy",
         "seed": seed,
         "run_dir": str(folder / f"run-{deviations}"),
-        "data": {"manifest": str(folder / "manifest.yaml")},
+        "data": {"manifest": str(folder / "manifest.yaml"), "dir": str(folder / "prepared")},
+        "embed": {"dir": str(folder / "frozen")},
         "encoders": {"image": {"kind": "features"}, "text": {"kind": "features"}},
         "train": {"epochs": 20, "batch_size": 200, "image": TOWER, "text": TOWER, "objective": objective},
         "gap_report": {"split": "train", "baselines": {"aligned": []}},
@@ -80,46 +86,44 @@ def embedded(recipe: Recipe, split: str) -> list[torch.Tensor]:
     return [l2_normalize(torch.from_numpy(store.array(modality).all())) for modality in ("image", "text")]
 
 
-def measured(share: float, seed: int, deviations: float | None) -> tuple[float, float, float]:
-    """R@1, and the filter's precision and recall in finding the shuffled pairs, in percent."""
+def measured(share: float, seed: int) -> list[dict[str, float]]:
+    """R@1 of a run without the filter and with each of ``DEVIATIONS``, on the same data, in percent.
+
+    With a filter and shuffled pairs its precision and recall in finding them, too.
+    """
+    lines = []
     with TemporaryDirectory() as folder:
         shuffled = draw(Path(folder) / "data", share, seed)
-        recipe = trained(Path(folder) / "data", seed, deviations)
-        found = evaluate_retrieval(*embedded(recipe, "test"), ks=(1,))
-        left = ~likely_pairs(*embedded(recipe, "train"), deviations or 1.0).numpy()
-    r_at_1 = 50.0 * (found["i2t"]["R@1"] + found["t2i"]["R@1"])
-    found_wrong = (left & shuffled).sum()
-    return r_at_1, 100 * found_wrong / max(1, left.sum()), 100 * found_wrong / max(1, shuffled.sum())
+        for deviations in DEVIATIONS:
+            recipe = trained(Path(folder) / "data", seed, deviations)
+            found = evaluate_retrieval(*embedded(recipe, "test"), ks=(1,))
+            line = {"R@1": 50.0 * (found["i2t"]["R@1"] + found["t2i"]["R@1"])}
+            if deviations and share:
+                left = ~likely_pairs(*embedded(recipe, "train"), deviations).numpy()
+                right = 100.0 * int((left & shuffled).sum())
+                line |= {"precision": right / max(1, int(left.sum())), "recall": right / int(shuffled.sum())}
+            lines.append({name: round(value, 6) for name, value in line.items()})
+    return lines
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shuffled", type=float, default=0.2)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    columns = [
-        "captions",
-        "filter",
-        "R@1",
-        "more than without",
-        "shuffled, of those left out",
-        "found, of the shuffled",
-    ]
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    rows = []
     for share in (0.0, options.shuffled):
-        without: list[float] = []
-        for deviations in (None, 0.5, 1.0):
-            recalls, precision, recall = zip(
-                *(measured(share, seed, deviations) for seed in range(options.seeds)), strict=True
-            )
-            without = without or [*recalls]
-            gain = np.subtract(recalls, without)
-            cells = [f"{share:.0%} shuffled", str(deviations or "none"), f"{np.mean(recalls):.1f}"]
-            cells += [f"{gain.mean():+.1f} +- {gain.std(ddof=1):.1f}" if deviations else ""]
-            cells += [f"{np.mean(part):.0f}%" if share and deviations else "" for part in (precision, recall)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+        of_seeds = [measured(share, seed) for seed in range(options.seeds)]
+        for deviations, lines in zip(DEVIATIONS, zip(*of_seeds, strict=True), strict=True):
+            values = {name: [line[name] for line in lines] for name in lines[0]}
+            rows.append({"shuffled": share, "deviations": deviations, "values": values})
+    command = f"python benchmarks/noisy_pairs.py --shuffled {options.shuffled:g} --seeds {options.seeds}"
+    content = {"name": "noisy_pairs", "command": command, **results._where()}
+    content |= {"seeds": [*range(options.seeds)], "noise": rows}
+    (results.RESULTS / "noisy_pairs.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(noise(content))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from demo_table import demo
 from picture_tables import pictures, pictures_against, pictures_searched
-from table_cells import cell, costs, difference, few_shot, provenance
+from table_cells import cell, costs, difference, few_shot, noise, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -331,6 +331,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "costs": costs,
     "few_shot": few_shot,
     "demo": demo,
+    "noise": noise,
     "pictures": pictures,
     "pictures_against": pictures_against,
     "pictures_searched": pictures_searched,

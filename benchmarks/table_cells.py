@@ -66,3 +66,26 @@ def few_shot(content: dict[str, Any]) -> str:
                 cells.append(f"{100 * one['mean']:.1f}{reach}")
             lines.append(f"| `{store}`, {names[method]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _made(content)])
+
+
+def noise(content: dict[str, Any]) -> str:
+    """R@1 with and without the noise filter, differences paired over seeds, which draw other data, too."""
+    from cs_aligner_cli.experiments.statistics import holm, seeds_estimate
+
+    without = {row["shuffled"]: row["values"]["R@1"] for row in content["noise"] if row["deviations"] is None}
+    gains = [[a - b for a, b in zip(r["values"]["R@1"], without[r["shuffled"]], strict=True)] for r in content["noise"]]
+    estimates = [seeds_estimate(gain) for gain, row in zip(gains, content["noise"], strict=True) if row["deviations"]]
+    tested = iter(zip(estimates, holm([one.p for one in estimates]), strict=True))
+    head = ("captions", "deviations", "R@1", "more than without", "p", "Holm's p", "shuffled, of those left out")
+    lines = [f"| {' | '.join(head)} | found, of the shuffled |", f"|{'---|' * (1 + len(head))}"]
+    for row in content["noise"]:
+        values, test = row["values"], ["", "", ""]
+        if row["deviations"]:
+            one, adjusted = next(tested)
+            low, high = one.interval
+            test = [f"{one.mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{one.p:.4f}", f"{adjusted:.4f}"]
+        captions = f"{row['shuffled']:.0%} shuffled" if row["shuffled"] else "as they are"
+        found = [f"{cell(values[name], 0)}%" if name in values else "" for name in ("precision", "recall")]
+        cells = [captions, str(row["deviations"] or "no filter"), cell(values["R@1"], 1), *test, *found]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", provenance(content)])

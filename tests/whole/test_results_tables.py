@@ -16,7 +16,7 @@ import results
 import term_costs
 import torch
 from PIL import Image
-from table_cells import few_shot
+from table_cells import few_shot, noise
 
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -40,6 +40,21 @@ def test_few_shots_of_one_draw_have_no_interval() -> None:
     one, some = {"mean": 0.5, "interval": [None, None]}, {"mean": 0.25, "interval": [0.24, 0.28]}
     table = few_shot({"few_shot": {"frozen": {"zero_shot": {"1": one, "2": some}}}, **where})
     assert "| `frozen`, zero-shot | 50.0 | 25.0 ± 2.0 |" in table
+
+
+def test_the_noise_filter_is_compared_with_none_seed_by_seed_on_the_same_captions() -> None:
+    where = {"command": "noisy_pairs", "commit": "0" * 9, "date": "today", "device": "here", "seeds": [0, 1, 2]}
+    lines = [
+        {"shuffled": share, "deviations": deviations, "values": {"R@1": [a + gain, b + gain, c + gain + spread]}}
+        for share, (a, b, c) in ((0.0, (60.0, 70.0, 80.0)), (0.2, (10.0, 30.0, 50.0)))
+        for deviations, gain, spread in ((None, 0.0, 0.0), (1.0, 5 * share, 3.0))
+    ]
+    lines[3]["values"] |= {"precision": [100.0, 100.0, 100.0], "recall": [80.0, 81.0, 82.0]}
+    table = noise({"noise": lines, **where}).split("\n")
+    assert table[2] == "| as they are | no filter | 70.0 ± 10.0 |  |  |  |  |  |"
+    # Gains of 0, 0, 3: t = 1 on 2 degrees of freedom, p = 1 - 1 / sqrt(3); then t = 2, p = 1 - 2 / sqrt(6).
+    assert table[3] == "| as they are | 1.0 | 71.0 ± 11.5 | +1.0 [-3.3, +5.3] | 0.4226 | 0.4226 |  |  |"
+    assert table[5] == "| 20% shuffled | 1.0 | 32.0 ± 21.5 | +2.0 [-2.3, +6.3] | 0.1835 | 0.3670 | 100% | 81 ± 1% |"
 
 
 def test_the_inputs_of_a_term_are_there_before_its_step_is_timed(monkeypatch) -> None:
