@@ -42,9 +42,10 @@ class Clouds:
 
     ``rows``: modality to (N, d), N being any number for each. ``pairs``: for every edge, which rows are pairs; what
     is in no pair is seen by no pairwise term, unless as a negative. ``memory``: modality to (K, d) further rows that
-    divergences see, and that no gradient reaches. ``tokens``: modality to the tokens (N, L, d) behind the rows, padded
-    with NaN (``token_sequences.pad_tokens``), where a term sees them. ``features``: modality to what the rows (N, D)
-    were before the map that is trained, where a term sees it; ``memory_features`` those of the memory's rows.
+    divergences see, and that no gradient reaches; ``memory_pairs`` which of these were pairs: for an edge, (Q, 2) row
+    numbers. ``tokens``: modality to the tokens (N, L, d) behind the rows, padded with NaN
+    (``token_sequences.pad_tokens``), where a term sees them. ``features``: modality to what the rows (N, D) were before
+    the map that is trained, where a term sees it; ``memory_features`` those of the memory's rows.
 
     Where several ranks share a batch, ``rows``, ``tokens`` and ``features`` are this rank's of ``exchange``, one
     after another as in the batch, ``counts[modality]`` how many each rank has; pairs and memory are of the whole.
@@ -57,6 +58,7 @@ class Clouds:
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     features: Mapping[str, Tensor] = field(default_factory=dict)
     memory_features: Mapping[str, Tensor] = field(default_factory=dict)
+    memory_pairs: Mapping[Edge, Tensor] = field(default_factory=dict)
     exchange: RowExchange = ONE_PROCESS
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -70,6 +72,13 @@ class Clouds:
         first, second, groups = self.pairs[edge]
         x, y = (self.rows[modality] for modality in edge)
         return x if first is None else x[first], y if second is None else y[second], groups
+
+    def memory_pair(self, edge: Edge) -> tuple[Tensor, Tensor] | None:
+        """The pairs of one edge among the memory's rows, row by row (Q, d) each; None where there are none."""
+        places = self.memory_pairs.get(edge)
+        if places is None or not len(places):
+            return None
+        return self.memory[edge[0]][places[:, 0]], self.memory[edge[1]][places[:, 1]]
 
     def cloud(self, modality: str) -> Tensor:
         """All rows of a modality, its memory at the end."""

@@ -51,6 +51,16 @@ def on_pairs_and_unpaired(loss: PairLoss, edges: Sequence[Edge] = (IMAGE_TEXT,))
     return term
 
 
+def on_pairs_and_queue(loss: PairLoss, edges: Sequence[Edge] = (IMAGE_TEXT,)) -> TermLoss:
+    """``loss(x, y, logit_scale, queue)`` of pairs and of those that the memory remembers, averaged over edges."""
+
+    def term(clouds: Clouds, logits: Logits) -> Tensor:
+        values = [loss(*clouds.pair(edge)[:2], logits.scale, clouds.memory_pair(edge)) for edge in edges]
+        return torch.stack(values).mean()
+
+    return term
+
+
 def on_features(loss: Callable[[Tensor, Tensor], Tensor]) -> TermLoss:
     """``loss(features, rows)`` of every modality by itself, over all of its rows, averaged over modalities."""
 

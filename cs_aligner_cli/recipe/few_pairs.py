@@ -57,7 +57,7 @@ class Teacher(Strict):
 
 
 class Agreement(Strict):
-    """The agreement term: what an image retrieves among texts is what its text retrieves among images (COTS)."""
+    """The agreement term (COTS): an image retrieves among texts what its text retrieves among images."""
 
     weight: FixedOrScheduledWeight = Field(
         1.0, description="Weight of the term (0: logged, but trained without), or a section of kind scheduled."

@@ -227,7 +227,8 @@ class Objective(Strict):
         0,
         ge=0,
         le=2**20,
-        description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient.",
+        description="Past embeddings of each modality that the divergence sees beside the batch, without a gradient;"
+        " agreement sees those that were pairs.",
     )
     memory_momentum: float | None = Field(
         None,

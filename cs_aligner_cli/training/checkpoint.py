@@ -77,6 +77,7 @@ def save_state(
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     tensors |= {f"memory.{modality}": rows for modality, rows in memory.rows.items()}
     tensors |= {f"memory_features.{modality}": rows for modality, rows in memory.features.items()}
+    tensors |= {f"memory_pairs.{'/'.join(edge)}": places for edge, places in memory.pairs.items()}
     tensors |= {f"memory_averages.{name}": average for name, average in memory.averages.items()}
     name = _name(state.step, "safetensors")
     checksum = save_tensors(folder / name, tensors, {})
@@ -167,6 +168,9 @@ def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: Optimizer,
         owner, rest = name.split(".", 1)
         if owner == "towers":
             own_state[rest] = tensor
+        elif owner == "memory_pairs":
+            first, second = rest.split("/")
+            memory.pairs[first, second] = tensor.to(device)
         elif owner in kept:
             kept[owner][rest] = tensor.to(device)
         else:

@@ -30,7 +30,14 @@ from cs_aligner_cli.objectives.gram import GramDivergence
 from cs_aligner_cli.objectives.levels import on_group_clouds, on_level
 from cs_aligner_cli.objectives.noise_filter import without_noise
 from cs_aligner_cli.objectives.table import APPROXIMATIONS, DIVERGENCES, JOINT, PAIRWISE, UNPAIRED_NEGATIVES
-from cs_aligner_cli.objectives.terms import Sums, TermLoss, on_features, on_pairs_and_unpaired, on_pseudo_pairs
+from cs_aligner_cli.objectives.terms import (
+    Sums,
+    TermLoss,
+    on_features,
+    on_pairs_and_queue,
+    on_pairs_and_unpaired,
+    on_pseudo_pairs,
+)
 from cs_aligner_cli.objectives.token_exchange import on_token_exchange
 from cs_aligner_cli.recipe.bandwidths import AnnealedBandwidth, AutoBandwidth, MedianBandwidth
 from cs_aligner_cli.recipe.objective import (
@@ -166,7 +173,7 @@ class TrainingObjective:
             loss = on_pseudo_pairs(partial(pseudo_pairs, kind=labelled.kind, temperature=labelled.temperature))
             yield Term(PSEUDO_PAIRS, self._scheduled(step, labelled.weight), loss)
         if (agreeing := self._spec.agreement) is not None:
-            between = on_pairs(lambda x, y, logits, groups: direction_agreement(x, y, logits.scale), self._edges)
+            between = on_pairs_and_queue(direction_agreement, self._edges)
             yield Term(AGREEMENT, self._scheduled(step, agreeing.weight), between)
 
     def observe(self, state: ObjectiveState, values: TermValues) -> ObjectiveState:

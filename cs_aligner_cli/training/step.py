@@ -117,7 +117,7 @@ class Stepper:
         self._ranks.all_reduce_gradients(self._towers.parameters())
         norm = self._update()
         if self.memory.size:
-            self.memory.add(self._remembered(batch, shares, clouds.whole), clouds.whole.features)
+            self.memory.add(self._remembered(batch, shares, clouds.whole), clouds.whole.features, clouds.pairs)
         return {
             "lr": lr,
             "loss": read[""],
@@ -145,6 +145,7 @@ class Stepper:
             {m: tokens.detach() for m, (_, *found) in own.items() for tokens in found},
             {m: moved(found, self._device) for m, found in batch.features.items()},
             dict(self.memory.features),
+            dict(self.memory.pairs),
             self._ranks,
             {m: share.counts for m, share in shares.items()},
         )

@@ -138,10 +138,24 @@ def test_agreement_is_the_jeffreys_divergence_of_both_directions() -> None:
         direction_agreement(x, y[:6], 6.0)
 
 
+def test_agreement_is_over_pairs_and_a_queue_of_past_ones() -> None:
+    x, y, u, v = random_rows(0, 5, 4), random_rows(1, 5, 4), random_rows(2, 3, 4), random_rows(3, 3, 4)
+    to_texts, to_images = 6 * x @ np.concatenate([y, v]).T, 6 * y @ np.concatenate([x, u]).T
+    both = zip(softmax(to_texts, 1), softmax(to_images, 1), strict=True)
+    expected = np.mean([entropy(p, q) + entropy(q, p) for p, q in both])
+    assert direction_agreement(x, y, 6.0, (u, v)).item() == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(InputError, match="not pairs: 3 against 2"):
+        direction_agreement(x, y, 6.0, (u, v[:2]))
+    with pytest.raises(InputError, match="dimension"):
+        direction_agreement(x, y, 6.0, (u[:, :3], v[:, :3]))
+
+
 def test_agreement_has_the_gradient_of_finite_differences() -> None:
     x, y = tensor_rows(0, 6, 3).requires_grad_(), tensor_rows(1, 6, 3).requires_grad_()
     scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(direction_agreement, [x, y, scale])
+    queue = tensor_rows(2, 3, 3), tensor_rows(3, 3, 3)
+    assert torch.autograd.gradcheck(lambda x, y, scale: direction_agreement(x, y, scale, queue), [x, y, scale])
 
 
 # ---- unpaired negatives

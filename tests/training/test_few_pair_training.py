@@ -15,15 +15,20 @@ from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.closed_forms import cca_path
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import captions_of
+from cs_aligner_cli.objectives import Clouds, Logits, Pairs, direction_agreement, evaluate_terms
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.recipe.few_pairs import Mixup
 from cs_aligner_cli.recipe.few_pairs import Teacher as TeacherSpec
+from cs_aligner_cli.recipe.objective import Objective
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
 from cs_aligner_cli.towers.weights import load_towers
+from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.mixup import DrawnMixing, Mixing
+from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
 from cs_aligner_cli.training.setup import set_up
 from cs_aligner_cli.training.teacher import Teacher, fit_teacher
 
@@ -66,6 +71,29 @@ def test_a_run_with_all_terms_resumes_bitwise(
     features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_resumes_bitwise(features_recipe, tmp_path, monkeypatch, *FEW, ALL)
+
+
+def test_agreement_sees_the_pairs_that_the_memory_still_has_whole() -> None:
+    """Two steps of pairs in any order with unpaired rows, and a queue that is too short for the texts of the first."""
+    rows = {m: torch.nn.functional.normalize(torch.randn(9, 3, dtype=torch.float64), dim=1) for m in ("image", "text")}
+    first, second = {m: z[:4] for m, z in rows.items()}, {m: z[4:] for m, z in rows.items()}
+    memory = Memory(7)
+    memory.add(first, pairs={IMAGE_TEXT: Pairs(torch.tensor([3, 2, 0]), torch.tensor([1, 3, 2]))})
+    memory.add(second, pairs={IMAGE_TEXT: Pairs(torch.tensor([1, 1]), torch.tensor([0, 4]))})
+    # The oldest two rows are gone, image 0 and text 1 of the first step's pairs among them.
+    past = rows["image"][[2, 5, 5]], rows["text"][[3, 4, 8]]
+    found = Clouds(first, {IMAGE_TEXT: Pairs()}, memory.rows, memory_pairs=memory.pairs).memory_pair(IMAGE_TEXT)
+    assert found is not None and all(map(torch.equal, found, past))
+    memory.add(second, pairs={IMAGE_TEXT: Pairs()})
+    clouds = Clouds(first, {IMAGE_TEXT: Pairs()}, memory.rows, memory_pairs=memory.pairs)
+    spec = Objective.model_validate({"agreement": {}, "memory": 7})
+    terms, _ = TrainingObjective(spec, 10).terms(0, clouds, ObjectiveState())
+    logits = Logits(torch.tensor(5.0).double(), torch.tensor(0.0).double())
+    value = evaluate_terms(terms, clouds, logits).values["agreement"]
+    # The images of all former pairs are gone.
+    torch.testing.assert_close(
+        value, direction_agreement(first["image"], first["text"], 5.0, (second["image"], second["text"]))
+    )
 
 
 def test_a_schedule_warms_the_structure_term_up(features_recipe: Path, tmp_path: Path) -> None:
