@@ -97,7 +97,7 @@ def test_two_ranks_equal_one_process_in_the_data_regimes(
     regimes = ["data.unpaired={paired_fraction: 0.5}", "train.unpaired_per_pair={image: 1.5, text: 0.3}"]
     regimes += ["train.captions=all", "train.objective.memory=30", "train.batch_size=15", "train.epochs=3"]
     regimes += ["train.objective.structure={}", "train.objective.teacher={}", "train.objective.memory_momentum=0.9"]
-    regimes += ["train.objective.pairwise.unpaired_negatives=true"]
+    regimes += ["train.objective.pairwise.unpaired_negatives=true", "train.objective.agreement={}"]
     settings = [part for regime in regimes for part in ("--set", regime)]
     for stage in ("prepare", "embed", "train"):
         assert csalign(stage, features_recipe, *settings, "-q").exit_code == 0
