@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.common.types import Floats, Ints
 
 _CLUSTERS = 10
 _PERMUTATIONS = 4
@@ -61,9 +61,15 @@ def _clusters(x: Tensor, y: Tensor, most: int, seed: int) -> tuple[Ints, Ints]:
     from sklearn.cluster import KMeans
 
     rows = torch.cat([x, y]).numpy()
-    count = max(1, min(most, len(x) // 2, len(np.unique(rows.round(9), axis=0))))
+    count = max(1, _distinct(rows, min(most, len(x) // 2)))
     image, text = np.split(KMeans(count, n_init=3, random_state=seed).fit_predict(rows).astype(np.int64), 2)
     return image, text
+
+
+def _distinct(rows: Floats, most: int) -> int:
+    """How many of the rows (n, d) differ, to rounding, ``most`` at most: those at the front mostly tell."""
+    front = len(np.unique(rows[: 4 * most].round(9), axis=0))
+    return most if front >= most else min(most, len(np.unique(rows.round(9), axis=0)))
 
 
 def v_measure(table: Tensor) -> Tensor:

@@ -36,19 +36,25 @@ def nearest_rows(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> Near:
     """The nearest rows of each among unit rows x, y (n, d); k is at most n - 1."""
     n = len(x)
     k = min(k, n - 1)
+    most = min(_KEPT, n - 1)
     lists: dict[str, list[Tensor]] = {"image": [], "text": [], "pooled": [], "pooled texts": []}
     occurrence = {name: torch.zeros(n, dtype=torch.int64) for name in ("image", "text")}
     for start in range(0, n, BLOCK):
         rows = torch.arange(start, min(start + BLOCK, n))
-        inside = {name: _without_self(z[rows] @ z.T, rows) for name, z in (("image", x), ("text", y))}
-        across = {"image": x[rows] @ y.T, "text": y[rows] @ x.T}
-        for name, cosines in inside.items():
-            lists[name].append(cosines.topk(min(_KEPT, n - 1), dim=1).indices)
-        images, texts = (inside["image"], across["image"]), (across["text"], inside["text"])
-        for name, sides in (("pooled", images), ("pooled texts", texts)):
-            lists[name].append(torch.cat(sides, dim=1).topk(min(_KEPT, 2 * n - 1), dim=1).indices)
+        inside = {name: _without_self(z[rows] @ z.T, rows).topk(most) for name, z in (("image", x), ("text", y))}
+        across = {"image": (x[rows] @ y.T).topk(min(_KEPT, n)), "text": (y[rows] @ x.T).topk(min(_KEPT, n))}
+        for name, found in inside.items():
+            lists[name].append(found.indices)
+        # The nearest of both modalities are among the nearest of each.
+        for name, images, texts in (
+            ("pooled", inside["image"], across["image"]),
+            ("pooled texts", across["text"], inside["text"]),
+        ):
+            values = torch.cat([images.values, texts.values], dim=1)
+            numbers = torch.cat([images.indices, n + texts.indices], dim=1)
+            lists[name].append(numbers.gather(1, values.topk(min(_KEPT, 2 * n - 1)).indices))
         for name, other in (("image", "text"), ("text", "image")):
-            occurrence[other] += across[name].topk(k, dim=1).indices.flatten().bincount(minlength=n)
+            occurrence[other] += across[name].indices[:, :k].flatten().bincount(minlength=n)
     image, text = (torch.cat(lists[name]).numpy() for name in ("image", "text"))
     pooled = torch.cat([*lists["pooled"], *lists["pooled texts"]]).numpy()
     return Near(image, text, pooled, occurrence["image"].double().numpy(), occurrence["text"].double().numpy(), k)
@@ -121,7 +127,7 @@ def _shares(near: Near, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> dic
 def _first(lists: Ints, kept: np.ndarray[tuple[int], np.dtype[np.bool_]], k: int) -> Ints:
     """(rows, k) the first k of each list that are kept; where a list is too short, the number of rows stands in."""
     there = kept[lists]
-    place = np.cumsum(there, axis=1) - 1
+    place = np.cumsum(there, axis=1, dtype=np.int16) - 1
     found = np.full((len(lists), k), len(kept), np.int64)
     row, column = np.nonzero(there & (place < k))
     found[row, place[row, column]] = lists[row, column]

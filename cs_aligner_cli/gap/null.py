@@ -78,13 +78,13 @@ def sliced_flips(along: Tensor, seed: int, draws: int = FEW_FLIPS) -> Floats:
     The rows are sorted once: a swap only changes which of them are taken for images.
     """
     n = len(along) // 2
-    values, order = along[:, :_DIRECTIONS].T.sort(dim=1)
+    values, order = (part.numpy() for part in along[:, :_DIRECTIONS].T.sort(dim=1))
     found = np.empty(1 + draws)
     for draw, signs in enumerate(np.concatenate([np.ones((1, n)), sign_flips(n, draws, seed)])):
-        kept = torch.from_numpy(signs > 0)
-        image = torch.cat([kept, ~kept])[order]
-        apart = values[image].view(-1, n) - values[~image].view(-1, n)
-        found[draw] = float(apart.square().mean()) ** 0.5
+        image = np.concatenate([signs > 0, signs < 0])[order]
+        # numpy's own selection by a mask is several times faster than torch's, and all directions have n of each.
+        apart = values[image] - values[~image]
+        found[draw] = float(np.square(apart).mean()) ** 0.5
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.common.types import Floats
 
 _FOLDS = 5
 _NEARLY = 0.99
@@ -27,11 +28,31 @@ class _Moments(NamedTuple):
     labelled: Floats
     size: int
 
+    @classmethod
+    def of(cls, image: Floats, text: Floats, labels: Floats) -> _Moments:
+        products = image.T @ image + text.T @ text
+        return cls(image.sum(axis=0) + text.sum(axis=0), products, (image - text).T @ labels, 2 * len(image))
+
     def less(self, *others: _Moments) -> _Moments:
         rows, products, labelled, size = (
             part - sum(theirs) for part, theirs in zip(self, zip(*others, strict=True), strict=True)
         )
         return _Moments(rows, products, labelled, size)
+
+
+class _HeldOut(NamedTuple):
+    """The pairs of a fold: image rows and text rows (n, d) and their labels (n, L)."""
+
+    image: Floats
+    text: Floats
+    labels: Floats
+
+    def correct(self, weights: Floats, moments: _Moments) -> Floats:
+        """(n, L) the share of a pair's two rows that get their label; a score of 0 is right by half."""
+        offset = moments.rows / moments.size @ weights
+        image, text = (np.sign(rows @ weights - offset) for rows in (self.image, self.text))
+        share: Floats = (2 + (image - text) * self.labels) / 4
+        return share
 
 
 def separability(x: Tensor, y: Tensor, signs: Floats, seed: int = 0) -> tuple[Floats, int]:
@@ -46,73 +67,61 @@ def separability(x: Tensor, y: Tensor, signs: Floats, seed: int = 0) -> tuple[Fl
 
     A swap changes labels alone, so that all labellings share each fold's covariance and its factors.
     """
-    sides, labels = (x.numpy(), y.numpy()), signs.T
+    labels = signs.T
     folds = np.array_split(np.random.default_rng(seed).permutation(len(x)), min(_FOLDS, len(x)))
-    parts = [_moments(sides[0][rows], sides[1][rows], labels[rows]) for rows in folds]
-    whole = _moments(*sides, labels)
+    held_out = [_HeldOut(x.numpy()[rows], y.numpy()[rows], labels[rows]) for rows in folds]
+    parts = [_Moments.of(*fold) for fold in held_out]
+    whole = _Moments(*(sum(part) for part in zip(*parts, strict=True)))
     right = np.zeros((len(folds), len(_PENALTIES), labels.shape[1]))
     for pair in combinations(range(len(folds)), 2):
         # What is fitted without two folds is tried on each, to choose the penalty for the other.
         moments = whole.less(*(parts[fold] for fold in pair))
-        for number, penalty in enumerate(_PENALTIES):
-            weights = _fit(moments, penalty)
+        for number, weights in enumerate(_fits(moments, _PENALTIES)):
             for outer, inner in (pair, pair[::-1]):
-                right[outer, number] += _correct(weights, moments, sides, labels, folds[inner]).sum(axis=0)
+                right[outer, number] += held_out[inner].correct(weights, moments).sum(axis=0)
     chosen = right.argmax(axis=1)
     correct = np.zeros(labels.shape)
-    for fold, (rows, part) in enumerate(zip(folds, parts, strict=True)):
-        moments = whole.less(part)
-        for number in np.unique(chosen[fold]):
+    for fold, rows in enumerate(folds):
+        moments, numbers = whole.less(parts[fold]), np.unique(chosen[fold])
+        for number, weights in zip(numbers, _fits(moments, [_PENALTIES[i] for i in numbers]), strict=True):
             those = chosen[fold] == number
-            weights = _fit(moments, _PENALTIES[number])[:, those]
-            correct[np.ix_(rows, those)] = _correct(weights, moments, sides, labels[:, those], rows)
+            correct[np.ix_(rows, those)] = held_out[fold].correct(weights, moments)[:, those]
     first = _PENALTIES[int(chosen[0, 0])], float(correct[folds[0], 0].mean())
-    return correct, _dimensions(whole.less(parts[0]), sides, labels[:, :1], folds[0], *first)
+    return correct, _dimensions(whole.less(parts[0]), held_out[0], *first)
 
 
-def _moments(image: Floats, text: Floats, labels: Floats) -> _Moments:
-    products = image.T @ image + text.T @ text
-    return _Moments(image.sum(axis=0) + text.sum(axis=0), products, (image - text).T @ labels, 2 * len(image))
+def _fits(moments: _Moments, penalties: Sequence[float]) -> Iterator[Floats]:
+    """The weights (d, L) for each penalty: rows that score above their mean are images."""
+    mean = moments.rows / moments.size
+    covariance = moments.products / moments.size
+    covariance -= np.outer(mean, mean)
+    of_labels = np.asfortranarray(moments.labelled / moments.size)
+    diagonal, own = np.diag_indices_from(covariance), np.diag(covariance).copy()
+    for penalty in penalties:
+        # Rows that all coincide have no covariance; any ridge leaves their zeros as they are.
+        ridge = penalty * float(own.mean())
+        covariance[diagonal] = own + (ridge if ridge > 1e-14 else 1.0)
+        # Images are as many as texts, whoever is swapped: labels have no mean.
+        # LAPACK itself: scipy.linalg.solve takes twice as long, for checks and an estimate of the condition.
+        _, weights, failed = dposv(covariance.T, of_labels, lower=1)
+        if failed:
+            raise LinAlgError(f"the covariance of the rows is not positive definite: LAPACK's info is {failed}")
+        yield weights
 
 
-def _fit(moments: _Moments, penalty: float, kept: Ints | None = None) -> Floats:
-    """Weights (d, L), zero but for the coordinates ``kept``: rows above the mean's score are images."""
-    kept = np.arange(len(moments.rows)) if kept is None else kept
-    mean = moments.rows[kept] / moments.size
-    covariance = moments.products[np.ix_(kept, kept)] / moments.size - np.outer(mean, mean)
-    # Rows that all coincide have no covariance; any ridge leaves their zeros as they are.
-    ridge = penalty * float(np.trace(covariance)) / len(kept)
-    covariance[np.diag_indices_from(covariance)] += ridge if ridge > 1e-14 else 1.0
-    weights = np.zeros(moments.labelled.shape)
-    # Images are as many as texts, whoever is swapped: labels have no mean.
-    # LAPACK itself: scipy.linalg.solve takes twice as long, for checks and an estimate of the condition.
-    _, weights[kept], failed = dposv(covariance.T, moments.labelled[kept] / moments.size, lower=1, overwrite_a=1)
-    if failed:
-        raise LinAlgError(f"the covariance of the rows is not positive definite: LAPACK's info is {failed}")
-    return weights
-
-
-def _correct(
-    weights: Floats, moments: _Moments, sides: tuple[Floats, Floats], labels: Floats, held_out: Ints
-) -> Floats:
-    """(len(held_out), L) the share of a pair's two rows that get their label; a score of 0 is right by half."""
-    offset = moments.rows / moments.size @ weights
-    image, text = (np.sign(side[held_out] @ weights - offset) for side in sides)
-    share: Floats = (2 + (image - text) * labels[held_out]) / 4
-    return share
-
-
-def _dimensions(
-    moments: _Moments, sides: tuple[Floats, Floats], labels: Floats, held_out: Ints, penalty: float, accuracy: float
-) -> int:
+def _dimensions(moments: _Moments, held_out: _HeldOut, penalty: float, accuracy: float) -> int:
     moments = moments._replace(labelled=moments.labelled[:, :1])
+    held_out = held_out._replace(labels=held_out.labels[:, :1])
     mean, apart = moments.rows / moments.size, np.abs(moments.labelled[:, 0] / moments.size)
     spread = np.sqrt(np.maximum(np.diag(moments.products) / moments.size - mean**2, 0)) + np.finfo(float).tiny
     ranked = np.argsort(-apart / spread, kind="stable")
     count = 1
     while count < len(ranked):
-        weights = _fit(moments, penalty, ranked[:count])
-        if _correct(weights, moments, sides, labels, held_out).mean() >= _NEARLY * accuracy:
+        kept = ranked[:count]
+        few = _Moments(moments.rows[kept], moments.products[np.ix_(kept, kept)], moments.labelled[kept], moments.size)
+        (weights,) = _fits(few, [penalty])
+        of_few = _HeldOut(held_out.image[:, kept], held_out.text[:, kept], held_out.labels)
+        if of_few.correct(weights, few).mean() >= _NEARLY * accuracy:
             return count
         count *= 2
     return len(ranked)

@@ -121,8 +121,13 @@ def _split(pairs: tuple[Tensor, Tensor], scales: Sequence[float]) -> list[_Parts
     pushes = x.new_zeros(len(scales), 2 * n, x.shape[1])
     for rows, products in _products(x, y):
         for scale, push, over_texts, over_images in zip(scales, pushes, of_rows, of_columns, strict=True):
-            logits = scale * products
-            shares = (logits - over_texts[rows, None]).exp_() + (logits - over_images).exp_()
+            highest, powers = _powers(products, scale)
+            if powers is None:
+                logits = scale * products
+                shares = (logits - over_texts[rows, None]).exp_() + (logits - over_images).exp_()
+            else:
+                shares = powers * (highest - over_texts[rows, None]).exp_()
+                shares += powers * (highest - over_images).exp_()
             shares.diagonal(rows.start).zero_()  # what is no negative
             push[rows] = shares @ y
             push[n:] += shares.T @ x[rows]
@@ -151,10 +156,26 @@ def _log_sums(x: Tensor, y: Tensor, scales: Sequence[float]) -> tuple[Tensor, Te
     of_columns = x.new_full((len(scales), len(y)), -math.inf)
     for rows, products in _products(x, y):
         for number, scale in enumerate(scales):
-            logits = scale * products
-            of_rows[number, rows] = logits.logsumexp(dim=1)
-            of_columns[number] = torch.logaddexp(of_columns[number], logits.logsumexp(dim=0))
+            highest, powers = _powers(products, scale)
+            sums = (
+                [(scale * products).logsumexp(dim=axis) for axis in (1, 0)]
+                if powers is None
+                else [powers.sum(dim=axis).log_().add_(highest) for axis in (1, 0)]
+            )
+            of_rows[number, rows] = sums[0]
+            of_columns[number] = torch.logaddexp(of_columns[number], sums[1])
     return of_rows, of_columns
+
+
+def _powers(products: Tensor, scale: float) -> tuple[float, Tensor | None]:
+    """The highest logit of a block (B, N), and exp(logit - highest), which sums both ways may be taken of.
+
+    None in the place of the latter where the lowest logit is so far below that its power could be no normal number.
+    """
+    lowest, highest = (scale * float(bound) for bound in products.aminmax())
+    if highest - lowest > -0.9 * math.log(torch.finfo(products.dtype).tiny):
+        return highest, None
+    return highest, (scale * products).sub_(highest).exp_()
 
 
 def _losses(pairs: tuple[Tensor, Tensor], scales: Sequence[float], of_rows: Tensor, of_columns: Tensor) -> Tensor:

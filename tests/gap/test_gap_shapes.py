@@ -62,6 +62,14 @@ def test_spectra_of_few_rows_per_dimension_get_no_interval():
     assert spectral <= set(few.values)
 
 
+def test_clouds_in_a_plane_are_as_far_apart_as_within_it():
+    x, y = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plane = torch.linalg.qr(torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q.T
+    within = frechet_covariance(x, 3 * y)
+    assert within > 1
+    assert frechet_covariance(x @ plane, 3 * y @ plane) == pytest.approx(within, abs=1e-6)
+
+
 def test_constant_clouds_have_no_shape():
     still = torch.ones(20, 5, dtype=torch.float64) / 5**0.5
     assert effective_rank(spectrum(still)) == (0.0, pytest.approx(np.zeros(20)))

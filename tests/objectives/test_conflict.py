@@ -26,7 +26,7 @@ def tangential_gradient(loss: Callable[..., torch.Tensor], *rows: torch.Tensor) 
     return torch.cat(torch.autograd.grad(value, leaves))
 
 
-@pytest.mark.parametrize("scale", [2.0, 20.0, 100.0])
+@pytest.mark.parametrize("scale", [2.0, 20.0, 100.0, 1000.0])  # at the last, exponents beyond what a float64 holds
 def test_pull_and_push_are_gradients_over_the_pair_and_over_negatives_alone(scale: float) -> None:
     x, y = tensor_rows(0, 12, 5), tensor_rows(1, 12, 5)
     negatives = ~torch.eye(12, dtype=torch.bool)
@@ -67,7 +67,8 @@ def test_pull_and_push_are_gradients_over_the_pair_and_over_negatives_alone(scal
         **rates(x, y, "divergence", of_divergence),
     }
     assert list(found) == list(expected)
-    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-8, abs=1e-10)
+    close = 1e-8 if scale <= 100 else 1e-6  # of the rates, which are differences here
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=close, abs=1e-10)
     assert conflict(3 * x, 0.1 * y, scale)["cancelled"] == pytest.approx(found["cancelled"])
     assert list(conflict(x, y, scale)) == list(expected)[:9]
 
