@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cs_aligner_cli.common.errors import CsalignError
@@ -40,9 +40,30 @@ def of_stale(error: StaleError, stage: str, recipe: str | None, overrides: Seque
     ways = [str(error).partition("\n")[0]]
     if command := _as_it_was_made(stage, recipe, overrides) if stage in _READERS else "":
         ways.append(f"Read what is there, by the recipe that it was made with: {command}")
-    kept = _kept_as(found)
-    ways.append(f"Make it again{f', the earlier one kept as {kept}' if kept else ''}: {found.command}")
-    return "\n".join(ways) + (" --archive" if kept else "")
+    return "\n".join([*ways, *_made_again(found, recipe, overrides)])
+
+
+def _made_again(artifact: Artifact, recipe: str | None, overrides: Sequence[str]) -> Iterator[str]:
+    """How to make an output anew: what is not replaced without a word is kept, or left to the runs that share it."""
+    from cs_aligner_cli.files.placing import beside
+    from cs_aligner_cli.recipe.recipe import load_recipe
+    from cs_aligner_cli.stages.continuing import goes_on
+    from cs_aligner_cli.stages.replacing import is_kept, shared_by
+
+    stage = next((s for s in STAGES.values() if artifact.command == f"csalign {s.command}"), None)
+    try:
+        key = shared_by(stage, artifact, load_recipe(recipe, overrides)) if stage else ""
+    except CsalignError:  # a command without a recipe, or one that cannot be read twice
+        key = ""
+    if not (stage and (key or is_kept(stage, artifact))) or goes_on(artifact):
+        yield f"Make it again: {artifact.command}"
+        return
+    if key:
+        yield f"Leave it to the runs that share it, and make this run's own: csalign run RECIPE --set {key}=null"
+    if stage.protects != "nothing":
+        yield f"Make it again, the earlier one kept as {beside(artifact.path).name}: {artifact.command} --archive"
+    else:
+        yield f"Make it again, as every run that shares it will notice: {artifact.command} --force"
 
 
 def _as_it_was_made(stage: str, recipe: str | None, overrides: Sequence[str]) -> str:
@@ -62,16 +83,3 @@ def _as_it_was_made(stage: str, recipe: str | None, overrides: Sequence[str]) ->
 
 def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _kept_as(artifact: Artifact) -> str:
-    """The name under which --archive keeps an output that is not replaced without a word; "" for others."""
-    from cs_aligner_cli.files.placing import beside
-    from cs_aligner_cli.stages.continuing import goes_on
-    from cs_aligner_cli.stages.making import took_long
-
-    stage = next((s for s in STAGES.values() if artifact.command == f"csalign {s.command}"), None)
-    protects = stage.protects if stage else "nothing"
-    if protects == "nothing" or (protects == "long" and not took_long(artifact)) or goes_on(artifact):
-        return ""
-    return beside(artifact.path).name

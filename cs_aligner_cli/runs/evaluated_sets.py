@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.manifest import DrawnManifest, read_manifest, root_of
 from cs_aligner_cli.files.artifact import Artifact
 from cs_aligner_cli.recipe.eval_retrieval import EvalSet, ZeroShot
+from cs_aligner_cli.recipe.paths import HF
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.layout import Layout
@@ -78,6 +81,19 @@ def _recipe_of(recipe: Recipe, spec: EvalSet) -> Recipe:
 
 
 def _root(recipe: Recipe, spec: EvalSet) -> Path | None:
-    """The folder named for the set, or the one of its name in data.root; None where neither is there."""
-    inside = recipe.data.root / spec.key if recipe.data.root else None
-    return spec.root or (inside if inside and inside.is_dir() else None)
+    """The folder named for the set, or the one of its name in data.root; None where its manifest names its own.
+
+    One that is not there is named all the same where the set has no other: a message says that it is missing.
+    """
+    if spec.root or not recipe.data.root or str(recipe.data.root).startswith(HF):
+        return spec.root
+    inside = recipe.data.root / spec.key
+    if inside.is_dir():
+        return inside
+    data = recipe.data.model_copy(update={"manifest": spec.manifest, "root": None})
+    alone = recipe.model_copy(update={"data": data})
+    try:
+        manifest = read_manifest(alone)
+    except InputError:  # which whoever reads the set says
+        return None
+    return None if isinstance(manifest, DrawnManifest) or root_of(alone, manifest) else inside

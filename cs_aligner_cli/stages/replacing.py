@@ -74,15 +74,16 @@ def _protected(stage: Stage, layout: Layout) -> list[Artifact]:
     if stage.protects == "nothing" and not stage.shared:
         return []
     return [
-        output
-        for output in stage.outputs(layout)
-        if stage.protects == "all"
-        or _shared_by(stage, output, layout.recipe)
-        or (stage.protects == "long" and took_long(output))
+        output for output in stage.outputs(layout) if is_kept(stage, output) or shared_by(stage, output, layout.recipe)
     ]
 
 
-def _shared_by(stage: Stage, artifact: Artifact, recipe: Recipe) -> str:
+def is_kept(stage: Stage, artifact: Artifact) -> bool:
+    """Whether an output of a stage, once finished, is not replaced without a word even in a run's own folder."""
+    return stage.protects == "all" or (stage.protects == "long" and took_long(artifact))
+
+
+def shared_by(stage: Stage, artifact: Artifact, recipe: Recipe) -> str:
     """The recipe key that names the folder of an output outside the run, where other runs may use it; "" for others."""
     folder: Path | None = getattr(recipe, stage.shared).dir if stage.shared else None
     outside = folder is not None and artifact.path.is_relative_to(folder) and not folder.is_relative_to(recipe.folder)
@@ -98,7 +99,7 @@ def _changes(stage: Stage, artifact: Artifact, recipe: Recipe) -> list[str]:
     if record is None:
         return []
     changes, now = artifact.changes(record), artifact.places
-    if changes or not _shared_by(stage, artifact, recipe):
+    if changes or not shared_by(stage, artifact, recipe):
         return changes
     # A key that is no longer set may still mean the same files, by the manifest.
     before = {key: path for key, path in record.get("places", {}).items() if key in now or "." not in key}
@@ -110,7 +111,7 @@ def _refusal(command: str, stage: Stage, artifact: Artifact, changes: Sequence[s
     """Why a finished output is not replaced, and the commands with which to go on."""
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     record, again = artifact.record() or {}, f"csalign {command} RECIPE"
-    key = _shared_by(stage, artifact, recipe)
+    key = shared_by(stage, artifact, recipe)
     elsewhere = f"{key}=null" if key else _elsewhere(recipe)
     aside = (
         f"Move it aside, to {beside(artifact.path).name}: {again} --archive\n" if stage.protects != "nothing" else ""

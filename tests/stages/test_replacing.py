@@ -139,6 +139,16 @@ def test_what_another_run_was_made_of_is_not_replaced(
     message = refused("prepare", features_recipe, *guest, "--set", "prepare.min_side=2")
     assert "prepare.min_side was 1 and is now 2" in message
     assert "--set data.dir=null\n" in message and "--archive" not in message
+    given = " ".join(map(str, (features_recipe, *half)))
+    problem, _, own, again = refused("eval-retrieval", features_recipe, *half).splitlines()
+    assert problem.endswith("is stale: embed.dtype was 'float32' and is now 'float16'")
+    share = "Leave it to the runs that share it, and make this run's own: csalign run"
+    assert own == f"{share} {given} --set embed.dir=null"
+    assert again == f"Make it again, the earlier one kept as dev.1: csalign embed {given} --archive"
+    *_, own, again = refused("embed", features_recipe, *guest, "--set", "prepare.min_side=2").splitlines()
+    assert own.startswith(share) and own.endswith("--set prepare.min_side=2 --set data.dir=null")
+    assert again.startswith("Make it again, as every run that shares it will notice: csalign prepare ")
+    assert again.endswith(" --force")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(features_root, elsewhere, copy_function=shutil.copyfile)  # with other times
     message = refused("prepare", features_recipe, *guest, "--set", f"data.root={elsewhere}")

@@ -124,3 +124,8 @@ def test_doctor_names_every_missing_file_with_size_and_source(csalign: Csalign, 
     assert "80.6 MB" in found["eval_retrieval.sets.1: image"]["remedy"]
     assert "storage.googleapis.com" in found["eval_retrieval.sets.2: images"]["remedy"]
     assert "eval_retrieval.sets.2: docci_descriptions.jsonlines" not in found
+    (tmp_path / "docci" / "docci_descriptions.jsonlines").unlink()
+    (tmp_path / "docci").rmdir()
+    checks = csalign("doctor", "paper_retrieval", "--json", *settings).json["checks"]
+    absent = f"data.root: {tmp_path / 'docci'} is not a folder"
+    assert next(check for check in checks if check["name"] == "eval_retrieval.sets.2")["found"] == absent
