@@ -29,9 +29,12 @@ def _reduced(rows: Tensor) -> Tensor:
     """R (r, d) with R^T R = rows^T rows, where there are more rows than dimensions."""
     if len(rows) <= rows.shape[1]:
         return rows
-    # Cholesky's factor costs a third of QR's; of rows that span no more than a plane there is none.
+    # Cholesky's factor costs a third of QR's; rows that span fewer dimensions may have none.
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(rows.T @ rows, upper=True)
-    return torch.linalg.qr(rows, mode="r").R if failed else factor
+    if failed:
+        factor = torch.linalg.qr(rows, mode="r").R
+    return factor
 
 
 def sliced_distance(x: Tensor, y: Tensor, seed: int) -> float:
