@@ -136,16 +136,21 @@ class Term:
     relative: float | None = None
     sums: Sums | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether the term may have a share in the total and its gradient; its weight is 0 otherwise."""
+        return self.weight != 0 or self.relative is not None
+
 
 @dataclass(frozen=True, eq=False)
 class TermValues:
     """What an objective is worth on one batch, and its gradient with respect to the embeddings.
 
-    ``values``: name to unweighted loss, a detached scalar. ``weights``: name to the weight it had. ``grad_norms``:
-    name to the L2 norm of the gradient of weight * loss with respect to all rows together, without each row's radial
-    part, which the normalisation of rows takes away; empty unless the terms were evaluated separately. ``total``: the
-    weighted sum. ``grads``: modality to the gradient of ``total``, in the shape and dtype of the rows that went in;
-    ``token_grads`` and ``logit_grads`` likewise.
+    ``values``: name to unweighted loss, a detached scalar, of every term that was valued. ``weights``: name to the
+    weight it had. ``grad_norms``: name to the L2 norm of the gradient of weight * loss with respect to all rows
+    together, without each row's radial part, which the normalisation of rows takes away; empty unless the terms were
+    evaluated separately. ``total``: the weighted sum. ``grads``: modality to the gradient of ``total``, in the shape
+    and dtype of the rows that went in; ``token_grads`` and ``logit_grads`` likewise.
     """
 
     values: dict[str, Tensor]
@@ -157,7 +162,9 @@ class TermValues:
     logit_grads: Logits
 
 
-def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, separate: bool = True) -> TermValues:
+def evaluate_terms(
+    terms: Sequence[Term], clouds: Clouds, logits: Logits, *, separate: bool = True, idle: bool = True
+) -> TermValues:
     """Evaluate every term on the clouds' rows and tokens and the logits' scalars, with the gradient of their sum.
 
     The inputs' graphs are neither used nor freed: the caller sends the gradient on through them by
@@ -171,22 +178,25 @@ def evaluate_terms(terms: Sequence[Term], clouds: Clouds, logits: Logits, *, sep
     Of clouds that several ranks hold, values are those of the whole and gradients those of this rank's rows. Where all
     terms are sums over pairs, rows of other ranks pass by; else they are gathered, and every rank takes the whole.
 
-    A term of weight 0 is valued, but adds neither to the total nor to the gradient, even where its value is
-    not finite, or NaN because it did not converge; its gradient norm is 0. Raises ValueError if two terms share a name.
+    A term of weight 0 adds neither to the total nor to the gradient, even where its value is not finite, or NaN
+    because it did not converge; its gradient norm is 0. Such terms are valued after all others, whose random draws
+    they leave as they are; without ``idle`` they are not valued at all, and nothing else changes, in no bit.
+
+    Raises ValueError if two terms share a name.
     """
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
         raise ValueError(f"terms must have distinct names, got {names}")
     if clouds.exchange.size > 1 and not all(term.sums for term in terms):
-        of_all = evaluate_terms(terms, clouds.whole, logits, separate=separate)
+        of_all = evaluate_terms(terms, clouds.whole, logits, separate=separate, idle=idle)
         return replace(of_all, grads=clouds.own(of_all.grads), token_grads=clouds.own(of_all.token_grads))
     leaves = _leaves(clouds, logits)
     if separate or not (clouds.only_pairs and _share_tiles(terms)):
-        found = _separately(terms, clouds, leaves)
+        found = _separately(terms, clouds, leaves, idle)
     else:
         found = _together(terms[0], terms[1], clouds, leaves)
         if len(terms) > 2:
-            found = _added(found, _separately(terms[2:], clouds, leaves))
+            found = _added(found, _separately(terms[2:], clouds, leaves, idle))
     weighted = [found.weights[name] * value for name, value in found.values.items() if found.weights[name]]
     grads = {leaf: found.grads[leaf].to(given.dtype) for leaf, given in _inputs(clouds, logits).items()}
     return TermValues(
@@ -234,10 +244,12 @@ def _leaves(clouds: Clouds, logits: Logits) -> dict[_Leaf, Tensor]:
     return leaves
 
 
-def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tensor]) -> _Found:
+def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tensor], idle: bool) -> _Found:
+    zero = next(iter(leaves.values())).new_zeros(())
+    # In the order of the terms, whichever of them are valued first.
+    weights = {term.name: term.weight for term in terms}
+    norms = {term.name: zero for term in terms}
     values: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
-    norms: dict[str, Tensor] = {}
     sums = {leaf: torch.zeros_like(tensor) for leaf, tensor in leaves.items()}
     seen = replace(
         clouds,
@@ -245,29 +257,29 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
         tokens={modality: leaves["tokens", modality] for modality in clouds.tokens},
     )
     logits = Logits(leaves["logits", "scale"], leaves["logits", "bias"])
-    for term in terms:
-        counts = term.weight != 0 or term.relative is not None
-        with torch.set_grad_enabled(counts):
-            value = _valued(term, seen, logits, counts)
+    for term in (term for term in terms if term.counts):
+        with torch.enable_grad():
+            value = term.loss(seen, logits)
         values[term.name] = value.detach()
-        grads = _gradients(value, leaves) if counts else {}
-        norm = _tangential_norm(grads, leaves, clouds.exchange) if counts else value.new_zeros(())
+        grads = _gradients(value, leaves)
+        norm = _tangential_norm(grads, leaves, clouds.exchange)
         weight = term.weight
         if term.relative is not None:
             weight = term.relative * float(norms[terms[0].name] / norm) if norm > 0 else 0.0
         weights[term.name], norms[term.name] = weight, abs(weight) * norm
         if weight != 0:
             sums = {leaf: total + weight * grads[leaf] for leaf, total in sums.items()}
-    return _Found(values, weights, norms, sums)
+    if idle:
+        values |= {term.name: _idle_value(term, seen, logits) for term in terms if not term.counts}
+    return _Found({name: values[name] for name in weights if name in values}, weights, norms, sums)
 
 
-def _valued(term: Term, clouds: Clouds, logits: Logits, counts: bool) -> Tensor:
+@torch.no_grad()
+def _idle_value(term: Term, clouds: Clouds, logits: Logits) -> Tensor:
     try:
         return term.loss(clouds, logits)
     except NotConvergedError:
-        if counts:
-            raise
-        return logits.scale.detach().new_full((), float("nan"))
+        return logits.scale.new_full((), float("nan"))
 
 
 def _tangential_norm(grads: dict[_Leaf, Tensor], leaves: dict[_Leaf, Tensor], exchange: RowExchange) -> Tensor:

@@ -162,14 +162,14 @@ class Stepper:
         return self._towers.forward_tokens(modality, inputs)
 
     def _evaluate(self, step: int, terms: list[Term], clouds: Clouds) -> tuple[TermValues, dict[str, Tensor]]:
-        """The terms on one batch, and their gradients' norms where the step is logged."""
-        seed, logits = step_seed(self._seed, step), self._towers.logits
+        """The terms on one batch; terms of weight 0, and all gradients' norms, only where the step is logged."""
+        seed, logits, logged = step_seed(self._seed, step), self._towers.logits, self.logs(step + 1)
         seed_draws(seed, self._device)  # for the directions of a sliced divergence
-        values = evaluate_terms(terms, clouds, logits, separate=False)
+        values = evaluate_terms(terms, clouds, logits, separate=False, idle=logged)
         norms = values.grad_norms
-        if not norms and self.logs(step + 1):
+        if not norms and logged:
             seed_draws(seed, self._device)
-            norms = evaluate_terms(terms, clouds, logits, separate=True).grad_norms
+            norms = evaluate_terms(terms, clouds, logits, separate=True, idle=False).grad_norms
         return values, norms
 
     def _backward(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:

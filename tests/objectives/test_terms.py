@@ -163,6 +163,27 @@ def test_a_term_of_weight_zero_is_valued_and_nothing_else() -> None:
     assert only_zero.grads["image"].abs().sum() == 0
 
 
+def test_idle_terms_may_be_left_out_and_change_no_bit_of_the_others() -> None:
+    def drawing(clouds: Clouds, logits: Logits) -> Tensor:
+        return (clouds.rows["image"] * torch.rand(5, 4)).sum()
+
+    def left_out(clouds: Clouds, logits: Logits) -> Tensor:
+        raise AssertionError
+
+    clouds = of_pairs(tensor_rows(0, 5, 4), tensor_rows(1, 5, 4))
+    found = []
+    for idle in (True, False):
+        torch.manual_seed(0)
+        terms = [Term("idle", 0.0, drawing if idle else left_out), Term("drawing", 0.3, drawing), *TERMS]
+        found.append(evaluate_terms(terms, clouds, logits(), idle=idle))
+    with_idle, without = found
+    names = [term.name for term in terms]
+    assert [*with_idle.values] == [*with_idle.weights] == [*without.weights] == [*without.grad_norms] == names
+    assert [*without.values] == names[1:] and without.grad_norms["idle"] == without.weights["idle"] == 0
+    assert torch.equal(with_idle.total, without.total)
+    assert all(torch.equal(with_idle.grads[m], without.grads[m]) for m in ("image", "text"))
+
+
 def test_what_does_not_converge_is_nan_at_weight_zero_and_refused_at_any_other() -> None:
     def endless(clouds: Clouds, logits: Logits) -> Tensor:
         raise NotConvergedError("still off")

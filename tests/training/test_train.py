@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -36,7 +37,7 @@ from cs_aligner_cli.towers.towers import Inputs
 from cs_aligner_cli.training.device_inputs import DeviceInputs
 from cs_aligner_cli.training.optimizer import learning_rate, make_optimizer, step_seed
 from cs_aligner_cli.training.samplers import PairBatches
-from cs_aligner_cli.training.step import DivergedError
+from cs_aligner_cli.training.step import DivergedError, Stepper
 
 QUIET = Console(quiet=True)
 
@@ -216,13 +217,25 @@ def test_training_learns_and_logs_every_term(features_recipe: Path) -> None:
     assert summary["val_R@1"] == best
 
 
-def test_weight_zero_values_the_divergence_but_does_not_train_on_it(features_recipe: Path) -> None:
-    recipe = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", "train.log_steps=1"])
+def test_weight_zero_values_the_divergence_where_it_is_logged_and_does_not_train_on_it(
+    features_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, Any]] = []
+    plain = Stepper.step
+
+    def recorded(self: Stepper, *given: Any) -> Any:
+        metrics, state = plain(self, *given)
+        found.append(metrics)
+        return metrics, state
+
+    monkeypatch.setattr(Stepper, "step", recorded)
+    recipe = load_recipe(str(features_recipe), ["train.objective.divergence.weight=0", "train.log_steps=2"])
     _trained(recipe)
     for line in _steps(recipe):
         assert line["terms"]["cs"] > 0  # type: ignore[index]
         assert line["grad_norm_ratio"] == {"cs": 0.0}
         assert line["loss"] == pytest.approx(line["terms"]["infonce"])  # type: ignore[index]
+    assert [*found[0]["terms"]] == ["infonce"] and found[0]["weights"] == {"infonce": 1.0, "cs": 0.0}
 
 
 def test_pairwise_only_control_is_the_recipe_with_weight_zero(features_recipe: Path, tmp_path: Path) -> None:
