@@ -70,6 +70,11 @@ def p_of_test(report: Mapping[str, Any], reference: str, metric: str) -> str:
     return "" if row is None else f", {p_in_words(row['p_holm'] if row.get('p_holm') is not None else row['p'])}"
 
 
+def the_pairs(report: Mapping[str, Any]) -> str:
+    """Whose word it is where a test knows one run only: in a report over seeds, that of its own run."""
+    return "this run's pairs" if report.get("seeds") else "these pairs"
+
+
 def gap_left(report: Mapping[str, Any], store: str) -> tuple[float, float, float] | None:
     """A store's centroid gap, what is read without any, and p of the sign-flip test; None where it was not tested."""
     found = [report.get(part, {}).get(store, {}).get("centroid_gap") for part in ("stores", "null", "tests")]

@@ -15,6 +15,7 @@ from cs_aligner_cli.report.evidence import (
     recall_of,
     reference_of,
     row_of,
+    the_pairs,
     value_of,
 )
 from cs_aligner_cli.report.free import Alternative, free_alternatives
@@ -87,7 +88,7 @@ def _free(report: Mapping[str, Any], best: Alternative, subject: str) -> Tile:
     if not best.tested:
         return Tile("Best for free", best.store, detail, "not tested")
     if best.as_good:
-        lead, tone = "as good, as far as these pairs tell", "bad"
+        lead, tone = f"as good, as far as {the_pairs(report)} tell", "bad"
     else:
         lead, tone = ("another trade", "open") if best.better else ("not as good", "good")
     return Tile("Best for free", best.store, detail, f"{lead}: {best.compared(subject)}", tone)

@@ -11,7 +11,7 @@ from cs_aligner_cli.gap.recall import recall_spreads
 from cs_aligner_cli.gap.results import Measurement
 from cs_aligner_cli.report import headline
 from cs_aligner_cli.report.tiles import tiles
-from cs_aligner_cli.report.verdict import outcome, verdict
+from cs_aligner_cli.report.verdict import answers, outcome, verdict
 
 N, D = 400, 24
 
@@ -250,8 +250,14 @@ def test_over_seeds_the_seeds_decide() -> None:
     values = {name: [{**found["stores"][name], "R@1": 0.5}] * 3 for name in found["stores"]}
     found["seeds"] = {"runs": ["a", "b", "c"], "stores": values, "differences": rows}
     (paragraph,) = verdict(found)
-    assert "no difference" in paragraph
-    assert "over 3 runs, and the choice of test pairs. So few runs can show only what differs by far." in paragraph
+    assert paragraph.startswith("Did it close the gap? Not shown. Between after and before no difference")
+    closed, cost, free = (answer.text for answer in answers(found))
+    covered = "over 3 runs, and the choice of test pairs. So few runs can show only what differs by far."
+    assert f"{covered} No gap can be told in this run (" in closed
+    assert cost.endswith(covered)
+    assert free.endswith("This was tested on this run alone, over test pairs.")
+    rows[:] = [{**row, "clear": True} for row in rows]
+    assert answers(found)[0].text.startswith("Yes, as far as this run's pairs can tell.")
 
 
 def test_one_store_alone_and_none() -> None:
