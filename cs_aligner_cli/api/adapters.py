@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, in_range, refuse_not_finite
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Ints
@@ -48,6 +48,7 @@ _OF_RUNS = {
     *("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "trackers", "from", "keep_states", "self_training"),
 }
 _BLOCK, _CHOSEN_ON = 4096, 1000
+_SEEDS = 2**31  # as a recipe's
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class FittedAdapter:
         """Unit float32 rows (N, k) in the shared space, of features (N, d) of a modality: "image" or "text".
 
         ``array`` holds rows of the encoder that the adapter was trained on, of any length. Raises InputError on another
-        modality or dimension.
+        modality or dimension, and on rows with NaN or infinity.
         """
         plans = self.towers.plans
         if modality not in plans:
@@ -71,11 +72,13 @@ class FittedAdapter:
             raise InputError(
                 f"{modality}: rows have {rows.shape[1]} dimensions, but the {modality} adapter takes {plan.in_dim}"
             )
+        refuse_not_finite(rows, modality)
         device = self.towers.log_logit_scale.device
         self.towers.eval()
         with torch.inference_mode():
             parts = [
-                self.towers(modality, part.float().to(device)).cpu() for part in torch.split(rows.detach(), _BLOCK)
+                self.towers(modality, in_range(part).float().to(device)).cpu()
+                for part in torch.split(rows.detach(), _BLOCK)
             ]
         found: Embeddings = torch.cat(parts).numpy()
         return found
@@ -137,7 +140,9 @@ def fit_adapter(
     >>> adapter.apply(image, "image").shape, adapter.apply(text[:3], "text").shape
     ((64, 6), (3, 6))
     """
-    spec = _spec(objective, train or {})
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < _SEEDS:
+        raise InputError(f"seed: expected an integer from 0 to {_SEEDS - 1}, got {seed!r}")
+    spec = _spec(objective, train)
     rows = {"image": Rows(image, "image"), "text": Rows(text, "text")}
     counts = {m: len(rows[m]) for m in MODALITIES}
     if image_of_text is None:
@@ -152,8 +157,12 @@ def fit_adapter(
         return _Fit(spec, rows, owners(image_of_text, *counts.values()), seed, device).run()
 
 
-def _spec(objective: Mapping[str, Any] | Objective | None, train: Mapping[str, Any]) -> Train:
+def _spec(objective: Mapping[str, Any] | Objective | None, train: Mapping[str, Any] | None) -> Train:
     """The settings as a recipe's section; InputError names what is no key of it, or none for arrays."""
+    for name, section in (("train", train), ("objective", objective)):
+        if not isinstance(section, Mapping | Objective | None):
+            raise InputError(f"{name}: expected a dict of the recipe's keys, got {section!r}")
+    train = train or {}
     for key in train:
         if key in _OF_RUNS:
             raise InputError(f"train.{key}: is for runs from a recipe (csalign run), not for arrays")

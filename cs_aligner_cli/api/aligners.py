@@ -9,7 +9,7 @@ from typing import Self, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, in_range, refuse_not_finite
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap.baselines import Maps, fit_baseline, fit_cca
 
@@ -26,6 +26,7 @@ class _Aligner(ABC):
         Rows are scaled to unit length first. Raises InputError on arrays that are not row-paired, or that hold a row
         of zeros, NaN or infinity; ``Centring`` also where d and e differ.
         """
+        image, text = as_rows(image, "image"), as_rows(text, "text")
         self.image_map_, self.text_map_ = self._maps(image, text)
         self.n_features_in_ = {"image": int(image.shape[1]), "text": int(text.shape[1])}
         return self
@@ -41,7 +42,8 @@ class _Aligner(ABC):
     ) -> Embeddings | tuple[Embeddings, Embeddings]:
         """Unit float32 rows in the shared space: of image (M, d), of text (N, e), or a pair of both, M and N any.
 
-        Dot products of the rows are cosines. Raises InputError before ``fit``, or on rows of another dimension.
+        Dot products of the rows are cosines. Raises InputError before ``fit``, and on rows of another dimension or
+        with NaN or infinity.
         """
         if not hasattr(self, "n_features_in_"):
             raise InputError(f"{type(self).__name__}: is not fitted yet", "Call fit(image, text) with paired rows.")
@@ -65,7 +67,8 @@ class _Aligner(ABC):
         if rows.shape[1] != width:
             raise InputError(f"{modality}: rows have {rows.shape[1]} dimensions, but those of fit had {width}")
         row_map = self.image_map_ if modality == "image" else self.text_map_
-        mapped = row_map(rows.detach().cpu().numpy())
+        refuse_not_finite(rows, modality)
+        mapped = row_map(in_range(rows.detach()).cpu().numpy())
         unit: Embeddings = mapped / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return unit
 

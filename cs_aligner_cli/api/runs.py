@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 PathLike: TypeAlias = str | Path
+Item = TypeVar("Item")
 
 
 class Run:
@@ -91,17 +93,18 @@ class Run:
         """Unit float32 rows (n, d) of image files, of texts, or a pair of both, through encoders and trained towers.
 
         ``store`` "frozen" leaves the trained part out, "pairwise_only" takes the control's. The encoders are loaded
-        once. Raises InputError where nothing is given, a picture cannot be read, or the modality's encoder is stored
-        features, which cannot embed anything new (``apply`` maps features).
+        once, and an empty list counts as none. Raises InputError where nothing is given, a bare string stands for a
+        list, a picture cannot be read, or the modality's encoder is stored features, which cannot embed anything new
+        (``apply`` maps features).
         """
         from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
 
         items = {
-            "image": None if images is None else [str(Path(path).resolve()) for path in images],
-            "text": None if texts is None else list(texts),
+            "image": [str(Path(path).resolve()) for path in _listed(images or (), "images", str | Path)],
+            "text": _listed(texts or (), "texts", str),
         }
-        given = {m: values for m, values in items.items() if values is not None}
-        if not any(given.values()):
+        given = {modality: values for modality, values in items.items() if values}
+        if not given:
             raise InputError("embed: expected images, texts or both, got none")
         for modality in given:
             require_encoder(self.recipe, modality, "Map features of your own: run.apply(array, modality).")
@@ -150,7 +153,9 @@ class Run:
         """
         from cs_aligner_cli.stages.search import SearchRequest, search
 
-        request = SearchRequest(texts, [Path(path) for path in images], ids, k, store, gallery, rerank=rerank)
+        photos = [Path(path) for path in _listed(images, "images", str | Path)]
+        known = _listed(ids, "ids", str)
+        request = SearchRequest(_listed(texts, "texts", str), photos, known, k, store, gallery, rerank=rerank)
         return search(self.recipe, Console(quiet=True), request)
 
     def _require_store(self, store: str) -> None:
@@ -165,6 +170,17 @@ class Run:
         if store == FROZEN:
             raise InputError("store: the frozen encoders have no adapter", "Use store='aligned'.")
         return load_adapter(Layout(self.recipe).weights(store))
+
+
+def _listed(items: Sequence[Item], name: str, kind: type[Item] | UnionType) -> list[Item]:
+    """Items of the kind, as a list; a bare string is a sequence of letters, and never meant as one."""
+    if isinstance(items, str | Path):
+        raise InputError(f"{name}: expected a list, got {str(items)!r} alone", f"Put it into a list: {name}=[...].")
+    for number, item in enumerate(items):
+        if not isinstance(item, kind):
+            what = "a path" if name == "images" else "a string"
+            raise InputError(f"{name}: item {number} is {item!r}, expected {what}")
+    return list(items)
 
 
 def run(

@@ -15,22 +15,51 @@ from cs_aligner_cli.common.errors import InputError, NotUnitRowsWarning
 ArrayLike: TypeAlias = npt.NDArray[np.generic] | Tensor
 # How many rows are looked at, and how far from 1 a length may be: bfloat16 rounds to 0.4%.
 _LOOKED_AT, _UNIT_TOLERANCE = 64, 0.02
+# Beyond these a row's squares may leave float32, or its norm lie below what ``l2_normalize`` divides by.
+_SMALL, _LARGE = 1e-10, 1e15
 
 
 def as_rows(array: ArrayLike, name: str) -> Tensor:
     """Return ``array`` as a (N, d) float32 or float64 tensor; half precisions are widened to float32.
 
-    Torch tensors keep their device and graph; numpy arrays are not copied when their dtype already fits.
+    Torch tensors keep their device and graph; numpy arrays are not copied when their dtype already fits, unless torch
+    cannot read them where they lie (reversed, read-only, or of the other byte order).
     Raises InputError if the array is not two-dimensional, is empty or is not of a floating-point type.
     """
     if isinstance(array, np.ndarray):
-        # torch warns on read-only memory maps although nothing here writes to its inputs.
-        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+        array = _in_torch(array, name)
+    elif not isinstance(array, Tensor):
+        raise InputError(f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}")
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{name}: expected a non-empty (rows, dimensions) array, got shape {tuple(array.shape)}")
     if not array.is_floating_point():
         raise InputError(f"{name}: expected floating-point values, got {array.dtype}")
     return array if array.dtype in (torch.float32, torch.float64) else array.float()
+
+
+def _in_torch(array: npt.NDArray[np.generic], name: str) -> Tensor:
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides) or not array.dtype.isnative:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    try:
+        # torch warns on read-only memory maps although nothing here writes to its inputs.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError:
+        raise InputError(f"{name}: expected floating-point values of 16, 32 or 64 bits, got {array.dtype}") from None
+
+
+def refuse_not_finite(rows: Tensor, name: str, first: int = 0) -> None:
+    """Raise InputError naming the first of rows (N, d) that holds NaN or infinity; ``first`` is the number of row 0."""
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        of = " (as float32)" if rows.dtype == torch.float32 else ""
+        raise InputError(f"{name}: row {first + int(finite.int().argmin())} holds NaN or infinity{of}")
+
+
+def in_range(rows: Tensor) -> Tensor:
+    """Rows (N, d) of the same directions whose norms float32 can hold; only huge and tiny ones are scaled."""
+    largest = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
+    outside = ((largest > _LARGE) | (largest < _SMALL)) & (largest > 0)
+    return rows / torch.where(outside, largest, 1.0) if outside.any() else rows
 
 
 def same_width(x: Tensor, y: Tensor) -> None:

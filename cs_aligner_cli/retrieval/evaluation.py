@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, Metrics, QueryScores, summarise
 from cs_aligner_cli.retrieval.mixed import DRAWS, SHARE, caption_tasks, mixed_means, mixed_scores
 from cs_aligner_cli.retrieval.protocol import (
+    as_ks,
     caption_protocol,
     check_ks,
     evaluate,
@@ -30,7 +32,7 @@ def evaluate_retrieval(
     image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     device: str = "cpu",
-    text_groups: npt.NDArray[np.integer] | None = None,
+    text_groups: npt.NDArray[np.integer] | Tensor | None = None,
     reranker: Reranker | None = None,
 ) -> Metrics:
     """Evaluate image-to-text ("i2t") and text-to-image ("t2i") retrieval by cosine similarity.
@@ -48,7 +50,8 @@ def evaluate_retrieval(
     ``scores``.
 
     Raises InputError if shapes do not fit together, a row is not finite, ``image_of_text`` points outside, no
-    text has an image, or a k is below 1 or above the size of a gallery.
+    text has an image, a k is below 1 or above the size of a gallery, or torch has
+    no such device here.
     """
     return summarise(true_ranks(image, text, image_of_text, ks, device, text_groups, reranker))
 
@@ -59,7 +62,7 @@ def true_ranks(
     image_of_text: npt.NDArray[np.integer] | Tensor | None = None,
     ks: Sequence[int] = (1,),
     device: str = "cpu",
-    text_groups: npt.NDArray[np.integer] | None = None,
+    text_groups: npt.NDArray[np.integer] | Tensor | None = None,
     reranker: Reranker | None = None,
 ) -> dict[str, QueryScores]:
     """Return every query's rank of its best true answer, and its metrics, under "i2t" and "t2i".
@@ -73,10 +76,11 @@ def true_ranks(
                 f"image_of_text: without it rows are pairs; there are {len(rows[0])} images and {len(rows[1])} texts"
             )
         image_of_text = np.arange(len(rows[1]))
+    cut_offs, where = as_ks(ks), _device(device)
     protocol = caption_protocol(image_of_text, len(rows[0]), len(rows[1]))
     if text_groups is not None:
         protocol = with_equal_texts(protocol, text_groups_of(text_groups, len(rows[1])))
-    found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, tuple(ks), device=device, reranker=reranker)
+    found = evaluate(dict.fromkeys(DIRECTIONS, rows), protocol, cut_offs, device=where, reranker=reranker)
     return {direction: evaluated.scores for direction, evaluated in found.items()}
 
 
@@ -88,7 +92,7 @@ def evaluate_mixed(
     share: float = SHARE,
     draws: int = DRAWS,
     device: str = "cpu",
-    text_groups: npt.NDArray[np.integer] | None = None,
+    text_groups: npt.NDArray[np.integer] | Tensor | None = None,
 ) -> dict[str, Any]:
     """Evaluate retrieval from one corpus of both modalities, in which a gap does harm; see ``mixed.caption_tasks``.
 
@@ -100,9 +104,25 @@ def evaluate_mixed(
     """
     rows = as_searched(image, "image"), as_searched(text, "text")
     owner = owners(image_of_text, len(rows[0]), len(rows[1]))
-    check_ks(tuple(ks), len(rows[0]), len(rows[1]))
+    if not 0 <= share <= 1:
+        raise InputError(f"share: expected a number from 0 to 1, got {share!r}")
+    if not isinstance(draws, int | np.integer) or draws < 1:
+        raise InputError(f"draws: expected an integer of at least 1, got {draws!r}")
+    cut_offs, where = as_ks(ks), _device(device)
+    check_ks(cut_offs, len(rows[0]), len(rows[1]))
     groups = None if text_groups is None else text_groups_of(text_groups, len(rows[1]))
     tasks = caption_tasks(owner, len(rows[0]), share=share, draws=draws, text_groups=groups)
     if not tasks:
         raise InputError("image_of_text: no image has two texts, so none can be query while another is in the corpus")
-    return mixed_means(mixed_scores(*rows, tasks, tuple(ks), device))
+    return mixed_means(mixed_scores(*rows, tasks, cut_offs, where))
+
+
+def _device(name: str) -> str:
+    """The name as it came, where torch can compute on that device."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, TypeError):
+        raise InputError(
+            f"device: {name!r} is not available on this machine", 'Use "cpu", or "cuda" on a GPU.'
+        ) from None
+    return name

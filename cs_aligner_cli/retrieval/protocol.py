@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -78,12 +78,7 @@ def caption_protocol(
 
 def owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: int) -> Ints:
     """(texts,) the image of each text, checked; -1 for none."""
-    given = image_of_text.cpu().numpy() if isinstance(image_of_text, Tensor) else np.asarray(image_of_text)
-    if given.shape != (texts,) or not np.issubdtype(given.dtype, np.integer):
-        raise InputError(
-            f"image_of_text: expected {texts} integers, one per text; got shape {given.shape}, {given.dtype}"
-        )
-    checked = given.astype(np.int64)
+    checked = _integers(image_of_text, texts, "image_of_text")
     outside = np.flatnonzero((checked < -1) | (checked >= images))
     if len(outside):
         raise InputError(
@@ -95,6 +90,13 @@ def owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: 
     return checked
 
 
+def _integers(given: npt.NDArray[np.integer] | Tensor, texts: int, name: str) -> Ints:
+    array = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if array.shape != (texts,) or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name}: expected {texts} integers, one per text; got shape {array.shape}, {array.dtype}")
+    return array.astype(np.int64)
+
+
 def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: Floats) -> Protocol:
     """The protocol with the judgements of one direction in place of its own true answers."""
     order = np.lexsort((item, query))
@@ -102,11 +104,9 @@ def judged(protocol: Protocol, direction: str, query: Ints, item: Ints, grade: F
     return replace(protocol, pairs=pairs, grades={**protocol.grades, direction: grade[order]})
 
 
-def text_groups_of(given: npt.NDArray[np.integer], texts: int) -> Ints:
+def text_groups_of(given: npt.NDArray[np.integer] | Tensor, texts: int) -> Ints:
     """(texts,) the group of each text, checked."""
-    if len(given) != texts:
-        raise InputError(f"text_groups: expected {texts} integers, one per text; got {len(given)}")
-    return np.asarray(given, np.int64)
+    return _integers(given, texts, "text_groups")
 
 
 def with_equal_texts(protocol: Protocol, groups: Ints) -> Protocol:
@@ -186,10 +186,17 @@ def evaluate(
     return {direction: _joined(found, direction) for direction, found in parts.items()}
 
 
+def as_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    """The cut-offs of R@k as integers; raise InputError where there is none, or one is no integer of at least 1."""
+    given = list(ks) if isinstance(ks, Iterable) else []
+    if not given or not all(isinstance(k, int | np.integer) and k >= 1 for k in given):
+        raise InputError(f"ks: expected integers of at least 1, as in (1, 5, 10); got {ks!r}")
+    return tuple(int(k) for k in given)
+
+
 def check_ks(ks: tuple[int, ...], images: int, texts: int) -> None:
     """Raise InputError unless every k is at least 1 and at most the size of both galleries."""
-    if not ks or min(ks) < 1:
-        raise InputError(f"ks: expected numbers of at least 1, got {list(ks)}")
+    as_ks(ks)
     for name, size in (("images", images), ("texts", texts)):
         if max(ks) > size:
             raise InputError(f"k = {max(ks)} but the gallery holds {size} {name}")

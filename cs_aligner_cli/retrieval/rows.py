@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, in_range, l2_normalize, refuse_not_finite
 from cs_aligner_cli.common.types import Ints
 
 _CHECKED = 8192
@@ -39,16 +38,17 @@ class Rows:
     """
 
     def __init__(self, array: ArrayLike | Shards, name: str, normalize: bool = True) -> None:
-        self._array = as_rows(array, name).detach() if isinstance(array, np.ndarray | Tensor) else array
+        if isinstance(array, np.ndarray | Tensor) or not isinstance(array, Shards):
+            array = as_rows(cast(ArrayLike, array), name).detach()
+        self._array = array
         self._normalize = normalize
         self.count, self.dim = (int(n) for n in self._array.shape)
-        longest = 0.0
+        longest, self._any_outside = 0.0, False
         for start in range(0, self.count, _CHECKED):
-            block = self._raw(slice(start, start + _CHECKED)).float()
-            finite = block.isfinite().all(dim=1)
-            if not finite.all():
-                row = start + int(finite.int().argmin())
-                raise InputError(f"{name}: row {row} holds NaN or infinity (as float32)")
+            raw = self._raw(slice(start, start + _CHECKED))
+            block = raw.float()
+            refuse_not_finite(block, name, start)
+            self._any_outside = self._any_outside or (normalize and in_range(raw) is not raw)
             longest = max(longest, float(torch.linalg.vector_norm(block, dim=1).max()))
         # Normalised rows may be a rounding error longer than 1, a zero row stays zero.
         self.longest = 1.0001 if normalize else longest
@@ -59,7 +59,9 @@ class Rows:
     def take(self, rows: slice | Ints) -> Tensor:
         """Rows as a float32 (n, d) tensor."""
         block = self._raw(rows)
-        return (l2_normalize(block) if self._normalize else block).float()
+        if self._normalize:
+            block = l2_normalize(in_range(block) if self._any_outside else block)
+        return block.float()
 
     def all(self) -> Tensor:
         """All rows: the one place where a whole copy is made."""

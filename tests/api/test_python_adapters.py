@@ -110,6 +110,9 @@ def test_several_texts_of_an_image_unpaired_rows_starts_and_automatic_bandwidths
         ({"image_of_text": np.full(40, -1)}, "no text has an image"),
         ({"text": np.zeros((39, 8))}, "there are 40 images and 39 texts"),
         ({"text": np.full((40, 8), np.nan)}, "text: row 0 holds NaN"),
+        ({"train": 5}, "train: expected a dict of the recipe's keys, got 5"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 2147483647, got -1"),
+        ({"seed": 2**70}, "seed: expected an integer from 0 to"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
@@ -124,11 +127,15 @@ def test_an_adapter_refuses_other_rows_and_other_files(tmp_path: Path) -> None:
     for call, message in (
         (lambda: adapter.apply(image, "images"), "did you mean image"),
         (lambda: adapter.apply(text, "image"), "rows have 8 dimensions, but the image adapter takes 12"),
+        (lambda: adapter.apply(np.full((2, 12), np.nan), "image"), "image: row 0 holds NaN or infinity"),
         (lambda: adapter.save(tmp_path / "mine.pt"), "ends in .safetensors"),
         (lambda: load_adapter(tmp_path / "none.safetensors"), "no such weights file"),
     ):
         with pytest.raises(InputError, match=message):
             call()
+    for scale in (1e300, 1e-300):
+        large = adapter.apply(image.astype(np.float64) * scale, "image")
+        np.testing.assert_allclose(large, adapter.apply(image, "image"), atol=1e-5)
 
 
 @pytest.mark.parametrize("aligner", [Procrustes(), CCA(), CCA(shrinkage=0.1)])
@@ -139,6 +146,7 @@ def test_closed_forms_rank_held_out_pairs_of_unlike_dimensions(aligner: Procrust
     np.testing.assert_allclose(np.linalg.norm(y, axis=1), 1, atol=1e-5)
     assert evaluate_retrieval(x, y)["both"]["RSum"] > 200  # chance is 64
     np.testing.assert_array_equal(aligner.transform(text=text[150:]), y)
+    np.testing.assert_allclose(aligner.transform(text=text[150:][::-1] * np.float64(1e200))[::-1], y, atol=1e-5)
 
 
 def test_closed_forms_refuse_what_they_cannot_do() -> None:
@@ -149,6 +157,8 @@ def test_closed_forms_refuse_what_they_cannot_do() -> None:
         (lambda: CCA().fit(image, text[:30]), "not row-paired"),
         (lambda: CCA(shrinkage=0).fit(image, text), "shrinkage: expected a number above 0"),
         (lambda: CCA().fit(image, text).transform(text), "rows have 8 dimensions, but those of fit had 12"),
+        (lambda: CCA().fit(image, text).transform(image * np.nan), "image: row 0 holds NaN or infinity"),
+        (lambda: CCA().fit(image.tolist(), text), "image: expected a numpy array or a torch tensor, got a list"),
         (lambda: CCA().fit(image, text).transform(), "got neither"),  # type: ignore[call-overload]
     ):
         with pytest.raises(InputError, match=message):

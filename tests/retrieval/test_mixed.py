@@ -156,5 +156,11 @@ def test_arrays_that_cannot_be_measured_are_refused() -> None:
         evaluate_mixed(rows(0, 12), rows(1, 12), np.arange(12))
     with pytest.raises(InputError, match="differ in dimension: 6 against 5"):
         evaluate_mixed(rows(0, 12), rows(1, 24, 5), np.arange(24) % 12)
+    for wrong, message in (
+        ({"share": -0.5}, "share: expected a number from 0"),
+        ({"draws": 0}, "draws: expected an int"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_mixed(rows(0, 12), rows(1, 24), np.arange(24) % 12, **wrong)
     with pytest.raises(InputError, match="k = 13 but the gallery holds 12 images"):
         evaluate_mixed(rows(0, 12), rows(1, 24), np.arange(24) % 12, ks=(13,))

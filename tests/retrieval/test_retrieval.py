@@ -309,6 +309,12 @@ def test_numpy_torch_and_precisions_agree():
     as_torch = torch.from_numpy(image).requires_grad_(), torch.from_numpy(text), torch.from_numpy(owners)
     assert evaluate_retrieval(*as_torch) == expected
     assert evaluate_retrieval(7 * image.astype(np.float64), text, owners.astype(np.int16)) == expected
+    assert evaluate_retrieval(image[::-1][::-1], text.astype(">f4"), owners) == expected
+    backwards = image[:, ::-1], np.asfortranarray(text[:, ::-1])
+    assert evaluate_retrieval(*backwards, owners)["i2t"]["R@5"] == expected["i2t"]["R@5"]
+    # Squares of these leave float32, or their norms lie below any usual guard against zero.
+    for scale in (np.float32(1e20), np.float32(1e-20), 1e30, 1e-30):
+        assert evaluate_retrieval(image * scale, text * scale, owners)["both"] == expected["both"]
     halves = image.astype(np.float16), text.astype(np.float16)
     widened = (half.astype(np.float32) for half in halves)
     assert evaluate_retrieval(*halves, owners) == evaluate_retrieval(*widened, owners)
@@ -320,14 +326,22 @@ def test_evaluation_error_texts():
         evaluate_retrieval(image, text, owners)
     with pytest.raises(InputError, match="k = 5 but the gallery holds 3 texts"):
         evaluate_retrieval(image, text[:3], owners[:3], ks=(1, 5))
-    for ks in ((), (0, 1)):
-        with pytest.raises(InputError, match="ks: expected numbers of at least 1"):
+    for ks in ((), (0, 1), (1.5,), 1):
+        with pytest.raises(InputError, match="ks: expected integers of at least 1"):
             evaluate_retrieval(image, text, owners, ks=ks)
     with pytest.raises(InputError, match="differ in dimension: 4 against 3"):
         evaluate_retrieval(image, text[:, :3], owners, ks=(1,))
     for bad in (owners[:4], owners.astype(np.float64), owners[:, None]):
         with pytest.raises(InputError, match="image_of_text: expected 12 integers, one per text; got shape"):
             evaluate_retrieval(image, text, bad, ks=(1,))
+    for bad in (owners / 8, owners.astype(str), owners[:4]):
+        with pytest.raises(InputError, match="text_groups: expected 12 integers, one per text; got shape"):
+            evaluate_retrieval(image, text, owners, ks=(1,), text_groups=bad)
+    for bad, found in ((image.tolist(), "got a list"), (image.astype(object), "got object")):
+        with pytest.raises(InputError, match=f"image: expected .* {found}"):
+            evaluate_retrieval(bad, text, owners, ks=(1,))
+    with pytest.raises(InputError, match="device: 'nope' is not available"):
+        evaluate_retrieval(image, text, owners, ks=(1,), device="nope")
     for value in (5, -2):
         wrong = owners.copy()
         wrong[7] = value
