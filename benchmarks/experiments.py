@@ -24,9 +24,10 @@ import numpy as np
 from scipy import stats
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.estimates import holm
 from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.experiments.statistics import crossed_estimate, holm
+from cs_aligner_cli.experiments.statistics import crossed_estimate
 from cs_aligner_cli.recipe.recipe import Recipe, load_recipe
 from cs_aligner_cli.runs.distributed import ALONE
 from cs_aligner_cli.runs.layout import Layout

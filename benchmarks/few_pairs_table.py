@@ -16,8 +16,9 @@ import few_pairs_rows
 import numpy as np
 import results
 
+from cs_aligner_cli.common.estimates import holm
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.experiments.statistics import crossed_estimate, holm
+from cs_aligner_cli.experiments.statistics import crossed_estimate
 
 # What is tested against what, wherever both were trained.
 AGAINST = [

@@ -34,7 +34,7 @@ def pictures_against(content: dict[str, Any]) -> str:
     the lines of a column (Holm)."""
     from scipy.stats import ttest_rel
 
-    from cs_aligner_cli.experiments.statistics import holm
+    from cs_aligner_cli.common.estimates import holm
 
     shown = {key: _PICTURES[key] for key in ("accuracy_mean", "prompt_R@1")}
     head = [f"| difference | {' | '.join(f'{t} | p' for t, _, _ in shown.values())} |", f"|{'---|' * 5}"]

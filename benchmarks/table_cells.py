@@ -70,7 +70,8 @@ def few_shot(content: dict[str, Any]) -> str:
 
 def noise(content: dict[str, Any]) -> str:
     """R@1 with and without the noise filter, differences paired over seeds, which draw other data, too."""
-    from cs_aligner_cli.experiments.statistics import holm, seeds_estimate
+    from cs_aligner_cli.common.estimates import holm
+    from cs_aligner_cli.experiments.statistics import seeds_estimate
 
     without = {row["shuffled"]: row["values"]["R@1"] for row in content["noise"] if row["deviations"] is None}
     gains = [[a - b for a, b in zip(r["values"]["R@1"], without[r["shuffled"]], strict=True)] for r in content["noise"]]

@@ -10,15 +10,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, columns_of
 from cs_aligner_cli.experiments.expected import BesidePublished
 from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun
 from cs_aligner_cli.experiments.statistics import (
-    LEVEL,
-    Estimate,
     crossed_estimate,
-    holm,
     main_effects,
     pareto_front,
     per_image,

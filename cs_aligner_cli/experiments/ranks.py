@@ -15,10 +15,10 @@ from scipy import stats
 
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.estimates import LEVEL
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column
 from cs_aligner_cli.experiments.comparison import Comparison
-from cs_aligner_cli.experiments.statistics import LEVEL
 
 _Frozen = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,8 @@ def friedman(ranks: Floats) -> tuple[float, float | None, float]:
 
     chi2 = (k - 1) sum_j (R_j - N (k + 1) / 2)^2 / (sum of the ranks' squared deviations), R_j being rank sums: equal to
     Friedman's form, and right with ties. F = (N - 1) chi2 / (N (k - 1) - chi2) on k - 1 and (k - 1)(N - 1) degrees.
-    Where all data sets rank alike F is infinite, given as None, and p the probability of that: (1 / k!)^(N - 1).
+    Where all data sets rank alike F is infinite, given as None, and p the probability of that: A^(1 - N), A being in
+    how many ways such ranks, ties and all, can fall to the configurations (k! without ties).
     """
     sets, count = ranks.shape
     middle = (count + 1) / 2
@@ -71,7 +72,8 @@ def friedman(ranks: Floats) -> tuple[float, float | None, float]:
     chi_square = (count - 1) * float(((ranks.sum(axis=0) - sets * middle) ** 2).sum()) / spread
     rest = sets * (count - 1) - chi_square
     if rest < 1e-9:
-        return chi_square, None, math.factorial(count) ** (1.0 - sets)
+        tied = np.unique(ranks[0], return_counts=True)[1]
+        return chi_square, None, (math.factorial(count) / math.prod(map(math.factorial, tied.tolist()))) ** (1.0 - sets)
     f = (sets - 1) * chi_square / rest
     return chi_square, f, float(stats.f.sf(f, count - 1, (count - 1) * (sets - 1)))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cs_aligner_cli.common.estimates import LEVEL, holm
 from cs_aligner_cli.gap.results import Measurement, interval, p_value
-
-LEVEL = 0.05
 
 
 def differences(measured: Mapping[str, Measurement], subject: str, headline: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,13 +35,3 @@ def differences(measured: Mapping[str, Measurement], subject: str, headline: Seq
             row["p_holm"], row["clear"] = corrected, corrected < LEVEL
         rows += of_other
     return rows
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values of a family, each corrected for the number of those that are not smaller (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min((len(p_values) - place) * p_values[i], 1.0))
-        corrected[i] = highest
-    return corrected

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cs_aligner_cli.gap.differences import LEVEL, holm
-from cs_aligner_cli.gap.results import Measurement, Spread, p_of, quantile
+from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
+from cs_aligner_cli.gap.results import Measurement, Spread
 
 
 def seed_differences(
@@ -19,8 +19,8 @@ def seed_differences(
 
     ``runs`` (two or more, of the same test pairs): store to its measurement. Returns rows as ``differences``, with
     "values", the difference in each run. Runs and test pairs are crossed random effects: the variance of the mean is
-    that between runs over their number, and that over test pairs of the mean difference; its degrees of freedom are
-    Satterthwaite's (Biometrics Bulletin 1946). ``metrics`` are one family for each other store, corrected by Holm.
+    that between runs over their number, estimated from so few, and what test pairs add to it by themselves (see
+    ``Estimate``). ``metrics`` are one family for each other store, corrected by Holm.
     """
     rows: list[dict[str, Any]] = []
     for other in (name for name in runs[0] if name != subject and all(name in run for run in runs)):
@@ -40,14 +40,10 @@ def seed_differences(
 
 
 def _mean(values: Sequence[float], spreads: Sequence[Spread]) -> dict[str, Any]:
-    count, mean = len(values), float(np.mean(values))
+    count = len(values)
     average = reduce(Spread.plus, spreads).times(1 / count)
-    between, over_pairs = float(np.var(values, ddof=1)) / count, average.variance
-    variance = between + over_pairs
-    if not variance:
-        return {"difference": mean, "values": list(values), "interval": [mean, mean], "p": 1.0 if mean == 0 else 0.0}
-    freedom = variance**2 / (between**2 / (count - 1) + over_pairs**2 / average.freedom)
-    error = variance**0.5
-    reach = quantile(freedom) * error
-    interval = [mean - reach, mean + reach]
-    return {"difference": mean, "values": list(values), "interval": interval, "p": p_of(mean / error, freedom)}
+    # What varies with both, run and pairs, is in the variance between runs already.
+    rest = sum(spread.less(average).variance for spread in spreads) / (count - 1)
+    between, over_pairs = float(np.var(values, ddof=1)) / count, max(average.variance - rest / count, 0.0)
+    found = Estimate(float(np.mean(values)), between, count - 1.0, over_pairs, "seeds and images")
+    return {"difference": found.mean, "values": list(values), "interval": [*found.interval], "p": found.p}

@@ -42,6 +42,7 @@ def test_equal_rankings_are_as_unlikely_as_chance_makes_them() -> None:
     assert (chi_square, f) == (pytest.approx(6), None)
     assert p == pytest.approx(1 / 36)
     assert friedman(np.array([[1.0, 2.0]])) == (0.0, None, 1.0)
+    assert friedman(np.tile([1.5, 1.5, 3.0], (3, 1)))[2] == pytest.approx(1 / 9), "two that tie leave three orders"
 
 
 def of_another_data_set(sweep: Path, name: str) -> Path:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
+from cs_aligner_cli.common.estimates import Estimate, holm
 from cs_aligner_cli.experiments.columns import Column
 from cs_aligner_cli.experiments.comparison import _interval
 from cs_aligner_cli.experiments.statistics import (
     crossed_estimate,
-    holm,
     main_effects,
     pareto_front,
     per_image,
@@ -55,6 +55,22 @@ def test_a_constant_has_no_error_and_no_difference():
     found = crossed_estimate(np.full((3, 10), 0.25))
     assert (found.mean, found.standard_error, found.p) == (0.25, 0.0, 0.0)
     assert crossed_estimate(np.zeros((3, 10))).p == 1.0
+
+
+@pytest.mark.parametrize(("df", "t"), [(2, 100.0), (2, 300.0), (4, 30.0), (4, 300.0), (199, 0.5)])
+def test_p_far_in_the_tails_is_students(df: int, t: float):
+    """Holm's correction multiplies what is there: a tail that is cut off would stay cut off."""
+    expected = 2 * stats.t.sf(t, df)
+    assert Estimate(t, 1.0, df, 0.0, "seeds").p == pytest.approx(expected, rel=1e-9)
+    assert Estimate(t, 1.0, df, 1e-12, "seeds and images").p == pytest.approx(expected, rel=1e-6), "by the mixture"
+
+
+def test_p_of_a_mixture_is_the_integral_over_the_seeds_variance():
+    def tails(q: float) -> float:
+        return float(stats.chi2.pdf(q, 2) * 2 * stats.norm.sf(8 / np.sqrt(2 / q + 0.5)))
+
+    expected = integrate.quad(tails, 0, 0.1, epsabs=0)[0] + integrate.quad(tails, 0.1, 60, epsabs=0)[0]
+    assert Estimate(8.0, 1.0, 2.0, 0.5, "seeds and images").p == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_number_says_nothing_of_its_error():

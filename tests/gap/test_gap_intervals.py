@@ -10,8 +10,9 @@ import torch
 from samples import random_rows
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.estimates import Estimate, holm
 from cs_aligner_cli.gap import measure
-from cs_aligner_cli.gap.differences import differences, holm
+from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.groups import CENTRED_SQUARE, DISTANCE, Groups, kernel_sums, linear_sums, random_groups, without
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
 from cs_aligner_cli.gap.neighbours import nearest_rows, neighbour_metrics
@@ -252,12 +253,8 @@ def test_differences_over_seeds_add_the_variance_of_seeds_to_that_of_pairs():
     ]
     (row,) = seed_differences(runs, "aligned", ["m", "missing"])
     assert (row["store"], row["difference"], row["values"]) == ("control", 2.0, [1.0, 2.0, 3.0])
-    error = (1 / 3 + 0.01) ** 0.5
-    freedom = error**4 / ((1 / 3) ** 2 / 2 + 0.01**2 / 3)
-    from scipy.stats import t
-
-    assert row["interval"] == pytest.approx([2 - t.ppf(0.975, freedom) * error, 2 + t.ppf(0.975, freedom) * error])
-    assert row["p"] == pytest.approx(2 * t.sf(2 / error, freedom))
+    expected = Estimate(2.0, 1 / 3, 2.0, 0.01, "seeds and images")
+    assert row["interval"] == pytest.approx([*expected.interval]) and row["p"] == pytest.approx(expected.p)
     equal = [{name: Measurement({"m": 1.0}, {"m": still}) for name in ("control", "aligned")}] * 2
     assert seed_differences(equal, "aligned", ["m"])[0]["p"] == 1.0
 
@@ -332,3 +329,19 @@ def test_the_centroid_gap_of_a_flip_is_that_of_the_flipped_differences():
     signs = sign_flips(12, 4, seed=0)
     found = centroid_metrics(linear.flipped(signs))["centroid_gap"]
     assert found == pytest.approx(np.linalg.norm(signs @ (x - y) / 12, axis=1))
+
+
+@pytest.mark.parametrize("of_seed", [0.0, 0.3])
+def test_intervals_over_few_runs_hold_the_truth(of_seed: float) -> None:
+    """Satterthwaite's degrees of freedom err in 11% for 5% where two runs differ."""
+    rng, trials, pairs = np.random.default_rng(3), 300, 100
+    wrong = 0
+    for _ in range(trials):
+        rows = of_seed * rng.standard_normal((2, 1)) + 0.5 * rng.standard_normal(pairs) + rng.normal(size=(2, pairs))
+        runs = []
+        for row in rows:
+            mine = Measurement({"m": float(row.mean())}, {"m": Spread((row - row.mean()) / pairs)})
+            runs.append({"aligned": mine, "frozen": Measurement({"m": 0.0}, {"m": Spread(np.zeros(pairs))})})
+        (found,) = seed_differences(runs, "aligned", ["m"])
+        wrong += not found["interval"][0] <= 0 <= found["interval"][1]
+    assert wrong / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5

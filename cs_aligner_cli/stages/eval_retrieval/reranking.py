@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cs_aligner_cli.common.estimates import holm
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
-from cs_aligner_cli.experiments.statistics import crossed_estimate, holm, per_image
+from cs_aligner_cli.experiments.statistics import crossed_estimate, per_image
 from cs_aligner_cli.retrieval.protocol import Evaluated
 from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.runs.layout import Layout
