@@ -1,6 +1,6 @@
-"""What README shows of the demo: python benchmarks/demo_table.py FOLDER runs it, and writes docs/results/demo.json.
+"""What docs/results.md shows of the demo: python benchmarks/demo_table.py FOLDER runs it, and writes docs/results/demo.json.
 
-python benchmarks/results.py tables puts that into README. With runs of the demo in FOLDER its end is taken as it is,
+python benchmarks/results.py tables puts that there. With runs of the demo in FOLDER its end is taken as it is,
 and the time that it took is then that of the file before.
 """
 
@@ -27,7 +27,7 @@ def parsed(stdout: str, stderr: str) -> dict[str, Any]:
 
 
 def demo(content: dict[str, Any]) -> str:
-    """The demo's table and sentences as a block of README, and what made them."""
+    """The demo's table and sentences as a block of a page, and what made them."""
     said = [line for sentence in content["said"] for line in textwrap.wrap(sentence, _WIDTH)]
     block = textwrap.indent("\n".join([*content["printed"], "", *said]), "    ")
     minutes, seconds = divmod(round(content["cpu_seconds"]), 60)

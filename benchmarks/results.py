@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("why", "retrieval", "objectives", "regimes", "experiments", "generation")),
+    *(f"docs/{name}.md" for name in ("results", "retrieval", "objectives", "regimes", "experiments", "generation")),
 )
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
