@@ -1,4 +1,4 @@
-"""What docs/results.md shows of the demo: python benchmarks/demo_table.py FOLDER runs it, and writes docs/results/demo.json.
+"""What the docs show of the demo: python benchmarks/demo_table.py FOLDER runs it, and writes docs/results/demo.json.
 
 python benchmarks/results.py tables puts that there. With runs of the demo in FOLDER its end is taken as it is,
 and the time that it took is then that of the file before.
