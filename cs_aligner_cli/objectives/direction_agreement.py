@@ -36,4 +36,4 @@ def direction_agreement(
         log_p, log_q = ((scale * (a[block] @ b.T)).log_softmax(dim=1) for a, b in ((x, y), (y, x)))
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum() / pairs
 
-    return sum_over_blocks(loss, pairs, len(x), x, y, torch.as_tensor(scale).to(x))
+    return sum_over_blocks(loss, pairs, len(x), x, y, scale)

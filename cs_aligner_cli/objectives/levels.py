@@ -12,6 +12,7 @@ from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import pad_tokens, token_mask
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Clouds, Logits
+from cs_aligner_cli.objectives.pairwise import scalar
 from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
 from cs_aligner_cli.objectives.terms import TermLoss
 from cs_aligner_cli.objectives.tiles import hide_same_group
@@ -49,7 +50,7 @@ def late_interaction_infonce(
         raise InputError("a sequence has no token")
     size = len(image)
     x, y = (z.masked_fill(~mask.unsqueeze(2), 0.0) for z, mask in zip((image, text), masks, strict=True))
-    scale = torch.as_tensor(logit_scale).to(x)
+    scale = scalar(logit_scale, x, "logit_scale")
     total = x.new_zeros(())
     for own, other, own_mask, other_mask in ((x, y, *masks), (y, x, *reversed(masks))):
 

@@ -195,7 +195,7 @@ class Cross:
         if scale is not None:
             self._paired_dots = (x.x * y.x).sum(dim=1)
             # Where no logit can be far from 0, rows and columns share one exponential without a maximum of their own.
-            self._shared = 2 * scale * radii[0] * radii[1] <= _SAFE_SPREAD
+            self._shared = 2 * abs(scale) * radii[0] * radii[1] <= _SAFE_SPREAD
             # A pair's own logit is never hidden, so a maximum that starts from it is finite.
             start = torch.zeros_like(self._paired_dots) if self._shared else self._paired_dots * scale
             self._paired_logits = start.clone()

@@ -30,14 +30,14 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
     ``logit_scale * image @ text.T`` (Radford et al., arXiv 2103.00020; equal to open_clip's ClipLoss).
 
     image and text are (N, d) and used as given: normalise them first for cosine logits. ``logit_scale`` is
-    the multiplicative scale itself (1 / temperature), a float or a 0-d tensor. ``groups`` (N,) are integers
+    the multiplicative scale itself (1 / temperature), a float or a tensor of one element. ``groups`` (N,) are integers
     or strings: rows of one group, such as the captions of one image or equal captions, are no negatives of each other.
 
     Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is, whatever the
     autocast.
 
-    Raises InputError if the shapes do not fit together or groups are not N integers or strings; warns
-    (NotUnitRowsWarning) where rows are not of unit length.
+    Raises InputError if the shapes do not fit together, the scale is not one number or groups are not N integers or
+    strings; warns (NotUnitRowsWarning) where rows are not of unit length. Of one pair it is 0 up to rounding.
     """
     return InfoNceLoss.apply(*checked_pairs(image, text, logit_scale, groups))  # type: ignore[no-any-return]
 
@@ -56,7 +56,7 @@ def siglip(
     errors are those of ``infonce``; pairs of one group that are not (i, i) are left out.
     """
     image, text = _pairs(image, text)
-    scalars = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    scalars = scalar(logit_scale, image, "logit_scale"), scalar(logit_bias, image, "logit_bias")
     return _SigLip.apply(image, text, *scalars, _checked(groups, image))  # type: ignore[no-any-return]
 
 
@@ -105,7 +105,7 @@ def checked_pairs(
     """The arguments of ``infonce`` as tensors of one dtype and device; its errors."""
     image, text = _pairs(image, text)
     warn_unless_unit(image, text, unit_of="the logit scale of cosines", depth=3)
-    return image, text, _scalar(logit_scale, image), _checked(groups, image)
+    return image, text, scalar(logit_scale, image, "logit_scale"), _checked(groups, image)
 
 
 def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -118,8 +118,12 @@ def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
     return image.to(dtype), text.to(dtype)
 
 
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+def scalar(value: float | Tensor, like: Tensor, name: str) -> Tensor:
+    """A number or a tensor of one element as a 0-d tensor of the rows' dtype and device; InputError for any other."""
+    found = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if found.numel() != 1:
+        raise InputError(f"{name}: expected one number, got {tuple(found.shape)}")
+    return found.reshape(())
 
 
 def _checked(groups: Groups | None, image: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arrays import double, l2_normalize
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.objectives.pairwise import scalar
 from cs_aligner_cli.objectives.plan_matching import SMALLEST_EPSILON, transport_plan
 from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
 
@@ -28,7 +29,7 @@ class Side(NamedTuple):
 
 
 def pseudo_pairs(
-    image: Side, text: Side, logit_scale: Tensor, kind: str = "transport", temperature: float = 0.05
+    image: Side, text: Side, logit_scale: float | Tensor, kind: str = "transport", temperature: float = 0.05
 ) -> Tensor:
     """Return the cross-entropy of unpaired rows towards soft labels over the pairs, as a scalar tensor.
 
@@ -56,7 +57,7 @@ def pseudo_pairs(
     return torch.stack(values).mean() if values else image.paired.sum() * 0
 
 
-def _towards_labels(side: Side, targets: Tensor, scale: Tensor, kind: str, temperature: float) -> Tensor:
+def _towards_labels(side: Side, targets: Tensor, scale: float | Tensor, kind: str, temperature: float) -> Tensor:
     assert side.unpaired is not None and side.unpaired_features is not None
     known, new = _directions(side.paired_features, side.unpaired_features)
     potentials = POTENTIALS[kind](new, known, temperature)
@@ -66,7 +67,7 @@ def _towards_labels(side: Side, targets: Tensor, scale: Tensor, kind: str, tempe
         labels = (new[block] @ known.T / temperature + potentials).softmax(dim=1).to(rows)
         return -(labels * (scale * (rows[block] @ targets.T)).log_softmax(dim=1)).sum() / size
 
-    return sum_over_blocks(loss, size, len(targets), side.unpaired, targets, scale.to(targets))
+    return sum_over_blocks(loss, size, len(targets), side.unpaired, targets, scalar(scale, targets, "logit_scale"))
 
 
 def _directions(paired: Tensor, unpaired: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
-from cs_aligner_cli.objectives.pairwise import Groups, checked_pairs, infonce, siglip
+from cs_aligner_cli.objectives.pairwise import Groups, checked_pairs, infonce, scalar, siglip
 from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
 from cs_aligner_cli.objectives.tiles import hide_same_group
 
@@ -62,7 +62,7 @@ def siglip_with_negatives(
     """
     total = siglip(image, text, logit_scale, logit_bias, groups)
     x, y, scale, _ = checked_pairs(image, text, logit_scale, None)
-    bias = torch.as_tensor(logit_bias, dtype=x.dtype, device=x.device)
+    bias = scalar(logit_bias, x, "logit_bias")
 
     def loss(block: slice, queries: Tensor, further: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         return softplus(scale * (queries[block] @ further.T) + bias).sum() / len(x)

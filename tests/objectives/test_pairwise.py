@@ -16,13 +16,20 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives import (
     align_uniform,
     cs_divergence,
+    direction_agreement,
     generalized_cs_divergence,
     hoelder_divergence,
     infonce,
+    infonce_with_negatives,
+    joint_loss,
     l2_contrastive,
+    pseudo_pairs,
     siglip,
+    siglip_with_negatives,
     tiles,
 )
+from cs_aligner_cli.objectives.levels import late_interaction_infonce
+from cs_aligner_cli.objectives.pseudo_pairs import Side
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +97,39 @@ def test_l2_contrastive_is_regression_plus_a_light_infonce() -> None:
     expected = (x - y).square().sum(1).mean() + 0.2 * infonce(x, y, 20.0, groups)
     torch.testing.assert_close(l2_contrastive(x, y, 20.0, groups), expected)
     assert torch.autograd.gradcheck(lambda a, b: l2_contrastive(a, b, 20.0, groups, 0.5), (x, y))
+
+
+def test_infonce_is_right_at_a_negative_scale() -> None:
+    x, y = tensor_rows(0, 9, 4).float(), tensor_rows(1, 9, 4).float()
+    logits, own = -100 * x.double() @ y.double().T, torch.arange(9)
+    expected = torch.stack([torch.nn.functional.cross_entropy(z, own) for z in (logits, logits.T)]).mean()
+    assert infonce(x, y, -100.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        infonce,
+        l2_contrastive,
+        direction_agreement,
+        lambda x, y, scale: siglip(x, y, scale, scale),
+        lambda x, y, scale: joint_loss(x, y, scale, 0.5),
+        lambda x, y, scale: infonce_with_negatives(x, y, scale, unpaired_text=x),
+        lambda x, y, scale: siglip_with_negatives(x, y, 1.0, scale, unpaired_text=x),
+        lambda x, y, scale: pseudo_pairs(Side(x, x, x, x), Side(y, None, y, None), scale),
+        lambda x, y, scale: late_interaction_infonce(x[:, None], y[:, None], scale),
+    ],
+)
+def test_a_scale_is_a_number_or_a_tensor_of_one(loss: Callable[..., Tensor]) -> None:
+    x, y = tensor_rows(0, 5, 4), tensor_rows(1, 5, 4)
+    scales = [torch.full(shape, 3.0, dtype=torch.float64, requires_grad=True) for shape in ((), (1,), (1, 1))]
+    for scale in scales:
+        value = loss(x, y, scale)
+        value.backward()  # type: ignore[no-untyped-call]
+        assert value.item() == loss(x, y, 3.0).item()
+        assert scale.grad is not None and scale.grad.item() == scales[0].grad.item()  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"logit_(scale|bias): expected one number, got \(3,\)"):
+        loss(x, y, torch.ones(3))
 
 
 def test_half_precision_and_autocast_change_no_type() -> None:
