@@ -26,10 +26,7 @@ def as_rows(array: ArrayLike, name: str) -> Tensor:
     cannot read them where they lie (reversed, read-only, or of the other byte order).
     Raises InputError if the array is not two-dimensional, is empty or is not of a floating-point type.
     """
-    if isinstance(array, np.ndarray):
-        array = _in_torch(array, name)
-    elif not isinstance(array, Tensor):
-        raise InputError(f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}")
+    array = as_tensor(array, name)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{name}: expected a non-empty (rows, dimensions) array, got shape {tuple(array.shape)}")
     if not array.is_floating_point():
@@ -37,7 +34,12 @@ def as_rows(array: ArrayLike, name: str) -> Tensor:
     return array if array.dtype in (torch.float32, torch.float64) else array.float()
 
 
-def _in_torch(array: npt.NDArray[np.generic], name: str) -> Tensor:
+def as_tensor(array: ArrayLike, name: str) -> Tensor:
+    """Return ``array``, of any shape and type that torch has, as a tensor; raises InputError for what is no array."""
+    if isinstance(array, Tensor):
+        return array
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}")
     if any(stride < 0 or stride % array.itemsize for stride in array.strides) or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     try:

@@ -60,8 +60,8 @@ def mmd(
     """Return the squared maximum mean discrepancy between x (M, d) and y (N, d), with a Gaussian kernel.
 
     ``mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j)`` (Gretton et al., JMLR 2012, equations 3
-    and 5): symmetric; with estimator "v" never negative and 0 for equal samples. Arguments, precision and errors
-    are those of ``cs_divergence``.
+    and 5): symmetric; with estimator "v" never negative and 0 for equal samples, up to rounding. Arguments, precision
+    and errors are those of ``cs_divergence``.
     """
     x, y = checked_clouds(x, y, estimator, products)
     return _loss(x, y, gram_divergence("mmd", resolve_bandwidth(bandwidth, x, y), estimator, products))
@@ -71,8 +71,8 @@ def energy_distance(x: ArrayLike, y: ArrayLike, estimator: Estimator = "v") -> T
     """Return the energy distance ``2 E||X - Y|| - E||X - X'|| - E||Y - Y'||`` between x (M, d) and y (N, d).
 
     Szekely & Rizzo (2013); the maximum mean discrepancy with the kernel ``-||a - b||``, which has no bandwidth.
-    Symmetric; with estimator "v" never negative and 0 for equal samples. Pairs at distance 0 take no part in the
-    gradient. Precision and errors are those of ``cs_divergence``.
+    Symmetric; with estimator "v" never negative and 0 for equal samples, up to rounding. Pairs at distance 0 take no
+    part in the gradient. Precision and errors are those of ``cs_divergence``.
     """
     x, y = checked_clouds(x, y, estimator, "fp32")
     return _loss(x, y, gram_divergence("energy", (), estimator))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cs_aligner_cli.common.arrays import ArrayLike, as_tensor
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -20,11 +21,11 @@ _BLOCK_BYTES, _LARGE_BLOCK_BYTES = 8 * 2**20, 128 * 2**20
 
 
 def token_cs_divergence(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     bandwidth: Bandwidth,
-    x_mask: Tensor | None = None,
-    y_mask: Tensor | None = None,
+    x_mask: ArrayLike | None = None,
+    y_mask: ArrayLike | None = None,
 ) -> Tensor:
     """Return ``mean_i D_CS(tokens of x_i; tokens of y_i)`` as a scalar tensor.
 
@@ -54,8 +55,9 @@ def token_cs_divergence(
     return _TokenLoss.apply(x.to(dtype), y.to(dtype), x_mask, y_mask, kernel)  # type: ignore[no-any-return]
 
 
-def _sequences(tokens: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-    """Tokens and their mask, once both are known to fit."""
+def _sequences(tokens: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[Tensor, Tensor]:
+    """Tokens and their mask as tensors, once both are known to fit."""
+    tokens = as_tensor(tokens, name)
     if tokens.ndim != 3 or 0 in tokens.shape or not tokens.is_floating_point():
         raise InputError(
             f"{name}: expected a non-empty floating-point (samples, tokens, dimensions) tensor, got "
@@ -63,6 +65,7 @@ def _sequences(tokens: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, 
         )
     if mask is None:
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    mask = as_tensor(mask, f"{name}_mask").to(tokens.device)
     if mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
         raise InputError(
             f"{name}_mask: expected bool of shape {tuple(tokens.shape[:2])}, got {tuple(mask.shape)} of {mask.dtype}"

@@ -88,6 +88,8 @@ def test_it_equals_a_double_loop_over_tokens(bandwidth: float | list[float], dty
     value = token_cs_divergence(x, y, bandwidth, x_mask, y_mask)
     assert value.dtype == dtype
     assert float(value) == pytest.approx(by_double_loops(x, y, x_mask, y_mask, bandwidth), abs=1e-6)
+    x_array, y_array, *masks = (tensor.numpy() for tensor in (x, y, x_mask, y_mask))
+    assert token_cs_divergence(x_array, y_array, bandwidth, *masks) == value
     everywhere = torch.ones_like(x_mask), torch.ones_like(y_mask)
     assert float(token_cs_divergence(x, y, bandwidth)) == pytest.approx(
         by_double_loops(x, y, *everywhere, bandwidth), abs=1e-6
