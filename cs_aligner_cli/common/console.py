@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ from rich.table import Column
 from rich.text import Text
 
 from cs_aligner_cli.common.errors import AlreadyReportedError, CsalignError, InputError
+from cs_aligner_cli.common.results import finite
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.torchrun_env import local_rank, rank
 
@@ -167,15 +167,7 @@ def printable(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout. JSON has no NaN and no infinity: they become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stdout.write(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def guarded(call: Callable[[], None], debug: bool = False, console: Console | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +26,15 @@ class Frozen(BaseModel):
     def data(self) -> dict[str, Any]:
         """The JSON object, with the keys that were given."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StageResult(Frozen):

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.results import Frozen
+from cs_aligner_cli.common.results import Frozen, finite
 from cs_aligner_cli.files.artifact import verify_file
 
 FILE = "metrics.jsonl"
@@ -39,7 +39,9 @@ class LogLine(Frozen):
     epoch: int
     lr: float | None = None
     loss: float | None = None
-    terms: dict[str, float] = Field({}, description="values of the terms of the loss, before their weights")
+    terms: dict[str, float | None] = Field(
+        {}, description="values of the terms of the loss, before their weights; null where one of weight 0 has none"
+    )
     weights: dict[str, float] = Field({}, description="what each term counts in this step")
     grad_norm_ratio: dict[str, float | None] = Field({}, description="of each other term to the pairwise one")
     grad_norm: float | None = Field(None, description="null where fp16 left the step out")
@@ -69,8 +71,8 @@ class TrainingLog:
         self._file = path.open("ab")
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Append one line."""
-        line = (json.dumps(metrics) + "\n").encode()
+        """Append one line; what is not finite in it is null, since JSON has no NaN."""
+        line = (json.dumps(finite(metrics), allow_nan=False) + "\n").encode()
         self._file.write(line)
         self._file.flush()
         self._digest.update(line)

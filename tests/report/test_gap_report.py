@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -21,10 +22,11 @@ from typer.testing import CliRunner
 from cs_aligner_cli.cli.main import app
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.gap.glossary import describe
+from cs_aligner_cli.report.curves import training_curves
 from cs_aligner_cli.report.page import render_page
 from cs_aligner_cli.stages.gap_report.drawing import _panels
 from cs_aligner_cli.stores.embeddings import Store
-from cs_aligner_cli.training.metrics_log import read_training_log
+from cs_aligner_cli.training.metrics_log import LogLine, LogMark, TrainingLog, read_training_log
 
 FIGURES = (
     "gap_against_recall",
@@ -233,3 +235,14 @@ def test_a_training_log_ends_where_a_crash_cut_it(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "los')
     assert read_training_log(tmp_path) == [{"step": 1}, {"step": 2}]
     assert read_training_log(tmp_path / "nowhere") == []
+
+
+def test_what_is_not_finite_is_null_in_a_training_log(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, LogMark()) as log:
+        log.write(
+            {"step": 10, "epoch": 1, "loss": 2.5, "terms": {"infonce": 2.5, "sinkhorn": math.nan}, "far": [math.inf]}
+        )
+    (row,) = read_training_log(tmp_path)
+    assert row == {"step": 10, "epoch": 1, "loss": 2.5, "terms": {"infonce": 2.5, "sinkhorn": None}, "far": [None]}
+    assert LogLine(**row).terms["sinkhorn"] is None
+    assert training_curves({"aligned": [row]})
