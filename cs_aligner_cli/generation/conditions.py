@@ -22,7 +22,7 @@ def chosen_captions(split: Split, spec: Generate, seed: int) -> Ints:
     """Rows of the captions that are prompts, in table order: first, all, or one drawn with ``seed`` of every image.
 
     Captions without an image are no prompts, since nothing could be said of their pictures. Raises InputError where
-    fewer than two are left.
+    fewer than two are left, or where all are of one image and the bound ``other_image`` is wanted.
     """
     owners = split.image_of_caption
     rows = np.flatnonzero(owners >= 0)
@@ -36,6 +36,11 @@ def chosen_captions(split: Split, spec: Generate, seed: int) -> Ints:
     if len(rows) < 2:
         raise InputError(
             f"generate.split: split {split.name!r} has {len(rows)} captions of images; expected at least 2 to draw from"
+        )
+    if "other_image" in spec.bounds and len(np.unique(owners[rows])) < 2:
+        raise InputError(
+            f"generate.bounds: other_image: all {len(rows)} prompts are of one image, so no other one is there",
+            "Leave other_image out of generate.bounds, or draw from captions of more images.",
         )
     return rows
 

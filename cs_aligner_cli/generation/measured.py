@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.generation.agreement import clip_score, prompt_retrieval, row_cosines
+from cs_aligner_cli.generation.agreement import RANKS, clip_score, prompt_retrieval, row_cosines
 from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.generation.coverage import precision_recall
 from cs_aligner_cli.generation.frechet import frechet_distance, frechet_floor
@@ -79,6 +80,22 @@ def _distances(subject: Subject, space: str, generated: Floats32) -> dict[str, f
     if "coverage" in wanted and min(len(generated), len(real)) > _NEIGHBOURS:
         found |= {f"{name}@{space}": value for name, value in precision_recall(generated, real, _NEIGHBOURS).items()}
     return found
+
+
+def left_out(subject: Subject, pictures: int) -> list[str]:
+    """Notes on the wanted metrics that so few pictures, prompts or texts cannot have."""
+    notes, wanted = [], subject.wanted
+    if subject.texts is None and {"clip_score", "prompt_retrieval"} & {*wanted}:
+        notes.append("no CLIP score and no retrieval: the judge's texts share no space with images")
+    fewest = min(pictures, *(len(rows) for rows in subject.real.values()))
+    if "coverage" in wanted and fewest <= _NEIGHBOURS:
+        notes.append(f"no precision and recall: they take more than {_NEIGHBOURS} pictures, drawn and real")
+    unlike = len({*subject.prompts})
+    if "prompt_retrieval" in wanted and subject.texts is not None and unlike < RANKS[-1]:
+        notes.append(f"no prompt_R@{RANKS[-1]}: there are {unlike} unlike prompts")
+    if "frechet" in wanted and any(math.isnan(floor) for floor in floors(subject, 0).values()):
+        notes.append("no Frechet distance between two halves of the real pictures: they are too few")
+    return notes
 
 
 def floors(subject: Subject, seed: int) -> dict[str, float]:

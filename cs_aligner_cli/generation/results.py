@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.results import finite
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.images import read_image
@@ -25,7 +26,7 @@ from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.generation.contact_sheet import sheet_html, sheet_png
 from cs_aligner_cli.generation.drawing import CONDITIONS, picture_path
 from cs_aligner_cli.generation.inception import inception_features, require_inception
-from cs_aligner_cli.generation.measured import Subject, floors, measure_pictures, refuse_attributes
+from cs_aligner_cli.generation.measured import Subject, floors, left_out, measure_pictures, refuse_attributes
 from cs_aligner_cli.generation.scene_attributes import scene_attributes
 from cs_aligner_cli.recipe.generate import PICTURE_METRICS, Generate
 from cs_aligner_cli.recipe.recipe import Recipe
@@ -78,9 +79,6 @@ def write_results(
             conditions = np.load(folder / CONDITIONS, allow_pickle=False)
             found[name] = measure_pictures(subject, features, conditions, lambda i, f=files: read_image(f[i])[0])  # type: ignore[misc]
             advance(len(prompts))
-    notes = (
-        [] if judged is not None else ["no CLIP score and no retrieval: the judge's texts share no space with images"]
-    )
     summary = {
         "split": recipe.drawn_split,
         "prompts": len(prompts),
@@ -89,7 +87,7 @@ def write_results(
         "published": spec.published.metrics,
         "protocol": _protocol(recipe, spec, encoder, len(real_rows)),
         "sheet": str(made.results.path / "sheet.html"),
-        "notes": notes,
+        "notes": left_out(subject, len(prompts)),
     }
     _write(build.folder, summary, made, data, prompts, images)
     return summary
@@ -103,7 +101,7 @@ def _write(
     prompts: pd.DataFrame,
     images: pd.DataFrame,
 ) -> None:
-    write_json(folder / RESULTS, summary)
+    write_json(folder / RESULTS, finite(summary))
     long = [
         {"store": store, "metric": metric, "value": value}
         for store, metrics in summary["generate"].items()

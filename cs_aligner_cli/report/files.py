@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from cs_aligner_cli.common.results import finite
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.report import REPORT
 from cs_aligner_cli.report.canvas import Format, Picture
@@ -41,7 +42,7 @@ def report_files(
     files = {
         REPORT: render_page(report, figures, shown).encode(),
         "report.md": render_summary(report).encode(),
-        "report.json": (json.dumps(report, indent=2) + "\n").encode(),
+        "report.json": (json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode(),
         **{f"{name}.csv": csv_bytes(pd.DataFrame(rows)) for name, rows in tables.items()},
     }
     for name, picture in figures.items():

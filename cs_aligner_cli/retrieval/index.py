@@ -73,11 +73,18 @@ def factory_of(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_RO
 def plan_index(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_ROWS) -> IndexPlan:
     """What an index of that kind (a key of KINDS, or a FAISS factory string) will be, without building it.
 
-    Raises InputError if FAISS cannot make such an index, or if there are fewer rows than it must be trained on.
+    Raises InputError if FAISS cannot make such an index, if it takes no rows without ids (IDMap) or does not say what a
+    row takes (NSG), or if there are fewer rows than it must be trained on.
     """
     factory = factory_of(kind, rows, dim, training_rows)
     index = _empty(factory, dim, kind)
-    memory = _memory(index, rows, dim)
+    try:
+        memory = _memory(index, rows, dim)
+    except RuntimeError:  # FAISS' own text is the source line that failed
+        raise InputError(
+            f"index: {kind!r} makes a FAISS {type(index).__name__}, which does not say how much a row takes",
+            "Take hnsw, or any kind whose codes have a size.",
+        ) from None
     needed = 0 if index.is_trained else min(rows, max(training_rows, _least_training(index)))
     if needed < _least_training(index):
         raise InputError(
@@ -116,6 +123,8 @@ def _empty(factory: str, dim: int, given: str) -> Any:
     except RuntimeError:  # FAISS' own text is the source line that failed
         near = did_you_mean(given, KINDS)
         raise InputError(f"index: {given!r} is {_FLAT_ERROR} of {dim} dimensions{near}") from None
+    if isinstance(index, faiss.IndexIDMap):
+        raise InputError(f"index: {given!r}: IDMap takes rows with ids only", "Leave it out: row i gets id i.")
     return index
 
 

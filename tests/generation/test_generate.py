@@ -29,6 +29,7 @@ from cs_aligner_cli.generation.conditions import (
     refuse_another_encoder,
     scaled,
 )
+from cs_aligner_cli.generation.measured import Subject, left_out, measure_pictures
 from cs_aligner_cli.recipe.generate import Generate
 from cs_aligner_cli.recipe.later import LATER_KEYS
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -348,6 +349,22 @@ def test_without_captions_of_images_there_is_nothing_to_draw():
     for captions, count in ((alone[:0], 0), (alone, 1)):
         with pytest.raises(InputError, match=rf"split 'dev' has {count} captions of images; expected at least 2"):
             chosen_captions(Split("dev", images, captions), spec, 0)
+    both = alone.assign(image_id="b")
+    every = spec.model_copy(update={"captions": "all", "bounds": ["other_image"]})
+    with pytest.raises(InputError, match="bounds: other_image: all 2 prompts are of one image"):
+        chosen_captions(Split("dev", images, both), every, 0)
+
+
+def test_what_few_pictures_cannot_have_is_said():
+    rows = np.eye(3, 8, dtype=np.float32)
+    subject = Subject(["one", "two", "two"], rows, {"encoder": rows}, None, ["frechet", "coverage", "prompt_retrieval"])
+    found = {**measure_pictures(subject, {"encoder": rows}, rows, lambda i: Image.new("RGB", (1, 1)))}
+    assert "prompt_R@10" not in found and "precision@encoder" not in found
+    assert [note.partition(":")[0] for note in left_out(subject, 3)] == [
+        "no precision and recall",
+        "no prompt_R@10",
+        "no Frechet distance between two halves of the real pictures",
+    ]
 
 
 def test_seeds_are_of_recipe_and_caption_alone():

@@ -128,6 +128,10 @@ def test_an_index_that_cannot_be_is_refused(gallery: Floats) -> None:
         plan_index("hnws", 1000, DIM)
     with pytest.raises(InputError, match=r"PQ7' is no FAISS factory string .* of 32 dimensions"):
         plan_index("PQ7", 1000, DIM)
+    with pytest.raises(InputError, match=r"index: 'NSG32' makes a FAISS IndexNSGFlat, which does not say how much"):
+        plan_index("NSG32", 1000, DIM)
+    with pytest.raises(InputError, match=r"index: 'IDMap,Flat': IDMap takes rows with ids only"):
+        plan_index("IDMap,Flat", 1000, DIM)
     with pytest.raises(InputError, match="must be trained on at least 4096 rows, but there are 1000"):
         build_index(gallery[:1000], "IVF4096,Flat")
     with pytest.raises(InputError, match="k = 2000 but the index holds 1000 rows"):

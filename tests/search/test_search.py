@@ -351,13 +351,18 @@ def test_options_of_the_evaluation(
     saved = faiss.read_index(str(tmp_path / "run" / "eval_retrieval" / "aligned" / "text" / "text.index"))
     assert saved.nprobe == 2 and saved.ntotal == 200
     judged = tmp_path / "judged.csv"
-    judged.write_text("query,item,score\n0120.jpg,00000600,2\n0120.jpg,00000605,1\n0121.jpg,00000605,1\n")
+    judged.write_text("query,item,score\n0120.jpg,00000600,1\n0120.jpg,00000605,1\n0121.jpg,00000605,1\n")
     graded = evaluated(f"eval_retrieval.relevance={judged}").json["eval_retrieval"]["aligned"]["i2t"]
     assert graded["queries"] == 2 and {"nDCG@10", "spearman"} <= set(graded)
+    assert graded["spearman"] is None  # equal judgements have no order
+    assert "NaN" not in (tmp_path / "run" / "eval_retrieval" / "results.json").read_text()
     judged.write_text("query,item,score\n0120.jpg,00000600,2\n0120.jpg,x,1\n")
     sets = ("--set", "train.pairwise_only=true", "--set", f"eval_retrieval.relevance={judged}")
     assert "item 'x' is no image and no caption" in refused("eval-retrieval", features_run, *sets)
-    for setting, message in (("eval_retrieval.index.kind=hnws", "index: 'hnws' is no FAISS factory string"),):
+    for setting, message in (
+        ("eval_retrieval.index.kind=hnws", "index: 'hnws' is no FAISS factory string"),
+        ("eval_retrieval.index.kind=NSG32", "index: 'NSG32' makes a FAISS IndexNSGFlat, which does not say"),
+    ):
         said = refused("eval-retrieval", features_run, "--set", "train.pairwise_only=true", "--set", setting)
         assert message in said
     said = refused(

@@ -12,7 +12,7 @@ import pandas as pd
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.common.results import flattened
+from cs_aligner_cli.common.results import finite, flattened
 from cs_aligner_cli.common.safe_csv import csv_bytes
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.judgements import read_judgements
@@ -27,6 +27,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.retrieval import evaluate_retrieval
 from cs_aligner_cli.retrieval.bootstrap import intervals, mean_statistics, statistics
 from cs_aligner_cli.retrieval.corrections import ONE_SPACE, bank_of, corrected
+from cs_aligner_cli.retrieval.index import plan_index
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, summarise
 from cs_aligner_cli.retrieval.mixed import (
     MIXED,
@@ -64,7 +65,7 @@ from cs_aligner_cli.stores.embeddings import NO_SPACE, Store, nothing_to_compare
 def write_results(layout: Layout, console: Console, folder: Path, indexed: bool) -> dict[str, Any]:
     """Evaluate and, if wanted, index every store into a folder; return the summary, which is written there too."""
     summary = _Job(layout.recipe, layout, console).run(folder, indexed)
-    write_json(folder / "results.json", summary)
+    write_json(folder / "results.json", finite(summary))
     write_bytes(folder / "results.csv", csv_bytes(_long_table(summary)))
     return summary
 
@@ -116,6 +117,9 @@ class _Job:
         comparable = {name: store for name, store in stores.items() if store.shares_space}
         if not comparable:
             raise nothing_to_compare(self.split.name)
+        for store in comparable.values() if indexed else ():
+            for modality in MODALITIES:  # what cannot be built is refused before anything is searched
+                plan_index(self.spec.index.kind, *store.array(modality).shape, self.spec.index.training_rows)
         results: dict[str, Any] = {}
         spans: dict[str, Any] = {}
         indexes: dict[str, Any] = {}

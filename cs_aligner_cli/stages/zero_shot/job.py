@@ -16,6 +16,7 @@ from torch import Tensor
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.results import finite
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.files.artifact import Artifact, write_json
@@ -36,7 +37,7 @@ def write_results(recipe: Recipe, console: Console, folder: Path) -> dict[str, A
     """Classify the images in every store; return the summary, which is written into the folder too."""
     require_encoder(recipe, "text", "Zero-shot needs a text tower that embeds the prompts.")
     summary = _classified(recipe, Layout(recipe), console, folder)
-    write_json(folder / "results.json", summary)
+    write_json(folder / "results.json", finite(summary))
     return summary
 
 
