@@ -36,10 +36,13 @@ class Photos:
     def _path(self, locator: str, image_id: str) -> Path | None:
         if locator:
             return self.root / locator
-        # An id is data: it must not lead out of the folder.
-        if self.folder is None or Path(image_id).name != image_id:
-            return None
-        return self.folder / image_id
+        return photo_in(self.folder, image_id) if self.folder is not None and image_id else None
+
+
+def photo_in(folder: Path, image_id: str) -> Path | None:
+    """Where the photo of an id lies in a folder or its sub-folders; None where the id leads out of it: ids are data."""
+    path = Path(image_id)
+    return None if path.anchor or ".." in path.parts else folder / path
 
 
 def thumbnail(path: Path, side: int, background: str | None = None) -> bytes | None:

@@ -21,6 +21,7 @@ from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.images import BadImageError, read_image
 from cs_aligner_cli.data.prepared import PreparedData, Split
+from cs_aligner_cli.data.thumbnails import photo_in
 from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.recipe.matching import Rerank
@@ -327,5 +328,5 @@ def _found(keys: pd.DataFrame, hits: _Hits, photos: Path | None) -> list[Neighbo
 
 def _path(key: Any, photos: Path | None) -> str:
     if photos is not None and key["image_id"]:
-        return str(photos / str(key["image_id"]))
+        return str(photo_in(photos, str(key["image_id"])) or "")
     return str(key["image_path"])

@@ -226,7 +226,10 @@ def test_photos_are_found_by_locator_or_id_and_never_outside(tmp_path: Path) -> 
         return photos.thumbnail({"locator": locator, "image_id": image_id})
 
     assert thumbnail("a.png", "x").startswith(b"\xff\xd8")
-    for image_id in ("../a.png", "absent.png", "broken.png", "", "nul\0"):
+    (tmp_path / "in" / "sub").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "sub" / "b.png")
+    assert thumbnail("", "sub/b.png").startswith(b"\xff\xd8")
+    for image_id in ("../a.png", "sub/../../a.png", str(tmp_path / "a.png"), "absent.png", "broken.png", "", "nul\0"):
         assert thumbnail("", image_id) is None
     assert Photos(tmp_path).thumbnail({"locator": "", "image_id": "a.png"}) is None
 
