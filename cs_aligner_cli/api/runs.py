@@ -100,8 +100,10 @@ class Run:
         from cs_aligner_cli.search.query_encoder import QueryEncoder, require_encoder
 
         items = {
-            "image": [str(Path(path).resolve()) for path in _listed(images or (), "images", str | Path)],
-            "text": _listed(texts or (), "texts", str),
+            "image": [
+                str(Path(path).resolve()) for path in _listed(() if images is None else images, "images", str | Path)
+            ],
+            "text": _listed(() if texts is None else texts, "texts", str),
         }
         given = {modality: values for modality, values in items.items() if values}
         if not given:
@@ -176,11 +178,12 @@ def _listed(items: Sequence[Item], name: str, kind: type[Item] | UnionType) -> l
     """Items of the kind, as a list; a bare string is a sequence of letters, and never meant as one."""
     if isinstance(items, str | Path):
         raise InputError(f"{name}: expected a list, got {str(items)!r} alone", f"Put it into a list: {name}=[...].")
-    for number, item in enumerate(items):
+    found = list(items)
+    for number, item in enumerate(found):
         if not isinstance(item, kind):
             what = "a path" if name == "images" else "a string"
             raise InputError(f"{name}: item {number} is {item!r}, expected {what}")
-    return list(items)
+    return found
 
 
 def run(

@@ -61,7 +61,7 @@ def test_what_a_run_cannot_do_is_refused(features_run: Run, tmp_path: Path) -> N
         (lambda: features_run.embed(images=[], texts=["a"]), "encoders.text is of kind features"),
         (lambda: features_run.embed(texts="a dog"), "texts: expected a list, got 'a dog' alone"),
         (lambda: features_run.embed(images=tmp_path / "a.png"), "images: expected a list, got .*png' alone"),
-        (lambda: features_run.embed(texts=["a", None]), "texts: item 1 is None, expected a string"),
+        (lambda: features_run.embed(texts=np.array(["a", None])), "texts: item 1 is None, expected a string"),
         (lambda: features_run.search(texts="dog"), "texts: expected a list"),
         (lambda: features_run.search(ids="0130.jpg"), "ids: expected a list"),
         (lambda: features_run.search(images=[3]), "images: item 0 is 3, expected a path"),
