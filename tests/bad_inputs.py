@@ -615,6 +615,11 @@ CASES: dict[str, list[Case]] = {
         Case("a control that is none of them", sweep("control", "InfoNEC")),
         Case("an objective that no run has", sweep("objective.metric", "eval_retrieval.aligned.mean.R@7")),
         Case("an objective of no stage", sweep("objective.metric", "eval_retreival.aligned.mean.R@1")),
+        Case(
+            "an objective turned round", sweep("objective", "{metric: gap_report.aligned.margin, direction: minimize}")
+        ),
+        Case("an objective that is neither", sweep("objective.metric", "cost.seconds")),
+        Case("more draws than there are", sweep("random", "{count: 3, keys: {train.lr: {choices: [0.1, 0.2]}}}")),
         Case("a seed named twice", sweep("seeds", "[0, 0]")),
         Case("a range turned round", sweep("random", "{keys: {train.lr: {low: 1, high: 0.1}}}")),
         Case("a search over nothing", sweep("search", "{trials: 5}")),

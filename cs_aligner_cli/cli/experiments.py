@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from cs_aligner_cli.experiments.ranks import AcrossDataSets
 
 Launch = Literal["slurm", "local"]
+Better = Annotated[
+    Literal["maximize", "minimize"] | None,
+    typer.Option("--direction", help="Which way the objective is better [default: as is known of the metric]."),
+]
 Grid = Annotated[
     list[str] | None,
     typer.Option("--grid", metavar="KEY=A,B", help="Values of a key, all combinations of which are run; repeatable."),
@@ -89,6 +93,7 @@ def compare(
     objective: Annotated[
         str | None, typer.Option(help="The metric that is tested, by its path [default: the mean R@1 of both ways].")
     ] = None,
+    direction: Better = None,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A further metric, by its path; may be repeated.")
     ] = None,
@@ -105,7 +110,7 @@ def compare(
     def call(console: Console) -> None:
         from cs_aligner_cli.stages.compare import compare as compare_runs
 
-        found = compare_runs(runs, control, objective, metric or (), out or ())
+        found = compare_runs(runs, control, objective, metric or (), out or (), direction)
         console.result({"command": "compare", **found.model_dump(mode="json")}, all_tables(found))
         for line in all_conclusions(found):
             console.say(line)
@@ -120,6 +125,7 @@ def leaderboard(
     objective: Annotated[
         str | None, typer.Option(help="The metric to rank by, by its path [default: the mean R@1 of both ways].")
     ] = None,
+    direction: Better = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -137,7 +143,7 @@ def leaderboard(
         from cs_aligner_cli.stages.leaderboard import leaderboard as rank_runs
 
         files = out or [folder / f"leaderboard{suffix}" for suffix in (".md", ".html")]
-        found = rank_runs(folder, objective, files)
+        found = rank_runs(folder, objective, files, direction)
         tables = [
             table(
                 f"{board.comparison.data_set}, split {board.comparison.split},"

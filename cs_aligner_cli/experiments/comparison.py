@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, columns_of
 from cs_aligner_cli.experiments.expected import BesidePublished
-from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun
+from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun, refuse_other_protocols
 from cs_aligner_cli.experiments.statistics import (
     crossed_estimate,
     main_effects,
@@ -22,6 +23,7 @@ from cs_aligner_cli.experiments.statistics import (
     per_image,
     seeds_estimate,
 )
+from cs_aligner_cli.recipe.sweep import Direction
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS
 
 Frozen = ConfigDict(frozen=True, extra="forbid")
@@ -29,13 +31,17 @@ OBJECTIVE = "eval_retrieval.aligned.mean.R@1"
 
 
 class Difference(BaseModel):
-    """A configuration less the control: its mean, 95% interval, p, and p corrected for all configurations (Holm)."""
+    """A configuration less the control: its mean, 95% interval, p, and p corrected for all configurations (Holm).
+
+    ``covers``: what interval and test are over, as of a cell; seeds count that both configurations have.
+    """
 
     model_config = Frozen
     mean: float
     interval: tuple[float, float] | None
     p: float | None
     p_holm: float | None = None
+    covers: str
 
     @property
     def clear(self) -> bool:
@@ -106,16 +112,16 @@ def compare(
     runs: Sequence[MeasuredRun],
     control: str | None = None,
     objective: str = OBJECTIVE,
-    direction: Literal["higher", "lower"] | None = None,
+    direction: Direction | None = None,
     further: Sequence[str] = (),
 ) -> Comparison:
     """Compare finished runs; those that differ in their seed alone are replicates of one configuration.
 
     Raises InputError where they were not measured on the same split by the same protocol, the control is none of
     them, or no run has the objective's metric. ``direction``: which way the objective is better, where that is not
-    known by its name; ``further`` metrics get columns of their own.
+    known of the metric (``columns.better_of``); ``further`` metrics get columns of their own.
     """
-    _refuse_other_protocols(runs)
+    refuse_other_protocols(runs)
     groups = _groups(runs)
     control = _full_name(control, groups)
     if control is not None and control not in {group.name for group in groups}:
@@ -141,11 +147,11 @@ def compare(
     rows = _rows(groups, columns, estimates, _tested(differences), control, images.count)
     of_objective = [row.cells[objective].mean for row in rows if objective in row.cells]
     found = differences.get(objective, {})
-    sizes = [estimate.detectable for estimate in found.values() if np.isfinite(estimate.detectable)]
+    sizes = [estimate.detectable for estimate in found.values() if 0 < estimate.detectable < math.inf]
     return Comparison(
         data_set=runs[0].data_set,
         split=runs[0].split,
-        protocol=runs[0].protocol,
+        protocol={key: value for run in runs for key, value in run.protocol.items()},
         images=images.count,
         columns=columns,
         rows=rows,
@@ -181,23 +187,6 @@ def _groups(runs: Sequence[MeasuredRun]) -> list[_Group]:
 def _full_name(control: str | None, groups: Sequence[_Group]) -> str | None:
     """The group that a control means: where several configurations have its name, that of the first run."""
     return next((group.name for group in groups if control in (group.name, group.runs[0].configuration)), control)
-
-
-def _refuse_other_protocols(runs: Sequence[MeasuredRun]) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        for what, ours, theirs in (("data set", first.data_set, run.data_set), ("split", first.split, run.split)):
-            if ours != theirs:
-                raise InputError(
-                    f"{run.folder}: its {what} is {theirs!r}, that of {first.folder} is {ours!r}",
-                    "Only what was measured on the same split of the same data can be compared.",
-                )
-        for key in first.protocol:
-            if first.protocol[key] != run.protocol.get(key):
-                raise InputError(
-                    f"the runs follow other protocols: {key} is {first.protocol[key]!r} in {first.folder} and "
-                    f"{run.protocol.get(key)!r} in {run.folder}"
-                )
 
 
 class _Images:
@@ -275,7 +264,11 @@ def _tested(differences: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict
         corrected = holm([estimate.p for estimate in found.values()])
         tested[key] = {
             name: Difference(
-                mean=estimate.mean, interval=_known(estimate), p=_number(estimate.p), p_holm=_number(adjusted)
+                mean=estimate.mean,
+                interval=_known(estimate),
+                p=_number(estimate.p),
+                p_holm=_number(adjusted),
+                covers=estimate.covers,
             )
             for (name, estimate), adjusted in zip(found.items(), corrected, strict=True)
         }
@@ -297,10 +290,10 @@ def _rows(
         )
         for column in columns
     }
-    gap, gain = (next((c.key for c in columns if c.role == role), None) for role in ("gap", "objective"))
-    points = [(estimates[g.name].get(gap or ""), estimates[g.name].get(gain or "")) for g in groups]
+    gap, gain = next((c.key for c in columns if c.role == "gap"), None), columns[0]
+    points = [(estimates[g.name].get(gap or ""), estimates[g.name].get(gain.key)) for g in groups]
     complete = gap is not None and all(x is not None and y is not None for x, y in points)
-    front = pareto_front([x.mean for x, _ in points], [y.mean for _, y in points]) if complete else []  # type: ignore[union-attr]
+    front = pareto_front([x.mean for x, _ in points], [y.mean * gain.sign for _, y in points]) if complete else []  # type: ignore[union-attr]
     rows = []
     for i, group in enumerate(groups):
         cells = {}

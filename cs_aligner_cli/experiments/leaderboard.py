@@ -12,12 +12,14 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.experiments.columns import better_of
 from cs_aligner_cli.experiments.comparison import Comparison, Row, compare
 from cs_aligner_cli.experiments.ledger import Ledger
 from cs_aligner_cli.experiments.measured_run import MeasuredRun, find_run
 from cs_aligner_cli.experiments.plan import experiment_id
 from cs_aligner_cli.experiments.text_tables import cell_text, escaped
 from cs_aligner_cli.files.artifact import RECORD, fingerprint, read_record
+from cs_aligner_cli.recipe.sweep import Direction
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS
 
 _Frozen = ConfigDict(frozen=True, extra="forbid")
@@ -75,8 +77,12 @@ class _Found(NamedTuple):
     date: str
 
 
-def leaderboard(folder: Path, objective: str) -> Leaderboard:
-    """All finished runs below ``folder``; raise InputError if there are none, or none has the objective's metric."""
+def leaderboard(folder: Path, objective: str, direction: Direction | None = None) -> Leaderboard:
+    """All finished runs below ``folder``, ranked by the objective, which is better the way that ``better_of`` says.
+
+    Raises InputError if there are none, or none has the objective's metric, and as ``better_of``.
+    """
+    better_of(objective, direction)
     found, left_out = _finished(folder)
     boards: dict[str, list[_Found]] = {}
     for one in found:
@@ -86,7 +92,7 @@ def leaderboard(folder: Path, objective: str) -> Leaderboard:
         able = [one for one in members if one.run.number(objective) is not None]
         left_out += [_left_out(folder, one, f"has no metric {objective}") for one in members if one not in able]
         if able:
-            made.append(_board(able, objective))
+            made.append(_board(able, objective, direction))
     if not made:
         reasons = "".join(f"\n  {one.folder}: {one.why}" for one in left_out[:5])
         raise InputError(f"{folder}: no finished run below it can be ranked by {objective}{reasons}")
@@ -149,8 +155,8 @@ def _read(place: Path, name: str | None) -> _Found:
     return _Found(named, board, experiment_id(run.record["recipe"]), str(record["finished"]))
 
 
-def _board(members: Sequence[_Found], objective: str) -> Board:
-    table = compare([one.run for one in members], None, objective)
+def _board(members: Sequence[_Found], objective: str, direction: Direction | None) -> Board:
+    table = compare([one.run for one in members], None, objective, direction)
     column = table.column(objective)
     origin = {str(one.run.folder): one for one in members}
     rows = sorted(table.rows, key=lambda row: -column.sign * row.cells[objective].mean)

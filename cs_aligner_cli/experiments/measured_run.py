@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ MEAN = "mean"
 _RETRIEVAL = "eval_retrieval"
 # What may differ between the protocols of two evaluations that are compared.
 _FREE = ("search", "intervals")
+# What the protocol says of the stores NAME+matching alone.
+_RERANKED, _HEAD = "reranked", "+matching"
 _HINT = "Name a run's folder, or one of ./runs, with a store where it has several: RUN or RUN:STORE."
 
 
@@ -84,7 +86,8 @@ class MeasuredRun:
     def protocol(self) -> dict[str, Any]:
         """By what rules its retrieval was measured, less what does not change the numbers."""
         summary = read_record(self.folder / _RETRIEVAL / RECORD)["summary"]
-        return {key: value for key, value in summary["protocol"].items() if key not in _FREE}
+        free = _FREE if self.store.endswith(_HEAD) else (*_FREE, _RERANKED)
+        return {key: value for key, value in summary["protocol"].items() if key not in free}
 
     @cached_property
     def records(self) -> Records:
@@ -151,6 +154,28 @@ def find_run(given: str) -> list[MeasuredRun]:
     label = f"{folder.name}:{chosen}"
     identity = f"{experiment_id(recipe, seeded=False)}:{chosen}"
     return [MeasuredRun(folder, chosen, label, identity, int(recipe["seed"]), {})]
+
+
+def refuse_other_protocols(runs: Sequence[MeasuredRun]) -> None:
+    """Raise InputError where runs were not measured on the same split of the same data by the same protocol.
+
+    A store may be compared with what its matching head makes of it.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what, ours, theirs in (("data set", first.data_set, run.data_set), ("split", first.split, run.split)):
+            if ours != theirs:
+                raise InputError(
+                    f"{run.folder}: its {what} is {theirs!r}, that of {first.folder} is {ours!r}",
+                    "Only what was measured on the same split of the same data can be compared.",
+                )
+        for key in {**first.protocol, **run.protocol}:
+            rules = first.protocol.get(key), run.protocol.get(key)
+            if rules[0] != rules[1] and not (key == _RERANKED and None in rules):
+                raise InputError(
+                    f"the runs follow other protocols: {key} is {rules[0]!r} in {first.folder} and {rules[1]!r} in "
+                    f"{run.folder}"
+                )
 
 
 def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:

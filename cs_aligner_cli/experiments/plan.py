@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from cs_aligner_cli.files.places import all_places, by_name
 from cs_aligner_cli.recipe.later import without_later_keys
 from cs_aligner_cli.recipe.recipe import Recipe, find_recipe, load_recipe
 from cs_aligner_cli.recipe.strict_yaml import parse_value, read_yaml, shown
-from cs_aligner_cli.recipe.sweep import Settings, Space, Sweep
+from cs_aligner_cli.recipe.sweep import Drawn, Settings, Space, Sweep
 from cs_aligner_cli.runs.layout import Layout
 
 # What a run is called, where it lies and how its recipe and figures are written says nothing about its results.
@@ -34,6 +35,8 @@ _NOT_THE_EXPERIMENT = (
 )
 # The name of the recipe as it stands, beside what an ablation takes away from it.
 FULL = "full"
+# How often values are drawn again that a configuration has already, before the space counts as exhausted.
+_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,10 @@ def configurations(sweep: Sweep) -> list[Configuration]:
             raise InputError("sweep.random.keys: expected at least one key path and its values")
         rng = random.Random(sweep.random.draw_seed)
         keys = _short_names(list(sweep.random.keys))
-        for _ in range(sweep.random.count):
-            chosen = {key: drawn(key, space, rng) for key, space in sweep.random.keys.items()}
+        taken = {_setting_text(configuration.settings) for configuration in found}
+        for number in range(sweep.random.count):
+            chosen = _drawn_anew(sweep.random, rng, taken, number)
+            taken.add(_setting_text(chosen))
             found.append(Configuration(_named(chosen, keys), chosen))
     _refuse_twins(found)
     if not found and not sweep.search:
@@ -203,6 +208,23 @@ def plan(source: Source, base: Recipe, known: Sequence[Configuration]) -> list[P
                 "Two configurations must differ in a key that is in force (in a path, its last name): remove one.",
             )
     return runs
+
+
+def _drawn_anew(spec: Drawn, rng: random.Random, taken: Collection[str], number: int) -> Settings:
+    """Settings that no configuration has yet; InputError where many draws give none."""
+    for _ in range(_ATTEMPTS):
+        chosen = {key: drawn(key, space, rng) for key, space in spec.keys.items()}
+        if _setting_text(chosen) not in taken:
+            return chosen
+    raise InputError(
+        f"sweep.random.count: {spec.count} configurations, but after {number} of them {_ATTEMPTS:,} draws gave nothing "
+        "that is not among the sweep's already",
+        "Name fewer configurations, or more values under sweep.random.keys.",
+    )
+
+
+def _setting_text(settings: Settings) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def drawn(key: str, space: Space, rng: random.Random) -> Any:

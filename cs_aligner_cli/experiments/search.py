@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
+from cs_aligner_cli.experiments.columns import better_of
 from cs_aligner_cli.experiments.plan import Configuration, experiment_id, named_by, rounded
 from cs_aligner_cli.experiments.worker import TrialPruned
 from cs_aligner_cli.files.artifact import fingerprint
 from cs_aligner_cli.recipe.recipe import Recipe
-from cs_aligner_cli.recipe.sweep import Search, Space
+from cs_aligner_cli.recipe.sweep import Direction, Search, Space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -82,6 +83,9 @@ class Searcher:
         assert base.sweep is not None and base.sweep.search is not None
         require_optuna()
         self.sweep, self.spec = base.sweep, base.sweep.search
+        objective = self.sweep.objective
+        lower = better_of(objective.metric, objective.direction) == "lower"
+        self._direction: Direction = "minimize" if lower else "maximize"
         self.exhausted = False
         self._claims, self._journal = base.folder / "claims", base.folder / JOURNAL
         try:
@@ -90,7 +94,7 @@ class Searcher:
             raise InputError(f"{self._claims}: cannot be written: {error.strerror}", "Name another run_dir.") from None
         self._guard = FileLock(self._claims / "search.lock")
         self._distributions = {key: _distribution(space) for key, space in self.spec.keys.items()}
-        judged_by = [self.sweep.objective.model_dump(), list(self.sweep.seeds)]
+        judged_by = [{"metric": objective.metric, "direction": self._direction}, list(self.sweep.seeds)]
         space = self.spec.model_dump(exclude={"trials"})
         self._name = fingerprint([experiment_id(base.model_dump(mode="json"), seeded=False), space, judged_by])
         self._storage: JournalStorage
@@ -100,7 +104,7 @@ class Searcher:
         """How far the search is."""
         trials = self._last_attempts()
         done = [trial for trial in trials if trial.state.name == "COMPLETE"]
-        sign = 1 if self.sweep.objective.direction == "maximize" else -1
+        sign = 1 if self._direction == "maximize" else -1
         best = max(done, key=lambda trial: (sign * (trial.value or 0.0), -trial.number), default=None)
         return SearchOutcome(
             wanted=self.spec.trials,
@@ -194,7 +198,7 @@ class Searcher:
                 study: Study = optuna.create_study(
                     storage=self._storage,
                     study_name=self._name,
-                    direction=self.sweep.objective.direction,
+                    direction=self._direction,
                     sampler=optuna.samplers.RandomSampler(self.spec.draw_seed),
                     pruner=optuna.pruners.MedianPruner(
                         n_startup_trials=self.spec.startup_trials, n_warmup_steps=self.spec.prune_after or 0
@@ -230,7 +234,7 @@ class Searcher:
         drawing = optuna.samplers.RandomSampler(seed)
         modelled = self.spec.sampler == "tpe" and number >= self.spec.startup_trials
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1) if modelled else drawing
-        memory = optuna.create_study(direction=self.sweep.objective.direction, sampler=sampler)
+        memory = optuna.create_study(direction=self._direction, sampler=sampler)
         memory.add_trials([trial for trial in trials if trial.state.name != "FAIL"])
         known = {json.dumps(trial.params, sort_keys=True) for trial in trials}
         for _ in range(_ATTEMPTS):

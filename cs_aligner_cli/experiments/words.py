@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.experiments.columns import Column
@@ -36,7 +36,7 @@ def conclusions(found: Comparison) -> list[str]:
     front = [row.name for row in found.rows if row.on_front]
     if front and len(found.rows) > 1:
         sentences.append(
-            f"By the means, nothing has both a smaller gap and a higher {objective.title} than {_listed(front)}."
+            f"By the means, nothing has both a smaller gap and a better {objective.title} than {_listed(front)}."
         )
     return sentences
 
@@ -45,16 +45,46 @@ def _design(found: Comparison) -> str:
     seeds = sorted({len(row.seeds) for row in found.rows})
     each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     over = f"{found.images:,} images of split {found.split} of {found.data_set}"
+    configurations = counted(len(found.rows), "configurations")
     if seeds == [1]:
-        return (
-            f"{counted(len(found.rows), 'configurations')} with one training seed each, on {over}: intervals and tests "
-            "cover the choice of test images, not that of the seed."
-        )
-    plural = "" if each == "1" else "s"
-    return (
-        f"{counted(len(found.rows), 'configurations')}, {each} seed{plural} each, on {over}. Intervals and tests of "
-        "retrieval cover seeds and test images; those of the gap cover seeds."
-    )
+        return f"{configurations} with one training seed each, on {over}. {_coverage(found)}"
+    return f"{configurations}, {each} seeds each, on {over}. {_coverage(found)}"
+
+
+# What an interval is over, by what a cell says of it.
+_COVERED = {
+    "seeds and images": "seeds and test images",
+    "images": "test images alone (one seed)",
+    "seeds": "seeds",
+    "nothing": "nothing (one seed)",
+}
+
+
+def _coverage(found: Comparison) -> str:
+    """What intervals and tests are over; a test has the seeds that both its configurations share."""
+    intervals: dict[tuple[str, ...], list[str]] = {}
+    tests: dict[tuple[str, ...], list[str]] = {}
+    for column in found.columns:
+        cells = [row.cells[column.key] for row in found.rows if column.key in row.cells]
+        paired = [cell.difference for cell in cells if cell.difference is not None]
+        for by_covers, own in ((intervals, cells), (tests, paired)):
+            over = {one.covers for one in own}
+            if over:
+                by_covers.setdefault(tuple(covers for covers in _COVERED if covers in over), []).append(column.title)
+    if not tests or tests == intervals:
+        return f"Intervals {'and tests ' if tests else ''}of {_covering(intervals)}."
+    return f"Intervals of {_covering(intervals)}. Tests, on the seeds that both have, of {_covering(tests)}."
+
+
+def _covering(titles: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+    *named, last = titles.items()
+    others = "all metrics" if not named else "the others" if len(last[1]) > _MOST_NAMED else _joined(last[1])
+    parts = [(_joined(own), covers) for covers, own in named] + [(others, last[0])]
+    return "; ".join(f"{own} cover {', or '.join(_COVERED[one] for one in covers)}" for own, covers in parts)
+
+
+def _joined(titles: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
 
 
 def _against_control(rows: Sequence[Row], column: Column, control: str) -> list[str]:

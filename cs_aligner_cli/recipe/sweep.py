@@ -11,8 +11,12 @@ from cs_aligner_cli.recipe.messages import Strict
 
 Settings = dict[str, Any]
 _MOST_SEEDS = 1000
+PRUNED_BY_RECALL = (
+    "search.prune_after ends trials by their validation R@1, which says nothing of a metric that is to be small: "
+    "expected an objective that is to be large, or prune_after null"
+)
 
-
+Direction = Literal["maximize", "minimize"]
 Choices = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -122,7 +126,9 @@ class Objective(Strict):
         description="Path in a run's JSON, as eval_retrieval.STORE.DIRECTION.METRIC (DIRECTION: i2t, t2i, or mean for "
         "the mean of both) or gap_report.STORE.METRIC.",
     )
-    direction: Literal["maximize", "minimize"] = Field("maximize", description="Which way is better.")
+    direction: Direction | None = Field(
+        None, description="Which way is better; null: what is known of the metric (R@K is to be large, a gap small)."
+    )
 
 
 class Sweep(Strict):
@@ -160,10 +166,7 @@ class Sweep(Strict):
         if self.search and not self.search.keys:
             raise ValueError("search.keys: expected at least one key path and its values")
         if self.search and self.search.prune_after and self.objective.direction == "minimize":
-            raise ValueError(
-                "search.prune_after ends trials by their validation R@1, which says nothing of a metric that is to be "
-                "small: expected objective.direction maximize, or prune_after null"
-            )
+            raise ValueError(PRUNED_BY_RECALL)
         return self
 
     @property

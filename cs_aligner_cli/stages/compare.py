@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments import rank_tables, text_tables
@@ -19,7 +18,7 @@ from cs_aligner_cli.experiments.ranks import AcrossDataSets, mean_ranks
 from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.recipe.recipe import load_recipe
-from cs_aligner_cli.recipe.sweep import Sweep
+from cs_aligner_cli.recipe.sweep import Direction, Sweep
 
 _FORMATS = (*text_tables.FORMATS, ".json", ".html", ".svg")
 
@@ -30,12 +29,14 @@ def compare(
     objective: str | None = None,
     further: Sequence[str] = (),
     out: Sequence[Path] = (),
+    direction: Direction | None = None,
 ) -> Comparison | AcrossDataSets:
     """Compare runs and sweeps, each ``RUN``, ``RUN:STORE`` or a sweep's folder; write the comparison to files.
 
     Sweeps that agree on a control and an objective name theirs; of single runs the first one is the control. Runs of
-    several data sets get a comparison for each, and mean ranks over all. Raises InputError as
-    ``experiments.compare``, and before anything is read for a file whose suffix is no format.
+    several data sets get a comparison for each, and mean ranks over all. ``direction``: which way the objective is
+    better, where that is not known of the metric. Raises InputError as ``experiments.compare``, and before anything is
+    read for a file whose suffix is no format.
     """
     for path in out:
         if path.suffix not in _FORMATS:
@@ -50,13 +51,12 @@ def compare(
     sweeps = _sweeps_of(given)
     objectives = {sweep.objective.metric: sweep.objective for sweep in sweeps}
     own = next(iter(objectives.values())) if len(objectives) == 1 else None
-    better: Literal["higher", "lower"] | None = None
     if own and objective in (None, own.metric):
-        better = "higher" if own.direction == "maximize" else "lower"
+        direction = direction or own.direction
     wanted = objective or (own.metric if own else OBJECTIVE)
     found = []
     for runs in by_data_set.values():
-        table = compared(runs, _control(runs, control, sweeps), wanted, better, further)
+        table = compared(runs, _control(runs, control, sweeps), wanted, direction, further)
         published = [value for run in runs for value in beside_published(expected_of(run), run)]
         found.append(table.model_copy(update={"conclusions": conclusions(table), "expected": published}))
     result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))

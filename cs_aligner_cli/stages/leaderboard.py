@@ -11,11 +11,14 @@ from cs_aligner_cli.experiments.leaderboard import Leaderboard, markdown
 from cs_aligner_cli.experiments.leaderboard import leaderboard as ranked
 from cs_aligner_cli.experiments.page import render_leaderboard
 from cs_aligner_cli.files.artifact import write_bytes
+from cs_aligner_cli.recipe.sweep import Direction
 
 _FORMATS = (".md", ".html", ".json")
 
 
-def leaderboard(folder: Path, objective: str | None = None, out: Sequence[Path] = ()) -> Leaderboard:
+def leaderboard(
+    folder: Path, objective: str | None = None, out: Sequence[Path] = (), direction: Direction | None = None
+) -> Leaderboard:
     """Rank all finished runs below a folder and write the result to files; InputError as ``experiments.leaderboard``,
     and before anything is read for a file whose suffix is no format."""
     for path in out:
@@ -24,7 +27,7 @@ def leaderboard(folder: Path, objective: str | None = None, out: Sequence[Path] 
                 f"--out {path}: cannot write {path.suffix or 'a file without suffix'}",
                 f"Formats: {', '.join(_FORMATS)}.",
             )
-    found = ranked(folder, objective or OBJECTIVE)
+    found = ranked(folder, objective or OBJECTIVE, direction)
     written = {
         ".md": lambda: markdown(found),
         ".html": lambda: render_leaderboard(found, f"Leaderboard of {folder}"),

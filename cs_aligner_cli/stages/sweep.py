@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +15,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError, SomeRunsFailed
 from cs_aligner_cli.experiments.cluster import Cluster, launch, require_submitit
+from cs_aligner_cli.experiments.columns import better_of
 from cs_aligner_cli.experiments.comparison import Comparison
 from cs_aligner_cli.experiments.headline import HEADLINE, headline
 from cs_aligner_cli.experiments.ledger import SWEEP, Ledger, RunState
@@ -36,6 +36,7 @@ from cs_aligner_cli.experiments.trials import search
 from cs_aligner_cli.experiments.worker import work
 from cs_aligner_cli.files.artifact import write_bytes, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
+from cs_aligner_cli.recipe.sweep import PRUNED_BY_RECALL
 from cs_aligner_cli.stages.pipeline import run_all, run_stage
 from cs_aligner_cli.stages.table import STAGES
 
@@ -174,7 +175,7 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     """
     this = _Sweep.load(source, options)
     probes = _probes(this)
-    _refuse_unknown_metric(this, [*this.runs, *probes])
+    _refuse_objective(this, [*this.runs, *probes])
     this.ledger.refuse_other_files(this.runs, probes[0] if probes else None)
     before, started = this.ledger.states(), time.monotonic()
     if options.dry_run:
@@ -187,8 +188,8 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     searching = this.searcher is not None and not this.searcher.over
     if (left or searching) and options.launch:
         return _submitted(this, options.launch, before)
+    _written(this)
     if left or searching:
-        write_bytes(_made(this.base.folder) / SWEEP, this.base.to_yaml().encode())
         # Where there is only a search, what it shares is made before its first trial, too.
         probe = [] if this.runs else [this.probe(probes[0])]
         make_shared(left or probe, console, all_need_it=len(left) == len(this.runs))
@@ -256,7 +257,7 @@ def _submitted(this: _Sweep, cluster: Cluster, before: Sequence[RunState]) -> Sw
     """Hand the work to jobs that each do what nobody else has, and return."""
     assert this.base.sweep is not None
     require_submitit(cluster)
-    write_bytes(_made(this.base.folder) / SWEEP, this.base.to_yaml().encode())
+    _written(this)
     call = partial(_worker, this.source, replace(this.options, launch=None))
     jobs = launch(call, this.options.jobs, this.base.sweep.slurm, this.base.folder, this.base.name, cluster)
     return _result("submitted", this, before, before, 0.0).model_copy(update={"jobs": [job.job_id for job in jobs]})
@@ -269,13 +270,16 @@ def _probes(this: _Sweep) -> list[PlannedRun]:
     return [this.resolve(Configuration(named_by(one), one), sweep.seeds[0]) for one in chosen] if sweep else []
 
 
-def _refuse_unknown_metric(this: _Sweep, runs: Sequence[PlannedRun]) -> None:
-    """Refuse an objective that no run will have, before anything runs."""
+def _refuse_objective(this: _Sweep, runs: Sequence[PlannedRun]) -> None:
+    """Refuse an objective that no run will have, or that is not known to be better large or small."""
     sweep = this.base.sweep
     assert sweep is not None
     recipe = runs[0].recipe
     stages = [stage.name for stage in STAGES.values() if stage.runs_for(recipe)]
     refuse_unmeasured(sweep.objective.metric, recipe, stages, sweep.report)
+    better = better_of(sweep.objective.metric, sweep.objective.direction)
+    if sweep.search and sweep.search.prune_after and better == "lower":
+        raise InputError(f"sweep.{PRUNED_BY_RECALL}")
 
 
 def _result(
@@ -332,9 +336,13 @@ def _failures(result: SweepResult, this: _Sweep) -> str:
     return "\n".join([*(lines if result.failed else lines[1:]), "--retry-failed tries them again."])
 
 
-def _made(folder: Path) -> Path:
+def _written(this: _Sweep) -> None:
+    """Keep the recipe in the sweep's folder: of a sweep that is done, too, objective and control may have changed."""
+    folder, text = this.base.folder, this.base.to_yaml().encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}", "Name another run_dir.") from None
-    return folder
+    file = folder / SWEEP
+    if not file.is_file() or file.read_bytes() != text:
+        write_bytes(file, text)

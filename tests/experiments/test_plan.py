@@ -87,6 +87,8 @@ def test_random_configurations_are_the_same_every_time():
     sweep = Sweep.model_validate({"random": {"count": 20, "keys": keys}})
     first, again = configurations(sweep), configurations(sweep)
     assert first == again
+    few = {"count": 3, "keys": {"train.epochs": {"choices": [1, 2, 3]}}}  # drawn again where one repeats
+    assert {c.name for c in configurations(Sweep.model_validate({"random": few}))} == {f"epochs={n}" for n in (1, 2, 3)}
     assert all(0.1 <= c.settings[WEIGHT] <= 10 and isinstance(c.settings["train.epochs"], int) for c in first)
 
 
@@ -109,6 +111,7 @@ def test_the_command_line_adds_a_grid_and_seeds(recipe, write_yaml, tmp_path):
         ({"seeds": 3}, "names no configurations"),
         ({"grid": {WEIGHT: [1.0]}, "seeds": [1, 1]}, "1 is named twice"),
         ({"random": {"keys": {WEIGHT: {"low": 2.0, "high": 1.0}}}}, "expected low <= high"),
+        ({"random": {"count": 3, "keys": {WEIGHT: {"choices": [1, 2]}}}}, "sweep.random.count: 3 configurations, but"),
         ({"random": {"keys": {WEIGHT: {"low": 2.0, "choices": [1]}}}}, "either choices, or low and high"),
     ],
 )  # fmt: skip

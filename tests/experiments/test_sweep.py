@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +61,22 @@ def test_a_sweep_runs_everything_once_and_compares_it(csalign: Csalign, finished
         objective["mean"] - control["cells"][found["objective"]]["mean"]
     )
     assert "gap_report.aligned.centroid_gap" in cs["cells"]
+
+
+def test_a_sweep_that_is_done_is_compared_by_what_its_recipe_says_now(
+    csalign: Csalign, finished_sweep: Path, sweep_recipe: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_sweep, tmp_path / "sweep")
+    features = str(finished_sweep.with_name("features"))
+    changed = ["--set", "sweep.objective.metric=gap_report.aligned.centroid_gap", "--set", "sweep.control=CS"]
+    changed += ["--set", f"data.root={features}", "--json"]
+    csalign("sweep", sweep_recipe, *changed, "--dry-run")
+    assert "control: InfoNCE" in (tmp_path / "sweep" / "sweep.yaml").read_text()
+    found = csalign("sweep", sweep_recipe, *changed).json
+    assert found["status"] == "fresh"
+    assert found["comparison"]["control"] == "CS"
+    column = found["comparison"]["columns"][0]
+    assert (column["key"], column["better"]) == ("gap_report.aligned.centroid_gap", "lower")
 
 
 def test_more_seeds_run_only_what_is_missing(csalign: Csalign, sweep_recipe: Path) -> None:

@@ -207,6 +207,24 @@ def test_a_search_from_the_command_line(csalign: Csalign, recipe: Callable[..., 
             "says nothing of a metric that is to be small",
         ),
         (
+            {
+                "search": {"keys": KEYS, "prune_after": 1},
+                "objective": {"metric": "gap_report.aligned.centroid_gap"},
+            },
+            "says nothing of a metric that is to be small",
+        ),
+        (
+            {
+                "search": {"keys": KEYS},
+                "objective": {"metric": "gap_report.aligned.centroid_gap", "direction": "maximize"},
+            },
+            "objective gap_report.aligned.centroid_gap: lower is better, and its direction is maximize",
+        ),
+        (
+            {"search": {"keys": KEYS}, "objective": {"metric": "cost.seconds"}},
+            "objective cost.seconds: whether more or less of it is better is not known",
+        ),
+        (
             {"search": {"keys": KEYS}, "objective": {"metric": "eval_retrieval.aligned.mean.R@7"}},
             "will have the metric 'eval_retrieval.aligned.mean.R@7'; did you mean eval_retrieval.aligned.mean.R@5?",
         ),

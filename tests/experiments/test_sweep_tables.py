@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,10 +14,12 @@ import pytest
 from conftest import Csalign
 
 from cs_aligner_cli.cli.schemas import result_schema
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments.comparison import Row, compare
 from cs_aligner_cli.experiments.figures import figures, main_figure
-from cs_aligner_cli.experiments.measured_run import find_run
+from cs_aligner_cli.experiments.measured_run import find_run, refuse_other_protocols
 from cs_aligner_cli.experiments.page import render_figure
+from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.checksums import sealed
 
 
@@ -69,6 +72,45 @@ def test_the_first_of_two_configurations_of_one_name_is_the_control(finished_swe
     found = compare(runs, first)
     (control,) = [row.name for row in found.rows if row.is_control]
     assert found.control == control == f"{first} ({runs[0].configuration_id[:6]})"
+
+
+def test_sentences_say_what_intervals_and_tests_are_over(finished_sweep: Path) -> None:
+    """The control has one seed: what is tested against it stands on that one."""
+    infonce, *_, last = find_run(str(finished_sweep))
+    found = compare([infonce, *(run for run in find_run(str(finished_sweep)) if run.configuration == "CS")], "InfoNCE")
+    rows = {row.name: row.cells for row in found.rows}
+    recall, total = (column.key for column in found.columns if column.title in ("R@1", "RSum"))
+    assert [rows[name][recall].covers for name in ("InfoNCE", "CS")] == ["images", "seeds and images"]
+    assert [rows["CS"][key].difference.covers for key in (recall, total)] == ["images", "nothing"]
+    said = conclusions(found)[0]
+    assert "Intervals of R@1, i2t R@1, t2i R@1" in said and "cover seeds, or nothing (one seed). Tests, on the" in said
+    # Runs that score alike on every image: nothing is known of what could have been found.
+    twin = replace(last, configuration="twin", configuration_id="twin")
+    same = compare([last, twin], "CS")
+    assert same.detectable is None and not [line for line in conclusions(same) if "true difference" in line]
+
+
+def test_less_of_the_objective_may_be_better(finished_sweep: Path) -> None:
+    found = compare(find_run(str(finished_sweep)), "InfoNCE", "eval_retrieval.aligned.mean.mean_rank")
+    gap, rank = "gap_report.aligned.centroid_gap", found.objective
+    cells = [(row.cells[gap].mean, row.cells[rank].mean) for row in found.rows]
+    assert [row.on_front for row in found.rows] == [
+        not any(g <= x and r <= y and (g, r) != (x, y) for g, r in cells) for x, y in cells
+    ]
+    assert min(found.rows, key=lambda row: row.cells[rank].mean).cells[rank].best
+
+
+def test_the_order_of_runs_decides_no_refusal(finished_sweep: Path) -> None:
+    first, *_, last = find_run(str(finished_sweep))
+    own = dict(first.protocol)
+    reranked = replace(last, store="aligned+matching")
+    vars(reranked)["protocol"] = own | {"reranked": "the first 20"}
+    vars(last)["protocol"] = own | {"folds": 5}
+    for pair in ([first, last], [last, first]):
+        with pytest.raises(InputError, match="other protocols: folds"):
+            refuse_other_protocols(pair)
+    refuse_other_protocols([first, reranked])
+    refuse_other_protocols([reranked, first])
 
 
 @pytest.fixture
