@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 from cs_aligner_cli.gap.quick import headline_gap
@@ -14,7 +15,10 @@ HEADLINE = "headline_gap.json"
 
 
 def headline(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """The headline gap metrics of every store of a run on the split of its gap report, one caption per image."""
+    """The headline gap metrics of every store of a run on the split of its gap report, one caption per image.
+
+    Raises InputError where a store's rows have no direction.
+    """
     layout = Layout(recipe)
     split = PreparedData(layout.prepared.path).split(recipe.gap_split, "gap_report.split")
     images, captions = split.pairs
@@ -24,5 +28,8 @@ def headline(recipe: Recipe) -> dict[str, dict[str, float]]:
         store = Store(artifact.path)
         if store.shares_space and name in layout.aligned_names:
             rows = store.array("image").take(images[chosen]), store.array("text").take(captions[chosen])
-            found[name] = headline_gap(*rows)
+            try:
+                found[name] = headline_gap(*rows)
+            except InputError as error:
+                raise InputError(f"{name} store of split {split.name}: {error}") from None
     return found

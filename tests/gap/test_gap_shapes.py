@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure, measure_gap
 from cs_aligner_cli.gap.clusters import adjusted_rand, cluster_agreement, label_agreement, v_measure
 from cs_aligner_cli.gap.groups import random_groups
+from cs_aligner_cli.gap.metrics import measure_headline
 from cs_aligner_cli.gap.neighbours import neighbour_chance
 from cs_aligner_cli.gap.paired_rows import PairedRows, paired_rows
+from cs_aligner_cli.gap.quick import BANDWIDTH, headline_gap
 from cs_aligner_cli.gap.results import refuse_constant
 from cs_aligner_cli.gap.shape import effective_rank, linear_cka, spectrum
 from cs_aligner_cli.gap.transport import frechet_covariance, sliced_distance
@@ -177,3 +181,18 @@ def test_an_unusable_row_far_down_is_named():
     rows[[8500, 8999]] = 0
     with pytest.raises(InputError, match=r"^text: 2 of 9000 rows are all zeros .*; the first is row 8500$"):
         PairedRows(np.ones((9000, 3)), Recorded(rows))
+
+
+def test_a_sweeps_headline_is_that_of_the_report_in_linear_memory():
+    x, y = (rows.numpy() for rows in pairs(600))
+    found, report = headline_gap(x, y), measure_headline(x, y, bandwidths=(BANDWIDTH,))
+    assert found == pytest.approx({metric: report.values[metric] for metric in found}, abs=1e-12)
+    x, y = (np.tile(rows, (5, 1)) for rows in (x, y))
+    tracemalloc.start()
+    headline_gap(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(x) ** 2  # bytes: a quarter of one matrix of all pairs
+    x[3] = 0
+    with pytest.raises(InputError, match=r"^image: 1 of 3000 rows are all zeros .* the first is row 3"):
+        headline_gap(x, y)
