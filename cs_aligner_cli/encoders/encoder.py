@@ -20,7 +20,7 @@ class TokenReader:
     """How an encoder gives its tokens in place of one embedding.
 
     ``load(rows)`` is as ``Encoder.load``; ``module`` maps its input to (B, L, dim) float32 tokens, padded with NaN
-    (``ragged.pad_tokens``). ``about`` says in words which tokens they are, for the store's identity.
+    (``token_sequences.pad_tokens``). ``about`` says in words which tokens they are, for the store's identity.
     """
 
     module: nn.Module

@@ -22,7 +22,7 @@ _LARGEST_SCALING = 1e100
 
 
 def sinkhorn(
-    x: ArrayLike, y: ArrayLike, blur: float = 0.05, p: int = 2, scaling: float = 0.5, tolerance: float = 0.01
+    x: ArrayLike, y: ArrayLike, blur: float = 0.05, p: int = 2, scaling: float = 0.5, tolerance: float = 0.001
 ) -> Tensor:
     """Return the debiased Sinkhorn divergence between x (M, d) and y (N, d) as a scalar tensor.
 

@@ -64,8 +64,8 @@ class TransformerAdapter(ReadsSequence):
 
 
 class TokenTower(nn.Module):
-    """From padded tokens (``ragged.pad_tokens``), or a live encoder that gives them, to an embedding and tokens in
-    the shared space."""
+    """From padded tokens (``token_sequences.pad_tokens``), or a live encoder that gives them, to an embedding and
+    tokens in the shared space."""
 
     def __init__(self, encoder: nn.Module | None, adapter: nn.Module) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ class Towers(nn.Module):
 
     def forward_tokens(self, modality: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` and the tokens behind it: L2-normalised float32 (B, out_dim) and (B, L, out_dim), the latter
-        padded with NaN (``ragged.token_mask``). For towers that read tokens."""
+        padded with NaN (``token_sequences.token_mask``). For towers that read tokens."""
         with under(self.precision, inputs.device):
             found = self.parts[modality].mapped(inputs)  # type: ignore[operator]
         return l2_normalize(found.pooled.float()), pad_tokens(l2_normalize(found.tokens.float()), found.mask)

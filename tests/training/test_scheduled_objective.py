@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from typing import get_args
 
 import pytest
 import torch
 from samples import tensor_rows
 
 from cs_aligner_cli.objectives import Clouds, Logits, auto_bandwidth, evaluate_terms, median_bandwidth
-from cs_aligner_cli.recipe.objective import Objective
+from cs_aligner_cli.objectives.table import DIVERGENCES
+from cs_aligner_cli.recipe.objective import AnyDivergence, Objective
 from cs_aligner_cli.training.checkpoint import TrainingState
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState, TrainingObjective
 
@@ -85,3 +88,15 @@ def test_a_relative_weight_is_measured_now_and_then() -> None:
     each = objective({"weight": {"kind": "relative", "ratio": 0.5}})
     terms, state = each.terms(0, PAIRS, NEW)
     assert each.terms(1, PAIRS, each.observe(state, evaluate_terms(terms, PAIRS, LOGITS)))[0][1].relative == 0.5
+
+
+def test_a_divergences_option_has_one_default_in_recipes_and_in_python() -> None:
+    compared = set()
+    for spec in get_args(AnyDivergence):
+        kind = spec.model_fields["kind"].default
+        parameters = inspect.signature(DIVERGENCES[kind]).parameters if kind in DIVERGENCES else {}
+        for name, field in spec.model_fields.items():
+            if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+                assert field.default == parameters[name].default, (kind, name)
+                compared.add(name)
+    assert compared >= {"tolerance", "blur", "projections", "estimator"}
