@@ -176,18 +176,19 @@ def _with_other_dev(root: Path, folder: Path) -> Path:
     import numpy as np
     import pandas as pd
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "captions.csv").exists():  # written anew, it would count as changed
+        return folder
+    folder.mkdir(parents=True)
     images = pd.read_csv(root / "images.csv")
     train = images.loc[images["split"] == "train", "image"].to_numpy()
     taken = {*np.random.default_rng(7).permutation(train)[:TAKEN_OUT]}
+    for file in root.glob("*.npy"):
+        (folder / file.name).symlink_to(file)
     for name in ("images.csv", "captions.csv"):
         table = pd.read_csv(root / name)
         table["split"] = table["split"].where(table["split"] != "dev", "unread")
         table.loc[table["image"].isin(taken), "split"] = "dev"
         table.to_csv(folder / name, index=False)
-    for file in root.glob("*.npy"):
-        if not (folder / file.name).exists():
-            (folder / file.name).symlink_to(file)
     return folder
 
 

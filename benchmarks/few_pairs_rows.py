@@ -14,14 +14,13 @@ TUNED_CS = f"{_OBJECTIVE}.divergence={{kind: cs, weight: 3, bandwidth: 0.5}}"
 
 
 class Row(NamedTuple):
-    """A row: settings of the recipe, how many trainings of another row teach it, how many pairs it is made with, the
-    share of the unpaired items that it sees, and whether all its seeds come before those of other rows."""
+    """A row: settings of the recipe, how many trainings of another row teach it, how many pairs it is made with, and
+    the share of the unpaired items that it sees."""
 
     settings: tuple[str, ...]
     teachers: tuple[str, int] | None = None
     pairs: tuple[int, ...] = (1000,)
     unpaired: float = 1.0
-    first: bool = True
 
 
 def _teacher(text: str, **more: object) -> str:
@@ -84,14 +83,20 @@ _LARGEST_GAP = 0.055
 CHOOSE = {
     "CS": Row((_TEACHER,)),
     "CS, captions all": Row((ALL, _TEACHER)),
-    "CS, captions all, weight 10": Row((ALL, _teacher(_CCA, weight=10))),
-    "CS, weight 10": Row((_teacher(_CCA, weight=10),)),
-    "CS, eps .03": Row((_teacher(_CCA, weight=3, epsilon=0.03),)),
+    "CS, captions all, teacher's weight 10": Row((ALL, _teacher(_CCA, weight=10))),
+    "CS, teacher's weight 10": Row((_teacher(_CCA, weight=10),)),
+    "CS, epsilon .03": Row((_teacher(_CCA, weight=3, epsilon=0.03),)),
     "CS, start cca": Row((_TEACHER, "train.start=cca", "train.lr=3e-4")),
     "CS, 2 unpaired a pair": Row((_TEACHER, "train.unpaired_per_pair={image: 2.0, text: 2.0}")),
     "tuned CS": Row((TUNED_CS, _TEACHER)),
     "tuned CS, captions all": Row((TUNED_CS, ALL, _TEACHER)),
-    "CS 3": Row((f"{_OBJECTIVE}.divergence.weight=3", ALL, _TEACHER)),
+    "CS, lambda 3, captions all": Row((f"{_OBJECTIVE}.divergence.weight=3", ALL, _TEACHER)),
+    **{
+        f"CS, lambda {weight}, sigma {sigma}": Row(
+            (f"{_OBJECTIVE}.divergence={{kind: cs, weight: {weight}, bandwidth: {sigma}}}", _TEACHER)
+        )
+        for weight, sigma in ((3, 0.7071), (10, 0.7071), (1, 0.5), (10, 0.5))
+    },
 }
 
 
@@ -114,39 +119,42 @@ def final(chosen: str) -> dict[str, Row]:
     """The rows of the table: every term alone, on the pairs and with unpaired items, and the best combination."""
     best_of = CHOOSE[chosen].settings
     structure = f"{_OBJECTIVE}.structure={{kind: kl}}"
-    everywhere = (100, 300, 1000, 2000)
+    start_cca = ("train.start=cca", "train.lr=3e-4")
+    pseudo_pairs = f"{_OBJECTIVE}.pseudo_pairs={{}}"
+    negatives = f"{_OBJECTIVE}.pairwise.unpaired_negatives=true"
+    everywhere = {
+        "InfoNCE": (NO_CS, PAIRS),
+        "best, unpaired": best_of,
+        "best, pairs": (*best_of, PAIRS),
+        "teacher, unpaired": (NO_CS, _TEACHER),
+        "teacher, pairs": (NO_CS, PAIRS, _TEACHER),
+        "teacher and CS, unpaired": (_TEACHER,),
+        "CS, unpaired": (),
+        "CS, pairs": (PAIRS,),
+        "tuned CS, unpaired": (TUNED_CS,),
+        "tuned CS, pairs": (TUNED_CS, PAIRS),
+        "structure, unpaired": (NO_CS, structure),
+        "structure, pairs": (NO_CS, PAIRS, structure),
+        "structure and CS, unpaired": (structure,),
+        "pseudo pairs, unpaired": (NO_CS, pseudo_pairs),
+        "pseudo pairs and CS, unpaired": (pseudo_pairs,),
+        "negatives, unpaired": (NO_CS, negatives),
+        "negatives and CS, unpaired": (negatives,),
+        "mixup, pairs": (NO_CS, PAIRS, "train.mixup={}"),
+        "mixup and CS, unpaired": ("train.mixup={}",),
+        "start cca, pairs": (NO_CS, PAIRS, *start_cca),
+        "start cca and CS, unpaired": start_cca,
+    }
     return {
-        "InfoNCE": Row((NO_CS, PAIRS), pairs=everywhere),
-        "best, unpaired": Row(best_of, pairs=everywhere),
-        "best, pairs": Row((*best_of, PAIRS), pairs=everywhere),
-        "teacher, unpaired": Row((NO_CS, _TEACHER), pairs=everywhere),
-        "teacher, pairs": Row((NO_CS, PAIRS, _TEACHER), pairs=everywhere),
-        "tuned CS, unpaired": Row((TUNED_CS,), pairs=everywhere),
-        "teacher and CS, unpaired": Row((_TEACHER,), pairs=everywhere),
+        **{label: Row(settings, pairs=(100, 300, 1000, 2000)) for label, settings in everywhere.items()},
         "captions all, pairs": Row((NO_CS, PAIRS, ALL)),
-        "best of all captions, unpaired": Row(CHOOSE["CS 3"].settings),
         "teacher, captions all, unpaired": Row((NO_CS, ALL, _TEACHER)),
-        "best, a fifth of the unpaired": Row(best_of, unpaired=0.2, first=False),
-        "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04, first=False),
-        "start spectral, unpaired": SEARCH["start spectral of all, lr 3e-4"]._replace(first=False),
-        "start spectral, pairs": SEARCH["start spectral, lr 3e-4"]._replace(first=False),
-        "self-training, unpaired": SEARCH["self-training, loose"]._replace(first=False),
-        "structure and CS, unpaired": Row((structure,), pairs=everywhere, first=False),
-        "mixup and CS, unpaired": Row(("train.mixup={}",), pairs=everywhere, first=False),
-        "pseudo pairs and CS, unpaired": Row((f"{_OBJECTIVE}.pseudo_pairs={{}}",), pairs=everywhere, first=False),
-        "negatives and CS, unpaired": Row(
-            (f"{_OBJECTIVE}.pairwise.unpaired_negatives=true",), pairs=everywhere, first=False
-        ),
-        "start cca and CS, unpaired": Row(("train.start=cca", "train.lr=3e-4"), pairs=everywhere, first=False),
-        "start cca, pairs": Row((NO_CS, PAIRS, "train.start=cca", "train.lr=3e-4"), pairs=everywhere, first=False),
-        "structure, unpaired": Row((NO_CS, structure), pairs=everywhere, first=False),
-        "structure, pairs": Row((NO_CS, PAIRS, structure), pairs=everywhere, first=False),
-        "mixup, pairs": Row((NO_CS, PAIRS, "train.mixup={}"), pairs=everywhere, first=False),
-        "pseudo pairs, unpaired": Row((NO_CS, f"{_OBJECTIVE}.pseudo_pairs={{}}"), pairs=everywhere, first=False),
-        "negatives, unpaired": Row(
-            (NO_CS, f"{_OBJECTIVE}.pairwise.unpaired_negatives=true"), pairs=everywhere, first=False
-        ),
-        "CS, unpaired": Row((), pairs=everywhere, first=False),
+        "best of all captions, unpaired": Row(CHOOSE["CS, lambda 3, captions all"].settings),
+        "best, a fifth of the unpaired": Row(best_of, unpaired=0.2),
+        "best, a twenty-fifth of the unpaired": Row(best_of, unpaired=0.04),
+        "start spectral, unpaired": SEARCH["start spectral of all, lr 3e-4"],
+        "start spectral, pairs": SEARCH["start spectral, lr 3e-4"],
+        "self-training, unpaired": SEARCH["self-training, loose"],
     }
 
 
@@ -173,14 +181,13 @@ def jobs(
         raise SystemExit("final wants --chosen FILE, the lines of choose")
     rows = {"search": lambda: SEARCH, "choose": lambda: CHOOSE, "final": lambda: final(chosen or "")}[name]()
     wanted = {label: row for label, row in rows.items() if not only or any(word in label for word in only)}
-    found = [
+    return [
         job
         for seed in range(seeds or {"search": 2, "choose": 2, "final": 5}[name])
         for count in SCHEDULES
         for job in _of(wanted, rows, count, seed, passes)
         if pairs is None or count in pairs
     ]
-    return sorted(found, key=lambda job: not rows[job.label].first)
 
 
 def _of(wanted: dict[str, Row], rows: dict[str, Row], pairs: int, seed: int, passes: int | None) -> Iterator[Job]:

@@ -23,13 +23,17 @@ from typing import Any, NamedTuple
 
 from demo_table import demo
 from picture_tables import pictures, pictures_against, pictures_searched
+from size_tables import beside_by_size, candidates, recalls_by_size, tests_by_size
 from table_cells import cell, costs, difference, few_shot, noise, provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("results", "retrieval", "objectives", "regimes", "experiments", "generation")),
+    *(
+        f"docs/{name}.md"
+        for name in ("results", "retrieval", "objectives", "regimes", "few-pairs", "experiments", "generation")
+    ),
 )
 # Column to digits shown; recalls are in percent.
 COLUMNS = {
@@ -255,16 +259,6 @@ def against(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tests(content: dict[str, Any]) -> str:
-    """The tests that a JSON brings: differences of R@1 (mean of both ways), seeds and images being random samples."""
-    lines = ["| difference of R@1 | | p | Holm's p | detectable |", "|---|---|---|---|---|"]
-    for test in content["tests"]:
-        found = f"{test['difference']:+.1f} [{test['low']:+.1f}, {test['high']:+.1f}]"
-        numbers = f"{test['p']:.4f} | {test['holm']:.4f} | {test['detectable']:.1f}"
-        lines.append(f"| {test['label']}, against {test['against'].partition(': ')[2]} | {found} | {numbers} |")
-    return "\n".join(lines)
-
-
 def _with_mean(values: Values) -> Values:
     both = [(a + b) / 2 for a, b in zip(values["i2t R@1"], values["t2i R@1"], strict=True)]
     return {**values, "R@1, mean of both ways": both}
@@ -326,7 +320,10 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "table": table,
     "differences": differences,
     "against": against,
-    "tests": tests,
+    "recalls_by_size": recalls_by_size,
+    "beside_by_size": beside_by_size,
+    "tests_by_size": tests_by_size,
+    "candidates": candidates,
     "comparison": comparison,
     "costs": costs,
     "few_shot": few_shot,

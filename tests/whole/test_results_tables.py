@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import results
+import size_tables
 import term_costs
 import torch
 from PIL import Image
@@ -173,12 +174,16 @@ def test_tests_of_few_pairs_are_over_seeds_and_images() -> None:
     assert [(one["label"], one["against"]) for one in found] == [("1,000: best, unpaired", "1,000: InfoNCE")]
     assert found[0]["difference"] == pytest.approx(100 / 3) and found[0]["low"] < 100 / 3 < found[0]["high"]
     assert found[0]["p"] == found[0]["holm"] < 0.01
-    assert "| 1,000: best, unpaired, against InfoNCE | +33.3 [" in results.tests({"tests": found})
+    shown = size_tables.tests_by_size({"tests": [*found, {**found[0], "label": "100: CS", "holm": 0.2}]})
+    assert shown.startswith(
+        "| pairs | 100 | 1,000 |\n|---|---|---|\n| best, unpaired, against InfoNCE |  | **+33.3** ["
+    )
+    assert "\n| CS, against InfoNCE | +33.3 [" in shown, "what does not hold among all is not bold"
     third = [{**line, "seed": 2} for line in lines[:1]]
-    kept = [row["label"] for row in few_pairs_table.rows([*lines, *third])]
-    assert kept == ["1,000: best, unpaired", "1,000: InfoNCE (2 seeds)"], "a row of fewer seeds says so"
+    kept = [row["label"] for row in few_pairs_table.rows([*lines, *third], "CS")]
+    assert kept == ["1,000: InfoNCE (2 seeds)", "1,000: best, unpaired"], "a row of fewer seeds says so"
     assert few_pairs_table.tests([*lines, *third])[0]["against"] == "1,000: InfoNCE (2 seeds)"
-    assert not [*few_pairs_table.rows(lines[:1])], "one seed has no deviation"
+    assert not [*few_pairs_table.rows(lines[:1], "CS")], "one seed has no deviation"
 
 
 def test_every_few_pair_row_is_a_recipe_and_the_best_has_a_small_gap() -> None:
@@ -190,7 +195,7 @@ def test_every_few_pair_row_is_a_recipe_and_the_best_has_a_small_gap() -> None:
     values = {"i2t R@1": 10.0, "t2i R@1": 10.0, "centroid gap": 0.05}
     lines = [
         {"label": "CS", "values": values},
-        {"label": "CS, weight 10", "values": {**values, "i2t R@1": 20.0, "centroid gap": 0.2}},
+        {"label": "CS, teacher's weight 10", "values": {**values, "i2t R@1": 20.0, "centroid gap": 0.2}},
         {"label": "CS, captions all", "values": {**values, "i2t R@1": 30.0}},
     ]
     assert few_pairs_rows.best(lines) == "CS"
