@@ -103,7 +103,8 @@ def paired_rows_of_any_width(image: RowsLike, text: RowsLike) -> tuple[Tensor, T
 
 
 def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
-    return as_rows(rows, name) if isinstance(rows, np.ndarray | Tensor) else rows
+    stored = isinstance(rows, Shards) and not isinstance(rows, np.ndarray | Tensor)  # arrays take rows, too
+    return rows if stored else as_rows(rows, name)
 
 
 def _unit(rows: Tensor) -> Tensor:

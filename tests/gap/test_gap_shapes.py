@@ -132,6 +132,8 @@ def test_pairs_without_a_label_stay_out_of_it():
         assert label_agreement(x, y, few, seed=0)[0] == {}
     with pytest.raises(InputError, match="labels: expected one for each of 90 pairs, got 3"):
         measure_gap(image, text, labels=["a", "b", "c"])
+    with pytest.raises(InputError, match="image: expected a numpy array or a torch tensor, got a list"):
+        measure_gap(image.tolist(), text)
 
 
 def test_pairs_within_one_cluster_at_chance():
