@@ -103,8 +103,9 @@ def paired_rows_of_any_width(image: RowsLike, text: RowsLike) -> tuple[Tensor, T
 
 
 def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
-    stored = isinstance(rows, Shards) and not isinstance(rows, np.ndarray | Tensor)  # arrays take rows, too
-    return rows if stored else as_rows(rows, name)
+    if isinstance(rows, np.ndarray | Tensor) or not isinstance(rows, Shards):  # arrays can take rows, too
+        return as_rows(rows, name)
+    return rows
 
 
 def _unit(rows: Tensor) -> Tensor:
