@@ -45,18 +45,13 @@ def procrustes(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return left, right.T
 
 
-def cca(x: Floats, y: Floats, shrinkage: float) -> tuple[Floats, Floats]:
-    """(d, k) and (e, k), k = min(d, e): the canonical axes (Hotelling 1936), weighted by their correlations.
-
-    The weights are those of Gong et al. 2014 (arXiv 1212.4522), so that cosines count an axis by what it shares.
-    """
-    return cca_of_covariances(x.T @ x / len(x), y.T @ y / len(y), x.T @ y / len(x), [shrinkage])[0]
-
-
 def cca_of_covariances(
     of_x: Floats, of_y: Floats, cross: Floats, shrinkages: Sequence[float]
 ) -> list[tuple[Floats, Floats]]:
-    """The maps of ``cca`` for several shrinkages, from covariances (d, d), (e, e) and (d, e).
+    """(d, k) and (e, k), k = min(d, e): the canonical axes (Hotelling 1936), weighted by their correlations.
+
+    For several shrinkages, from covariances (d, d), (e, e) and (d, e). The weights are those of Gong et al. 2014 (arXiv
+    1212.4522), so that cosines count an axis by what it shares.
 
     Weighted axes need neither eigenvectors nor singular ones of the wider side, which cost most where features are
     wide: with W whitening the narrower side, a system of equations gives C_xx^-1 C_xy W, and that the maps.
@@ -79,7 +74,7 @@ def cca_of_covariances(
 def cca_path(
     x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
 ) -> list[tuple[Floats, Floats]]:
-    """The maps of ``cca`` for several shrinkages: they share the covariances and their eigenvectors.
+    """The maps of ``cca_of_covariances``, from rows: all shrinkages share the covariances and their eigenvectors.
 
     ``spread``: centred rows (m, d) and (l, e), paired or not, from which the covariances are taken in place of x and y.
     """

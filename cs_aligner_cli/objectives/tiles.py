@@ -32,11 +32,6 @@ class TiledRows:
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
-    def radius(self) -> float:
-        """The largest norm of a row."""
-        return math.sqrt(2 * float(self.half_squares.max()))
-
     def dots(self, i: slice, other: TiledRows, j: slice, out: Tensor | None = None) -> Tensor:
         """``x_i . y_j`` as a tile, written into ``out`` where that is given."""
         left, right = self._factor[i], other._factor[j].T

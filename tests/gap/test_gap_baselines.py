@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cs_aligner_cli.common.closed_forms import canonical_axes, cca
+from cs_aligner_cli.common.closed_forms import canonical_axes, cca_of_covariances
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure_gap
 from cs_aligner_cli.gap.baselines import BASELINES, ONE_SPACE, cca_shrinkage, fit_baseline
@@ -18,6 +18,11 @@ from cs_aligner_cli.retrieval import evaluate_retrieval
 
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def cca(x, y, shrinkage):
+    """Weighted canonical axes of centred rows."""
+    return cca_of_covariances(x.T @ x / len(x), y.T @ y / len(y), x.T @ y / len(x), [shrinkage])[0]
 
 
 def pairs(seed=0, n=400, d=10, e=10, gap=2.0):
