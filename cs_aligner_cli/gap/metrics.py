@@ -43,7 +43,14 @@ from cs_aligner_cli.gap.null import (
     sign_flips,
     sliced_flips,
 )
-from cs_aligner_cli.gap.paired_rows import DEFAULT_BANDWIDTHS, PairedRows, RowsLike, check_bandwidths, evenly_spaced
+from cs_aligner_cli.gap.paired_rows import (
+    DEFAULT_BANDWIDTHS,
+    PairedRows,
+    RowsLike,
+    check_bandwidths,
+    check_exact_pairs,
+    evenly_spaced,
+)
 from cs_aligner_cli.gap.results import Measured, Smooth, interval, jackknife
 from cs_aligner_cli.gap.separability import separability
 from cs_aligner_cli.gap.shape import effective_rank, linear_cka, shuffled_cka, spectrum
@@ -138,6 +145,7 @@ def measure(
     pairs read. ``tell`` hears what is being measured, many times.
     """
     check_bandwidths(bandwidths)
+    check_exact_pairs(exact_pairs)
     pairs = PairedRows(image, text)
     names = _labels(labels, len(pairs))
     found = Measured(values={"pairs": len(pairs)})
@@ -164,6 +172,7 @@ def measure_headline(
 ) -> Measured:
     """What ``measure`` says of centroids, pairs and kernels: all that a report's headline is made of, and cheap."""
     check_bandwidths(bandwidths)
+    check_exact_pairs(exact_pairs)
     pairs = PairedRows(image, text)
     found = Measured(values={"pairs": len(pairs)})
     _all_rows(found, pairs, seed, _nobody)

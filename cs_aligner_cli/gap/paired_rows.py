@@ -116,6 +116,12 @@ def _unit(rows: Tensor) -> Tensor:
     return rows
 
 
+def check_exact_pairs(count: int) -> None:
+    """Raise InputError unless metrics of all pairs of rows are of enough pairs to have an interval."""
+    if count < 10:
+        raise InputError(f"exact_pairs: expected at least 10, got {count}")
+
+
 def check_bandwidths(bandwidths: Sequence[float]) -> None:
     """Raise InputError unless every kernel bandwidth is positive, finite and prints unlike the others."""
     for s in bandwidths:

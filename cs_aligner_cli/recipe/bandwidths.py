@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, Tag
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, plain_or_kind
 from cs_aligner_cli.recipe.weights import is_number
 
+# The smallest sigma that the kernels take.
+_SMALLEST = 1e-9
+
 
 class MedianBandwidth(Strict):
     """The median distance between two rows of the batch, smoothed over steps."""
@@ -32,25 +35,27 @@ class AnnealedBandwidth(Strict, json_schema_extra=KIND_IS_NEEDED):
     """From a wide kernel to a narrow one (or back), geometrically."""
 
     kind: Literal["annealed"] = Field("annealed", description="Changes from start to end.")
-    start: float = Field(2.0, gt=0, description="sigma at the first step.")
-    end: float = Field(0.5, gt=0, description="sigma from the share `until` of the steps on.")
+    start: float = Field(2.0, ge=_SMALLEST, description="sigma at the first step.")
+    end: float = Field(0.5, ge=_SMALLEST, description="sigma from the share `until` of the steps on.")
     until: float = Field(0.5, gt=0, le=1, description="Share of the steps at which `end` is reached.")
 
 
 def _plain_bandwidth(value: Any) -> Any:
     """Pydantic would report each member of a union; a user needs one message."""
-    if value in ("median", "auto") or (is_number(value) and value > 0):
+    if value in ("median", "auto") or (is_number(value) and value >= _SMALLEST):
         return value
     if isinstance(value, list):
         if not value:
             raise ValueError("a mixture needs at least one sigma, as in [0.5, 1.0]")
-        if all(is_number(sigma) and sigma > 0 for sigma in value):
+        if all(is_number(sigma) and sigma >= _SMALLEST for sigma in value):
             return value
         raise ValueError("expected numbers more than 0 in a mixture, as in [0.5, 1.0]")
+    if is_number(value) and 0 < value < _SMALLEST:
+        raise ValueError(f"expected a sigma of at least {_SMALLEST:g}")
     raise ValueError("expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
 
 
-_Sigma = Annotated[float, Field(gt=0)]
+_Sigma = Annotated[float, Field(ge=_SMALLEST)]
 Bandwidth = Annotated[
     Annotated[
         _Sigma | Annotated[list[_Sigma], Field(min_length=1)] | Literal["median", "auto"],

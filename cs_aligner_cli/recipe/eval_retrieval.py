@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
@@ -142,6 +142,13 @@ class EvalRetrieval(Strict):
                 f"For example: --set 'eval_retrieval.ks={fitting}'",
             )
         return fitting if max(self.ks) > gallery else self.ks
+
+    @field_validator("ks")
+    @classmethod
+    def _ks_differ(cls, ks: list[int]) -> list[int]:
+        if twice := [k for k in ks if ks.count(k) > 1]:
+            raise ValueError(f"{twice[0]} is named twice")
+        return ks
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> EvalRetrieval:

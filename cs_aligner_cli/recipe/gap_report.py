@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cs_aligner_cli.recipe.messages import FilePath, Strict
 from cs_aligner_cli.recipe.paths import RunFolder
@@ -44,8 +44,10 @@ class GapReport(Strict):
         description="The two modalities measured, as in [audio, text]; the report's words image and text then stand for"
         " the first and the second.",
     )
-    bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.5, 0.7071, 1.0], min_length=1, description="sigma at which D_CS and MMD are reported."
+    bandwidths: list[Annotated[float, Field(ge=0.05)]] = Field(
+        [0.5, 0.7071, 1.0],
+        min_length=1,
+        description="sigma at which D_CS and MMD are reported; below 0.05 a kernel can be 0 between all rows.",
     )
     max_pairs: int = Field(5000, ge=10, description="Pairs measured at most (evenly spaced); the report says how many.")
     exact_pairs: int = Field(
@@ -78,3 +80,10 @@ class GapReport(Strict):
     photos: FilePath | None = Field(
         None, description="Folder of the photos, by image id, where the data are stored features."
     )
+
+    @field_validator("bandwidths")
+    @classmethod
+    def _print_unlike(cls, bandwidths: list[float]) -> list[float]:
+        if len({f"{sigma:.4g}" for sigma in bandwidths}) < len(bandwidths):
+            raise ValueError("two of them are equal when printed to four digits, by which the report names them")
+        return bandwidths

@@ -11,7 +11,9 @@ class Matching(Strict):
     """A matching head: trained on the tokens of the finished towers, it judges whether an image and a text match."""
 
     width: int = Field(64, ge=1, le=4096, description="Hidden units of the comparison of tokens.")
-    epochs: int = Field(10, ge=1, description="Passes over the training images, after the towers are trained.")
+    epochs: int = Field(
+        10, ge=1, le=1_000_000, description="Passes over the training images, after the towers are trained."
+    )
     batch_size: int = Field(
         100, ge=2, description="Images with captions per step, among which hard negatives are drawn."
     )

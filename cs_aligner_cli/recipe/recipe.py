@@ -148,7 +148,8 @@ class Recipe(Strict):
         known = key_paths(Recipe)
         for key, place in self.sweep.varied_keys.items() if self.sweep else ():
             if key.split(".")[0] == "sweep" or key in ("seed", "name", "run_dir"):
-                raise ValueError(f"{place}: the sweep itself sets {key}; seeds stand in sweep.seeds")
+                seeds = "; seeds stand in sweep.seeds" if key == "seed" else ""
+                raise ValueError(f"{place}: the sweep itself sets {key}{seeds}")
             # Keys below a free mapping (train.further.audio.tune) are judged when the configuration is resolved.
             if key not in known and ".further." not in key:
                 raise ValueError(f"{place}: unknown key{did_you_mean(key, known)}")
