@@ -620,6 +620,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("an objective that is neither", sweep("objective.metric", "cost.seconds")),
         Case("more draws than there are", sweep("random", "{count: 3, keys: {train.lr: {choices: [0.1, 0.2]}}}")),
+        Case("a sweep over the name", sweep("grid", "{name: [a, b]}")),
         Case("a seed named twice", sweep("seeds", "[0, 0]")),
         Case("a range turned round", sweep("random", "{keys: {train.lr: {low: 1, high: 0.1}}}")),
         Case("a search over nothing", sweep("search", "{trials: 5}")),
@@ -644,6 +645,16 @@ CASES: dict[str, list[Case]] = {
     "Later commands": [
         Case("embed before prepare", lambda at: (at.features(npy(ROWS)), ["embed"])[1]),
         Case("train before embed", lambda at: prepared(at, "train", "--set", "train.val_split=train")),
+        Case("a k of R@k named twice", lambda at: ["prepare", "demo_clip", "--set", "eval_retrieval.ks=[1, 1]"]),
+        Case(
+            "bandwidths that print alike",
+            lambda at: ["run", "demo_clip", "--set", "gap_report.bandwidths=[0.7071, 0.70710678]"],
+        ),
+        Case("a bandwidth too small", lambda at: ["run", "demo_clip", "--set", "gap_report.bandwidths=[0.005]"]),
+        Case(
+            "a bandwidth too small to train with",
+            lambda at: ["run", "demo_clip", "--set", "train.objective.divergence.bandwidth=1e-12"],
+        ),
         Case(
             "a k of R@k above the gallery", lambda at: ["prepare", "demo_clip", "--set", "eval_retrieval.ks=[1, 600]"]
         ),

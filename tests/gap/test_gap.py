@@ -369,6 +369,12 @@ def test_unusable_rows_are_refused(image, text, message):
         measure_gap(image, text)
 
 
+@pytest.mark.parametrize("pairs", [0, 3])
+def test_too_few_exact_pairs_are_refused(pairs):
+    with pytest.raises(InputError, match=f"exact_pairs: expected at least 10, got {pairs}"):
+        measure_gap(*clouds(), exact_pairs=pairs)
+
+
 @pytest.mark.parametrize("bandwidths", [(0.0,), (-1.0,), (math.nan,), (math.inf,), (0.5, 0.50001)])
 def test_unusable_bandwidths_are_refused(bandwidths):
     with pytest.raises(InputError, match="bandwidths: "):
