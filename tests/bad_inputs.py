@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from field_faults import table
 from PIL import Image
@@ -157,6 +159,13 @@ def npy(array: Any) -> bytes:
     with io.BytesIO() as file:
         np.save(file, array, allow_pickle=True)
         return file.getvalue()
+
+
+def unequal_vectors() -> bytes:
+    """A Parquet table of three vectors, which together hold as many values as three equal ones."""
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": ["0", "1", "2"], "v": [[0.5, 1.0], [0.5], [0.5, 1.0, 2.0]]}), file)
+    return file.getvalue()
 
 
 def tar(*members: tuple[str, bytes], **changes: Any) -> bytes:
@@ -601,6 +610,7 @@ CASES: dict[str, list[Case]] = {
         Case("integers", lambda at: at.features(npy(ROWS.astype(np.int64)))),
         Case("another format", lambda at: at.features(b"", "image.mat")),
         Case("safetensors with an absurd header", lambda at: at.features(struct.pack("<Q", 2**63), "x.safetensors")),
+        Case("vectors of unequal length in Parquet", lambda at: at.features(unequal_vectors(), "x.parquet")),
         Case("clip-retrieval parts of unlike number", parts),
         Case("packing features as images", lambda at: at.features(npy(ROWS), prepare={"repack": {}})),
     ],

@@ -36,13 +36,13 @@ class FeatureFile:
     def __init__(self, path: Path, tensor: str | None = None, ndim: int = 2) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise InputError(
                 f"{path}: unknown feature format {path.suffix!r}; expected one of: {', '.join((*SUFFIXES, *KEYED))}"
             )
         self.path = path
         self._bfloat16 = False
-        self._array = open_npy(path) if path.suffix == ".npy" else self._open_tensor(tensor)
+        self._array = open_npy(path) if path.suffix.lower() == ".npy" else self._open_tensor(tensor)
         if not (np.issubdtype(self._array.dtype, np.floating) or self._bfloat16):
             raise InputError(f"{path}: expected floating-point features, found {self._array.dtype}")
         self.shape = self._array.shape

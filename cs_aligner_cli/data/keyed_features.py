@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
@@ -79,7 +81,7 @@ def read_ids(path: Path) -> list[str]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a list of ids: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(item, str | int) for item in found):
+    if not isinstance(found, list) or not all(type(item) in (str, int) for item in found):
         raise InputError(f"{path}: expected a list of ids")
     names = [str(item).removesuffix("\r") for item in found]
     return names[:-1] if names and names[-1] == "" else names
@@ -145,11 +147,15 @@ def _by_name(arrays: Mapping[str, Any], tensor: str | None, path: Path) -> Keyed
 
 def _ids_beside(arrays: Mapping[str, Any], rows: str) -> list[str] | None:
     for name in _ID_NAMES:
-        if name in arrays and name != rows and len(arrays[name]) == len(arrays[rows]):
-            return [
-                item.decode() if isinstance(item, bytes) else str(item) for item in np.asarray(arrays[name]).tolist()
-            ]
+        if name in arrays and name != rows and np.ndim(arrays[name]) == 1 and len(arrays[name]) == len(arrays[rows]):
+            return _names(np.asarray(arrays[name]).tolist(), name)
     return None
+
+
+def _names(cells: list[Any], column: str) -> list[str]:
+    if None in cells:
+        raise ValueError(f"row {cells.index(None)} (counted from 0) has no id in {column!r}")
+    return [cell.decode() if isinstance(cell, bytes) else str(cell) for cell in cells]
 
 
 def _npz(path: Path, tensor: str | None) -> Keyed:
@@ -164,6 +170,8 @@ def _torch(path: Path, tensor: str | None) -> Keyed:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("it is a pickle of more than tensors, which is not loaded") from None
+    except (struct.error, IndexError, TypeError, AssertionError):  # what torch's reader makes of other bytes
+        raise ValueError("it is no file of torch.save, or damaged") from None
     if isinstance(content, torch.Tensor):
         return Keyed(None, _array(content))
     if not isinstance(content, dict):
@@ -176,7 +184,12 @@ def _array(value: Any) -> Any:
 
     if not isinstance(value, torch.Tensor):
         return value
-    return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    try:
+        return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    except TypeError:
+        raise ValueError(
+            f"expected dense tensors of a type that numpy has, found {value.dtype}, {value.layout}"
+        ) from None
 
 
 def _safetensors(path: Path, tensor: str | None) -> Keyed:
@@ -191,13 +204,19 @@ def _parquet(path: Path, tensor: str | None) -> Keyed:
     column = tensor or (vectors[0] if len(vectors) == 1 else None)
     if column is None or column not in table.column_names:
         raise ValueError(f"name its column of vectors with the manifest's key tensor: {', '.join(vectors) or 'none'}")
+    if not _is_list(table.schema.field(column).type):
+        raise ValueError(f"the column {column!r} holds no vectors; those that do: {', '.join(vectors) or 'none'}")
+    lengths = pc.list_value_length(table[column]).fill_null(0).to_numpy()
+    if (unlike := lengths != lengths[:1]).any():
+        row = int(unlike.argmax())
+        raise ValueError(
+            f"row {row} of {column!r} has {lengths[row]} values, row 0 has {lengths[0]}: expected one length"
+        )
     cells = table[column].combine_chunks()
     flat = (cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells).flatten().to_numpy(zero_copy_only=False)
-    if len(flat) % max(1, len(table)) or table[column].null_count:
-        raise ValueError(f"the vectors in the column {column!r} are not all of one length")
     names = [field.name for field in table.schema if not _is_list(field.type) and not _is_float(field.type)]
     named = next((name for name in _ID_NAMES if name in names), names[0] if len(names) == 1 else None)
-    ids = [str(item) for item in table[named].to_pylist()] if named else None
+    ids = _names(table[named].to_pylist(), named) if named else None
     return Keyed(ids, flat.reshape(len(table), -1))
 
 

@@ -21,6 +21,10 @@ from conftest import features_recipe_content, make_features
 from safetensors.numpy import save_file
 from trials import Outcome, Trial
 
+from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data.features import FeatureFile
+from cs_aligner_cli.data.keyed_features import read_keyed
+
 NAMES = ["b.jpg", "a.jpg", "d.jpg", "c.jpg"]
 ROWS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 # In the file another order, and one item that no table names.
@@ -158,6 +162,57 @@ def test_files_that_were_swapped_are_suspected(trial: Trial) -> None:
     images, captions = {"table": "c.csv", "features": "three.npy"}, {"table": "i.csv", "features": "two.npy"}
     found = trial(kind="embeddings", images=images, captions=captions)
     assert found.code == 2 and "the images' table, has it: are the two swapped?" in found.said
+
+
+def bad_file(folder: Path, fault: str) -> str:
+    """A file of three rows with this fault."""
+    name = f"f.{fault.split()[0]}"
+    vectors = ROWS[:3].tolist()
+    if fault == "parquet of unequal vectors":  # which come to three rows of three
+        pq.write_table(pa.table({"id": IDS[:3], "v": [vectors[0][:2], vectors[1], [*vectors[2], 1.0]]}), folder / name)
+    elif fault == "parquet without an id":
+        pq.write_table(pa.table({"id": ["a", None, "c"], "v": vectors}), folder / name)
+    elif fault == "parquet of numbers":
+        pq.write_table(pa.table({"id": IDS[:3], "v": [1.0, 2.0, 3.0], "w": vectors}), folder / name)
+    elif fault == "pt without an id":
+        torch.save({"ids": ["a", None, "c"], "x": torch.from_numpy(ROWS[:3])}, folder / name)
+    elif fault == "pt of float8":
+        torch.save(torch.from_numpy(ROWS).to(torch.float8_e4m3fn), folder / name)
+    else:
+        (folder / name).write_bytes(b"junk")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("parquet of unequal vectors", "row 1 of 'v' has 3 values, row 0 has 2"),
+        ("parquet without an id", "row 1 (counted from 0) has no id in 'id'"),
+        ("parquet of numbers", "the column 'v' holds no vectors; those that do: w"),
+        ("pt without an id", "row 1 (counted from 0) has no id in 'ids'"),
+        ("pt of float8", "expected dense tensors of a type that numpy has, found torch.float8_e4m3fn"),
+        ("pt that is none", "it is no file of torch.save, or damaged"),
+    ],
+)
+def test_what_holds_no_row_for_each_id_is_refused(tmp_path: Path, fault: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        name = bad_file(tmp_path, fault)
+        read_keyed(tmp_path / name, "v" if name.endswith("parquet") else None)
+    assert message in str(caught.value)
+
+
+def test_one_number_named_id_is_no_list_of_ids(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", id=np.array(4), x=ROWS)
+    assert read_keyed(tmp_path / "f.npz", None).ids is None
+
+
+@pytest.mark.parametrize("name", ["f.NPY", "f.SafeTensors"])
+def test_suffixes_count_in_any_case(tmp_path: Path, name: str) -> None:
+    save_file({"x": ROWS}, tmp_path / name)
+    if name == "f.NPY":
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, ROWS)
+    np.testing.assert_array_equal(FeatureFile(tmp_path / name).read(slice(None)), ROWS)
 
 
 class Planted:
