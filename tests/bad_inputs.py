@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import io
 import json
+import lzma
 import pickle
 import re
 import shutil
@@ -166,6 +167,13 @@ def unequal_vectors() -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table({"id": ["0", "1", "2"], "v": [[0.5, 1.0], [0.5], [0.5, 1.0, 2.0]]}), file)
     return file.getvalue()
+
+
+def damaged(compress: Callable[[bytes], bytes]) -> bytes:
+    """A compressed table of which a few bytes are others."""
+    found = bytearray(compress("".join(f"{n}.png,{n * n}\n" for n in range(300)).encode()))
+    found[100:104] = b"\xff" * 4
+    return bytes(found)
 
 
 def tar(*members: tuple[str, bytes], **changes: Any) -> bytes:
@@ -525,6 +533,13 @@ CASES: dict[str, list[Case]] = {
             "a list in place of a name",
             lambda at: at.table('{"image": ["a.png"], "caption": "x", "split": "s"}\n', "t.jsonl"),
         ),
+        Case("a compressed table that is damaged", lambda at: at.table(damaged(gzip.compress), "t.csv.gz")),
+        Case("the same, by xz", lambda at: at.table(damaged(lzma.compress), "t.csv.xz")),
+        Case(
+            "columns in JSON of unlike rows",
+            lambda at: at.table('{"image": {"0": "a.png"}, "caption": {"1": "x"}, "split": {"0": "s"}}', "t.json"),
+        ),
+        Case("a path that no column makes", lambda at: at.table("id,caption\n0,x\n", image_path="{}.jpg")),
         Case("captions without text", lambda at: at.table(HEAD + "a.png,x,train\na.png,,train\n")),
         Case("an image and its caption in two splits", lambda at: at.table(HEAD + "a.png,x,train\na.png,y,test\n")),
     ],

@@ -34,7 +34,8 @@ def captions_in(text: str, rule: CaptionsInText) -> list[str]:
 def list_in(cell: str) -> list[Any] | None:
     """The list that a cell of text holds as JSON, Python or numpy write it; None where it is plain text.
 
-    A list must hold texts (or null, None, nan, which are kept as None) to count as one.
+    A list must hold a text, or nothing but null, None and nan (which are kept as None), to count as one; what else is
+    in it, as a number, stands beside the texts.
     """
     text = cell.strip()
     if not (text.startswith("[") and text.endswith("]")):
@@ -43,7 +44,12 @@ def list_in(cell: str) -> list[Any] | None:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return _written_by_python(text)
-    return found if all(item is None or isinstance(item, str | dict) for item in found) else None
+    return _if_captions(found)
+
+
+def _if_captions(found: list[Any]) -> list[Any] | None:
+    there = [item for item in found if item is not None]
+    return found if not there or any(isinstance(item, str | dict) for item in there) else None
 
 
 def _written_by_python(text: str) -> list[Any] | None:
@@ -64,6 +70,8 @@ def _written_by_python(text: str) -> list[Any] | None:
             found.append(value)
         elif token.type == tokenize.NAME and token.string in ("None", "nan", "null"):
             found.append(None)
+        elif token.type == tokenize.NUMBER:
+            found.append(ast.literal_eval(token.string))
         elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER) and token.string not in ",]":
             return None
-    return found
+    return _if_captions(found)

@@ -19,8 +19,15 @@ Cells = dict[str, Any]
 
 def read_json_lines(path: Path, columns: Sequence[str], encoding: str) -> tuple[list[str], Cells]:
     """The names of all keys, and the cells of those that are wanted; ValueError names the line that is no object."""
+    return _columns((row for _, row in json_lines(path, encoding)), columns)
+
+
+def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
+    """The object of every line that is not empty, with its number from 1; ValueError names the line that is none."""
     with open_text(path, encoding, newline="\n") as file:
-        return _columns((_object(line, number) for number, line in enumerate(file, start=1) if line.strip()), columns)
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _object(line, number)
 
 
 def read_json(path: Path, columns: Sequence[str], encoding: str) -> tuple[list[str], Cells]:
@@ -54,10 +61,17 @@ def _rows(content: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _from_columns(content: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of {column: [cells]} or pandas' {column: {row: cell}}."""
-    cells = [value.values() if isinstance(value := content[name], dict) else value for name in columns]
-    if any(isinstance(column, str | int | float | None) for column in cells) or len({len(c) for c in cells}) > 1:
-        raise ValueError("expected columns of equal length")
+    """Rows of {column: [cells]} or pandas' {column: {row: cell}}, in which a cell belongs to the row that it names."""
+    cells = [content[name] for name in columns]
+    if _all(cells, dict):
+        rows = list(cells[0])
+        for name, column in zip(columns, cells, strict=True):
+            if column.keys() != cells[0].keys():
+                row = next(row for row in (*rows, *column) if (row in column) != (row in cells[0]))
+                raise ValueError(f"the row {row!r} is in one of the columns {columns[0]!r} and {name!r} alone")
+        cells = [[column[row] for row in rows] for column in cells]
+    if not _all(cells, list) or len({len(column) for column in cells}) > 1:
+        raise ValueError("expected columns of equal length, all lists or all objects of cells by row")
     return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 

@@ -35,11 +35,7 @@ def read_judgements(path: Path, ids: Mapping[str, pd.Series[str]]) -> dict[str, 
     """
     frame = read_frame(path, COLUMNS)
     query, item = (pd.Index(text_column(frame, name, path, required=True)) for name in ("query", "item"))
-    score = pd.to_numeric(frame["score"], errors="coerce").to_numpy(float)
-    bad = ~(np.isfinite(score) & (score >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(f"{path}: row {row} has the score {frame['score'][row]!r}; expected a number of at least 0")
+    score = scores_of(frame, path)
     repeated = pd.DataFrame({"query": query, "item": item}).duplicated()
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
@@ -61,6 +57,16 @@ def read_judgements(path: Path, ids: Mapping[str, pd.Series[str]]) -> dict[str, 
         row = int(judges_none.argmax())
         raise InputError(f"{path}: row {row} judges {query[row]!r} and {item[row]!r}, which are of one modality")
     return found
+
+
+def scores_of(frame: pd.DataFrame, path: Path) -> Floats:
+    """(P,) the column ``score`` of judgements; InputError unless each is a finite number of at least 0."""
+    score: Floats = pd.to_numeric(frame["score"], errors="coerce").to_numpy(float)
+    bad = ~(np.isfinite(score) & (score >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"{path}: row {row} has the score {frame['score'][row]!r}; expected a number of at least 0")
+    return score
 
 
 def _unknown(path: Path, row: int, column: str, given: pd.Index[str], ids: Mapping[str, pd.Series[str]]) -> InputError:

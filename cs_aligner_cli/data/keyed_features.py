@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.common.types import Ints
@@ -209,9 +210,8 @@ def _parquet(path: Path, tensor: str | None) -> Keyed:
     lengths = pc.list_value_length(table[column]).fill_null(0).to_numpy()
     if (unlike := lengths != lengths[:1]).any():
         row = int(unlike.argmax())
-        raise ValueError(
-            f"row {row} of {column!r} has {lengths[row]} values, row 0 has {lengths[0]}: expected one length"
-        )
+        found = f"row {row} of {column!r} has {counted(int(lengths[row]), 'values')}"
+        raise ValueError(f"{found}, row 0 has {lengths[0]}: expected one length")
     cells = table[column].combine_chunks()
     flat = (cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells).flatten().to_numpy(zero_copy_only=False)
     names = [field.name for field in table.schema if not _is_list(field.type) and not _is_float(field.type)]

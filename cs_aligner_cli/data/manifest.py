@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
-from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, Described, OnDisk
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, ColumnPattern, Described, OnDisk
 from cs_aligner_cli.data.manifest_layouts import (
     ClipRetrievalManifest,
     CocoManifest,
@@ -125,7 +125,7 @@ class TableManifest(OnDisk):
         description="Column with the image's path, relative to image_dir, or with the image itself (Parquet);"
         " null: captions alone.",
     )
-    image_path: str | None = Field(
+    image_path: ColumnPattern | None = Field(
         None, description="Path of the image made from columns, in place of image_column: {id}.jpg, {id:012d}.jpg."
     )
     caption_column: str | list[str] | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from string import Formatter
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator
@@ -45,6 +46,23 @@ def _checksum(value: str) -> str:
 
 
 Checksum = Annotated[str, AfterValidator(_checksum)]
+
+
+def _column_pattern(value: str) -> str:
+    expected = "expected names of columns in braces, as {id}.jpg or {id:012d}.jpg"
+    try:
+        fields = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; {expected}") from None
+    for name, spec, conversion in fields:
+        if not name or name.isdigit() or re.search(r"[.\[]", name) or conversion or "{" in (spec or ""):
+            raise ValueError(f"{expected}, and nothing else in them")
+    if not {name for name, *_ in fields} - {"split"}:
+        raise ValueError(f"every row would have the same image; {expected}")
+    return value
+
+
+ColumnPattern = Annotated[str, AfterValidator(_column_pattern)]
 
 
 class OnDisk(Described):

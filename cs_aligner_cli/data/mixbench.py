@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.collector import Entries, Source
 from cs_aligner_cli.data.json_items import Place
+from cs_aligner_cli.data.json_tables import json_lines
+from cs_aligner_cli.data.judgements import scores_of
 from cs_aligner_cli.data.manifest_layouts import MixbenchManifest
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.data.tables import read_frame, text_column
@@ -60,11 +61,11 @@ def corpus_files(folder: Path) -> list[Path]:
 def read_mixed_corpus(folder: Path, split: Split) -> MixedCorpus:
     """The queries, corpus and judgements of a folder in MixBench's layout, by the split's rows.
 
-    An image is found by its id, a text by what it says. Raises InputError for a file that is missing or not in the
-    layout, an item that the split does not hold, and a judgement of an unknown item.
+    An image is found by its id, a text by what it says, without the spaces around it. Raises InputError for a file that
+    is missing or not in the layout, an item that the split does not hold, and a judgement of an unknown item.
     """
     images = pd.Index(split.images["image_id"])
-    texts = split.captions["text"].drop_duplicates()
+    texts = split.captions["text"].str.strip().drop_duplicates()
     row_of_text = pd.Series(texts.index, index=texts.to_numpy())
     ids, rows = {}, {}
     for name, key in _FILES.items():
@@ -104,7 +105,7 @@ def _answers(path: Path, ids: dict[str, pd.Index[str]]) -> tuple[Ints, Ints]:
                 f"{path}: row {row}: no {key} {given[row]!r} in {name}{did_you_mean(given[row], [*ids[name][:5000]])}"
             )
         places.append(place.astype(np.int64))
-    relevant = pd.to_numeric(frame["score"], errors="coerce").to_numpy(float) > 0
+    relevant = scores_of(frame, path) > 0
     if not relevant.any():
         raise InputError(f"{path}: no row has a score above 0, so no query has an answer")
     return places[0][relevant], places[1][relevant]
@@ -113,16 +114,15 @@ def _answers(path: Path, ids: dict[str, pd.Index[str]]) -> tuple[Ints, Ints]:
 def _items(path: Path, key: str) -> Iterator[tuple[str, str, str, str]]:
     """(place, id, image or "", text or "") of every line."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                at = Place(path, f"line {number}", json.loads(line))
-                parts = [at.text(name) if at.value.get(name) is not None else "" for name in ("image", "text")]
-                yield at.place, str(at.key(key)), *parts  # type: ignore[misc]
+        for number, value in json_lines(path):
+            at = Place(path, f"line {number}", value)
+            image, text = (at.text(name) if at.value.get(name) is not None else "" for name in ("image", "text"))
+            yield at.place, str(at.key(key)), image, text
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file", f"A folder in MixBench's layout holds {', '.join(_FILES)} and {JUDGEMENTS}."
         ) from None
+    except InputError:
+        raise
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as JSON lines: {error}") from None

@@ -16,7 +16,8 @@ from cs_aligner_cli.data.prepared import PreparedData, Split
 def write_shards(data: PreparedData, split: Split, folder: Path, shard_mb: int, advance: Callable[[], None]) -> int:
     """Write SPLIT-00000.tar and so on into ``folder``; returns how many. Images go in as their files are, bit by bit.
 
-    A sample is KEY.jpg (or the image's own suffix), KEY.txt (its first caption), KEY.json (image_id, captions, split);
+    A sample is KEY.jpg (or the image's own suffix), KEY.txt (its first caption), KEY.json (image_id, captions, split,
+    and its label where it has one);
     an unpaired caption is a sample without an image.
     """
     from webdataset import ShardWriter  # brings torch along
@@ -32,9 +33,11 @@ def write_shards(data: PreparedData, split: Split, folder: Path, shard_mb: int, 
     # Every member has the same time and owner, so that the same data give the same bytes.
     options = {"maxsize": shard_mb * 1e6, "maxcount": 10**9, "verbose": 0, "mtime": 0, "user": "", "group": ""}
     with ShardWriter("%d", opener=open_shard, post=lambda _: written[-1].close(), **options) as writer:
-        for i, (image_id, locator) in enumerate(zip(split.images["image_id"], split.images["locator"], strict=True)):
+        rows = split.images[["image_id", "locator", "label"]].itertuples(index=False, name=None)
+        for i, (image_id, locator, label) in enumerate(rows):
             captions = captions_of.get(i, [])
             about = {"image_id": image_id, "split": split.name, "captions": captions}
+            about |= {"label": label} if label else {}
             writer.write(_sample(i, captions, about, {_suffix(locator): _content(data.root / locator)}))
             advance()
         for i, text in enumerate(captions_of.get(-1, []), start=len(split.images)):

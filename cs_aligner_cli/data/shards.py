@@ -28,7 +28,8 @@ def read_webdataset(manifest: WebDatasetManifest, folder: Path, console: Console
     """The samples of all shards. Captions are a list in the JSON, else the text's, else the JSON's one caption; where
     the manifest names classes, and there is none of these, the class name in the first template.
 
-    An image's id is the JSON's ``image_id``, else SHARD/KEY, SHARD being its path below root. A shard that is cut short
+    An image's id is the JSON's ``image_id``, else SHARD/KEY, SHARD being its path below root; its label is its class,
+    or the JSON's ``label`` where that is text, as ``prepare.repack`` writes it. A shard that is cut short
     or damaged is a bad item, and so is each member that cannot be read; a sample without an image gives unpaired
     captions. Raises InputError for a class number that the class names do not have.
     """
@@ -100,7 +101,7 @@ class _Shard:
         about = self._json(parts, file)
         captions, meant = self._captions(parts, about, file)
         number = self._class(sample, file) if self.classes and IMAGE in parts else None
-        label = ""
+        label = about["label"] if isinstance(about.get("label"), str) else ""
         if self.classes and number is not None:
             label, captions = self.classes.labels[number], captions or [self.classes.caption(number)]
         if IMAGE in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, Manifest, TableManifest
@@ -15,6 +16,9 @@ from cs_aligner_cli.data.manifest_layouts import (
     MixbenchManifest,
     WebDatasetManifest,
 )
+
+if TYPE_CHECKING:  # brings pandas along, see source_files
+    from cs_aligner_cli.data.collector import Source
 
 
 def lists_its_files(manifest: Manifest) -> bool:
@@ -50,14 +54,14 @@ def source_files(manifest: Manifest) -> list[str]:
     return folder_files(manifest)
 
 
-def listed_files(manifest: Manifest, console: Console) -> list[str]:
-    """The annotation files of a manifest and the images that they list."""
+def read_listed(manifest: Manifest, console: Console) -> tuple[list[str], Source]:
+    """The annotation files of a manifest and the images that they list; and the source that was read to know them."""
     from cs_aligner_cli.data.sources import SOURCES
 
     assert not isinstance(manifest, DrawnManifest)
-    listed = SOURCES[manifest.kind](manifest, Path(), console).images["locator"]
-    loose = (f"{manifest.root}/{locator}" for locator in listed if "::" not in locator)
-    return [*map(str, annotation_files(manifest)), *loose]
+    source = SOURCES[manifest.kind](manifest, Path(), console)
+    loose = (f"{manifest.root}/{locator}" for locator in source.images["locator"] if "::" not in locator)
+    return [*map(str, annotation_files(manifest)), *loose], source
 
 
 def annotation_files(manifest: Manifest) -> list[Path]:

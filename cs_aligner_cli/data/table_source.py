@@ -42,10 +42,23 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     skipped = {LOST_CAPTIONS: int(lost.sum())} if lost.any() else {}
     captions = captions[~lost] if manifest.captions else captions[:0]
     if captions["text"].dtype == object:  # cells that are lists
-        captions = captions.explode("text", ignore_index=True)
+        captions, found = _one_a_row(captions)
+        bad += found
     captions = captions.assign(text=text_column(captions, "text", files[0][1]), feature_row=-1)
     captions = captions.reset_index(drop=True)
     return Source(images, captions, {"kind": "table"}, bad, skipped, notes=notes)
+
+
+def _one_a_row(captions: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Captions of which cells may be lists, each in a row of its own; and what is a number in a list, as bad items."""
+    several = captions["text"].map(lambda cell: isinstance(cell, list)).astype(bool)
+    rows = captions.assign(several=several).explode("text", ignore_index=True)
+    number = rows["several"] & rows["text"].map(lambda cell: isinstance(cell, int | float) and cell == cell)
+    bad = [
+        {"kind": "caption", "item": f"caption of image {image_id}", "reason": f"{text!r} in a list is no text"}
+        for image_id, text in rows.loc[number, ["image_id", "text"]].itertuples(index=False, name=None)
+    ]
+    return rows[~number].drop(columns="several").reset_index(drop=True), bad
 
 
 def table_files(manifest: TableManifest) -> list[tuple[str | None, Path]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def read_frame(path: Path, columns: Sequence[str], dialect: Dialect | None = Non
         raise decoding_error(path, error) from None
     except LookupError:
         raise InputError(f"encoding: got {dialect.encoding!r}; expected a name such as utf-8, utf-16, cp1252") from None
-    except (ValueError, OSError, EOFError, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as {form[1:]}: {str(error).splitlines()[0]}") from None
     for column in wanted:
         if column not in names and len(names):

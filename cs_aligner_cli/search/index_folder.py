@@ -168,9 +168,10 @@ def open_index(folder: Path, modality: str, source: dict[str, Any]) -> tuple[Any
     described: dict[str, Any] = read_json(folder / _DESCRIPTION, hint)
     built = described.get("source", {})
     if built != source:
-        key = next(key for key in source if built.get(key) != source[key])
+        key = next(key for key in {**source, **built} if built.get(key) != source.get(key))
         raise InputError(
-            f"{folder}: this index was built from another store ({key} {built.get(key)!r}, expected {source[key]!r})",
+            f"{folder}: this index was built from another store "
+            f"({key} {built.get(key)!r}, expected {source.get(key)!r})",
             hint,
         )
     index, keys = read_index(folder / f"{modality}.index"), pd.read_parquet(folder / METADATA)

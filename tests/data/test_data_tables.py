@@ -15,9 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from trials import Trial, picture
 
 from cs_aligner_cli.data.images import read_bytes
+from cs_aligner_cli.data.manifest import TableManifest
+from cs_aligner_cli.data.sources import SOURCES as READERS
 
 ROWS = [("0.png", "of, 0"), ("0.png", "also 0"), ("1.png", "of 1")]
 TABLE = {"kind": "table", "split_column": None}
@@ -36,6 +39,9 @@ def write(path: Path, form: str) -> None:
         "jsonl": lambda: frame.to_json(orient="records", lines=True),
         "records": lambda: frame.to_json(orient="records"),
         "columns": lambda: frame.to_json(),
+        "shuffled": lambda: json.dumps(
+            {"image": frame["image"].to_dict(), "caption": frame["caption"].iloc[::-1].to_dict()}
+        ),
         "lists": lambda: json.dumps(frame.to_dict("list")),
         "wrapped": lambda: json.dumps({"info": {"x": 1}, "data": frame.to_dict("records")}),
         "dict": lambda: json.dumps(by_image.to_dict()),
@@ -61,6 +67,7 @@ def write(path: Path, form: str) -> None:
         ("t.jsonl", "jsonl"),
         ("t.json", "records"),
         ("t.json", "columns"),
+        ("t.json", "shuffled"),
         ("t.json", "lists"),
         ("t.json", "wrapped"),
         ("t.json", "dict"),
@@ -90,6 +97,15 @@ def test_a_table_compressed_by_zstandard(trial: Trial) -> None:
     with pa.output_stream(str(trial.root / "t.csv.zst"), compression="zstd") as file:
         file.write(pd.DataFrame(ROWS, columns=["image", "caption"]).to_csv(index=False).encode())
     assert trial(table="t.csv.zst", **TABLE).captions == ROWS
+
+
+def test_a_table_is_read_once(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial.pictures("0.png", "1.png")
+    write(trial.root / "t.csv", "csv")
+    read, readings = READERS["table"], []
+    monkeypatch.setitem(READERS, "table", lambda *given: readings.append(read(*given)) or readings[-1])
+    assert trial(table="t.csv", **TABLE).captions == ROWS
+    assert len(readings) == 1
 
 
 # ---- cells
@@ -138,6 +154,23 @@ def test_a_cell_that_holds_a_list_is_several_captions(trial: Trial, cell: str) -
     )
     found = trial(table="t.csv", **TABLE)
     assert found.captions == [("0.png", "one, of it"), ("0.png", "two"), ("1.png", "[sic] one")]
+
+
+@pytest.mark.parametrize("cell", ['["one", 3]', "['one', 3]", ["one", 3]])
+def test_a_number_in_a_list_of_captions_is_bad(trial: Trial, cell: str | list[Any]) -> None:
+    trial.pictures("0.png")
+    trial.put("t.json", [{"image": "0.png", "caption": cell}])
+    found = trial(table="t.json", **TABLE)
+    assert (found.code, found.captions) == (3, [("0.png", "one")])
+    assert found.bad == [("caption of image 0.png", "3 in a list is no text")]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a.jpg", "{}.jpg", "{0}.jpg", "{id.jpg", "{id!r}.jpg", "{id.x}.jpg", "{split}.jpg"]
+)
+def test_a_path_that_is_made_from_no_column_is_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError, match=r"expected names of columns in braces, as \{id\}"):
+        TableManifest(name="x", table="t.csv", image_path=pattern)
 
 
 @pytest.mark.parametrize(("cell", "bad"), [('["one", null]', 1), ("['one', None]", 1), ("['one', nan]", 1), ("[]", 1)])

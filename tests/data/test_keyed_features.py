@@ -212,7 +212,7 @@ def test_suffixes_count_in_any_case(tmp_path: Path, name: str) -> None:
     if name == "f.NPY":
         with (tmp_path / name).open("wb") as file:
             np.save(file, ROWS)
-    np.testing.assert_array_equal(FeatureFile(tmp_path / name).read(slice(None)), ROWS)
+    np.testing.assert_array_equal(FeatureFile(tmp_path / name).read(np.arange(4)), ROWS)
 
 
 class Planted:

@@ -561,18 +561,22 @@ def test_packing_gives_the_same_data_set_back(
     assert {path.name: path.read_bytes() for path in shards.glob("*.tar")} == written
 
 
-def test_packing_keeps_unpaired_captions_and_images(data: Path, make_recipe: MakeRecipe, prepared: Prepared) -> None:
+def test_packing_keeps_labels_and_unpaired_captions_and_images(
+    data: Path, make_recipe: MakeRecipe, prepared: Prepared
+) -> None:
     put(data / "a.png", picture(1))
     put(data / "b.png", picture(2))
     lines = [{"image": "a.png", "caption": "of a"}, {"image": "b.png", "caption": []}, {"caption": "of no image"}]
+    lines[0]["class"] = "cat"
     put(data / "t.jsonl", "\n".join(map(json.dumps, lines)))
-    recipe = make_recipe(kind="table", table="t.jsonl", split_column=None)
+    recipe = make_recipe(kind="table", table="t.jsonl", split_column=None, label_column="class")
     allowed = ("--set", "data.max_bad_fraction=0.5")  # a list without captions counts as an empty one
     before = prepared(recipe, "--set", "prepare.repack.shard_mb=1", *allowed)[1]
     again = make_recipe("again", kind="webdataset", root=str(recipe.parent / "run_recipe" / "shards"))
     after = prepared(again)[1]
     assert rows(after) == rows(before) == [("a.png", "all", "of a"), (None, "all", "of no image")]
     assert list(after.images["image_id"]) == ["a.png", "b.png"]
+    assert list(after.images["label"]) == list(before.images["label"]) == ["cat", ""]
 
 
 @pytest.mark.parametrize("key", ["data.dir", "prepare.repack.dir"])

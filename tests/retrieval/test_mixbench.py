@@ -24,7 +24,7 @@ _ANSWERS = [(q, (4 * q) % 9) for q in range(9)] + [(0, 7)]
 
 @pytest.fixture
 def mixbench(tmp_path: Path) -> Path:
-    """A folder in the layout, keys that are null left out of some lines."""
+    """A folder in the layout, keys that are null left out of some lines, and spaces after what is asked."""
     root = tmp_path / "bench"
     (root / "qrels").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def mixbench(tmp_path: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / f"{i}.png")
     lines = {
         "mixed_corpus.jsonl": [{"corpus_id": f"c{i}", "image": m, "text": t} for i, (m, t) in enumerate(_CORPUS)],
-        "queries.jsonl": [{"query_id": i, "image": m, "text": t} for i, (m, t) in enumerate(_QUERIES)],
+        "queries.jsonl": [{"query_id": i, "image": m, "text": f"{t} "} for i, (m, t) in enumerate(_QUERIES)],
     }
     for query in lines["queries.jsonl"][:-1]:
         del query["image"]
@@ -67,7 +67,7 @@ def test_a_corpus_in_mixbenchs_layout_is_read_as_it_is(recipe: Path, tmp_path: P
     rows = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in rows.items()}
     split = PreparedData(tmp_path / "run" / "data").split("test", "x")
     place = {name: i for i, name in enumerate(split.images["image_id"])}
-    places = {text: i for i, text in enumerate(split.captions["text"])}
+    places = {text.strip(): i for i, text in enumerate(split.captions["text"])}
 
     def row(image: str | None, text: str | None) -> np.ndarray[Any, Any]:
         parts = [rows["image"][place[image]]] if image else []
@@ -101,6 +101,7 @@ def test_what_does_not_fit_the_layout_is_refused(mixbench: Path, recipe: Path, c
         (corpus, right[corpus].replace('"0.png"', "null"), "corpus_id 'c0': its item, which is empty, is not in split"),
         (corpus, right[corpus] + "{", "cannot be read as JSON lines"),
         (judged, right[judged].replace("c7", "c77"), "row 4: no corpus_id 'c77' in mixed_corpus.jsonl"),
+        (judged, right[judged].replace("\t1\n", "\thigh\n"), "row 0 has the score 'high'; expected a number"),
         (judged, right[judged].replace("\t1\n", "\t0\n"), "no row has a score above 0"),
     ):  # fmt: skip
         path.write_text(text)

@@ -15,7 +15,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe.eval_retrieval import Index
 from cs_aligner_cli.retrieval.index import build_index, effort_of, search
 from cs_aligner_cli.retrieval.rows import Rows
-from cs_aligner_cli.search.index_folder import save_index
+from cs_aligner_cli.search.index_folder import open_index, save_index
 
 
 def _unit(seed: int, rows: int) -> Any:
@@ -71,3 +71,9 @@ def test_an_index_that_cannot_give_k_rows_says_so() -> None:
     faiss.copy_array_to_vector(np.full_like(links, -1), index.hnsw.neighbors)
     with pytest.raises(InputError, match="FAISS finds fewer than 10 rows for 3 of 3 queries"):
         search(index, _unit(1, 3), 10)
+
+
+def test_an_index_of_which_more_was_written_down_is_another(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"source": {"store": "a", "model": "b"}}))
+    with pytest.raises(InputError, match=r"another store \(model 'b', expected None\)"):
+        open_index(tmp_path, "image", {"store": "a"})

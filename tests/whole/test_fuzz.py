@@ -30,7 +30,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.collector import Source, check_images
 from cs_aligner_cli.data.features import FeatureFile
 from cs_aligner_cli.data.manifest import MANIFESTS, Manifest, load_manifest
-from cs_aligner_cli.data.source_files import listed_files, lists_its_files, source_files
+from cs_aligner_cli.data.source_files import lists_its_files, read_listed, source_files
 from cs_aligner_cli.data.sources import SOURCES
 from cs_aligner_cli.data.tables import FORMATS, read_frame, text_column
 from cs_aligner_cli.recipe import shelf
@@ -187,7 +187,7 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
 
 
 def _source_files(manifest: Manifest) -> list[str]:
-    return listed_files(manifest, QUIET) if lists_its_files(manifest) else source_files(manifest)
+    return read_listed(manifest, QUIET)[0] if lists_its_files(manifest) else source_files(manifest)
 
 
 # ---- tables

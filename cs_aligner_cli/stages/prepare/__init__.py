@@ -85,7 +85,7 @@ def _tables(layout: Layout, manifest: Manifest, console: Console, force: bool) -
         from cs_aligner_cli.stages.prepare.job import write_tables
 
         sources.write(build.folder / LISTING, None if isinstance(manifest, DrawnManifest) else manifest.root)
-        return write_tables(layout, manifest, console, build)
+        return write_tables(layout, manifest, console, build, sources.source)
 
     root = {ROOT: str(manifest.root)} if not isinstance(manifest, DrawnManifest) else {}
     return make(layout.prepared, write, force=force, sources=sources.stamp, places=root, placed_by="data.dir")

@@ -39,8 +39,11 @@ KINDS = ("image", "caption", "row", "member", "shard")
 _ALWAYS_TOLD = ("images", "captions")
 
 
-def write_tables(layout: Layout, manifest: Manifest, console: Console, build: Build) -> dict[str, Any]:
-    """Read the sources and write the two tables; return the summary, which report.json has in full."""
+def write_tables(
+    layout: Layout, manifest: Manifest, console: Console, build: Build, source: Source | None
+) -> dict[str, Any]:
+    """Read the sources (None: they were not yet) and write the two tables; return the summary, which report.json has
+    in full."""
     recipe = layout.recipe
     for modality in layout.modalities:
         refuse_unknown_model(recipe, modality)
@@ -48,7 +51,8 @@ def write_tables(layout: Layout, manifest: Manifest, console: Console, build: Bu
         require_encoder_of(recipe, modality)
     if not isinstance(manifest, DrawnManifest):
         check_checksums(manifest, console)
-    source = SOURCES[manifest.kind](manifest, build.folder, console)
+    if source is None:
+        source = SOURCES[manifest.kind](manifest, build.folder, console)
     if "digest" not in source.images:
         assert not isinstance(manifest, DrawnManifest)
         assert manifest.root is not None

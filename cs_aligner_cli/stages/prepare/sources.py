@@ -10,13 +10,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, manifest_path
-from cs_aligner_cli.data.source_files import annotation_files, listed_files, lists_its_files, source_files
+from cs_aligner_cli.data.source_files import annotation_files, lists_its_files, read_listed, source_files
 from cs_aligner_cli.files.artifact import fingerprint
 from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.runs.layout import Layout
+
+if TYPE_CHECKING:  # brings pandas along
+    from cs_aligner_cli.data.collector import Source
 
 LISTING = "sources.list"
 
@@ -24,10 +28,11 @@ LISTING = "sources.list"
 @dataclass(frozen=True)
 class Sources:
     """The data files, there or not, whose change makes a prepared data set stale, and a digest of their stamps and the
-    manifest's."""
+    manifest's; ``source`` is what was read where the files had to be read to know them."""
 
     files: tuple[str, ...]
     stamp: str
+    source: Source | None = None
 
     def write(self, path: Path, root: Path | None) -> None:
         """Keep the list, below the data's root; a name ends with a zero byte, since it may hold anything else."""
@@ -44,10 +49,10 @@ def sources_stamp(layout: Layout, manifest: Manifest, console: Console) -> Sourc
         same = record is not None and kept and stamp == record["inputs"].get("sources")
         if same and {str(file) for file in annotation_files(manifest)} <= {*kept}:  # a pattern may find a further one
             return Sources(kept, stamp)
-        files = listed_files(manifest, console)
+        files, source = read_listed(manifest, console)
     else:
-        files = source_files(manifest)
-    return Sources(tuple(files), _stamp(own, files, root))
+        files, source = source_files(manifest), None
+    return Sources(tuple(files), _stamp(own, files, root), source)
 
 
 def _stamp(manifest: str, files: Iterable[str], root: Path | None) -> str:
