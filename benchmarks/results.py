@@ -333,7 +333,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "pictures_against": pictures_against,
     "pictures_searched": pictures_searched,
 }
-_PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -341,7 +341,7 @@ def filled(page: str) -> str:
 
     def view(match: re.Match[str]) -> str:
         content = json.loads((RESULTS / f"{match[2]}.json").read_text())
-        return f"{match[1]}{VIEWS[match[3]](content)}{match[4]}"
+        return f"{match[1]}{VIEWS[match[3]](content)}\n{match[4]}"
 
     return _PART.sub(view, page)
 
