@@ -118,8 +118,7 @@ class Train(_Begun):
     )
     pairwise_only: bool = Field(
         False,
-        description="Also train a control: the same recipe and seed with divergence weight 0, and without tokens,"
-        " token_exchange, structure, teacher, pseudo_pairs, agreement, levels and unpaired negatives.",
+        description="Also train a control: the same recipe and seed, with nothing but the pairwise term of the pairs.",
     )
     captions: Captions = Field(
         "one_random",
@@ -129,9 +128,7 @@ class Train(_Begun):
     unpaired_per_pair: UnpairedPerPair = Field(
         UnpairedPerPair(), description="Unpaired items in a step: every term sees them but those of pairs."
     )
-    epochs: int = Field(
-        12, ge=1, le=1_000_000, description="Passes over the images; train.last_batch says whether over all of them."
-    )
+    epochs: int = Field(12, ge=1, le=1_000_000, description="Passes over the images; see train.last_batch.")
     batch_size: int = Field(512, ge=2, description="Images with captions per step: the size of the contrast.")
     last_batch: Literal["drop", "keep"] = Field(
         "drop",
