@@ -27,8 +27,9 @@ def test_intervals_hold_the_mean_19_times_in_20(n: int, regime: str) -> None:
         low, high = np.array(bounds[key]).T
         mean = np.mean(of_key)
         covered = np.mean((low <= mean) & (mean <= high))
-        # 400 repetitions of 95% lie within 2.2 points of it 19 times in 20; there are 30 metrics.
-        assert 0.91 <= covered <= 0.985, f"{key}: {covered:.3f}"
+        # Of 100 pairs the jackknife holds some means 94 times in 100 (docs/statistics.md). 400 repetitions of that lie
+        # within 4.2 points of it, but for one in 2,500; there are 30 metrics in six places.
+        assert 0.895 <= covered <= 0.985, f"{key}: {covered:.3f}"
 
 
 @pytest.mark.slow
