@@ -8,7 +8,7 @@ from gap_statistics import REGIMES, drawn, false_clear
 
 from cs_aligner_cli.gap.metrics import measure_headline
 
-REPETITIONS = 400
+REPETITIONS = {100: 1000, 500: 400}
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ REPETITIONS = 400
 def test_intervals_hold_the_mean_19_times_in_20(n: int, regime: str) -> None:
     values: dict[str, list[float]] = {}
     bounds: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(REPETITIONS):
+    for seed in range(REPETITIONS[n]):
         found = measure_headline(*drawn(np.random.default_rng([seed, n]), n, **REGIMES[regime]))
         for key, interval in found.intervals.items():
             values.setdefault(key, []).append(found.values[key])
@@ -27,11 +27,11 @@ def test_intervals_hold_the_mean_19_times_in_20(n: int, regime: str) -> None:
         low, high = np.array(bounds[key]).T
         mean = np.mean(of_key)
         covered = np.mean((low <= mean) & (mean <= high))
-        # Of 100 pairs the jackknife holds some means 94 times in 100 (docs/statistics.md). 400 repetitions of that lie
-        # within 4.2 points of it, but for one in 2,500; there are 30 metrics in six places.
-        assert 0.895 <= covered <= 0.985, f"{key}: {covered:.3f}"
+        # There are 30 metrics in six places. The jackknife holds some means 94 times in 100 of 100 pairs
+        # (docs/statistics.md): 1,000 repetitions of that lie within 2.6 points of it, but for one in 2,000.
+        assert 0.91 <= covered <= 0.985, f"{key}: {covered:.3f}"
 
 
 @pytest.mark.slow
 def test_noise_alone_is_called_clear_in_at_most_one_report_of_20() -> None:
-    assert false_clear(100, REPETITIONS) <= 0.065
+    assert false_clear(100, 400) <= 0.065
