@@ -1,4 +1,8 @@
-"""What the gap's statistics are worth: simulated coverage, false alarms and power, for docs/statistics.md."""
+"""What the gap's statistics are worth: simulated coverage, false alarms and power, for docs/statistics.md.
+
+python benchmarks/gap_statistics.py [--write]           # of one run (make bench-statistics)
+python benchmarks/gap_statistics.py --runs [--write]    # of reports over runs that differ in their seed
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,13 @@ import numpy as np
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.metrics import measure, measure_headline
 from cs_aligner_cli.gap.recall import recall_spreads
-from cs_aligner_cli.gap.results import Measured, Measurement, score_interval
+from cs_aligner_cli.gap.results import Measured, Measurement, Spread, score_interval
+from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.report.headline import tested_metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
+BEGIN_RUNS, END_RUNS = "<!-- simulated runs: begin -->", "<!-- simulated runs: end -->"
 # Repetitions by number of pairs, of every population.
 REPETITIONS = {100: 200, 500: 100, 5000: 8}
 REGIMES = {
@@ -105,16 +111,44 @@ def tables(sizes: list[int]) -> str:
     return "\n".join(lines)
 
 
+def wrong_over_runs(runs: int, of_run: float, trials: int, pairs: int = 200) -> float:
+    """How often the 95% interval of a difference over runs does not hold the truth.
+
+    A pair's difference in a run varies with the run (standard deviation ``of_run``), the pair (0.5) and both (1).
+    """
+    rng, wrong = np.random.default_rng([runs, pairs]), 0
+    for _ in range(trials):
+        rows = of_run * rng.normal(size=(runs, 1)) + 0.5 * rng.normal(size=pairs) + rng.normal(size=(runs, pairs))
+        theirs = Measurement({"m": 0.0}, {"m": Spread(np.zeros(pairs))})
+        mine = [Measurement({"m": float(row.mean())}, {"m": Spread((row - row.mean()) / pairs)}) for row in rows]
+        (found,) = seed_differences([{"aligned": own, "frozen": theirs} for own in mine], "aligned", ["m"])
+        low, high = found["interval"]
+        wrong += not low <= 0 <= high
+    return wrong / trials
+
+
+def runs_table(trials: int = 2000) -> str:
+    """How often intervals over runs err, in percent."""
+    spreads = (0.0, 0.03, 0.1, 0.3)
+    lines = [f"| runs | {' | '.join(f'differ by {spread:g}' for spread in spreads)} |", f"|{'---|' * 5}"]
+    for runs in (2, 3, 5):
+        cells = (f"{100 * wrong_over_runs(runs, spread, trials):.1f}" for spread in spreads)
+        lines.append(f"| {runs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", action="store_true", help="intervals over runs instead")
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(REPETITIONS), default=list(REPETITIONS))
     parser.add_argument("--write", action="store_true", help="write the tables into docs/statistics.md")
     arguments = parser.parse_args()
-    text = tables(arguments.sizes)
+    text = runs_table() if arguments.runs else tables(arguments.sizes)
+    begin, end = (BEGIN_RUNS, END_RUNS) if arguments.runs else (BEGIN, END)
     if arguments.write:
         page = DOCS.read_text()
-        before, rest = page.split(BEGIN)
-        DOCS.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        before, rest = page.split(begin)
+        DOCS.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
     sys.stdout.write(f"{text}\n")
 
 

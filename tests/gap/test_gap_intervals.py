@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from gap_statistics import wrong_over_runs
 from samples import random_rows
 
 from cs_aligner_cli.common.errors import InputError
@@ -334,14 +335,5 @@ def test_the_centroid_gap_of_a_flip_is_that_of_the_flipped_differences():
 @pytest.mark.parametrize("of_seed", [0.0, 0.3])
 def test_intervals_over_few_runs_hold_the_truth(of_seed: float) -> None:
     """Satterthwaite's degrees of freedom err in 11% for 5% where two runs differ."""
-    rng, trials, pairs = np.random.default_rng(3), 300, 100
-    wrong = 0
-    for _ in range(trials):
-        rows = of_seed * rng.standard_normal((2, 1)) + 0.5 * rng.standard_normal(pairs) + rng.normal(size=(2, pairs))
-        runs = []
-        for row in rows:
-            mine = Measurement({"m": float(row.mean())}, {"m": Spread((row - row.mean()) / pairs)})
-            runs.append({"aligned": mine, "frozen": Measurement({"m": 0.0}, {"m": Spread(np.zeros(pairs))})})
-        (found,) = seed_differences(runs, "aligned", ["m"])
-        wrong += not found["interval"][0] <= 0 <= found["interval"][1]
-    assert wrong / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+    trials = 300
+    assert wrong_over_runs(2, of_seed, trials, pairs=100) <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
