@@ -9,7 +9,6 @@ from cs_aligner_cli.report.headline import MIXED_RECALL, p_in_words
 
 CONTROL = "pairwise_only"
 GAP, MARGIN, RECALL, MIXED = "squared_gap_debiased", "margin_standardised", "R@1", MIXED_RECALL
-LEVEL = 0.05
 # A smaller change of the margin counts as none: bringing shifted rows back to unit length does as much.
 _UNCHANGED = 0.05
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cs_aligner_cli.common.estimates import LEVEL
 from cs_aligner_cli.report.evidence import (
-    LEVEL,
     MIXED,
     RECALL,
     direction,

@@ -29,10 +29,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cs_aligner_cli.common.estimates import LEVEL
 from cs_aligner_cli.report.evidence import (
     CONTROL,
     GAP,
-    LEVEL,
     MARGIN,
     MIXED,
     RECALL,
