@@ -1,8 +1,15 @@
-"""How sure a share is: Wilson's interval, on as many trials as its variance is worth."""
+"""Intervals that say no more than can be: Wilson's of a share, and any other cut off at what its quantity may be."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+# The least and the most that a quantity can be.
+Bounds: TypeAlias = tuple[float, float]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+SHARE: Bounds = (0.0, 1.0)
 
 
 def share_interval(share: float, variance: float, units: int, z: float) -> list[float]:
@@ -16,3 +23,14 @@ def share_interval(share: float, variance: float, units: int, z: float) -> list[
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     reach = z / (1 + z * z / trials) * math.sqrt(spreading / trials + z * z / (4 * trials * trials))
     return [max(centre - reach, 0.0), min(centre + reach, 1.0)]
+
+
+def cut_off(interval: Sequence[float], bounds: Bounds) -> list[float]:
+    """The part of an interval [low, high] within ``bounds``; NaN stays NaN."""
+    return [min(max(end, bounds[0]), bounds[1]) for end in interval]
+
+
+def of_difference(bounds: Bounds) -> Bounds:
+    """The bounds of the difference of two quantities that have these."""
+    reach = bounds[1] - bounds[0]
+    return -reach, reach

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -10,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import ALIGNED
+from cs_aligner_cli.common.shares import SHARE, UNBOUNDED, Bounds
 from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun
+from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.glossary import METRICS
 from cs_aligner_cli.recipe.sweep import Direction
 
@@ -25,6 +28,15 @@ _MORE = re.compile(
 )
 _LESS = re.compile(r"median_rank|mean_rank|hubness|(frechet(_\w+)?|kid|cmmd|cmmd_biased)@\w+")
 Better = Literal["higher", "lower"]
+# The least and the most that they can be.
+_RANGES: tuple[tuple[re.Pattern[str], Bounds], ...] = (
+    (re.compile(r"(val_)?R@\d+(\.(i2t|t2i))?|mAP|MRR|nDCG@\d+|prompt_R@\d+"), SHARE),
+    (re.compile(r"(stated_)?accuracy(_\w+)?|mean_per_class(_top5)?|(precision|recall|coverage)@[a-z]+"), SHARE),
+    (re.compile(r"spearman|condition_cosine"), (-1.0, 1.0)),
+    (re.compile(r"clip_score"), (0.0, 100.0)),
+    (re.compile(r"median_rank|mean_rank"), (1.0, math.inf)),
+    (re.compile(r"(frechet(_\w+)?|cmmd_biased|density)@\w+|seconds|peak_memory_mb"), (0.0, math.inf)),
+)
 _DIRECTIONS: dict[Direction, Better] = {"maximize": "higher", "minimize": "lower"}
 
 
@@ -109,6 +121,17 @@ def better_of(metric: str, direction: Direction | None = None) -> Better:
     better = known or given
     assert better is not None
     return better
+
+
+def bounds_of(column: Column, run: MeasuredRun) -> Bounds:
+    """The least and the most that a column can show; infinite where nothing bounds it, or it is not known."""
+    last = _last(column.key)
+    if last == "RSum":  # the sum, in percent, of as many recalls as the run has
+        recalls = re.compile(re.escape(run.path(column.key).removesuffix("both.RSum")) + r"(i2t|t2i)\.R@\d+")
+        return 0.0, 100.0 * sum(bool(recalls.fullmatch(path)) for path in run.numbers) or math.inf
+    of_gap = metric_bounds(last) if column.key.startswith("gap_report.") else UNBOUNDED
+    low, high = next((found for pattern, found in _RANGES if pattern.fullmatch(last)), of_gap)
+    return column.scale * low, column.scale * high
 
 
 def columns_of(

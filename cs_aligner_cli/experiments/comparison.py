@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
+from cs_aligner_cli.common.shares import Bounds, cut_off, of_difference
 from cs_aligner_cli.common.types import Floats
-from cs_aligner_cli.experiments.columns import Column, columns_of
+from cs_aligner_cli.experiments.columns import Column, bounds_of, columns_of
 from cs_aligner_cli.experiments.expected import BesidePublished
 from cs_aligner_cli.experiments.measured_run import MEAN, MeasuredRun, refuse_other_protocols
 from cs_aligner_cli.experiments.statistics import (
@@ -130,6 +131,7 @@ def compare(
         )
     columns = columns_of(runs, objective, direction, further)
     images = _Images(runs)
+    ranges = {column.key: bounds_of(column, runs[0]) for column in columns}
     estimates: dict[str, dict[str, Estimate]] = {group.name: {} for group in groups}
     differences: dict[str, dict[str, Estimate]] = {}
     reference = next((group for group in groups if group.name == control), None)
@@ -144,7 +146,7 @@ def compare(
             if reference is None or against is None or values is None or group is reference:
                 continue
             differences.setdefault(column.key, {})[group.name] = _paired(group, reference, values, against)
-    rows = _rows(groups, columns, estimates, _tested(differences), control, images.count)
+    rows = _rows(groups, columns, estimates, _tested(differences, ranges), ranges, control, images.count)
     of_objective = [row.cells[objective].mean for row in rows if objective in row.cells]
     found = differences.get(objective, {})
     sizes = [estimate.detectable for estimate in found.values() if 0 < estimate.detectable < math.inf]
@@ -258,14 +260,16 @@ def _paired(group: _Group, control: _Group, values: Floats, against: Floats) -> 
     return _estimate(values[pick[0]] - against[pick[1]])
 
 
-def _tested(differences: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, Difference]]:
+def _tested(
+    differences: Mapping[str, Mapping[str, Estimate]], ranges: Mapping[str, Bounds]
+) -> dict[str, dict[str, Difference]]:
     tested: dict[str, dict[str, Difference]] = {}
     for key, found in differences.items():
         corrected = holm([estimate.p for estimate in found.values()])
         tested[key] = {
             name: Difference(
                 mean=estimate.mean,
-                interval=_known(estimate),
+                interval=_known(estimate, of_difference(ranges[key])),
                 p=_number(estimate.p),
                 p_holm=_number(adjusted),
                 covers=estimate.covers,
@@ -280,6 +284,7 @@ def _rows(
     columns: Sequence[Column],
     estimates: Mapping[str, Mapping[str, Estimate]],
     tested: Mapping[str, Mapping[str, Difference]],
+    ranges: Mapping[str, Bounds],
     control: str | None,
     images: int,
 ) -> list[Row]:
@@ -306,7 +311,7 @@ def _rows(
                 values=values,
                 mean=estimate.mean,
                 sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                interval=_interval(estimate, column, images),
+                interval=_interval(estimate, column, ranges[column.key], images),
                 covers=estimate.covers,
                 best=column.better is not None and estimate.mean * column.sign == best[column.key] and len(groups) > 1,
                 difference=tested.get(column.key, {}).get(group.name),
@@ -326,14 +331,14 @@ def _rows(
     return rows
 
 
-def _interval(estimate: Estimate, column: Column, images: int) -> tuple[float, float] | None:
+def _interval(estimate: Estimate, column: Column, bounds: Bounds, images: int) -> tuple[float, float] | None:
     """The 95% interval of a mean; of a share of queries the score interval that the other reports have, too."""
     share = column.per_query is not None and column.per_query[1].startswith("R@") and estimate.covers != "nothing"
-    return estimate.share_interval(images, column.scale) if share else _known(estimate)
+    return estimate.share_interval(images, column.scale) if share else _known(estimate, bounds)
 
 
-def _known(estimate: Estimate) -> tuple[float, float] | None:
-    low, high = estimate.interval
+def _known(estimate: Estimate, bounds: Bounds) -> tuple[float, float] | None:
+    low, high = cut_off(estimate.interval, bounds)
     return (low, high) if np.isfinite([low, high]).all() else None
 
 

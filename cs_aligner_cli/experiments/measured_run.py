@@ -78,9 +78,13 @@ class MeasuredRun:
                 found[f"{before}.{MEAN}.{metric}"] = (found[path] + other) / 2
         return found
 
-    def number(self, path: str) -> float | None:
-        """One number; the store in a path is that of this run's comparison, where it names ``aligned``."""
-        return self.numbers.get(path.replace(f".{ALIGNED}.", f".{self.store}.") if self.store != ALIGNED else path)
+    def path(self, key: str) -> str:
+        """Where ``numbers`` has a metric: the store in its key is this run's, where the key names ``aligned``."""
+        return key.replace(f".{ALIGNED}.", f".{self.store}.")
+
+    def number(self, key: str) -> float | None:
+        """One number, its key as for ``path``."""
+        return self.numbers.get(self.path(key))
 
     @cached_property
     def protocol(self) -> dict[str, Any]:

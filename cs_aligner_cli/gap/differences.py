@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cs_aligner_cli.common.estimates import LEVEL, holm
+from cs_aligner_cli.common.shares import of_difference
+from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.results import Measurement, interval, p_value
 
 
@@ -27,7 +29,8 @@ def differences(measured: Mapping[str, Measurement], subject: str, headline: Seq
                 continue
             difference = mine.values[metric] - theirs.values[metric]
             spread = mine.spreads[metric].less(theirs.spreads[metric])
-            row = {"store": other, "metric": metric, "difference": difference, "interval": interval(difference, spread)}
+            span = interval(difference, spread, of_difference(metric_bounds(metric)))
+            row = {"store": other, "metric": metric, "difference": difference, "interval": span}
             p = p_value(difference, spread)
             of_other.append({**row, "p": p, "headline": metric in headline, "p_holm": None, "clear": False})
         family = [row for row in of_other if row["headline"]]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.clusters import cluster_agreement, label_agreement
 from cs_aligner_cli.gap.glossary import in_report_order
 from cs_aligner_cli.gap.groups import (
@@ -287,7 +288,7 @@ def _swept(drawn: dict[str, Floats], flips: dict[str, Floats], s: float, groups:
     for name in ("cs_divergence_v", "cs_divergence_u", "mmd_v", "mmd_u"):
         key = f"{name}@{s:.4g}"
         value = float(drawn[key][0])
-        row |= {name: value, f"{name}_interval": interval(value, jackknife(drawn[key], groups))}
+        row |= {name: value, f"{name}_interval": interval(value, jackknife(drawn[key], groups), metric_bounds(key))}
         row |= {f"{name}_band": band(flips[key]), f"{name}_p": flip_p(value, flips[key])}
     return row
 

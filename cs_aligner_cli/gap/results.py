@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.shares import share_interval
+from cs_aligner_cli.common.shares import UNBOUNDED, Bounds, cut_off, share_interval
 from cs_aligner_cli.common.types import Floats
+from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.groups import Groups
 
 _LEVEL = 0.95
@@ -125,11 +126,14 @@ class Measured:
     spectra: dict[str, Floats] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, float], spreads: Mapping[str, Spread], pairs: int, share: bool = False) -> None:
-        """Add metrics with an interval; those that are a ``share`` of something keep it within 0 and 1."""
+        """Add metrics with an interval, which of those that are a ``share`` of something is Wilson's."""
         self.add_plain(values, pairs)
         for key, spread in spreads.items():
             self.spreads[key] = spread
-            self.intervals[key] = score_interval(values[key], spread) if share else interval(values[key], spread)
+            value = values[key]
+            self.intervals[key] = (
+                score_interval(value, spread) if share else interval(value, spread, metric_bounds(key))
+            )
 
     def add_left_out(self, drawn: Mapping[str, Floats], groups: int, pairs: int) -> None:
         """Add metrics by their values in the order of ``groups.without``."""
@@ -169,10 +173,10 @@ def p_of(t: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(t)))
 
 
-def interval(value: float, spread: Spread) -> list[float]:
-    """The 95% interval of a value, symmetric around it."""
+def interval(value: float, spread: Spread, bounds: Bounds = UNBOUNDED) -> list[float]:
+    """The 95% interval of a value, symmetric around it as far as what it can be."""
     reach = quantile(spread.freedom) * spread.error
-    return [value - reach, value + reach]
+    return cut_off([value - reach, value + reach], bounds)
 
 
 def score_interval(share: float, spread: Spread) -> list[float]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
+from cs_aligner_cli.common.shares import cut_off, of_difference
+from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.results import Measurement, Spread
 
 
@@ -24,14 +26,17 @@ def seed_differences(
     """
     rows: list[dict[str, Any]] = []
     for other in (name for name in runs[0] if name != subject and all(name in run for run in runs)):
-        family = []
+        family: list[dict[str, Any]] = []
         for metric in metrics:
             sides = [(run[subject], run[other]) for run in runs]
             if not all(metric in side.spreads for both in sides for side in both):
                 continue
             values = [mine.values[metric] - theirs.values[metric] for mine, theirs in sides]
             over_pairs = [mine.spreads[metric].less(theirs.spreads[metric]) for mine, theirs in sides]
-            family.append({"store": other, "metric": metric, **_mean(values, over_pairs)})
+            found = _mean(values, over_pairs)
+            span = cut_off(found.interval, of_difference(metric_bounds(metric)))
+            row = {"store": other, "metric": metric, "difference": found.mean, "values": values}
+            family.append({**row, "interval": span, "p": found.p})
         corrected = holm([row["p"] for row in family])
         rows += [
             {**row, "headline": True, "p_holm": p, "clear": p < LEVEL} for row, p in zip(family, corrected, strict=True)
@@ -39,11 +44,10 @@ def seed_differences(
     return rows
 
 
-def _mean(values: Sequence[float], spreads: Sequence[Spread]) -> dict[str, Any]:
+def _mean(values: Sequence[float], spreads: Sequence[Spread]) -> Estimate:
     count = len(values)
     average = reduce(Spread.plus, spreads).times(1 / count)
     # What varies with both, run and pairs, is in the variance between runs already.
     rest = sum(spread.less(average).variance for spread in spreads) / (count - 1)
     between, over_pairs = float(np.var(values, ddof=1)) / count, max(average.variance - rest / count, 0.0)
-    found = Estimate(float(np.mean(values)), between, count - 1.0, over_pairs, "seeds and images")
-    return {"difference": found.mean, "values": list(values), "interval": [*found.interval], "p": found.p}
+    return Estimate(float(np.mean(values)), between, count - 1.0, over_pairs, "seeds and images")

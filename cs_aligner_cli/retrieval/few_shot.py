@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.shares import SHARE, cut_off
 from cs_aligner_cli.common.types import Ints
 
 # CLIP's largest logit scale; Tip-Adapter's sharpness and weight where nothing is searched for.
@@ -81,7 +82,7 @@ METHODS: Final[dict[str, Callable[[Shots, Tensor], Tensor]]] = {
 
 
 class ShotAccuracy(NamedTuple):
-    """The mean accuracy over draws and its 95% interval (Student's t over draws; NaN for one draw)."""
+    """The mean accuracy over draws and its 95% interval (Student's t over draws, within 0 and 1; NaN for one draw)."""
 
     mean: float
     low: float
@@ -130,4 +131,4 @@ def _over_draws(values: Sequence[float]) -> ShotAccuracy:
     if len(values) < 2:
         return ShotAccuracy(mean, math.nan, math.nan)
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return ShotAccuracy(mean, mean - reach, mean + reach)
+    return ShotAccuracy(mean, *cut_off([mean - reach, mean + reach], SHARE))

@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from cs_aligner_cli.common.estimates import Estimate, holm
 from cs_aligner_cli.experiments.columns import Column
-from cs_aligner_cli.experiments.comparison import _interval
+from cs_aligner_cli.experiments.comparison import _interval, _tested
 from cs_aligner_cli.experiments.statistics import (
     crossed_estimate,
     main_effects,
@@ -131,10 +131,20 @@ RECALL = Column(key="eval_retrieval.aligned.i2t.R@10", title="i2t R@10", better=
 
 
 def test_a_recall_that_every_seed_reaches_in_full_keeps_an_interval():
-    low, high = _interval(crossed_estimate(np.full((3, 50), 100.0)), RECALL, 50)
+    low, high = _interval(crossed_estimate(np.full((3, 50), 100.0)), RECALL, (0.0, 100.0), 50)
     assert (low, high) == (pytest.approx(100 * 50 / (50 + 1.96**2)), 100.0)
     gap = RECALL.model_copy(update={"key": "gap_report.aligned.centroid_gap"})
-    assert _interval(crossed_estimate(np.full((3, 50), 100.0)), gap, 50) == (100.0, 100.0)
+    assert _interval(crossed_estimate(np.full((3, 50), 1.5)), gap, (0.0, 2.0), 50) == (1.5, 1.5)
+
+
+def test_intervals_and_those_of_differences_end_where_their_metric_does():
+    wide = seeds_estimate([10.0, 90.0])
+    assert wide.interval[1] > 500
+    tested = _tested({"recall": {"a": wide}, "gap": {"a": wide}}, {"recall": (0.0, 100.0), "gap": (0.0, math.inf)})
+    assert tested["recall"]["a"].interval == (-100.0, 100.0)
+    assert tested["gap"]["a"].interval == pytest.approx(wide.interval)
+    accuracy = Column(key="zero_shot.aligned.accuracy", title="zero-shot", scale=100.0)
+    assert _interval(wide, accuracy, (0.0, 100.0), 50) == (0.0, 100.0)
 
 
 @pytest.mark.slow
@@ -148,7 +158,7 @@ def test_the_interval_of_a_recall_near_its_ceiling_covers(seeds):
         values = (rng.random((seeds, 200)) > 0.5 * (rng.random(200) < 2 * hard)) * 100.0
         found = crossed_estimate(values)
         for score in covered:
-            low, high = _interval(found, RECALL, 200) if score else found.interval
+            low, high = _interval(found, RECALL, (0.0, 100.0), 200) if score else found.interval
             covered[score] += low <= 100 * (1 - hard) <= high
     assert 0.93 <= covered[True] / 1500 <= 0.985, covered
     assert covered[False] < covered[True]

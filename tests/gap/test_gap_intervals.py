@@ -12,7 +12,8 @@ from samples import random_rows
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.estimates import Estimate, holm
-from cs_aligner_cli.gap import measure
+from cs_aligner_cli.gap import METRICS, measure
+from cs_aligner_cli.gap.bounds import _BOUNDS, metric_bounds
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.groups import CENTRED_SQUARE, DISTANCE, Groups, kernel_sums, linear_sums, random_groups, without
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
@@ -237,6 +238,25 @@ def test_differences_are_of_the_same_pairs_and_one_family():
     other = rows["far", "alignment"]
     assert (other["headline"], other["p_holm"], other["clear"]) == (False, None, False)
     assert ("near", "paired_cosine") not in rows
+
+
+def test_no_interval_goes_beyond_what_its_metric_can_be():
+    wide = Spread(np.array([3.0, -3.0, 1.0, -1.0]), None, 4)
+    ends = {"R@1": 1.0, "mixed_R@10": 1.0, "centroid_gap": 2.0, "paired_cosine": 2.0, "cs_divergence_v@0.5": np.inf}
+    sides = [Measurement(dict.fromkeys(ends, value), dict.fromkeys(ends, wide)) for value in (0.1, 0.7)]
+    sides[1] = sides[1]._replace(spreads=dict.fromkeys(ends, wide.times(0.3)))
+    rows = differences(dict(zip(("a", "b"), sides, strict=True)), "b", [])
+    over_seeds = seed_differences(
+        [dict(zip(("a", "b"), side, strict=True)) for side in (sides, sides[::-1])], "b", ends
+    )
+    for row in (*rows, *over_seeds):
+        end = ends[row["metric"]]
+        assert row["interval"] == [-end, end] if end < np.inf else row["interval"][1] > 2, row
+    pushed = measure(*(np.sign(np.random.default_rng(0).standard_normal((4, 2))) for _ in range(2)))
+    for key, (low, high) in pushed.intervals.items():
+        least, most = metric_bounds(key)
+        assert least <= low <= high <= most, key
+    assert {key for key in _BOUNDS if not key.endswith("R")} < {*METRICS}
 
 
 def test_holm_corrects_by_rank_and_never_falls():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cs_aligner_cli.common.estimates import holm
+from cs_aligner_cli.common.shares import SHARE, cut_off, of_difference
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.experiments.statistics import crossed_estimate, per_image
@@ -41,7 +42,7 @@ def gains(
                 np.bincount(owner, part).astype(np.float64) for part in (others - values, np.ones_like(values))
             )
             estimate = crossed_estimate(per_image(sums[None], counts))
-            interval = [_known(bound) for bound in estimate.interval]
+            interval = [_known(bound) for bound in cut_off(estimate.interval, of_difference(SHARE))]
             found.setdefault(way, {})[metric] = {
                 "before": float(values.mean()),
                 "after": float(others.mean()),
