@@ -15,6 +15,7 @@ from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders.hub import how_to_fetch
@@ -54,7 +55,23 @@ class DiffusersDecoder:
         # Generators of the CPU, so that a seed means the same noise on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         rows = conditions.to(self._device, self.pipeline.dtype)
-        return self._call(rows, list(prompts), generators)
+        with Float32Noise():
+            return self._call(rows, list(prompts), generators)
+
+
+class Float32Noise(TorchFunctionMode):
+    """Inside, ``torch.randn`` draws half precision as float32 and rounds it, so that a seed is one picture in all.
+
+    Pipelines and their schedulers draw in the precision of the weights (diffusers issue 11056). In torch 2.11, but not
+    in 2.14, generators of the CPU give another stream there, and one without tails (torch issue 166853).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = kwargs.get("dtype")
+        if func is torch.randn and dtype in (torch.float16, torch.bfloat16):
+            return func(*args, **{**kwargs, "dtype": torch.float32}).to(dtype)
+        return func(*args, **kwargs)
 
 
 def load_pipeline(spec: Generate, source: str, negative: Tensor | None, device: str) -> DiffusersDecoder:
