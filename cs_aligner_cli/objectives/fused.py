@@ -16,6 +16,7 @@ from torch import Tensor
 from cs_aligner_cli.common.row_exchange import Shares, own_slice
 from cs_aligner_cli.objectives.fused_plan import Memory, Plan, add_product
 from cs_aligner_cli.objectives.fused_sums import KernelSum, Softmax
+from cs_aligner_cli.objectives.tiles import SMALLEST_SCALE
 
 # Rows per program of the kernels that go once over rows, and what they read of a row at a time.
 _ROWS, _WIDTH, _LINE = 16, 128, 1024
@@ -265,7 +266,9 @@ class FusedPairs:
         image, text = self.image, self.text
         x_slopes = dx.new_zeros(len(dx))
         zero = dx.new_zeros(())
-        per_logit = zero if self._scale is None else (self._scale * weights[0] / (2 * sum(self._shares.rows))).float()
+        # Weights hold the scale as a factor, which its own gradient takes out again: so it is never 0 there.
+        scale = None if self._scale is None else self._scale + SMALLEST_SCALE * (self._scale.abs() < SMALLEST_SCALE)
+        per_logit = zero if scale is None else (scale * weights[0] / (2 * sum(self._shares.rows))).float()
         per_slope = zero if weights[1] is None else weights[1].float()
         factors = torch.stack([per_logit, per_slope, found.reference.float()])
         scale_sums = []
@@ -287,10 +290,11 @@ class FusedPairs:
                 grad.addcmul_(y_slopes.unsqueeze(1), other.pulled, value=-1)
         if self._sigmas >= 0:
             dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
-        if softmax is None or self._scale is None:
+        if softmax is None or scale is None or self._scale is None or self._paired is None:
             return None
         own = softmax.own_pulls() * per_logit
         dx.addcmul_(own.float().unsqueeze(1), text.exact)
         dy.addcmul_(own.float().unsqueeze(1), image.exact)
-        scale_sums.append((own * softmax.own.double()).sum() / self._references[0])
-        return self._exchange.all_reduce(torch.stack(scale_sums).sum() / self._scale, "sum")
+        dots = torch.where(scale == self._scale, softmax.own.double() / self._references[0], self._paired.double())
+        scale_sums.append((own * dots).sum())
+        return self._exchange.all_reduce(torch.stack(scale_sums).sum() / scale, "sum")

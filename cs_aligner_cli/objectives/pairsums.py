@@ -18,6 +18,7 @@ from torch import Tensor
 from cs_aligner_cli.common.row_exchange import ONE_PROCESS, RowExchange, Shares, own_slice
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.tiles import (
+    SMALLEST_SCALE,
     Dots,
     Scratch,
     TiledRows,
@@ -273,14 +274,18 @@ class Cross:
         """
         x_slopes = dx.new_zeros(len(dx))
         d_scale = self._total.new_zeros(())
+        # Weights hold the scale as a factor, which its own gradient takes out again: of next to none nothing is left.
+        factor = 1.0 if self._scale is None or abs(self._scale) < SMALLEST_SCALE else self._scale
         for start, y, grad in self._blocks(dy):
             assert grad is not None
             y_slopes = dx.new_zeros(len(y))
             for i, j, dots in self._dots.tiles(y, start):
                 weights: Tensor | None = None
                 if self._scale is not None:
-                    weights = self._softmaxes(i, _moved(j, start), dots, logit_weight * self._scale)
-                    d_scale += torch.dot(weights.flatten(), dots.flatten()) / self._scale
+                    weights = self._softmaxes(i, _moved(j, start), dots, logit_weight * factor)
+                    d_scale += torch.dot(weights.flatten(), dots.flatten()) / factor
+                    if factor != self._scale:
+                        weights.mul_(self._scale)
                 if self.kernel is not None and self._reference is not None:
                     h = nearness(self.x, i, y, j, dots, self.kernel.scale, out=self._scratch[2].like(i, j))
                     tile = self.kernel.evaluate(h, self._reference.value)

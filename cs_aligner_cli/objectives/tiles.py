@@ -17,6 +17,8 @@ _KEPT_BYTES = 224 * 2**20
 
 # TF32 is CUDA's, elsewhere float32. Weights reach far below float16's smallest number: there they are bfloat16.
 Products: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
+# Below it a logit scale leaves too little of itself in float32 weights to divide them by it.
+SMALLEST_SCALE = 1e-20
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -91,6 +91,12 @@ def test_groups_and_every_form_of_the_softmax(scale: float) -> None:
     agree(*both(*clouds(40, 40), INSIDE, CS, scale, groups), 1e-6, 3e-6)
 
 
+def test_a_scale_of_nothing_has_its_gradient() -> None:
+    found, expected = both(*clouds(20, 20), INSIDE, None, 0.0)
+    assert abs(float(expected.scale_grad)) > 0.001  # type: ignore[arg-type]
+    agree(found, expected, 1e-6, 1e-6)
+
+
 def test_infonce_alone() -> None:
     agree(*both(*clouds(33, 33), INSIDE, None, 14.3), 1e-6, 1e-6)
 

@@ -99,6 +99,21 @@ def test_l2_contrastive_is_regression_plus_a_light_infonce() -> None:
     assert torch.autograd.gradcheck(lambda a, b: l2_contrastive(a, b, 20.0, groups, 0.5), (x, y))
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-25])
+@pytest.mark.parametrize("products", ["infonce", "joint"])
+def test_the_gradients_at_a_scale_of_next_to_nothing(scale: float, products: str) -> None:
+    x, y = (tensor_rows(seed, 7, 4).requires_grad_() for seed in (0, 1))
+    of_scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    logits, own = of_scale * x @ y.T, torch.arange(7)
+    expected = (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
+    found = infonce(x, y, of_scale)
+    if products == "joint":
+        expected, found = expected + cs_divergence(x, y, 0.5), joint_loss(x, y, of_scale, 0.5)
+    leaves = x, y, of_scale
+    for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_infonce_is_right_at_a_negative_scale() -> None:
     x, y = tensor_rows(0, 9, 4).float(), tensor_rows(1, 9, 4).float()
     logits, own = -100 * x.double() @ y.double().T, torch.arange(9)
