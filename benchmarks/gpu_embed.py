@@ -36,8 +36,9 @@ def embedding(photos: Path, copies: int, device: str, limit: int | None = None) 
         for stage in ("prepare", "embed"):
             yield _ran(folder, ["-m", "cs_aligner_cli", stage])
         yield from _loops(sorted((folder / "images").iterdir()), device, 16 if limit is None else 2)
+        shards = ["--set", "data.manifest=shards.yaml", "--set", "run_dir=shards"]
         for stage in ("prepare", "embed"):
-            yield _ran(folder, ["-m", "cs_aligner_cli", stage, "--set", "data.manifest=shards.yaml"])
+            yield _ran(folder, ["-m", "cs_aligner_cli", stage, *shards])
         if limit is None:
             yield _ran(folder, ["-m", "cs_aligner_cli", "embed", "--set", "embed.decoders=0"])
             yield _ran(folder, [str(Path(__file__).with_name("sampled.py")), "embed"])
