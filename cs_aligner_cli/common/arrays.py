@@ -17,6 +17,8 @@ ArrayLike: TypeAlias = npt.NDArray[np.generic] | Tensor
 _LOOKED_AT, _UNIT_TOLERANCE = 64, 0.02
 # Beyond these a row's squares may leave float32, or its norm lie below what ``l2_normalize`` divides by.
 _SMALL, _LARGE = 1e-10, 1e15
+# Up to this, and down to its inverse, float32 holds fourth powers of entries: squares of distances, and their squares.
+_HELD = 1e9
 
 
 def as_rows(array: ArrayLike, name: str) -> Tensor:
@@ -64,6 +66,28 @@ def in_range(rows: Tensor) -> Tensor:
     return rows / torch.where(outside, largest, 1.0) if outside.any() else rows
 
 
+def type_of_all(*clouds: Tensor) -> torch.dtype:
+    """The type that rows (N, d) of several clouds are computed in: the widest of theirs, float64 where one needs it.
+
+    Squares of float32 rows near 1e19 overflow, of rows near 1e-23 they vanish. As in ``warn_unless_unit``, rows of an
+    accelerator that want a gradient are not looked at.
+    """
+    dtype = clouds[0].dtype
+    for rows in clouds:
+        dtype = torch.promote_types(dtype, rows.dtype)
+    if dtype == torch.float32 and any(_leaves_float32(rows) for rows in clouds):
+        return torch.float64
+    return dtype
+
+
+def _leaves_float32(rows: Tensor) -> bool:
+    if rows.device.type == "mps" or (rows.device.type != "cpu" and rows.requires_grad):
+        return False
+    low, high = torch.aminmax(rows.detach())
+    largest = max(float(high), -float(low))
+    return largest > _HELD or 0 < largest < 1 / _HELD
+
+
 def same_width(x: Tensor, y: Tensor) -> None:
     """Raise InputError unless x (M, d) and y (N, d) share their dimension d."""
     if x.shape[1] != y.shape[1]:
@@ -102,10 +126,10 @@ def double(x: Tensor) -> Tensor:
 
 
 def as_float64(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor, torch.dtype]:
-    """x (M, d) and y (N, d) in float64, which autocast leaves alone, and the dtype of a result: theirs, widened."""
+    """x (M, d) and y (N, d) in float64, which autocast leaves alone, and the dtype of a result (``type_of_all``)."""
     x, y = as_rows(x, "x"), as_rows(y, "y")
     same_width(x, y)
-    return double(x), double(y), torch.promote_types(x.dtype, y.dtype)
+    return double(x), double(y), type_of_all(x, y)
 
 
 def l2_normalize(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, type_of_all
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -128,7 +128,7 @@ def _samples(arrays: Sequence[ArrayLike]) -> list[Tensor]:
     clouds = [as_rows(array, f"sample {number}") for number, array in enumerate(arrays, 1)]
     for cloud in clouds[1:]:
         same_width(clouds[0], cloud)
-    dtype = torch.float64 if any(cloud.dtype == torch.float64 for cloud in clouds) else torch.float32
+    dtype = type_of_all(*clouds)
     return [cloud.to(dtype) for cloud in clouds]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, type_of_all
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.gram import GramDivergence, GramLoss
@@ -32,11 +31,11 @@ def cs_divergence(
     negative, and 0 for equal samples, but biased upwards in small samples. "u" leaves them out of the two self
     terms: nearly unbiased, may be negative.
 
-    Computed tile by tile, in memory linear in M + N, in float32, or in float64 where x or y is, with sums in
-    float64, whatever the autocast. ``products`` "bf16" multiplies rows in bfloat16: for speed on hardware that has
-    it, at a relative error of about 1e-3 in value and gradient on unit rows with sigma >= 0.5. "fp16" rounds rows
-    eight times finer at the same speed (entries must stay below 65,504), and "tf32" uses CUDA's own rounding of
-    float32; on other devices it is "fp32".
+    Computed tile by tile, in memory linear in M + N, in float32, or in float64 where x or y is or has entries beyond
+    1e9 (``type_of_all``), with sums in float64, whatever the autocast. ``products`` "bf16" multiplies rows in bfloat16:
+    for speed on hardware that has it, at a relative error of about 1e-3 in value and gradient on unit rows with
+    sigma >= 0.5. "fp16" rounds rows eight times finer at the same speed (entries must stay below 65,504), and "tf32"
+    uses CUDA's own rounding of float32; on other devices it is "fp32".
 
     Raises InputError for rows that do not fit together, a bandwidth that is not above 0, an unknown estimator or
     products, and fewer than two rows with "u"; warns (NotUnitRowsWarning) where sigma is a number and rows are not of
@@ -108,5 +107,5 @@ def checked_clouds(x: ArrayLike, y: ArrayLike, estimator: str, products: str) ->
             f'estimator "u" needs at least 2 rows in x and in y, got {len(x)} and {len(y)}',
             'It leaves out the pairs (i, i), so one row has no pair; "v" keeps them.',
         )
-    dtype = torch.promote_types(x.dtype, y.dtype)
+    dtype = type_of_all(x, y)
     return x.to(dtype), y.to(dtype)

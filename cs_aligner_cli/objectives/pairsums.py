@@ -197,8 +197,9 @@ class Cross:
             self._paired_dots = (x.x * y.x).sum(dim=1)
             # Where no logit can be far from 0, rows and columns share one exponential without a maximum of their own.
             self._shared = 2 * abs(scale) * radii[0] * radii[1] <= _SAFE_SPREAD
-            # A pair's own logit is never hidden, so a maximum that starts from it is finite.
-            start = torch.zeros_like(self._paired_dots) if self._shared else self._paired_dots * scale
+            # Finite, so that a tile of hidden logits alone leaves it; a pair's own logit is never hidden.
+            lowest = 0.0 if self._shared else torch.finfo(x.x.dtype).min
+            start = torch.full_like(self._paired_dots, lowest)
             self._paired_logits = start.clone()
             self._maxima = start, self._exchange.all_gather_rows(start, shares.columns).clone()
             self._sums = torch.zeros_like(self._maxima[0]), torch.zeros_like(self._maxima[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, warn_unless_unit
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, type_of_all, warn_unless_unit
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -33,8 +33,8 @@ def infonce(image: ArrayLike, text: ArrayLike, logit_scale: float | Tensor, grou
     the multiplicative scale itself (1 / temperature), a float or a tensor of one element. ``groups`` (N,) are integers
     or strings: rows of one group, such as the captions of one image or equal captions, are no negatives of each other.
 
-    Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is, whatever the
-    autocast.
+    Computed tile by tile, in memory linear in N, in float32, or in float64 where image or text is or has
+    entries beyond 1e9 (``type_of_all``), whatever the autocast.
 
     Raises InputError if the shapes do not fit together, the scale is not one number or groups are not N integers or
     strings; warns (NotUnitRowsWarning) where rows are not of unit length. Of one pair it is 0 up to rounding.
@@ -114,7 +114,7 @@ def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
     same_width(image, text)
     if len(image) != len(text):
         raise InputError(f"image and text rows are not pairs: {len(image)} against {len(text)}")
-    dtype = torch.promote_types(image.dtype, text.dtype)
+    dtype = type_of_all(image, text)
     return image.to(dtype), text.to(dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_tensor
+from cs_aligner_cli.common.arrays import ArrayLike, as_tensor, type_of_all
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.bandwidths import Bandwidth, resolve_bandwidth
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -36,7 +36,8 @@ def token_cs_divergence(
     bool, True where a token stands; None: everywhere. What stands in padding, NaN included, changes no bit of the
     value or the gradient, which is 0 there. ``bandwidth`` is sigma, or several numbers for the mean of their kernels.
 
-    Computed for whole blocks of samples at a time, in float32, or in float64 where x or y is, whatever the autocast;
+    Computed for whole blocks of samples at a time, in float32, or in float64 where x or y is or has tokens beyond 1e9
+    (``type_of_all``), whatever the autocast;
     gradients are computed with the value, so that memory is linear in the batch: the inputs, their gradients and one
     block. Raises InputError for shapes or masks that do not fit, a sample without tokens, and a bandwidth that is not
     above 0.
@@ -52,6 +53,8 @@ def token_cs_divergence(
         raise InputError('bandwidth: "median" is none of tokens; expected a number above 0, or several')
     kernel = Gaussian(resolve_bandwidth(bandwidth, x, y))
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    if dtype == torch.float32 and x.device.type == "cpu":
+        dtype = type_of_all(x.detach()[x_mask].float(), y.detach()[y_mask].float())
     return _TokenLoss.apply(x.to(dtype), y.to(dtype), x_mask, y_mask, kernel)  # type: ignore[no-any-return]
 
 

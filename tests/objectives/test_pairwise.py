@@ -17,16 +17,20 @@ from cs_aligner_cli.objectives import (
     align_uniform,
     cs_divergence,
     direction_agreement,
+    energy_distance,
+    frechet,
     generalized_cs_divergence,
     hoelder_divergence,
     infonce,
     infonce_with_negatives,
     joint_loss,
     l2_contrastive,
+    mmd,
     pseudo_pairs,
     siglip,
     siglip_with_negatives,
     tiles,
+    token_cs_divergence,
 )
 from cs_aligner_cli.objectives.levels import late_interaction_infonce
 from cs_aligner_cli.objectives.pseudo_pairs import Side
@@ -112,6 +116,39 @@ def test_the_gradients_at_a_scale_of_next_to_nothing(scale: float, products: str
     leaves = x, y, of_scale
     for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::cs_aligner_cli.common.errors.NotUnitRowsWarning")
+@pytest.mark.parametrize("size", [1e-25, 1e19, 1e30])
+def test_float32_rows_whose_squares_float32_cannot_hold(size: float) -> None:
+    """Every value and gradient is that of the same rows in float64."""
+    losses: list[Callable[[Tensor, Tensor], Tensor]] = [
+        *(lambda x, y, of=of: of(x, y, bandwidth=size) for of in (cs_divergence, mmd, hoelder_divergence) if size > 1),
+        lambda x, y: generalized_cs_divergence([x, y], max(size, 0.7)),
+        lambda x, y: token_cs_divergence(x[None], y[None], max(size, 0.7)),
+        lambda x, y: joint_loss(x, y, 1.0, 0.7),
+        lambda x, y: siglip(x, y, 1.0, 0.0),
+        energy_distance,
+        align_uniform,
+        frechet,
+    ]
+    rows = [tensor_rows(seed, 6, 4).float() * size for seed in (0, 1)]
+    for loss in losses:
+        leaves = [[z.to(dtype).requires_grad_() for z in rows] for dtype in (torch.float32, torch.float64)]
+        found, expected = (loss(*own) for own in leaves)
+        assert expected.isfinite()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+        of_rows, of_wide = (
+            torch.autograd.grad(value, own) for value, own in zip((found, expected), leaves, strict=True)
+        )
+        for one, other in zip(of_rows, of_wide, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-37 + 1e-6 * float(other.abs().max()))
+
+
+def test_a_pairs_own_logit_counts_however_large_it_is() -> None:
+    """The maximum of a row is that of its tiles: another product of the same two rows differs in its last digits."""
+    x = tensor_rows(0, 9, 30)
+    assert infonce(x, x.clone(), 1e20).item() == infonce(x.float(), x.float(), 1e12).item() == 0
 
 
 def test_infonce_is_right_at_a_negative_scale() -> None:
