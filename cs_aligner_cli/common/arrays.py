@@ -37,11 +37,15 @@ def as_rows(array: ArrayLike, name: str) -> Tensor:
 
 
 def as_tensor(array: ArrayLike, name: str) -> Tensor:
-    """Return ``array``, of any shape and type that torch has, as a tensor; raises InputError for what is no array."""
+    """Return ``array``, of any shape and type that torch has, as a tensor.
+
+    Raises InputError for what is no array, and for one with masked entries.
+    """
     if isinstance(array, Tensor):
         return array
     if not isinstance(array, np.ndarray):
         raise InputError(f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}")
+    refuse_masked(array, name)
     if any(stride < 0 or stride % array.itemsize for stride in array.strides) or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     try:
@@ -49,6 +53,15 @@ def as_tensor(array: ArrayLike, name: str) -> Tensor:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except TypeError:
         raise InputError(f"{name}: expected floating-point values of 16, 32 or 64 bits, got {array.dtype}") from None
+
+
+def refuse_masked(array: object, name: str) -> None:
+    """Raise InputError for a numpy array with masked entries: whatever lies under a mask would count as a number."""
+    if isinstance(array, np.ma.MaskedArray) and (masked := int(np.ma.count_masked(array))):  # type: ignore[no-untyped-call]
+        raise InputError(
+            f"{name}: {masked} of {array.size} entries are masked, expected an array without a mask",
+            "Leave those rows out, or fill them: array.filled(...).",
+        )
 
 
 def refuse_not_finite(rows: Tensor, name: str, first: int = 0) -> None:

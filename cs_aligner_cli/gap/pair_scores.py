@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import pad
 
+from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats, Ints
@@ -48,6 +49,8 @@ def score_pair(
     compare encoders on the same pairs, and are no forecast for galleries of another size. Raises InputError for fewer
     than 50 pairs and rows that do not fit.
     """
+    for array, name in ((x, "x"), (y, "y")):
+        refuse_masked(array, name)
     if len(x) != len(y):
         raise InputError(f"x and y are no pairs: {len(x)} rows against {len(y)}")
     if len(x) < FEWEST_PAIRS:

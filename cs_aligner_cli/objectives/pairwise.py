@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, same_width, type_of_all, warn_unless_unit
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, refuse_masked, same_width, type_of_all, warn_unless_unit
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.gram import InfoNceLoss, LogMeanKernel
 from cs_aligner_cli.objectives.kernels import Gaussian
@@ -130,6 +130,7 @@ def _checked(groups: Groups | None, image: Tensor) -> Tensor | None:
     if groups is None:
         return None
     if not isinstance(groups, Tensor):
+        refuse_masked(groups, "groups")
         given = np.asarray(groups)
         if given.dtype.kind in "OU" and all(isinstance(name, str) for name in given.flat):
             groups = np.unique(given.astype(str), return_inverse=True)[1].reshape(given.shape)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
@@ -91,6 +92,7 @@ def owners(image_of_text: npt.NDArray[np.integer] | Tensor, images: int, texts: 
 
 
 def _integers(given: npt.NDArray[np.integer] | Tensor, texts: int, name: str) -> Ints:
+    refuse_masked(given, name)
     array = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (texts,) or not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{name}: expected {texts} integers, one per text; got shape {array.shape}, {array.dtype}")
