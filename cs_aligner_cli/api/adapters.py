@@ -87,7 +87,7 @@ class FittedAdapter:
         """Write a self-describing safetensors file, atomically; ``load_adapter`` and ``csalign embed --adapter`` read
         it. Returns its path; raises InputError unless that ends in .safetensors in a folder that is there."""
         path = Path(path)
-        if path.suffix != ".safetensors" or not path.parent.is_dir():
+        if path.suffix.lower() != ".safetensors" or not path.parent.is_dir():
             raise InputError(f"{path}: expected a file name that ends in .safetensors, in a folder that is there")
         save_weights(path, self.towers)
         return path

@@ -151,7 +151,7 @@ for _name, _entry in STAGES.items():
 
 def _is_sentence(given: str) -> bool:
     """Whether what stands in the recipe's place is rather a sentence to search for: words, and no file's name."""
-    is_path = "/" in given or given.endswith((".yaml", ".yml")) or os.path.exists(given)  # noqa: PTH110 (takes any length)
+    is_path = "/" in given or given.lower().endswith((".yaml", ".yml")) or os.path.exists(given)  # noqa: PTH110 (takes any length)
     return " " in given and not is_path
 
 

@@ -22,6 +22,7 @@ RESULTS = (
     *("search", "pair-score", "run", "sweep", "compare", "compare-data-sets", "leaderboard", "doctor", "error"),
     *("run.json", "stage.json", "metrics.jsonl"),
 )
+_YAML = (".yaml", ".yml")
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -29,7 +30,9 @@ def complete_recipe(incomplete: str) -> list[str]:
     """Names of shipped recipes and, as far as they fit, YAML files and folders."""
     folder, _, stem = incomplete.rpartition("/")
     beside = [path for path in Path(folder or ".").glob(f"{glob.escape(stem)}*") if not path.name.startswith(".")]
-    files = [f"{path}/" if path.is_dir() else str(path) for path in beside if path.is_dir() or path.suffix == ".yaml"]
+    files = [
+        f"{path}/" if path.is_dir() else str(path) for path in beside if path.is_dir() or path.suffix.lower() in _YAML
+    ]
     return [name for name in shelf.names("recipes") if name.startswith(incomplete)] + sorted(files)
 
 

@@ -55,7 +55,7 @@ def shard_files(manifest: WebDatasetManifest) -> list[tuple[str, Path]]:
         for path in find_files(manifest.root, pattern, f"shards.{split}")
     ]
     for split, path in found:
-        if path.suffix != ".tar":
+        if path.suffix.lower() != ".tar":
             raise InputError(
                 f"{path}: is no .tar, but the pattern shards.{split} finds it",
                 "Shards are read where they lie: uncompress them, and let the pattern end in .tar.",

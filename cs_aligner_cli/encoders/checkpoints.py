@@ -34,7 +34,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json", ".txt", ".
 def refuse_placeholders(folder: Path, key: str) -> None:
     """Raise InputError if a file of a model's folder is not the file itself but what a download left in its place."""
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and (file.suffix in _SUFFIXES):
+        if file.is_file() and file.suffix.lower() in _SUFFIXES:
             refuse_placeholder(file, key)
 
 
@@ -43,7 +43,9 @@ def refuse_placeholder(file: Path, key: str) -> None:
     with file.open("rb") as handle:
         head = handle.read(512)
     if head.startswith(_LFS):
-        what = "weights" if file.suffix in (".safetensors", ".bin", ".pth", ".pt", ".ckpt") else "the file itself"
+        what = (
+            "weights" if file.suffix.lower() in (".safetensors", ".bin", ".pth", ".pt", ".ckpt") else "the file itself"
+        )
         raise InputError(
             f"{key}: {file} is a Git LFS pointer, not {what}",
             "In the folder that was cloned: git lfs pull (git lfs install comes first where it is new).",
@@ -63,7 +65,7 @@ def read_state_dict(file: Path, key: str) -> dict[str, Tensor]:
     Raises InputError for anything else: placeholders, archives of TorchScript, pickles with Python objects, damage.
     """
     refuse_placeholder(file, key)
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:

@@ -70,7 +70,7 @@ def _created(spec: TimmEncoder, key: str, pretrained: bool) -> Any:
 
 def _load_checkpoint(model: Any, file: Path, key: str) -> None:
     """The weights of a file without their classifier, which timm leaves out of a headless model, too."""
-    if file.suffix in (".npz", ".npy"):  # Google's own, which timm knows how to read
+    if file.suffix.lower() in (".npz", ".npy"):  # Google's own, which timm knows how to read
         refuse_placeholder(file, key)
         with loading(str(file), key):
             timm.models.load_checkpoint(model, str(file))

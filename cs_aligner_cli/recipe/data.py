@@ -14,7 +14,7 @@ from cs_aligner_cli.recipe.paths import RootPath, RunFolder
 def _manifest(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return value
-    if Path(value).suffix in (".yaml", ".yml"):
+    if Path(value).suffix.lower() in (".yaml", ".yml"):
         return str(resolve_path(value, info))
     if not value or "/" in value:
         raise ValueError("expected the name of a shipped manifest, or a path that ends in .yaml")

@@ -19,6 +19,7 @@ from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.sweep import Direction, Sweep
+from cs_aligner_cli.stages.formats import format_of_output
 
 _FORMATS = (*text_tables.FORMATS, ".json", ".html", ".svg")
 
@@ -38,12 +39,7 @@ def compare(
     better, where that is not known of the metric. Raises InputError as ``experiments.compare``, and before anything is
     read for a file whose suffix is no format.
     """
-    for path in out:
-        if path.suffix not in _FORMATS:
-            raise InputError(
-                f"--out {path}: cannot write {path.suffix or 'a file without suffix'}",
-                f"Formats: {', '.join(_FORMATS)}.",
-            )
+    formats = [format_of_output(path, _FORMATS) for path in out]
     by_data_set: dict[str, list[MeasuredRun]] = {}
     for one in given:
         for run in find_run(one):
@@ -60,8 +56,8 @@ def compare(
         published = [value for run in runs for value in beside_published(expected_of(run), run)]
         found.append(table.model_copy(update={"conclusions": conclusions(table), "expected": published}))
     result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))
-    for path in out:
-        write_bytes(path, _written(result, path.suffix, " and ".join(given)).encode())
+    for path, form in zip(out, formats, strict=True):
+        write_bytes(path, _written(result, form, " and ".join(given)).encode())
     return result
 
 

@@ -1,7 +1,11 @@
-"""How numbers stand in the tables of the stages."""
+"""How numbers stand in the tables of the stages, and what files tables are written to."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.results import Interval, Measured, Number
 
 WAYS = {
@@ -14,6 +18,15 @@ WAYS = {
     "mixed/image_queries": "mixed, query an image",
 }
 _FRACTIONS = ("R@", "mAP", "MRR", "nDCG")
+
+
+def format_of_output(path: Path, formats: Sequence[str]) -> str:
+    """Which of the ``formats`` a file of --out gets, by its suffix in any case; InputError if none."""
+    if (suffix := path.suffix.lower()) not in formats:
+        raise InputError(
+            f"--out {path}: cannot write {path.suffix or 'a file without suffix'}", f"Formats: {', '.join(formats)}."
+        )
+    return suffix
 
 
 def percent(fraction: Measured) -> str:

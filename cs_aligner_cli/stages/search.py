@@ -203,7 +203,7 @@ def _refuse(request: SearchRequest) -> None:
         raise InputError(
             f"--gallery {request.gallery}: expected image or text{did_you_mean(request.gallery or '', MODALITIES)}"
         )
-    if request.html is not None and request.html.suffix != ".html":
+    if request.html is not None and request.html.suffix.lower() != ".html":
         raise InputError(f"--html {request.html}: expected the name of an .html file")
 
 

@@ -78,7 +78,7 @@ def test_a_fitted_adapter_ranks_held_out_pairs_and_closes_the_gap() -> None:
 def test_the_same_call_gives_the_same_weights_and_a_saved_adapter_is_the_same(tmp_path: Path) -> None:
     image, text = views(100)
     first, second = (fit_adapter(image, text, train=FAST, seed=3) for _ in range(2))
-    saved = load_adapter(first.save(tmp_path / "mine.safetensors"))
+    saved = load_adapter(first.save(tmp_path / "mine.SafeTensors"))
     for other in (second, saved):
         np.testing.assert_array_equal(other.apply(text, "text"), first.apply(text, "text"))
     assert not np.array_equal(

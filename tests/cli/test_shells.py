@@ -111,6 +111,8 @@ def test_tables_on_a_terminal_of_80_columns_are_whole(here: Path) -> None:
 def test_completion_knows_recipes_files_keys_and_their_values(here: Path) -> None:
     assert "scenes_clip" in complete_recipe("sc")
     assert complete_recipe("rec") == ["recipe.yaml"]
+    (here / "MINE.YML").touch()
+    assert complete_recipe("MI") == ["MINE.YML"]
     assert "train.image.adapter.kind=" in complete_key("train.image.ad")
     assert "train.image=" not in complete_key("train.image")  # a section has no value of its own
     assert {"train.image.adapter.kind=linear", "train.image.adapter.kind=residual_mlp"} <= {

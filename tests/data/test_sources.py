@@ -511,6 +511,9 @@ def test_shards_that_are_missing_or_compressed(
     assert "b.tar.gz: is no .tar, but the pattern shards.train finds it" in refused("prepare", recipe)
     (data / "b.tar.gz").rename(data / "b.tar")
     assert "b.tar: is compressed; shards are read where they lie" in refused("prepare", recipe)
+    (data / "b.tar").rename(data / "B.TAR")
+    upper = make_recipe(kind="webdataset", shards={"train": "*.[Tt][Aa][Rr]"})
+    assert "B.TAR: is compressed; shards are read where they lie" in refused("prepare", upper)
     absolute = make_recipe(kind="webdataset", shards={"train": "/etc/*.tar"})
     assert "'/etc/*.tar' is no pattern of files below the manifest's root" in refused("prepare", absolute)
 

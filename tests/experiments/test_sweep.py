@@ -178,6 +178,7 @@ def test_two_jobs_make_what_one_process_makes(csalign: Csalign, sweep_recipe: Pa
     [
         (("compare", "no/such/run"), "no/such/run: no such folder"),
         (("compare", "SWEEP", "--out", "x.pdf"), "cannot write .pdf"),
+        (("compare", "SWEEP", "--out", "x.CSV"), "no run of this sweep is finished yet"),
         (("compare", "SWEEP"), "no run of this sweep is finished yet"),
         (("sweep", "RECIPE", "--grid", "train.lr"), "expected key.path=value,value"),
         (("sweep", "RECIPE", "--grid", "train.lrr=1,2"), "unknown key; did you mean train.lr?"),

@@ -168,6 +168,7 @@ def test_other_protocols_get_boards_of_their_own_and_the_rest_is_told(csalign: C
     [
         (("gone",), "gone: no such folder"),
         ((".", "--out", "x.pdf"), "cannot write .pdf"),
+        ((".", "--out", "x.MD", "--out", "y.Html"), "no finished run below it can be ranked"),
         ((".",), "no finished run below it can be ranked by eval_retrieval.aligned.mean.R@1"),
     ],
 )

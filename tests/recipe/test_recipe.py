@@ -165,6 +165,11 @@ def _manifest_keys() -> list[Any]:
     return [*{(kinds[parameter.values[0]], parameter.values[1]): parameter for parameter in found}.values()]
 
 
+def test_the_suffix_of_a_manifest_has_any_case(tmp_path: Path) -> None:
+    (tmp_path / "recipe.YML").write_text("name: mine\nrun_dir: run\ndata: {manifest: Mine.YAML}\n", encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.YML"), []).data.manifest == str(tmp_path / "Mine.YAML")
+
+
 @pytest.mark.parametrize(("name", "path"), _manifest_keys())
 def test_a_misspelt_key_of_a_shipped_manifest_is_refused_by_name(name: str, path: Path_, tmp_path: Path) -> None:
     data = read_yaml(shelf.find("data_manifests", name)).data
