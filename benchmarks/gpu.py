@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,87 +26,26 @@ from typing import Any
 
 import torch
 from gpu_embed import decoding, embedding
+from gpu_timing import (
+    DEVICE,
+    PRECISIONS,
+    SCALE,
+    SIGMA,
+    Call,
+    beside_product,
+    joint,
+    milliseconds,
+    peak_megabytes,
+    product,
+    unit_rows,
+    with_gradient,
+)
 from gpu_training import training
+from gpu_tune import VARIANTS, profile, tune
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
-from cs_aligner_cli.objectives import joint_loss
-from cs_aligner_cli.objectives.fused_plan import PLANS, WIDE_PLANS, Plan, Tile
-from cs_aligner_cli.objectives.tiles import Products
-
-SIGMA, SCALE = 0.7071, 14.3
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PRECISIONS: tuple[Products, ...] = ("fp32", "tf32", "bf16", "fp16")
 _ON_A_PROCESSOR = ("rates", "errors", "objective", "training", "embed")
-Call = Callable[[Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-TILES = {
-    "64x128 4w 3s 168r": Tile(64, 128, 64, 4, 3, registers=168),
-    "64x128 4w 3s": Tile(64, 128, 64, 4, 3),
-    "128x128 4w 3s 2p": Tile(128, 128, 64, 4, 3, parts=2),
-    "128x128 4w 3s 4p": Tile(128, 128, 64, 4, 3, parts=4),
-    "128x128 8w 3s 128r 2p": Tile(128, 128, 64, 8, 3, registers=128, parts=2),
-    "128x64 4w 3s 168r": Tile(128, 64, 64, 4, 3, registers=168),
-}
-VARIANTS: dict[str, Plan] = {
-    **{name: replace(PLANS["bf16"], tile=tile) for name, tile in TILES.items()},
-    "64x128 4w 3s 168r, chunks of 512 MB": replace(PLANS["bf16"], chunk_bytes=512 * 2**20),
-}
-
-
-def unit_rows(n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Two clouds on the sphere with a gap."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    offset = normalize(torch.randn(d, device=DEVICE, generator=generator), dim=0) * d**0.5 / 3
-    x, y = (normalize(torch.randn(n, d, device=DEVICE, generator=generator) + s * offset, dim=1) for s in (1, -1))
-    return x.requires_grad_(), y.requires_grad_()
-
-
-def milliseconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """The median time of a call, by CUDA events where there is a GPU, after two to warm up."""
-    call()
-    call()
-    times = []
-    for _ in range(repeats):
-        if DEVICE == "cpu":
-            began = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - began) * 1e3)
-            continue
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
-
-
-def peak_megabytes(call: Callable[[], Any]) -> float | None:
-    """What a call adds to the device's memory at most, its gradients included; None on a processor."""
-    if DEVICE == "cpu":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20)
-
-
-def with_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    """Value and gradients (N, d) of a loss."""
-
-    def call(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value = loss(x, y)
-        return value.detach(), torch.autograd.grad(value, (x, y))
-
-    return call
-
-
-def joint(products: Products) -> Call:
-    """Our InfoNCE + CS."""
-    return with_gradient(lambda x, y: joint_loss(x, y, SCALE, SIGMA, products=products))
 
 
 def direct_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -157,21 +94,10 @@ def flash_sinkhorn(x: Tensor, y: Tensor) -> Tensor:
 
 def rates(size: int = 8192) -> dict[str, float]:
     """TFLOP/s of size^3 products, and TB/s of a copy."""
-    found = {}
-    for name, dtype in {
-        "fp32": torch.float32,
-        "tf32": torch.float32,
-        "bf16": torch.bfloat16,
-        "fp16": torch.float16,
-    }.items():
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
-        found[name] = 2 * size**3 / milliseconds(partial(torch.mm, a, b)) / 1e9
-    torch.set_float32_matmul_precision("highest")
+    found = {name: 2 * size**3 / milliseconds(product(name, size)) / 1e9 for name in PRECISIONS}
     large = torch.randn(8 * size**2, device=DEVICE)
     other = torch.empty_like(large)
-    found["copy TB/s"] = 2 * large.nbytes / milliseconds(lambda: other.copy_(large)) / 1e9
-    return found
+    return {**found, "copy TB/s": 2 * large.nbytes / milliseconds(lambda: other.copy_(large)) / 1e9}
 
 
 def errors(n: int = 4096, dims: tuple[int, ...] = (512, 1024)) -> Iterator[dict[str, Any]]:
@@ -193,7 +119,7 @@ def errors(n: int = 4096, dims: tuple[int, ...] = (512, 1024)) -> Iterator[dict[
             }
 
 
-def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def objective(sizes: tuple[int, ...], dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """Time, memory and share of the matrix rate of ours and its peers."""
     for d in dims:
         for n in sizes:
@@ -210,53 +136,17 @@ def objective(measured: dict[str, float], sizes: tuple[int, ...], dims: tuple[in
                 if name == "fp32" and n * n * d > 2**43:
                     continue
                 row: dict[str, Any] = {"n": n, "d": d, "what": name}
+                run = partial(call, x, y)
                 try:
-                    took = milliseconds(partial(call, x, y), 20 if n <= 2048 else 3)
+                    if DEVICE == "cuda" and name in PRECISIONS and n >= 8192:
+                        row |= beside_product(name, run, n, d, 3)
+                    else:
+                        row["ms"] = round(milliseconds(run, 20 if n <= 2048 else 3), 3)
                 except Exception as error:  # noqa: BLE001 - a peer that fails ends none of the others
                     yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}
                     continue
-                row["ms"] = round(took, 3)
-                row["MB"] = peak_megabytes(partial(call, x, y))
-                if name in measured and DEVICE == "cuda":
-                    row["share"] = round(12 * n * n * d / took / 1e9 / measured[name], 3)
+                row["MB"] = peak_megabytes(run)
                 yield row
-
-
-def tune(names: list[str], n: int, dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """The objective in bf16 in several forms, and the milliseconds of our kernels and of all others in it."""
-    for name in names:
-        PLANS["bf16"] = WIDE_PLANS["bf16"] = VARIANTS[name]
-        for d in dims:
-            call = partial(joint("bf16"), *unit_rows(n, d))
-            try:
-                yield {"what": name, "n": n, "d": d, "ms": round(milliseconds(call, 3), 3), **kernels(call)}
-            except Exception as error:  # noqa: BLE001 - a form that does not compile is a result
-                yield {"what": name, "n": n, "d": d, "error": f"{type(error).__name__}: {error}"[:200]}
-
-
-def kernels(call: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of a call by kernel."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        call()
-        torch.cuda.synchronize()
-    took = dict.fromkeys(("sum_pairs", "weigh_pairs", "others"), 0.0)
-    for event in found.key_averages():
-        took[event.key if event.key in took else "others"] += event.device_time_total / 1e3
-    return {name: round(part, 3) for name, part in took.items()}
-
-
-def profile(n: int, d: int, products: Products) -> None:
-    """Print the kernels of one call, those that take longest first."""
-    x, y = unit_rows(n, d)
-    call = joint(products)
-    call(x, y)
-    call(x, y)
-    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as found:
-        call(x, y)
-        torch.cuda.synchronize()
-    print(f"profile {products} n={n} d={d}")
-    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=70))
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -304,7 +194,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 2048, 8192, 32768, 131072])
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 768, 1024])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="names of forms to tune")
-    parser.add_argument("--share", default="0/1", help="of these forms every sixth, from the first on: 0/6")
+    parser.add_argument("--share", default="0/1", help="of these forms every so manieth, from the first on: 0/7")
     parser.add_argument("--products", default="bf16")
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/flickr8k/images"))
     parser.add_argument("--copies", type=int, default=6)
@@ -319,13 +209,13 @@ def main() -> None:
         given.rows, given.dims, given.copies = [64, 96], [32], 1
     name = torch.cuda.get_device_name(0) if DEVICE == "cuda" else "a processor, in the smallest sizes"
     print(name, "torch", torch.__version__, "CPU cores", os.cpu_count(), flush=True)
-    measured = rates(256 if given.small else 8192) if given.part in ("rates", "objective", "tune") else {}
+    measured = rates(256 if given.small else 8192) if given.part in ("rates", "objective") else {}
     print({name: round(rate, 1) for name, rate in measured.items()}, flush=True)
     first, step = map(int, given.share.split("/"))
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "rates": lambda: iter(()),
         "errors": partial(errors, 64, (32,)) if given.small else errors,
-        "objective": lambda: objective(measured, tuple(given.rows), tuple(given.dims)),
+        "objective": lambda: objective(tuple(given.rows), tuple(given.dims)),
         "tune": lambda: tune(given.variants[first::step], given.rows[-1], tuple(given.dims)),
         "training": partial(training, DEVICE, (64,), 10) if given.small else partial(training, DEVICE),
         "embed": lambda: embedding(given.photos, given.copies, DEVICE, 4 if given.small else None),

@@ -7,7 +7,7 @@ over half of its pairs. Exponentials, sums and weights are in ``triton_kernels``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,8 +73,7 @@ class _PairKernels:
             parts = softmax.parts(chunk.stop - chunk.start, columns, tiles) if softmax is not None else []
             partial = x.half_squares.new_zeros(2, tiles.sums)
             self._kernels.sum_pairs[(tiles.programs,)](
-                x.rows,
-                y.rows,
+                *self._plan.operands(x.rows, y.rows),
                 *self._memory.products(x.rows[chunk], y.rows[tiles.first_column :], self._plan),
                 x.half_squares,
                 y.half_squares,
@@ -90,7 +89,7 @@ class _PairKernels:
                 SIGMAS=self._sigmas,
                 WITHIN=within,
                 DIAGONAL=diagonal,
-                **self._plan.options(x.rows.shape[1]),
+                **self._plan.options(x.rows, y.rows),
             )
             if softmax is not None:
                 softmax.merge(chunk, block, parts)
@@ -125,8 +124,7 @@ class _PairKernels:
         row_slopes, column_slopes = new(tiles.across, rows), new(tiles.down, columns)
         sums = new(2, tiles.sums)
         self._kernels.weigh_pairs[(tiles.programs,)](
-            x.rows,
-            y.rows,
+            *self._plan.operands(x.rows, y.rows),
             *products,
             weights,
             weights.stride(0),
@@ -146,7 +144,7 @@ class _PairKernels:
             SIGMAS=self._sigmas,
             WITHIN=within,
             DIAGONAL=diagonal,
-            **self._plan.options(x.rows.shape[1]),
+            **self._plan.options(x.rows, y.rows),
         )
         return weights, row_slopes, column_slopes, sums
 
@@ -203,8 +201,13 @@ class FusedPairs:
             own = rank == self._exchange.rank
             yield own_slice(counts, rank), cloud if own else _Cloud.of(rows, self._plan), grad
 
-    def within(self, cloud: _Cloud, diagonal: bool, gradient: bool) -> tuple[KernelSum, Tensor | None]:
-        """The kernel's sum over the pairs of one cloud, with or without i = j, and the gradient of the total (N, d)."""
+    def within(
+        self, cloud: _Cloud, diagonal: bool, weigh: Callable[[KernelSum], Tensor] | None
+    ) -> tuple[KernelSum, Tensor | None]:
+        """The kernel's sum over the pairs of one cloud, with or without i = j, and its gradient (N, d).
+
+        ``weigh``: by what the gradient of the sum's total is multiplied, a 0-d tensor; None if none is wanted.
+        """
         counts = self._shares.rows if cloud is self.image else self._shares.columns
         size = sum(counts)
         pairs = size * size if diagonal else size * (size - 1)
@@ -212,12 +215,12 @@ class FusedPairs:
         # With the pairs (i, i) the sum is never below their number; without, it may need a reference first.
         referenced = not diagonal and self._sigmas > 0
         found = KernelSum(zero.double(), zero.double(), pairs)
-        if referenced or not gradient:
+        if referenced or weigh is None:
             parts = [
                 self._pairs.summed(cloud, other, None, diagonal=diagonal) for _, other, _ in self._blocks(cloud, counts)
             ]
             found = self._kernel_sum(parts, pairs)
-            if not gradient:
+            if weigh is None:
                 return found, None
         grad = torch.zeros_like(cloud.rows, dtype=torch.float32)
         slopes = cloud.half_squares.new_zeros(len(grad))
@@ -227,17 +230,17 @@ class FusedPairs:
             own = other is cloud
             for chunk in self._plan.chunks(len(cloud.rows), len(other.rows), within=own):
                 weights, rows, columns, sums = self._pairs.weighed(cloud, other, chunk, factors, _NOTHING, diagonal)
-                totals.append(sums[1].sum(dtype=torch.float64))
+                totals.append(sums[1])
                 i0, i1 = chunk.start, chunk.stop
                 add_product(grad[i0:i1], weights, other.pulled[i0:] if own else other.pulled)
-                slopes[i0:i1] += rows.sum(0)
+                slopes[i0:i1].add_(rows.sum(0))
                 if own and i1 < len(grad):  # what the others' rows are pulled by is theirs to take
                     add_product(grad[i1:], weights[:, i1 - i0 :].T, cloud.pulled[i0:i1])
-                    slopes[i1:] += columns[:, i1 - i0 :].sum(0)
-        grad.addcmul_(slopes.unsqueeze(1), cloud.pulled, value=-1).mul_(2)
+                    slopes[i1:].add_(columns[:, i1 - i0 :].sum(0))
         if not referenced:
-            total = self._exchange.all_reduce(torch.stack(totals).sum(), "sum")
+            total = self._exchange.all_reduce(torch.cat(totals).sum(dtype=torch.float64), "sum")
             found = KernelSum(total, found.reference, pairs)
+        _pull_rows(grad, 2 * weigh(found), slopes, cloud)
         return found, grad
 
     def cross(self) -> tuple[Softmax | None, KernelSum]:
@@ -271,30 +274,45 @@ class FusedPairs:
         per_logit = zero if scale is None else (scale * weights[0] / (2 * sum(self._shares.rows))).float()
         per_slope = zero if weights[1] is None else weights[1].float()
         factors = torch.stack([per_logit, per_slope, found.reference.float()])
+        pulls = None if softmax is None else softmax.own_pulls() * per_logit
         scale_sums = []
         for block, other, grad in self._blocks(text, self._shares.columns, dy):
             assert grad is not None
+            own = other is text
             y_slopes = dx.new_zeros(len(grad))
             shares = _NOTHING if softmax is None else softmax.shares(block)
             for chunk in self._plan.chunks(len(image.rows), len(other.rows), within=False):
-                pull, rows, columns, sums = self._pairs.weighed(
-                    image, other, chunk, factors, shares, other is text, block
-                )
+                pull, rows, columns, sums = self._pairs.weighed(image, other, chunk, factors, shares, own, block)
                 add_product(dx[chunk], pull, other.pulled)
                 add_product(grad, pull.T, image.pulled[chunk])
                 if self._sigmas >= 0:
-                    x_slopes[chunk] += rows.sum(0)
-                    y_slopes += columns.sum(0)
-                scale_sums.append(sums[0].sum(dtype=torch.float64))
-            if self._sigmas >= 0:
-                grad.addcmul_(y_slopes.unsqueeze(1), other.pulled, value=-1)
-        if self._sigmas >= 0:
-            dx.addcmul_(x_slopes.unsqueeze(1), image.pulled, value=-1)
-        if softmax is None or scale is None or self._scale is None or self._paired is None:
+                    x_slopes[chunk].add_(rows.sum(0))
+                    y_slopes.add_(columns.sum(0))
+                scale_sums.append(sums[0])
+            _pull_rows(grad, zero + 1, y_slopes, other, (pulls, image) if own else None)
+        _pull_rows(dx, zero + 1, x_slopes, image, (pulls, text))
+        if softmax is None or pulls is None or scale is None or self._scale is None or self._paired is None:
             return None
-        own = softmax.own_pulls() * per_logit
-        dx.addcmul_(own.float().unsqueeze(1), text.exact)
-        dy.addcmul_(own.float().unsqueeze(1), image.exact)
         dots = torch.where(scale == self._scale, softmax.own.double() / self._references[0], self._paired.double())
-        scale_sums.append((own * dots).sum())
-        return self._exchange.all_reduce(torch.stack(scale_sums).sum() / scale, "sum")
+        scale_sum = torch.cat(scale_sums).sum(dtype=torch.float64) + (pulls * dots).sum()
+        return self._exchange.all_reduce(scale_sum / scale, "sum")
+
+
+def _pull_rows(
+    grad: Tensor, factor: Tensor, slopes: Tensor, cloud: _Cloud, paired: tuple[Tensor | None, _Cloud] | None = None
+) -> None:
+    """``grad`` (N, d) becomes ``factor * (grad - slopes * rows)``; ``paired`` adds its pulls (N,) times their pairs."""
+    from cs_aligner_cli.objectives.triton_rows import pull_rows
+
+    pulls, other = paired or (None, cloud)
+    pull_rows[(-(-len(grad) // _ROWS),)](
+        grad,
+        factor,
+        slopes,
+        cloud.pulled,
+        pulls,
+        None if pulls is None else other.exact,
+        *grad.shape,
+        WIDTH=_WIDTH,
+        ROWS=_ROWS,
+    )

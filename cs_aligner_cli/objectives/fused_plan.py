@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -63,16 +63,19 @@ class Tiles(NamedTuple):
 class Plan:
     """How one precision is computed: types of the rows that are multiplied and of the weights that pull them.
 
-    ``inside`` says whether products are taken in the kernels, else by cuBLAS into a buffer. ``chunk_bytes`` is what the
-    weights of one chunk of rows may take.
+    ``inside`` says whether products are taken in the kernels, else by cuBLAS into a buffer; ``described``, whether the
+    copy engine fetches rows for them, where it can. ``chunk_bytes`` is what the weights of one chunk of rows may take.
+    Of one cloud with itself ``squares`` on the diagonal are taken whole: fewer are fewer launches, more are less work.
     """
 
     rows: torch.dtype
     weights: torch.dtype
     tile: Tile
     inside: bool = False
+    described: bool = False
     precision: str = "ieee"
     chunk_bytes: int = 256 * 2**20
+    squares: int = 8
 
     def chunks(self, rows: int, columns: int, within: bool) -> Iterator[slice]:
         """As many rows at a time as the budget holds the weights of: WITHIN one cloud later rows have fewer columns."""
@@ -80,8 +83,8 @@ class Plan:
         while start < rows:
             line = (columns - (start if within else 0)) * self.weights.itemsize
             taken = max(step, self.chunk_bytes // line // step * step)
-            if within:  # squares on the diagonal are taken whole: eight, so that they are small
-                taken = min(taken, max(1024 // step * step, -(-rows // 8) // step * step))
+            if within:
+                taken = min(taken, max(1024 // step * step, -(-rows // self.squares) // step * step))
             yield slice(start, min(start + taken, rows))
             start += taken
 
@@ -91,15 +94,26 @@ class Plan:
         across = -(-(columns - first) // tile.j) * tile.parts
         return Tiles(-(-(chunk.stop - chunk.start) // tile.i), across, first, tile.parts)
 
-    def options(self, dims: int) -> dict[str, Any]:
-        """What the kernels over pairs of rows of ``dims`` dimensions are compiled and launched with."""
-        tile = self.tile
+    def operands(self, x: Tensor, y: Tensor) -> tuple[Any, Any]:
+        """Rows as the kernels over pairs read them: by descriptors of their tiles, or as they are."""
+        if not (self.described and _can_describe(x) and _can_describe(y)):
+            return x, y
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        blocks = (self.tile.i, self.tile.k), (self.tile.j, self.tile.k)
+        left, right = (TensorDescriptor.from_tensor(r, list(b)) for r, b in zip((x, y), blocks, strict=True))
+        return left, right
+
+    def options(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """What the kernels over pairs of rows (m, d) and (n, d) are compiled and launched with."""
+        tile, dims = self.tile, x.shape[1]
         return {
             "ROWS": tile.i,
             "COLUMNS": tile.j,
             "PARTS": tile.parts,
             "K": tile.k,
             "EVEN": dims % tile.k == 0,
+            "DESCRIBED": self.described and _can_describe(x) and _can_describe(y),
             "PRECISION": self.precision,
             "GROUP": tile.group,
             "num_warps": tile.warps,
@@ -109,27 +123,27 @@ class Plan:
 
 
 _EPILOGUE = Tile(32, 128, 16, 4, 1)
-# Three programs fit one multiprocessor, so that one multiplies while another takes exponentials.
-_FUSED = Tile(64, 128, 64, 4, 3, registers=168)
-PLANS: dict[str, Plan] = {
-    "fp32": Plan(torch.float32, torch.float32, _EPILOGUE),
+# Two programs fit one multiprocessor, so that one multiplies while another takes exponentials.
+_FUSED = Tile(128, 128, 64, 4, 3, parts=2)
+# How each precision is computed fastest, as measured on an H200.
+PLANS: dict[Products, Plan] = {
+    "fp32": Plan(torch.float32, torch.float32, _EPILOGUE, squares=32),
     "tf32": Plan(torch.float32, torch.float32, _EPILOGUE, precision="tf32"),
-    "bf16": Plan(torch.bfloat16, torch.bfloat16, _FUSED, inside=True),
+    "bf16": Plan(torch.bfloat16, torch.bfloat16, _FUSED, inside=True, described=True),
     # Weights reach far below float16's smallest number.
-    "fp16": Plan(torch.float16, torch.bfloat16, _FUSED, inside=True),
+    "fp16": Plan(torch.float16, torch.bfloat16, _FUSED, inside=True, described=True),
 }
 
 
-# The products of wide rows are most of the work, and larger tiles read rows less often.
-_WIDE = 1024
-WIDE_PLANS: dict[str, Plan] = {
-    name: replace(plan, tile=Tile(128, 128, 64, 4, 3, parts=2)) if plan.inside else plan for name, plan in PLANS.items()
-}
+@cache
+def _has_descriptors() -> bool:
+    return find_spec("triton.tools.tensor_descriptor") is not None
 
 
-def plan_of(products: Products, dims: int) -> Plan:
-    """How the objective of rows of ``dims`` dimensions is computed fastest, as measured on an H200."""
-    return (WIDE_PLANS if dims >= _WIDE else PLANS)[products]
+def _can_describe(rows: Tensor) -> bool:
+    """Whether the copy engine (Hopper or later, Triton from 3.4 on) can fetch tiles of these rows: of 16 bytes each."""
+    hopper = not rows.is_cuda or torch.cuda.get_device_capability(rows.device) >= (9, 0)
+    return hopper and _has_descriptors() and rows.stride(0) * rows.itemsize % 16 == 0 and len(rows) > 0
 
 
 @cache

@@ -13,12 +13,12 @@ from torch.autograd.function import once_differentiable
 from cs_aligner_cli.common.row_exchange import Shares
 from cs_aligner_cli.objectives.fused import FusedPairs
 from cs_aligner_cli.objectives.fused_plan import (
+    PLANS,
     Plan,
     can_fuse,
     count_sigmas,
     float32_products,
     kernel_constants,
-    plan_of,
 )
 from cs_aligner_cli.objectives.kernels import Gaussian, Kernel
 from cs_aligner_cli.objectives.pairsums import Cross, PairSum, within
@@ -105,7 +105,7 @@ def evaluate_pairs(
         if can_fuse(x):
             # Triton launches on the current device, wherever its arguments lie.
             with float32_products(products), torch.cuda.device(x.device):
-                return _replayed(x, y, infonce, divergence, weights, gradient, plan_of(products, x.shape[1]), shares)
+                return _replayed(x, y, infonce, divergence, weights, gradient, PLANS[products], shares)
         image, text = TiledRows(x, products), TiledRows(y, products)
         own: list[PairSum] = []
         if divergence:
@@ -189,28 +189,21 @@ def evaluate_fused(
     constants = kernel_constants(kernel, x.device) if constants is None else constants
     pairs = FusedPairs(x, y, scale, groups, (constants, count_sigmas(kernel)), plan, shares)
     own = []
+    log = divergence is not None and divergence.logarithm
     if divergence:
-        own = [pairs.within(cloud, divergence.diagonal, gradient) for cloud in (pairs.image, pairs.text)]
+        weigh = (lambda found: weights[1] * found.slope(log)) if gradient else None
+        own = [pairs.within(cloud, divergence.diagonal, weigh) for cloud in (pairs.image, pairs.text)]
     softmax, cross = pairs.cross()
     divergence_value = None
     if divergence:
-        log = divergence.logarithm
         divergence_value = own[0][0].mean(log) + own[1][0].mean(log) - 2 * cross.mean(log)
     infonce_value = None if softmax is None else shares.exchange.all_reduce(softmax.loss, "sum")
     if not gradient:
         return PairValues(infonce_value, divergence_value, None, None, None)
-    if divergence:
-        grads = [_weighted(grad, weights[1] * found.slope(divergence.logarithm)) for found, grad in own]
-    else:
-        grads = [torch.zeros_like(rows) for rows in (x, y)]
-    slope = -2 * weights[1] * cross.slope(divergence.logarithm) if divergence else None
+    grads = [grad for _, grad in own if grad is not None] or [torch.zeros_like(rows) for rows in (x, y)]
+    slope = -2 * weights[1] * cross.slope(log) if divergence else None
     scale_grad = pairs.add_cross_gradients(grads[0], grads[1], softmax, cross, (weights[0], slope))
     return PairValues(infonce_value, divergence_value, grads[0], grads[1], scale_grad)
-
-
-def _weighted(grad: Tensor | None, weight: Tensor) -> Tensor:
-    assert grad is not None
-    return grad.mul_(weight)
 
 
 def _scaled(pair_sum: PairSum, weight: float) -> Tensor:

@@ -46,6 +46,24 @@ def prepare_rows(x, low, half_squares, other, paired, n, d, WIDTH: tl.constexpr,
 
 
 @any_size
+def pull_rows(grad, factor, slopes, rows, pulls, paired, n, d, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Gradients (n, d) become ``factor * (grad_i - slopes_i * rows_i)``, with ``pulls`` ``+ pulls_i * paired_i``."""
+    at_rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    scale = tl.load(factor).to(tl.float32)
+    slope = tl.load(slopes + at_rows, mask=at_rows < n, other=0.0)
+    for start in range(0, d, WIDTH):
+        k = start + tl.arange(0, WIDTH)
+        inside = (at_rows[:, None] < n) & (k[None, :] < d)
+        at = at_rows[:, None].to(tl.int64) * d + k[None, :]
+        row = tl.load(rows + at, mask=inside, other=0.0).to(tl.float32)
+        values = (tl.load(grad + at, mask=inside, other=0.0) - slope[:, None] * row) * scale
+        if pulls is not None:
+            pull = tl.load(pulls + at_rows, mask=at_rows < n, other=0.0).to(tl.float32)
+            values += pull[:, None] * tl.load(paired + at, mask=inside, other=0.0)
+        tl.store(grad + at, values, mask=inside)
+
+
+@any_size
 def choose_references(half_x, half_y, paired, logit_scale, kernel, out, m, n, BLOCK: tl.constexpr):
     """Four floats that the tiles read: logits per dot product, their common reference, whether one serves, are we far.
 

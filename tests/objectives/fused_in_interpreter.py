@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.objectives.divergences import gram_divergence
-from cs_aligner_cli.objectives.fused_plan import Plan, Tile, kernel_constants, plan_of
+from cs_aligner_cli.objectives.fused_plan import PLANS, Plan, Tile, kernel_constants
 from cs_aligner_cli.objectives.gram import InfoNce, PairValues, evaluate_fused, evaluate_pairs
 from cs_aligner_cli.objectives.kernels import Gaussian
 
@@ -20,6 +20,8 @@ PARTED = Plan(torch.float32, torch.float32, Tile(32, 64, 16, 4, 1, 2, parts=4), 
 OUTSIDE = Plan(torch.float32, torch.float32, TILE, chunk_bytes=1)
 # The interpreter has no bfloat16 products: those of the kernels are tried in float16, whose steps are the same.
 HALF = Plan(torch.float16, torch.bfloat16, TILE, inside=True, chunk_bytes=1)
+# Rows that the device's copy engine fetches: of 16 bytes each.
+DESCRIBED = Plan(torch.float32, torch.float32, TILE, inside=True, described=True, chunk_bytes=1)
 BFLOAT = Plan(torch.bfloat16, torch.bfloat16, TILE, chunk_bytes=1)
 WEIGHTS = (0.7, 1.3)
 PLACED = torch.tensor(0.7, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
@@ -78,7 +80,14 @@ def test_far_clouds_neither_underflow_nor_overflow(estimator: Any, size: float) 
 
 @pytest.mark.parametrize(
     ("plan", "value", "gradient"),
-    [(INSIDE, 1e-6, 1e-6), (PARTED, 1e-6, 1e-6), (OUTSIDE, 1e-6, 1e-6), (HALF, 1e-3, 1e-2), (BFLOAT, 2e-2, 2e-2)],
+    [
+        (INSIDE, 1e-6, 1e-6),
+        (PARTED, 1e-6, 1e-6),
+        (DESCRIBED, 1e-6, 1e-6),
+        (OUTSIDE, 1e-6, 1e-6),
+        (HALF, 1e-3, 1e-2),
+        (BFLOAT, 2e-2, 2e-2),
+    ],
 )
 def test_joint_objective(plan: Plan, value: float, gradient: float) -> None:
     agree(*both(*clouds(67, 67), plan, CS, 14.3), value, gradient)
@@ -139,5 +148,5 @@ def test_bandwidths_are_read_from_where_they_lie() -> None:
 
 def test_the_plan_of_every_precision_is_sound() -> None:
     """What a GPU uses, on inputs larger than one tile: bf16 products by cuBLAS' stand-in, see BFLOAT."""
-    for plan in (plan_of("fp32", 20), plan_of("fp16", 20), plan_of("fp16", 1024)):
+    for plan in (PLANS["fp32"], PLANS["fp16"]):
         agree(*both(*clouds(70, 70), plan, CS, 14.3), 2e-3, 1e-2)
