@@ -8,7 +8,7 @@ over half of its pairs. Exponentials, sums and weights are in ``triton_kernels``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,17 @@ _ALL = slice(None)
 
 
 class _Cloud(NamedTuple):
-    """Rows (N, d) in float32, as multiplied, as pulled, and half their squared norms (N,) as multiplied."""
+    """Rows (N, d) in float32, as multiplied, as pulled, and half their squared norms (N,) as multiplied.
+
+    ``left`` and ``right``: the rows of a tile's height and of its width, as the kernels read them.
+    """
 
     exact: Tensor
     rows: Tensor
     pulled: Tensor
     half_squares: Tensor
+    left: Any
+    right: Any
 
     @classmethod
     def of(cls, x: Tensor, plan: Plan, other: Tensor | None = None, paired: Tensor | None = None) -> _Cloud:
@@ -43,7 +48,8 @@ class _Cloud(NamedTuple):
         prepare_rows[(-(-len(x) // _ROWS),)](
             x, None if rows is x else rows, half_squares, other, paired, *x.shape, WIDTH=_WIDTH, ROWS=_ROWS
         )
-        return cls(x, rows, rows if rows.dtype == plan.weights else x.to(plan.weights), half_squares)
+        pulled = rows if rows.dtype == plan.weights else x.to(plan.weights)
+        return cls(x, rows, pulled, half_squares, plan.operand(rows, plan.tile.i), plan.operand(rows, plan.tile.j))
 
 
 class _PairKernels:
@@ -73,7 +79,8 @@ class _PairKernels:
             parts = softmax.parts(chunk.stop - chunk.start, columns, tiles) if softmax is not None else []
             partial = x.half_squares.new_zeros(2, tiles.sums)
             self._kernels.sum_pairs[(tiles.programs,)](
-                *self._plan.operands(x.rows, y.rows),
+                x.left,
+                y.right,
                 *self._memory.products(x.rows[chunk], y.rows[tiles.first_column :], self._plan),
                 x.half_squares,
                 y.half_squares,
@@ -89,7 +96,7 @@ class _PairKernels:
                 SIGMAS=self._sigmas,
                 WITHIN=within,
                 DIAGONAL=diagonal,
-                **self._plan.options(x.rows, y.rows),
+                **self._plan.options(x.rows.shape[1], x.left is not x.rows),
             )
             if softmax is not None:
                 softmax.merge(chunk, block, parts)
@@ -124,7 +131,8 @@ class _PairKernels:
         row_slopes, column_slopes = new(tiles.across, rows), new(tiles.down, columns)
         sums = new(2, tiles.sums)
         self._kernels.weigh_pairs[(tiles.programs,)](
-            *self._plan.operands(x.rows, y.rows),
+            x.left,
+            y.right,
             *products,
             weights,
             weights.stride(0),
@@ -144,7 +152,7 @@ class _PairKernels:
             SIGMAS=self._sigmas,
             WITHIN=within,
             DIAGONAL=diagonal,
-            **self._plan.options(x.rows, y.rows),
+            **self._plan.options(x.rows.shape[1], x.left is not x.rows),
         )
         return weights, row_slopes, column_slopes, sums
 

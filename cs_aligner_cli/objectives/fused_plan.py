@@ -94,26 +94,24 @@ class Plan:
         across = -(-(columns - first) // tile.j) * tile.parts
         return Tiles(-(-(chunk.stop - chunk.start) // tile.i), across, first, tile.parts)
 
-    def operands(self, x: Tensor, y: Tensor) -> tuple[Any, Any]:
-        """Rows as the kernels over pairs read them: by descriptors of their tiles, or as they are."""
-        if not (self.described and _can_describe(x) and _can_describe(y)):
-            return x, y
+    def operand(self, rows: Tensor, height: int) -> Any:
+        """Rows (n, d) as the kernels over pairs read them, ``height`` at a time: by a descriptor, or as they are."""
+        if not (self.described and _can_describe(rows)):
+            return rows
         from triton.tools.tensor_descriptor import TensorDescriptor
 
-        blocks = (self.tile.i, self.tile.k), (self.tile.j, self.tile.k)
-        left, right = (TensorDescriptor.from_tensor(r, list(b)) for r, b in zip((x, y), blocks, strict=True))
-        return left, right
+        return TensorDescriptor.from_tensor(rows, [height, self.tile.k])
 
-    def options(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """What the kernels over pairs of rows (m, d) and (n, d) are compiled and launched with."""
-        tile, dims = self.tile, x.shape[1]
+    def options(self, dims: int, described: bool) -> dict[str, Any]:
+        """What the kernels over pairs of rows of ``dims`` dimensions are compiled and launched with."""
+        tile = self.tile
         return {
             "ROWS": tile.i,
             "COLUMNS": tile.j,
             "PARTS": tile.parts,
             "K": tile.k,
             "EVEN": dims % tile.k == 0,
-            "DESCRIBED": self.described and _can_describe(x) and _can_describe(y),
+            "DESCRIBED": described,
             "PRECISION": self.precision,
             "GROUP": tile.group,
             "num_warps": tile.warps,
@@ -141,9 +139,9 @@ def _has_descriptors() -> bool:
 
 
 def _can_describe(rows: Tensor) -> bool:
-    """Whether the copy engine (Hopper or later, Triton from 3.4 on) can fetch tiles of these rows: of 16 bytes each."""
+    """Whether the copy engine (Hopper or later, Triton from 3.4 on) can fetch tiles of rows: of whole 16 bytes."""
     hopper = not rows.is_cuda or torch.cuda.get_device_capability(rows.device) >= (9, 0)
-    return hopper and _has_descriptors() and rows.stride(0) * rows.itemsize % 16 == 0 and len(rows) > 0
+    return hopper and _has_descriptors() and rows.stride(0) * rows.itemsize % 16 == 0
 
 
 @cache
