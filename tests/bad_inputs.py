@@ -251,6 +251,34 @@ def other_seed(at: Bench, *changes: str) -> list[str]:
     return ["gap-report", *common, "--set", "train=null", "--set", "gap_report.seeds=[other]"]
 
 
+def embedded(at: Bench, command: str, *settings: str) -> list[str]:
+    """A later command, with these settings, on stored features that are embedded and not trained on."""
+    at.features(npy(ROWS))
+    chosen = ("encoders.text.kind=features", "eval_retrieval.split=train", "train=null")
+    common = [word for setting in chosen for word in ("--set", setting)]
+    for stage in ("prepare", "embed"):
+        run([stage, "-q", *common], at.folder)
+    return [command, *common, *(word for setting in settings for word in ("--set", setting))]
+
+
+def one_image(at: Bench) -> list[str]:
+    """Pictures of the two captions of the only image, with the bound of another image."""
+    vision = {"image_size": 16, "patch_size": 16, "width": 16, "layers": 1, "head_width": 16}
+    text = {"context_length": 8, "width": 16, "heads": 1, "layers": 1}
+    clip = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    at.table(HEAD + "a.png,one,train\na.png,two,train\n")
+    command = at.manifest(
+        {"kind": "table", "table": "t.csv"},
+        {"kind": "open_clip", "random_init": True, "config": clip},
+        train=None,
+        eval_retrieval={"split": "train"},
+        generate={"decoder": {"kind": "closed_form"}, "captions": "all", "bounds": ["other_image"]},
+    )
+    for stage in ("prepare", "embed"):
+        run([stage, *command[1:]], at.folder)
+    return ["generate"]
+
+
 def split_folders(at: Bench) -> list[str]:
     at.file("data/loose.png", picture())
     return at.manifest({"kind": "folder", "split_folders": True})
@@ -727,6 +755,18 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("eval-retrieval before embed", lambda at: prepared(at, "eval-retrieval", "--set", "train=null")),
         Case(
+            "an index that FAISS does not know",
+            lambda at: embedded(at, "eval-retrieval", "eval_retrieval.index.kind=hnws"),
+        ),
+        Case(
+            "an index without a size per row",
+            lambda at: embedded(at, "eval-retrieval", "eval_retrieval.index.kind=NSG32"),
+        ),
+        Case(
+            "an index of rows with ids",
+            lambda at: embedded(at, "eval-retrieval", "eval_retrieval.index.kind='IDMap,Flat'"),
+        ),
+        Case(
             "seeds: a folder without a run",
             lambda at: prepared(at, "gap-report", "--set", "train=null", "--set", "gap_report.seeds=[gone]"),
         ),
@@ -749,6 +789,7 @@ CASES: dict[str, list[Case]] = {
             "pictures of stored features",
             lambda at: ["generate", "flickr8k", "--set", "generate={decoder: {kind: closed_form}}"],
         ),
+        Case("prompts of one image, and the bound of another", one_image),
         Case(
             "an image tower trained for a decoder",
             lambda at: ["generate", "scenes_alone_clip", "--set", "generate={decoder: {kind: closed_form}}"],

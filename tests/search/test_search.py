@@ -359,12 +359,6 @@ def test_options_of_the_evaluation(
     judged.write_text("query,item,score\n0120.jpg,00000600,2\n0120.jpg,x,1\n")
     sets = ("--set", "train.pairwise_only=true", "--set", f"eval_retrieval.relevance={judged}")
     assert "item 'x' is no image and no caption" in refused("eval-retrieval", features_run, *sets)
-    for setting, message in (
-        ("eval_retrieval.index.kind=hnws", "index: 'hnws' is no FAISS factory string"),
-        ("eval_retrieval.index.kind=NSG32", "index: 'NSG32' makes a FAISS IndexNSGFlat, which does not say"),
-    ):
-        said = refused("eval-retrieval", features_run, "--set", "train.pairwise_only=true", "--set", setting)
-        assert message in said
     said = refused(
         "eval-retrieval",
         features_run,
