@@ -11,7 +11,7 @@ from cs_aligner_cli.objectives.joint import joint_loss
 from cs_aligner_cli.objectives.moments import coral, frechet, gaussian_kl, jeffreys
 from cs_aligner_cli.objectives.pairwise import align_uniform, infonce, l2_contrastive, siglip
 from cs_aligner_cli.objectives.plan_matching import plan_divergence
-from cs_aligner_cli.objectives.pseudo_pairs import pseudo_pairs
+from cs_aligner_cli.objectives.pseudo_pairs import Side, pseudo_pairs
 from cs_aligner_cli.objectives.sinkhorn import sinkhorn
 from cs_aligner_cli.objectives.sliced_wasserstein import sliced_wasserstein
 from cs_aligner_cli.objectives.structure import structure
@@ -23,6 +23,7 @@ __all__ = [
     "Clouds",
     "Logits",
     "Pairs",
+    "Side",
     "Term",
     "TermValues",
     "align_uniform",

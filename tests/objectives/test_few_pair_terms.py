@@ -328,3 +328,19 @@ def test_pseudo_pairs_refuse_what_does_not_fit() -> None:
         pseudo_pairs(image, text, scale, "transports")
     with pytest.raises(InputError, match=r"temperature: expected a number of at least 0\.005, got 0"):
         pseudo_pairs(image, text, scale, temperature=0)
+    for change, message in (
+        ({"paired": image.paired[:4]}, "image.paired and its features differ in rows: 4 against 5"),
+        ({"unpaired_features": None}, "image: expected unpaired rows and their features, or neither"),
+        ({"unpaired": image.unpaired[:, :3]}, "image: paired and unpaired rows differ in dimension: 4, 3"),
+        ({"paired": image.paired.tolist()}, "image.paired: expected a numpy array or a torch tensor, got a list"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pseudo_pairs(image._replace(**change), text, scale)
+
+
+def test_pseudo_pairs_take_arrays_as_well_as_tensors() -> None:
+    image, text = side(0, 5, 4), side(10, 5, 3)
+    arrays = [Side(*(part.numpy() for part in own)) for own in (image, text)]
+    assert pseudo_pairs(*arrays, 3.0).item() == pseudo_pairs(image, text, 3.0).item()
+    mixed = arrays[1]._replace(paired=arrays[1].paired.astype(np.float32))
+    assert pseudo_pairs(arrays[0], mixed, 3.0).item() == pytest.approx(pseudo_pairs(image, text, 3.0).item(), rel=1e-5)
