@@ -6,6 +6,7 @@ import json
 import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -24,7 +25,13 @@ from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.data.pictures import without_palette_alpha
-from cs_aligner_cli.encoders.checkpoints import load_state, read_state_dict, refuse_placeholders, without_prefix
+from cs_aligner_cli.encoders.checkpoints import (
+    WeightsToCome,
+    load_state,
+    read_state_dict,
+    refuse_placeholders,
+    without_prefix,
+)
 from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
 from cs_aligner_cli.encoders.hub import refuse_without_tokenizer, unreachable, weights_digest
 from cs_aligner_cli.encoders.inputs import ImageLoader
@@ -70,7 +77,7 @@ class OpenClip:
             bias = _logit_bias(state)
             if bias is not None:
                 self.model_cfg = {**self.model_cfg, "init_logit_bias": bias}
-            self.model, self.preprocess = _create(name, spec, seed, file, bias)
+            self.model, self.preprocess = _create(name, spec, seed, file, state)
             if file is not None:
                 _load(self.model, state, file, spec)
             self.tokenizer: Callable[[list[str]], Tensor] = _guard(lambda: open_clip.get_tokenizer(name), spec)
@@ -257,11 +264,16 @@ def _logit_bias(state: Mapping[str, Tensor] | None) -> float | None:
     return None if value is None else float(value.float().mean())
 
 
-def _create(name: str, spec: OpenClipEncoder, seed: int, file: Path | None, bias: float | None) -> tuple[Any, Any]:
-    """The model with the weights that open_clip itself fetches, else with random ones; and its preprocessing."""
+def _create(
+    name: str, spec: OpenClipEncoder, seed: int, file: Path | None, state: dict[str, Tensor] | None
+) -> tuple[Any, Any]:
+    """The model with the weights that open_clip itself fetches, else with random ones, or those to come if there is a
+    ``state``; and its preprocessing."""
     own = spec.config is not None or file is not None
+    bias = _logit_bias(state)
     options = {} if bias is None else {"init_logit_bias": bias}
-    with torch.random.fork_rng(devices=[]):
+    loaded = state is not None or not (own or spec.random_init)
+    with torch.random.fork_rng(devices=[]), WeightsToCome() if loaded else nullcontext():
         torch.manual_seed(seed)
         model, _, preprocess = _guard(
             lambda: open_clip.create_model_and_transforms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.data.pictures import as_rgb
 from cs_aligner_cli.encoders.checkpoints import (
+    WeightsToCome,
     in_order,
     load_state,
     read_state_dict,
@@ -29,6 +31,7 @@ from cs_aligner_cli.recipe.encoders import TimmEncoder
 
 # The weights in a folder, in the order in which timm takes them.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "*.safetensors", "*.bin", "*.pth")
+_NUMPY = (".npz", ".npy")
 
 
 def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
@@ -60,9 +63,12 @@ def load_timm(spec: TimmEncoder, root: Path, key: str, seed: int) -> Encoder:
 def _created(spec: TimmEncoder, key: str, pretrained: bool) -> Any:
     """The headless model with its weights, those of a folder key by key: timm itself passes over what does not fit."""
     if not pretrained or not spec.model.startswith(LOCAL):
-        return timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
+        to_come = spec.checkpoint is not None and spec.checkpoint.suffix.lower() not in _NUMPY
+        with WeightsToCome() if to_come else nullcontext():
+            return timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
     folder = Path(spec.model.removeprefix(LOCAL))
-    model = timm.create_model(spec.model, pretrained=False, num_classes=0)
+    with WeightsToCome():
+        model = timm.create_model(spec.model, pretrained=False, num_classes=0)
     files = (file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern)))
     _load_checkpoint(model, next(files), f"{key}.model")  # require_timm has seen that there are some
     return model
@@ -70,7 +76,7 @@ def _created(spec: TimmEncoder, key: str, pretrained: bool) -> Any:
 
 def _load_checkpoint(model: Any, file: Path, key: str) -> None:
     """The weights of a file without their classifier, which timm leaves out of a headless model, too."""
-    if file.suffix.lower() in (".npz", ".npy"):  # Google's own, which timm knows how to read
+    if file.suffix.lower() in _NUMPY:  # Google's own, which timm knows how to read
         refuse_placeholder(file, key)
         with loading(str(file), key):
             timm.models.load_checkpoint(model, str(file))

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from draws import Draws
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders import Encoder, load_encoders
-from cs_aligner_cli.encoders.checkpoints import in_order, read_state_dict, without_prefix
+from cs_aligner_cli.encoders.checkpoints import WeightsToCome, in_order, read_state_dict, without_prefix
 from cs_aligner_cli.recipe.recipe import Recipe
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 600000000\n"
@@ -88,13 +89,28 @@ def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(wrap: str, head
     file = tmp_path / "model" / "pytorch_model.bin"
     state = {f"module.{name}": value for name, value in headed.state_dict().items()}
     torch.save(state if wrap == "of DataParallel" else {"state_dict": dict(headed.state_dict())}, file)
-    tower = timm_tower(None, f"local-dir:{tmp_path / 'model'}")
+    with Draws() as draws:
+        tower = timm_tower(None, f"local-dir:{tmp_path / 'model'}")
+    assert draws.count == 0
     pixels = torch.rand(2, 3, 160, 160)
     expected = headed.forward_head(headed.forward_features(pixels), pre_logits=True)
     torch.testing.assert_close(tower.module(pixels), expected, atol=1e-5, rtol=1e-5)
     torch.save({**state, "module.neck": torch.zeros(3)}, file)
     found = message_of(lambda: timm_tower(None, f"local-dir:{tmp_path / 'model'}"))
     assert "encoders.image.model: the weights in" in found and "it also holds neck" in found
+
+
+def test_weights_to_come_are_nan_and_not_drawn() -> None:
+    with Draws() as draws:
+        drawn = timm.create_model("test_vit", num_classes=0)
+    assert draws.count > 10
+    with Draws() as draws, WeightsToCome():
+        model = timm.create_model("test_vit", num_classes=0)
+    assert draws.count == 0
+    for own, other in zip(model.parameters(), drawn.parameters(), strict=True):
+        assert own.isnan().all() if own.ndim == 2 else own.shape == other.shape
+    model.load_state_dict(drawn.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), drawn.parameters(), strict=True))
 
 
 def test_what_does_not_fit_is_named_key_by_key(headed: nn.Module, tmp_path: Path) -> None:
