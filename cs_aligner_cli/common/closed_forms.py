@@ -41,7 +41,12 @@ def procrustes(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
     ``x_map @ y_map.T`` is the orthogonal map that brings x nearest to y.
     """
-    left, _, right = np.linalg.svd(x.T @ y / len(x), full_matrices=False)
+    return procrustes_of_covariance(x.T @ y / len(x))
+
+
+def procrustes_of_covariance(cross: Floats) -> tuple[Floats, Floats]:
+    """``procrustes`` from the cross-covariance (d, e)."""
+    left, _, right = np.linalg.svd(cross, full_matrices=False)
     return left, right.T
 
 
@@ -60,12 +65,14 @@ def cca_of_covariances(
         return [(left, right) for right, left in cca_of_covariances(of_y, of_x, cross.T, shrinkages)]
     values, axes = np.linalg.eigh(of_y)
     mean_x = np.trace(of_x) / len(of_x)
+    turned = cross @ axes
     found = []
     for shrinkage in shrinkages:
-        white = axes / np.sqrt(values + (shrinkage * values.mean() or 1.0))
+        scales = np.sqrt(values + (shrinkage * values.mean() or 1.0))
+        white, shared = axes / scales, turned / scales
         shrunk = of_x + (shrinkage * mean_x or 1.0) * np.eye(len(of_x))
-        solved = np.linalg.solve(shrunk, cross @ white)
-        squares, turns = np.linalg.eigh((cross @ white).T @ solved)
+        solved = np.linalg.solve(shrunk, shared)
+        squares, turns = np.linalg.eigh(shared.T @ solved)
         rho = np.sqrt(np.maximum(squares, 0))
         found.append(((solved @ turns)[:, ::-1], (white @ turns * rho)[:, ::-1]))
     return found

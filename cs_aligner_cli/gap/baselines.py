@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cs_aligner_cli.common.arrays import ArrayLike
-from cs_aligner_cli.common.closed_forms import cca_of_covariances, procrustes, whitening
+from cs_aligner_cli.common.closed_forms import cca_of_covariances, procrustes_of_covariance, whitening
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.few_pair_baselines import (
@@ -116,8 +117,17 @@ def _whitened(x: Floats, y: Floats) -> Maps:
 
 def _procrustes(x: Floats, y: Floats) -> Maps:
     mx, my = x.mean(axis=0), y.mean(axis=0)
-    image, text = procrustes(x - mx, y - my)
+    once, counts, sums = _runs(x, y)
+    image, text = procrustes_of_covariance((once - mx).T @ (sums - counts[:, None] * my) / len(x))
     return Affine(-mx, image), Affine(-my, text)
+
+
+def _runs(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """Rows of x (r, d) that do not repeat the one before, how often each stands there (r,), and the sums (r, e) of its
+    rows of y: an image stands there once for each of its captions, and need not be multiplied as often."""
+    first = np.append(0, 1 + np.flatnonzero((x[1:] != x[:-1]).any(axis=1)))
+    belongs = sparse.csr_array((np.ones(len(y)), np.arange(len(y)), np.append(first, len(y))))
+    return x[first], np.diff(first, append=len(x)).astype(np.float64), belongs @ y
 
 
 class _Sums(NamedTuple):
@@ -131,8 +141,13 @@ class _Sums(NamedTuple):
     xy: Floats
 
     @classmethod
-    def of(cls, x: Floats, y: Floats) -> _Sums:
-        return cls(len(x), x.sum(axis=0), y.sum(axis=0), x.T @ x, y.T @ y, x.T @ y)
+    def of(cls, x: Floats, y: Floats, at: tuple[Floats, Floats]) -> _Sums:
+        """The sums of rows as they are seen from ``at`` (d,) and (e,)."""
+        y = y - at[1]
+        once, counts, sums = _runs(x, y)
+        once -= at[0]
+        weighted = once * np.sqrt(counts)[:, None]
+        return cls(len(x), counts @ once, y.sum(axis=0), weighted.T @ weighted, y.T @ y, once.T @ sums)
 
     def __add__(self, other: Any) -> _Sums:  # of both samples together; a tuple's own + would put one behind the other
         return _Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
@@ -154,8 +169,7 @@ class _Sums(NamedTuple):
 def _cca(x: Floats, y: Floats, shrinkage: float | None = None) -> Maps:
     # Seen from one of the rows, sums cancel nothing of rows that lie close together, and are 0 where all coincide.
     at = x[0], y[0]
-    x, y = x - at[0], y - at[1]
-    chosen, sums = _chosen_shrinkage(x, y) if shrinkage is None else (shrinkage, _Sums.of(x, y))
+    chosen, sums = _chosen_shrinkage(x, y, at) if shrinkage is None else (shrinkage, _Sums.of(x, y, at))
     (mx, my), (image, text) = sums.means, sums.cca([chosen])[0]
     return Affine(-mx - at[0], image), Affine(-my - at[1], text)
 
@@ -166,17 +180,18 @@ def cca_shrinkage(x: Floats, y: Floats) -> float:
     x (N, d) and y (N, e) are the pairs that CCA is fitted on, here on the first four fifths; so nothing that is
     measured takes part in the choice. 1 for fewer than 100 pairs, of which too few could be held out.
     """
-    return _chosen_shrinkage(x, y)[0]
+    return _chosen_shrinkage(x, y, (x[0], y[0]))[0]
 
 
-def _chosen_shrinkage(x: Floats, y: Floats) -> tuple[float, _Sums]:
+def _chosen_shrinkage(x: Floats, y: Floats, at: tuple[Floats, Floats]) -> tuple[float, _Sums]:
     """What ``cca_shrinkage`` chooses, and the sums over all pairs, of which it takes those of four fifths."""
     cut, held = held_out_pairs(x)
-    first, rest = _Sums.of(x[:cut], y[:cut]), _Sums.of(x[cut:], y[cut:])
+    first, rest = _Sums.of(x[:cut], y[:cut], at), _Sums.of(x[cut:], y[cut:], at)
     if not len(held):
         return 1.0, first + rest
     (mx, my), paths = first.means, first.cca(SHRINKAGES)
-    recalls = [recall_of_pairs((x[held] - mx) @ image, (y[held] - my) @ text) for image, text in paths]
+    seen = x[held] - at[0] - mx, y[held] - at[1] - my
+    recalls = [recall_of_pairs(seen[0] @ image, seen[1] @ text) for image, text in paths]
     return SHRINKAGES[int(np.argmax(recalls))], first + rest
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.gap.kmeans import k_means
 
 _CLUSTERS = 10
 _PERMUTATIONS = 4
@@ -58,11 +59,9 @@ def label_agreement(
 
 
 def _clusters(x: Tensor, y: Tensor, most: int, seed: int) -> tuple[Ints, Ints]:
-    from sklearn.cluster import KMeans
-
     rows = torch.cat([x, y]).numpy()
     count = max(1, _distinct(rows, min(most, len(x) // 2)))
-    image, text = np.split(KMeans(count, n_init=3, random_state=seed).fit_predict(rows).astype(np.int64), 2)
+    image, text = np.split(k_means(rows, count, seed), 2)
     return image, text
 
 

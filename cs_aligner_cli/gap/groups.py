@@ -161,14 +161,15 @@ def kernel_sums(
         if closer < nearest:
             sums[:-2] *= np.exp((closer - nearest) / widths)[:, None, None, None]
             nearest = closer
+        beyond, counted = nearest - block.squared, block.squared != math.inf
+        values = torch.empty_like(beyond)
         for target, width in zip(sums, widths, strict=False):
-            block.add(((nearest - block.squared) / width).exp_(), target)
-        counted = block.squared != math.inf
-        block.add(block.squared.sqrt().neg_().where(counted, 0.0), sums[-2])
+            block.add(torch.mul(beyond, 1 / float(width), out=values).exp_(), target)
+        block.add(torch.sqrt(block.squared, out=values).neg_().masked_fill_(~counted, 0.0), sums[-2])
         if block.part == 2:
             start = int(groups.starts[block.rows.start])
             off = offset[0][start : start + len(counted), None] + offset[1]
-            block.add((1 - block.squared / 2 - off).square_().where(counted, 0.0), sums[-1])
+            block.add((1 - block.squared / 2 - off).square_().masked_fill_(~counted, 0.0), sums[-1])
         tell(f"kernel sums, {int(groups.sizes[: block.rows.stop].sum()):,} of {len(x):,} rows")
     # Within a cloud only one of each two (i, j), (j, i) was met.
     sums[:, :2] += sums[:, :2].swapaxes(2, 3).copy()
@@ -206,7 +207,11 @@ class _Block(NamedTuple):
 
     def add(self, values: Tensor, sums: Floats) -> None:
         """Add the values of this block, summed per pair of groups, to sums (3, G, G)."""
-        by_column = np.add.reduceat(values.numpy(), self.column_starts, axis=1)
+        size, left = divmod(values.shape[1], len(self.column_starts))
+        if not left and (np.diff(self.column_starts) == size).all():  # twice as fast
+            by_column = values.view(len(values), -1, size).sum(dim=2).numpy()
+        else:
+            by_column = np.add.reduceat(values.numpy(), self.column_starts, axis=1)
         sums[self.part, self.rows, self.columns] += np.add.reduceat(by_column, self.row_starts, axis=0)
 
 

@@ -318,12 +318,12 @@ def _shapes(found: Measured, x: Tensor, y: Tensor, seed: int) -> None:
     """Transport, CKA and ranks."""
     n, groups = len(x), random_groups(len(x), seed)
     smooth = {"linear_cka": linear_cka(x, y)}
+    few = n < _ROWS_PER_DIMENSION * x.shape[1]
     for name, z in (("image", x), ("text", y)):
-        centred = spectrum(z)
+        centred = spectrum(z, changes=not few)
         found.spectra[name] = centred.shares
         smooth[f"effective_rank_{name}"] = effective_rank(centred)
-        smooth[f"effective_rank_raw_{name}"] = effective_rank(spectrum(z, centred=False))
-    few = n < _ROWS_PER_DIMENSION * x.shape[1]
+        smooth[f"effective_rank_raw_{name}"] = effective_rank(spectrum(z, centred=False, changes=not few))
     spreads = {name: metric.spread(groups) for name, metric in smooth.items() if not (few and "rank" in name)}
     found.add({name: metric.value for name, metric in smooth.items()}, spreads, n)
     distances = {"sliced_wasserstein": sliced_distance(x, y, seed), "frechet_covariance": frechet_covariance(x, y)}

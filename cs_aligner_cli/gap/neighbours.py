@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,7 +70,8 @@ def neighbour_metrics(near: Near) -> dict[str, float]:
     - ``hubness_image``, ``hubness_text``: the skewness of the k-occurrence (Radovanovic et al., JMLR 2010): 0 where
       every item stands in equally many lists, far above where few of them, hubs, stand in very many.
     """
-    found = _shares(near, np.ones(len(near.image), bool))
+    shares = _Lists.of(near).shares(np.zeros(len(near.image), np.int8), 1)
+    found = {name: float(share[0]) for name, share in shares.items()}
     for name, n in (("hubness_image", near.of_image), ("hubness_text", near.of_text)):
         found[name] = float(skewness_of_sums(np.array([[n.size, n.sum(), (n**2).sum(), (n**3).sum()]]))[0])
     return found
@@ -84,54 +86,68 @@ def neighbour_spreads(near: Near, seed: int) -> dict[str, Spread]:
     without bias (subsampling: Politis & Romano, Annals of Statistics 1994), and half of that is the whole's, but for
     the share itself, which may differ between n / 2 and n rows: the variance goes along with share (1 - share).
     """
-    whole, n = _shares(near, np.ones(len(near.image), bool)), len(near.image)
+    n, lists = len(near.image), _Lists.of(near)
     if n < 8:
         return {}
+    whole = lists.shares(np.zeros(n, np.int8), 1)
     rng = np.random.default_rng(seed)
-    halves: dict[str, list[tuple[float, float]]] = {key: [] for key in whole}
+    splits = []
     for _ in range(_SPLITS):
-        order = rng.permutation(n)
-        first, second = np.zeros((2, n), bool)
-        first[order[: n // 2]], second[order[n // 2 : 2 * (n // 2)]] = True, True
-        sides = _shares(near, first), _shares(near, second)
-        for key, values in halves.items():
-            values.append((sides[0][key], sides[1][key]))
+        order, part = rng.permutation(n), np.full(n, -1, np.int8)
+        part[order[: n // 2]], part[order[n // 2 : 2 * (n // 2)]] = 0, 1
+        splits.append(lists.shares(part, 2))
     spreads = {}
-    for key, values in halves.items():
-        half = np.array(values)
+    for key, (of_all,) in whole.items():
+        half = np.array([shares[key] for shares in splits])
         at_half = half.mean()
-        scale = whole[key] * (1 - whole[key]) / (at_half * (1 - at_half)) if 0 < at_half < 1 else 1.0
+        scale = of_all * (1 - of_all) / (at_half * (1 - at_half)) if 0 < at_half < 1 else 1.0
         apart = (half[:, 0] - half[:, 1]) / 2 * math.sqrt(scale)
         spreads[key] = Spread(apart / math.sqrt(_SPLITS), None, n)
     return spreads
 
 
-def _shares(near: Near, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> dict[str, float]:
-    """``mutual_knn`` and ``neighbour_purity`` of the pairs that are kept (n,) alone."""
-    n, rows = len(kept), np.flatnonzero(kept)
-    k = min(near.k, len(rows) - 1)
-    image, text = (_first(lists[rows], kept, k) for lists in (near.image, near.text))
-    # The two lists of a pair together, sorted: whoever stands in both stands twice in a row.
-    both = np.sort(np.concatenate([image, text], axis=1), axis=1)
-    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] < n)).sum()
-    own_rows = np.concatenate([rows, n + rows])
-    pooled = _first(near.pooled[own_rows], np.concatenate([kept, kept]), k)
-    there = pooled < 2 * n
-    own = there & ((pooled < n) == (own_rows < n)[:, None])
-    return {
-        "mutual_knn": float(shared / (k * len(rows))),
-        "neighbour_purity": float(own.sum() / max(there.sum(), 1)),
-    }
+class _Lists(NamedTuple):
+    """The lists of neighbours, and what is the same of them whichever pairs count: who stands in both lists of a pair,
+    (m,) each, the row and the places in the images' and the texts' list; (2n, r) which of ``pooled`` are of a row's own
+    modality."""
+
+    near: Near
+    row: Ints
+    image_place: Ints
+    text_place: Ints
+    own: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, near: Near) -> _Lists:
+        n = len(near.image)
+        own = (near.pooled < n) == (np.arange(2 * n) < n)[:, None]
+        row, image_place, text_place = np.nonzero(near.image[:, :, None] == near.text[:, None, :])
+        return cls(near, row, image_place, text_place, own)
+
+    def shares(self, part: npt.NDArray[np.int8], parts: int) -> dict[str, Floats]:
+        """``mutual_knn`` and ``neighbour_purity`` (parts,) of parts of the pairs, each by itself; all are of one size.
+
+        ``part`` (n,): which part a pair is in, -1 for none.
+        """
+        size = int((part == 0).sum())
+        k = min(self.near.k, size - 1)
+        image, text = (_first(lists, part, k) for lists in (self.near.image, self.near.text))
+        shared = image[self.row, self.image_place] & text[self.row, self.text_place]
+        in_part = np.concatenate([part, part])
+        pooled = _first(self.near.pooled, in_part, k)
+        of_pairs, of_rows = (np.arange(parts)[:, None] == where for where in (part, in_part))
+        listed = of_rows @ pooled.sum(axis=1)
+        return {
+            "mutual_knn": of_pairs @ np.bincount(self.row[shared], minlength=len(part)) / (k * size),
+            "neighbour_purity": of_rows @ (pooled & self.own).sum(axis=1) / np.maximum(listed, 1),
+        }
 
 
-def _first(lists: Ints, kept: np.ndarray[tuple[int], np.dtype[np.bool_]], k: int) -> Ints:
-    """(rows, k) the first k of each list that are kept; where a list is too short, the number of rows stands in."""
-    there = kept[lists]
-    place = np.cumsum(there, axis=1, dtype=np.int16) - 1
-    found = np.full((len(lists), k), len(kept), np.int64)
-    row, column = np.nonzero(there & (place < k))
-    found[row, place[row, column]] = lists[row, column]
-    return found
+def _first(lists: Ints, part: npt.NDArray[np.int8], k: int) -> npt.NDArray[np.bool_]:
+    """Which of each row's list (n, r) are the first k of those in its own part, ``part`` being that of each row."""
+    same = part[lists] == part[: len(lists), None]
+    first: npt.NDArray[np.bool_] = same & (np.cumsum(same, axis=1, dtype=np.int16) <= k)
+    return first
 
 
 def neighbour_chance(n: int, k: int = NEIGHBOURS) -> dict[str, float]:

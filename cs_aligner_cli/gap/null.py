@@ -19,7 +19,7 @@ from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.groups import KernelSums
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
-from cs_aligner_cli.gap.transport import frechet_covariance
+from cs_aligner_cli.gap.transport import frechet_covariance, frechet_of_covariances
 
 FLIPS = 999
 # Flips of metrics that have to be taken anew for each.
@@ -90,11 +90,18 @@ def sliced_flips(along: Tensor, seed: int, draws: int = FEW_FLIPS) -> Floats:
 
 def frechet_level(x: Tensor, y: Tensor, seed: int) -> float:
     """The mean of Frechet's covariance part over a few flips of the centred rows: too dear for a test."""
-    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    a, b = (z.numpy() for z in (x - x.mean(dim=0), y - y.mean(dim=0)))
+    n, every = len(a), a.T @ a + b.T @ b
     values = []
-    for signs in sign_flips(len(x), _FEWEST_FLIPS, seed):
-        kept = torch.from_numpy(signs > 0)[:, None]
-        values.append(frechet_covariance(torch.where(kept, x, y), torch.where(kept, y, x)))
+    for signs in sign_flips(n, _FEWEST_FLIPS, seed):
+        kept = signs[:, None] > 0
+        flipped = np.where(kept, a, b)
+        # What one cloud gains by a flip the other loses, and their means are opposite.
+        products, means = flipped.T @ flipped, n * np.outer(flipped.mean(axis=0), flipped.mean(axis=0))
+        value = frechet_of_covariances((products - means) / (n - 1), (every - products - means) / (n - 1))
+        if value is None:
+            value = frechet_covariance(*map(torch.from_numpy, (flipped, np.where(kept, b, a))))
+        values.append(value)
     return float(np.mean(values))
 
 

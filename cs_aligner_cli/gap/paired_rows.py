@@ -18,8 +18,8 @@ from cs_aligner_cli.retrieval.rows import Shards
 RowsLike: TypeAlias = "ArrayLike | Shards"
 DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
 MIN_PAIRS = 4
-# Pairs that are read at a time.
-_BLOCK = 8192
+# Pairs that are read at a time, and rows that are scaled while they are in the processor's cache.
+_BLOCK, _CACHED = 8192, 512
 
 
 class PairedRows:
@@ -53,13 +53,21 @@ class PairedRows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The pairs asked for: unit rows (len(rows), d) of images and of texts."""
-        image, text = (_unit(self._read(name, rows).to(torch.float64, copy=True)) for name in self._sides)
+        image, text = (self._units(name, rows) for name in self._sides)
         return image, text
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """All pairs in order, at most 8,192 at a time: where they are, images, texts."""
         for rows in self._spans():
             yield rows, *self.take(np.arange(rows.start, rows.stop))
+
+    def _units(self, name: str, rows: npt.NDArray[np.int64]) -> Tensor:
+        found = torch.empty(len(rows), self._sides[name].shape[1], dtype=torch.float64)
+        for start in range(0, len(rows), _CACHED):
+            some = slice(start, start + _CACHED)
+            found[some] = self._read(name, rows[some])
+            _scale(found[some])
+        return found
 
     def _spans(self) -> Iterator[slice]:
         return (slice(start, min(start + _BLOCK, self.count)) for start in range(0, self.count, _BLOCK))
@@ -108,12 +116,11 @@ def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
     return rows
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Rows scaled to unit length in their place: large ones are many, and a copy takes longer than the division."""
+def _scale(rows: Tensor) -> None:
+    """Scale rows to unit length in their place: large ones are many, and a copy takes longer than the division."""
     # Dividing by the largest entry first keeps the norm of huge and of tiny rows representable.
     rows /= torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
     rows /= rows.norm(dim=1, keepdim=True)
-    return rows
 
 
 def check_exact_pairs(count: int) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
 from cs_aligner_cli.common.types import Floats
+
+_Single: TypeAlias = npt.NDArray[np.float32]
 
 _FOLDS = 5
 _NEARLY = 0.99
@@ -55,6 +58,26 @@ class _HeldOut(NamedTuple):
         return share
 
 
+class _Judged(NamedTuple):
+    """A fold's pairs in float32, for what is only compared: both rows of each (2n, d), and labels (2n, L), of the
+    texts with the other sign."""
+
+    rows: _Single
+    labels: _Single
+
+    @classmethod
+    def of(cls, fold: _HeldOut) -> _Judged:
+        rows, labels = np.concatenate([fold.image, fold.text]), np.concatenate([fold.labels, -fold.labels])
+        return cls(rows.astype(np.float32), labels.astype(np.float32))
+
+    def right(self, weights: Floats, moments: _Moments) -> Floats:
+        """(L,) how many rows get their label, less how many do not; weights (d, L)."""
+        scores = self.rows @ weights.astype(np.float32)
+        scores -= (moments.rows / moments.size @ weights).astype(np.float32)
+        right: Floats = np.einsum("ij,ij->j", np.sign(scores, out=scores), self.labels)
+        return right
+
+
 def separability(x: Tensor, y: Tensor, signs: Floats, seed: int = 0) -> tuple[Floats, int]:
     """Held-out accuracy per pair (N, L), each 0, 0.5 or 1, of an image-or-text classifier; and dimensions it needs.
 
@@ -72,13 +95,14 @@ def separability(x: Tensor, y: Tensor, signs: Floats, seed: int = 0) -> tuple[Fl
     held_out = [_HeldOut(x.numpy()[rows], y.numpy()[rows], labels[rows]) for rows in folds]
     parts = [_Moments.of(*fold) for fold in held_out]
     whole = _Moments(*(sum(part) for part in zip(*parts, strict=True)))
+    judged = [_Judged.of(fold) for fold in held_out]
     right = np.zeros((len(folds), len(_PENALTIES), labels.shape[1]))
     for pair in combinations(range(len(folds)), 2):
         # What is fitted without two folds is tried on each, to choose the penalty for the other.
         moments = whole.less(*(parts[fold] for fold in pair))
         for number, weights in enumerate(_fits(moments, _PENALTIES)):
             for outer, inner in (pair, pair[::-1]):
-                right[outer, number] += held_out[inner].correct(weights, moments).sum(axis=0)
+                right[outer, number] += judged[inner].right(weights, moments)
     chosen = right.argmax(axis=1)
     correct = np.zeros(labels.shape)
     for fold, rows in enumerate(folds):

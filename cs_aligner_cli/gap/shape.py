@@ -12,51 +12,80 @@ from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.results import Smooth
 
 _PERMUTATIONS = 4
+# Of the largest eigenvalue: roots of those above it keep five digits.
+_LEAST_SQUARE = 1e-10
 
 
 class Spectrum(NamedTuple):
     """The singular values of rows (n, d), largest first, as ``shares`` (r,) of their sum: zeros where rows coincide.
 
-    ``changes`` (n, r): by how much each share's singular value grows with the weight of each row, as a share too.
+    ``changes`` (n, r): by how much each share's singular value grows with the weight of each row, as a share too; none
+    where they are not wanted.
     """
 
     shares: Floats
-    changes: Floats
+    changes: Floats | None
 
 
-def spectrum(x: Tensor, centred: bool = True) -> Spectrum:
+def spectrum(x: Tensor, centred: bool = True, changes: bool = True) -> Spectrum:
     """The spectrum of x (N, d), float64, of centred rows or of rows as they are; r = min(N, d).
 
     A singular value s with left vector u grows by s u_i^2 / 2 per weight of row i (first-order perturbation of
     X^T W X; that the mean moves along with the weights is of second order).
     """
     rows = x - x.mean(dim=0) if centred else x
-    if len(rows) >= rows.shape[1]:
-        scores = rows @ torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)
-        # As lengths, not as roots of eigenvalues: small ones would lose half of their digits.
-        values = scores.norm(dim=0)
-    else:
-        left = torch.linalg.eigh(rows @ rows.T).eigenvectors.flip(1)
-        values = (left.T @ rows).norm(dim=1)
-        scores = left * values
-    values, order = values.sort(descending=True)
+    tall = len(rows) >= rows.shape[1]
+    # numpy takes half of the products of a matrix with itself for what they are, the other half again.
+    array = rows.numpy()
+    products = torch.from_numpy(array.T @ array if tall else array @ array.T)
+    values = None if changes else _roots(torch.linalg.eigvalsh(products).flip(0))
+    scores = None
+    if values is None:
+        scores, values = _scores(rows, products, tall)
+        values, order = values.sort(descending=True)
+        scores = scores[:, order]
     total = float(values.sum())
     # Rows that coincide leave rounding behind when their mean is taken away.
     if not total > 1e-9 * len(x):
-        return Spectrum(np.zeros(len(values)), np.zeros((len(x), len(values))))
-    changes = scores[:, order].square() / (2 * values.clamp(min=1e-300)) / total
-    return Spectrum((values / total).numpy(), changes.numpy())
+        return Spectrum(np.zeros(len(values)), np.zeros((len(x), len(values))) if changes else None)
+    if scores is None or not changes:
+        return Spectrum((values / total).numpy(), None)
+    return Spectrum((values / total).numpy(), (scores.square() / (2 * values.clamp(min=1e-300)) / total).numpy())
+
+
+def _roots(squares: Tensor) -> Tensor | None:
+    """The roots of eigenvalues, largest first: zeros where rounding is all that is left; none where that would take
+    four of their digits from others."""
+    largest = float(squares[0].clamp(min=0))
+    there = squares > len(squares) * torch.finfo(squares.dtype).eps * largest
+    if (squares[there] < _LEAST_SQUARE * largest).any():
+        return None
+    return squares.where(there, 0.0).sqrt()
+
+
+def _scores(rows: Tensor, products: Tensor, tall: bool) -> tuple[Tensor, Tensor]:
+    """The rows on their main axes (n, r), and the singular values (r,)."""
+    axes = torch.linalg.eigh(products).eigenvectors.flip(1)
+    if tall:
+        scores = rows @ axes
+        # As lengths, not as roots of eigenvalues: small ones would lose half of their digits.
+        return scores, scores.norm(dim=0)
+    values = (axes.T @ rows).norm(dim=1)
+    return axes * values, values
 
 
 def effective_rank(found: Spectrum) -> Smooth:
-    """exp(H(p)) of a spectrum's shares p (Roy & Vetterli 2007); 0.0 for a cloud without extent."""
+    """exp(H(p)) of a spectrum's shares p (Roy & Vetterli 2007); 0.0 for a cloud without extent.
+
+    Without the spectrum's changes it has no influence either.
+    """
     kept = found.shares > 0
     p = found.shares[kept]
-    if not len(p):
-        return Smooth(0.0, np.zeros(len(found.changes)))
     logs = np.log(p)
     entropy = -float((p * logs).sum())
-    rank = float(np.exp(entropy))
+    rank = float(np.exp(entropy)) if len(p) else 0.0
+    if found.changes is None:
+        return Smooth(rank, np.zeros(0))
     return Smooth(rank, -rank * found.changes[:, kept] @ (logs + entropy))
 
 
@@ -86,8 +115,9 @@ def shuffled_cka(x: Tensor, y: Tensor, seed: int) -> float:
     """The mean CKA after shuffling the pairs, which is far from 0 where dimensions are many and pairs few."""
     rng = np.random.default_rng(seed)
     a, b = x - x.mean(dim=0), y - y.mean(dim=0)
-    shuffled = [(a.T @ b[torch.from_numpy(rng.permutation(len(b)))]).square().sum() for _ in range(_PERMUTATIONS)]
     own = _own(a.T @ a, b.T @ b, len(a))
+    a, b = a.float(), b.float()  # a level needs no more digits
+    shuffled = [(a.T @ b[torch.from_numpy(rng.permutation(len(b)))]).square().sum() for _ in range(_PERMUTATIONS)]
     return float(torch.stack(shuffled).mean()) / own if own else 0.0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.objectives import sliced_wasserstein
 from cs_aligner_cli.objectives.sliced_wasserstein import random_directions
 
@@ -23,6 +25,16 @@ def frechet_covariance(x: Tensor, y: Tensor) -> float:
     a, b = (_reduced((z - z.mean(dim=0)) / math.sqrt(len(z) - 1)) for z in (x, y))
     value = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
     return float(value.clamp(min=0))
+
+
+def frechet_of_covariances(of_x: Floats, of_y: Floats) -> float | None:
+    """``frechet_covariance`` from covariances (d, d), to fewer digits; None where of_x is not positive definite."""
+    try:
+        factor = np.linalg.cholesky(of_x)
+    except np.linalg.LinAlgError:
+        return None
+    squares = np.linalg.eigvalsh(factor.T @ of_y @ factor)
+    return float(np.trace(of_x) + np.trace(of_y) - 2 * np.sqrt(np.maximum(squares, 0)).sum())
 
 
 def _reduced(rows: Tensor) -> Tensor:

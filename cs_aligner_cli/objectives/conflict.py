@@ -96,19 +96,25 @@ def mutual_information(image: ArrayLike, text: ArrayLike, temperatures: Sequence
 
 
 class _Parts(NamedTuple):
-    """InfoNCE, the mean share of the pair in its softmax, and the tangential gradients of pull and push (2N, d)."""
+    """InfoNCE, the mean share of the pair in its softmax, the tangential gradients of pull and push (2N, d), and the
+    inner products of each with itself and of both."""
 
     loss: float
     saturation: float
     pull: Tensor
     push: Tensor
+    of_pull: float
+    of_push: float
+    between: float
 
 
 class _Divergence(NamedTuple):
-    """A divergence, its tangential gradient (2N, d), and how fast that moves the gap and the distance of pairs."""
+    """A divergence, its tangential gradient (2N, d), the inner product of that with itself, and how fast it moves the
+    gap and the distance of pairs."""
 
     value: float
     gradient: Tensor
+    of_gradient: float
     rates: dict[str, float]
 
 
@@ -126,8 +132,7 @@ def _split(pairs: tuple[Tensor, Tensor], scales: Sequence[float]) -> list[_Parts
                 logits = scale * products
                 shares = (logits - over_texts[rows, None]).exp_() + (logits - over_images).exp_()
             else:
-                shares = powers * (highest - over_texts[rows, None]).exp_()
-                shares += powers * (highest - over_images).exp_()
+                shares = powers.mul_((highest - over_texts[rows, None]).exp_() + (highest - over_images).exp_())
             shares.diagonal(rows.start).zero_()  # what is no negative
             push[rows] = shares @ y
             push[n:] += shares.T @ x[rows]
@@ -137,9 +142,9 @@ def _split(pairs: tuple[Tensor, Tensor], scales: Sequence[float]) -> list[_Parts
         # Both softmaxes, over texts and over images, pull at both rows of a pair.
         strength = (scale / n) * (1 - own.mean(dim=0))[:, None]
         pull = torch.cat([_tangential(-strength * y, x), _tangential(-strength * x, y)])
-        found.append(
-            _Parts(float(loss), float(own.mean()), pull, _tangential(scale / (2 * n) * push, torch.cat(pairs)))
-        )
+        push = _tangential(push.mul_(scale / (2 * n)), torch.cat(pairs))
+        inner = _inner(pull, pull), _inner(push, push), _inner(pull, push)
+        found.append(_Parts(float(loss), float(own.mean()), pull, push, *inner))
     return found
 
 
@@ -185,7 +190,7 @@ def _losses(pairs: tuple[Tensor, Tensor], scales: Sequence[float], of_rows: Tens
 
 
 def _described(pairs: tuple[Tensor, Tensor], parts: _Parts) -> dict[str, float]:
-    between = _compared(_inner(parts.pull, parts.pull), _inner(parts.push, parts.push), _inner(parts.pull, parts.push))
+    between = _compared(parts.of_pull, parts.of_push, parts.between)
     return {
         "infonce": parts.loss,
         "mutual_information": math.log(len(pairs[0])) - parts.loss,
@@ -199,13 +204,11 @@ def _described(pairs: tuple[Tensor, Tensor], parts: _Parts) -> dict[str, float]:
 
 def _with(parts: _Parts, divergence: _Divergence, weights: Sequence[float]) -> list[dict[str, float]]:
     """Pull against push and divergence together at every weight, from inner products that are taken once."""
-    pull, push, own = parts.pull, parts.push, divergence.gradient
-    of_pull, of_push, of_own = _inner(pull, pull), _inner(push, push), _inner(own, own)
-    against, with_pull, with_push = _inner(pull, push), _inner(pull, own), _inner(push, own)
+    with_pull, with_push = (_inner(part, divergence.gradient) for part in (parts.pull, parts.push))
     found = []
     for weight in weights:
-        together = max(0.0, of_push + 2 * weight * with_push + weight**2 * of_own)
-        cosine, cancelled = _compared(of_pull, together, against + weight * with_pull)
+        together = max(0.0, parts.of_push + 2 * weight * with_push + weight**2 * divergence.of_gradient)
+        cosine, cancelled = _compared(parts.of_pull, together, parts.between + weight * with_pull)
         rates = {name: weight * rate for name, rate in divergence.rates.items()}
         found.append({"divergence": divergence.value, "cosine_with": cosine, "cancelled_with": cancelled, **rates})
     return found
@@ -240,7 +243,8 @@ def _pull_of(divergence: Divergence, pairs: tuple[Tensor, Tensor]) -> _Divergenc
         value = divergence(*leaves)
     grads = torch.autograd.grad(value, leaves)
     gradient = torch.cat([_tangential(g, rows) for g, rows in zip(grads, pairs, strict=True)])
-    return _Divergence(float(value.detach()), gradient, _rates(pairs, "divergence", gradient))
+    rates = _rates(pairs, "divergence", gradient)
+    return _Divergence(float(value.detach()), gradient, _inner(gradient, gradient), rates)
 
 
 def _tangential(gradient: Tensor, row: Tensor) -> Tensor:

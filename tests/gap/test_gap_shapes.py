@@ -7,14 +7,17 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.gap import measure, measure_gap
 from cs_aligner_cli.gap.clusters import adjusted_rand, cluster_agreement, label_agreement, v_measure
 from cs_aligner_cli.gap.groups import random_groups
+from cs_aligner_cli.gap.kmeans import k_means
 from cs_aligner_cli.gap.metrics import measure_headline
 from cs_aligner_cli.gap.neighbours import neighbour_chance
+from cs_aligner_cli.gap.null import frechet_level, sign_flips
 from cs_aligner_cli.gap.paired_rows import PairedRows, paired_rows
 from cs_aligner_cli.gap.quick import BANDWIDTH, headline_gap
 from cs_aligner_cli.gap.results import refuse_constant
@@ -83,6 +86,44 @@ def test_constant_clouds_have_no_shape():
     assert np.isfinite([bound for span in found.intervals.values() for bound in span]).all()
     with pytest.raises(InputError, match=r"^image: all 20 rows are equal: .*\nLook at the encoder"):
         refuse_constant(found)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_shares_without_changes_are_the_same(centred):
+    x = pairs(60, 12)[0]
+    flat = torch.cat([x, x[:, :3]], dim=1)  # three dimensions that add nothing
+    thin = x * torch.logspace(0, -8, 12, dtype=torch.float64)  # squares of the last ones are lost
+    for rows in (x, x[:8], flat, thin):
+        found, whole = spectrum(rows, centred, changes=False), spectrum(rows, centred)
+        assert found.changes is None
+        np.testing.assert_allclose(found.shares, whole.shares, rtol=1e-6, atol=1e-12)
+    still = torch.ones(20, 5, dtype=torch.float64)
+    assert spectrum(still, changes=False).shares.tolist() == [0] * 5
+
+
+def test_frechets_level_is_that_of_rows_whose_members_change_places():
+    for x, y in (
+        pairs(60, 12),
+        pairs(8, 12),
+        [rows @ torch.eye(12, 14, dtype=torch.float64) for rows in pairs(60, 12)],
+    ):
+        a, b = x - x.mean(dim=0), y - y.mean(dim=0)
+        flipped = []
+        for signs in sign_flips(len(a), 4, seed=3):
+            stays = torch.from_numpy(signs > 0)[:, None]
+            flipped.append(frechet_covariance(torch.where(stays, a, b), torch.where(stays, b, a)))
+        assert frechet_level(x, y, 3) == pytest.approx(np.mean(flipped), rel=1e-6)
+
+
+def test_clusters_are_scikit_learns():
+    rng = np.random.default_rng(5)
+    for seed in range(12):
+        rows = rng.standard_normal((rng.integers(12, 90), rng.integers(1, 9))) + 2 * rng.integers(0, 3, (1, 1))
+        count = int(rng.integers(1, 9))
+        found, theirs = k_means(rows, count, seed), KMeans(count, n_init=3, random_state=seed).fit_predict(rows)
+        assert adjusted_rand_score(found, theirs) == 1
+    twice = np.repeat([[0.0], [1.0], [9.0]], 2, axis=0)
+    assert sorted(np.bincount(k_means(twice, 3, 0))) == [2, 2, 2]
 
 
 def test_agreement_of_a_table_is_scikit_learns():
