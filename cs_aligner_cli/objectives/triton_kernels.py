@@ -1,8 +1,8 @@
 """Triton kernels of the fused objective: one tile of pairs from dot products to sums, or to the weights of a gradient.
 
-Exponents are in base 2. A tile's dot products are taken in the kernel (PRODUCTS) or read from a buffer that cuBLAS
-filled. Nothing is added atomically: every tile writes its partial sums to a place of its own, and they are reduced in
-a fixed order, so that equal inputs give equal bits.
+Exponents are in base 2. A tile's dot products are taken in the kernel (``triton_products``) or read from a buffer that
+cuBLAS filled. Nothing is added atomically: every tile writes its partial sums to a place of its own, and they are
+reduced in a fixed order, so that equal inputs give equal bits.
 """
 
 from __future__ import annotations
