@@ -18,6 +18,7 @@ from cs_aligner_cli.gap.recall import recall_spreads
 from cs_aligner_cli.gap.results import Measured, Measurement, Spread, score_interval
 from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.report.headline import tested_metrics
+from cs_aligner_cli.retrieval import true_ranks
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
@@ -49,7 +50,7 @@ def repeated(n: int, regime: str, repetitions: int) -> dict[str, dict[str, list[
     for seed in range(repetitions):
         image, text = drawn(np.random.default_rng([seed, n, [*REGIMES].index(regime)]), n, **REGIMES[regime])
         measured = measure(image, text, seed=seed)
-        recalls = recall_spreads(image, text, np.arange(n), (1, 10), seed)["mean"]
+        recalls = recall_spreads(true_ranks(image, text, np.arange(n)), np.arange(n), n, (1, 10), seed)["mean"]
         values = {**measured.values, **{k: value for k, (value, _) in recalls.items()}}
         spans = {**measured.intervals, **{k: score_interval(*both) for k, both in recalls.items()}}
         for key, (low, high) in spans.items():
@@ -78,7 +79,7 @@ def false_clear(n: int, repetitions: int) -> float:
         for name in ("a", "b"):
             image, text = (rows + 0.08 * rng.standard_normal(rows.shape) for rows in shared)
             found: Measured = measure_headline(image, text)
-            recalls = recall_spreads(image, text, np.arange(n), (1, 10), 0)["mean"]
+            recalls = recall_spreads(true_ranks(image, text, np.arange(n)), np.arange(n), n, (1, 10), 0)["mean"]
             values = {**found.values, **{k: value for k, (value, _) in recalls.items()}}
             stores[name] = Measurement(values, {**found.spreads, **{k: spread for k, (_, spread) in recalls.items()}})
         tested = tested_metrics({"stores": {name: store.values for name, store in stores.items()}})

@@ -78,20 +78,20 @@ def cca_of_covariances(
     return found
 
 
-def cca_path(
-    x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
-) -> list[tuple[Floats, Floats]]:
-    """The maps of ``cca_of_covariances``, from rows: all shrinkages share the covariances and their eigenvectors.
-
-    ``spread``: centred rows (m, d) and (l, e), paired or not, from which the covariances are taken in place of x and y.
-    """
-    return [(left * rho, right * rho) for left, right, rho in canonical_axes(x, y, shrinkages, spread)]
+def cca(x: Floats, y: Floats, shrinkage: float, spread: tuple[Floats, Floats] | None = None) -> tuple[Floats, Floats]:
+    """The maps of ``cca_of_covariances``, from rows: ``canonical_axes`` weighted with their correlations."""
+    ((left, right, rho),) = canonical_axes(x, y, [shrinkage], spread)
+    return left * rho, right * rho
 
 
 def canonical_axes(
     x: Floats, y: Floats, shrinkages: Sequence[float], spread: tuple[Floats, Floats] | None = None
 ) -> list[tuple[Floats, Floats, Floats]]:
-    """The axes (d, k) and (e, k) of ``cca_path`` without weights, and their correlations (k,), the largest first."""
+    """The canonical axes (d, k) and (e, k) of centred rows x (n, d) and y (n, e) at each shrinkage, and their
+    correlations (k,), the largest first; all share the covariances and their eigenvectors.
+
+    ``spread``: centred rows (m, d) and (l, e), paired or not, from which the covariances are taken in place of x and y.
+    """
     (of_x, axes_x), (of_y, axes_y) = (np.linalg.eigh(z.T @ z / len(z)) for z in spread or (x, y))
     # Whitening scales the principal axes, whatever the shrinkage: they are changed to once.
     cross = axes_x.T @ (x.T @ y / len(x)) @ axes_y

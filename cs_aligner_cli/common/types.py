@@ -11,3 +11,5 @@ import numpy.typing as npt
 Ints: TypeAlias = npt.NDArray[np.int64]
 # Statistics are taken in float64.
 Floats: TypeAlias = npt.NDArray[np.float64]
+# What models and pictures are made of.
+Floats32: TypeAlias = npt.NDArray[np.float32]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from cs_aligner_cli.common.templates import load_template, read_resource
 from cs_aligner_cli.experiments.comparison import Comparison
 from cs_aligner_cli.experiments.figures import Figure, figures
 from cs_aligner_cli.experiments.rank_tables import figure
@@ -29,7 +29,7 @@ def render_ranks(found: AcrossDataSets, title: str) -> str:
 
 def render_figure(figure: Figure) -> str:
     """A figure as an SVG file of its own, with a background, since nobody knows what it will stand on."""
-    style = files("cs_aligner_cli.experiments").joinpath("page.css").read_text(encoding="utf-8")
+    style = read_resource(__package__, "page.css")
     head, rest = figure.svg.split(">", 1)
     ground = '<rect width="100%" height="100%" fill="var(--card)"/>'
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{ground}{rest}\n'
@@ -41,15 +41,10 @@ def render_leaderboard(found: Leaderboard, title: str) -> str:
 
 
 def _rendered(template: str, **values: object) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    folder = files("cs_aligner_cli.experiments")
-    script = files("cs_aligner_cli.report").joinpath(SORT_SCRIPT).read_text(encoding="utf-8")
-    style, text = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", template))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text).render(
+    script = read_resource("cs_aligner_cli.report", SORT_SCRIPT)
+    return load_template(__package__, template).render(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
+        style=read_resource(__package__, "page.css"),
         **values,
     )

@@ -11,24 +11,13 @@ from cs_aligner_cli.common.arrays import ArrayLike
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.groups import random_groups
 from cs_aligner_cli.gap.results import Smooth, Spread
-from cs_aligner_cli.retrieval import QueryScores, true_ranks
+from cs_aligner_cli.retrieval import QueryScores
 from cs_aligner_cli.retrieval.equal_texts import image_by_text
 from cs_aligner_cli.retrieval.mixed import MIXED, caption_tasks, mixed_means, mixed_scores
 from cs_aligner_cli.retrieval.rows import as_searched
 
 
 def recall_spreads(
-    image: ArrayLike, text: ArrayLike, image_of_text: Ints, ks: Sequence[int], seed: int
-) -> dict[str, dict[str, tuple[float, Spread]]]:
-    """R@k of "i2t", "t2i" and their "mean", as fractions with their variation: direction to ``R@k`` to both.
-
-    Arguments and errors as in ``evaluate_retrieval``. The variation is that of the queries (of an image with all its
-    captions together), the gallery being what it is. Stores of the same rows can be compared.
-    """
-    return spreads_of_ranks(true_ranks(image, text, image_of_text), image_of_text, len(image), ks, seed)
-
-
-def spreads_of_ranks(
     ranks: Mapping[str, QueryScores],
     image_of_text: Ints,
     images: int,
@@ -36,7 +25,12 @@ def spreads_of_ranks(
     seed: int,
     text_groups: Ints | None = None,
 ) -> dict[str, dict[str, tuple[float, Spread]]]:
-    """The same from ranks (``true_ranks``, with the same ``text_groups``) that are there already."""
+    """R@k of "i2t", "t2i" and their "mean", as fractions with their variation: direction to ``R@k`` to both.
+
+    ``ranks`` as from ``true_ranks``, with the same ``image_of_text`` and ``text_groups``. The variation is that of the
+    queries (of an image with all its captions together), the gallery being what it is. Stores of the same rows can be
+    compared.
+    """
     owner = image_of_text if text_groups is None else image_by_text(image_of_text, text_groups)
     owners = {"i2t": ranks["i2t"].queries, "t2i": owner[ranks["t2i"].queries]}
     groups, units = random_groups(images, seed), len(owners["i2t"])

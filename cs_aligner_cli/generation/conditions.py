@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from cs_aligner_cli.common.closed_forms import ridge
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.common.types import Floats, Floats32, Ints
 from cs_aligner_cli.data.prepared import Split
 from cs_aligner_cli.recipe.generate import Generate
 
-Floats32 = npt.NDArray[np.float32]
 _RIDGE_SHRINKAGE = 0.1
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from io import BytesIO
 from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
+
+from cs_aligner_cli.common.templates import load_template
 
 _LABEL_WIDTH, _GAP, _SIDE = 150, 6, 112
 _FONT_SIZE, _LINE = 11, 15
@@ -36,12 +37,8 @@ def sheet_png(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str])
 
 def sheet_html(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str], title: str) -> str:
     """The sheet as one HTML page that opens without a network; every text is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("cs_aligner_cli.generation").joinpath("sheet.html.j2").read_text(encoding="utf-8")
     encoded = {store: [b64encode(_png(_small(picture))).decode() for picture in row] for store, row in rows.items()}
-    return environment.from_string(template).render(rows=encoded, prompts=prompts, title=title)
+    return load_template(__package__, "sheet.html.j2").render(rows=encoded, prompts=prompts, title=title)
 
 
 def _small(picture: Image.Image) -> Image.Image:

@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from cs_aligner_cli.common.types import Floats32
 from cs_aligner_cli.files.artifact import write_bytes
 from cs_aligner_cli.files.checksums import digest, is_whole, mark
-from cs_aligner_cli.generation.conditions import Floats32, picture_seed
+from cs_aligner_cli.generation.conditions import picture_seed
 from cs_aligner_cli.generation.decoders import Decoder
 
 IMAGES, TABLE, CONDITIONS = "images", "images.parquet", "conditions.npy"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
-from cs_aligner_cli.generation.conditions import Floats32
+from cs_aligner_cli.common.types import Floats32
 from cs_aligner_cli.recipe.generate import Inception
 
 _LAYER = "2048"

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Floats32
 from cs_aligner_cli.generation.agreement import RANKS, clip_score, prompt_retrieval, row_cosines
-from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.generation.coverage import precision_recall
 from cs_aligner_cli.generation.frechet import frechet_distance, frechet_floor
 from cs_aligner_cli.generation.kernel_distances import cmmd, kid

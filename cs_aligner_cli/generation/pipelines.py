@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Floats32
 from cs_aligner_cli.encoders.hub import how_to_fetch
-from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.recipe.generate import Generate
 
 _KARLO = {

@@ -15,14 +15,13 @@ import torch
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.results import finite
 from cs_aligner_cli.common.safe_csv import csv_bytes
-from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.common.types import Floats32, Ints
 from cs_aligner_cli.data.images import read_image
 from cs_aligner_cli.data.manifest import ScenesManifest, load_manifest
 from cs_aligner_cli.data.prepared import PreparedData
 from cs_aligner_cli.data.scenes import make_scenes
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.files.artifact import Build, write_bytes, write_json
-from cs_aligner_cli.generation.conditions import Floats32
 from cs_aligner_cli.generation.contact_sheet import sheet_html, sheet_png
 from cs_aligner_cli.generation.drawing import CONDITIONS, picture_path
 from cs_aligner_cli.generation.inception import inception_features, require_inception

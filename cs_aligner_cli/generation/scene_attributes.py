@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cs_aligner_cli.common.types import Floats32
 from cs_aligner_cli.data.scene_captions import PLACES, WORDS
 from cs_aligner_cli.data.scenes import (
     BACKGROUNDS,
@@ -31,7 +31,6 @@ ATTRIBUTES = ("background", "colour", "shape", "cell")
 _SIDE = 64
 # Fewer pixels than these are no shape; the smallest, a small star, has some 35.
 _LEAST_PIXELS = 6
-Floats32: TypeAlias = npt.NDArray[np.float32]
 _GROUNDS, _COLOURS, _TRIM = (
     np.array(colours, np.float32) for colours in ([*BACKGROUNDS.values()], [*COLOURS.values()], [TRIM_COLOUR])
 )

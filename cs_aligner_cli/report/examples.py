@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
 
-Ints: TypeAlias = npt.NDArray[np.int64]
 _RESULTS = 3
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from cs_aligner_cli.common.templates import load_template, read_resource
 from cs_aligner_cli.gap.glossary import GROUPS, describe, in_report_order
 from cs_aligner_cli.report import SORT_SCRIPT
 from cs_aligner_cli.report.canvas import Picture
@@ -41,12 +41,9 @@ def render_page(
     others are shown under their name. ``shown`` holds pairs and queries to look at, as the stage makes them. Everything
     is escaped. Raises InputError on an unknown metric.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=format_number, percent=_percent, rank=_rank, breakable=_breakable, p=p_in_words)
-    template = environment.from_string(_resource(_TEMPLATE))
-    script = "".join(map(_resource, _SCRIPTS))
+    filters = {"number": format_number, "percent": _percent, "rank": _rank, "breakable": _breakable, "p": p_in_words}
+    template = load_template(__package__, _TEMPLATE, **filters)
+    script = "".join(read_resource(__package__, name) for name in _SCRIPTS)
     provenance = dict(report.get("provenance", {}))
     recipe = provenance.pop("recipe", "")
     stores = report["stores"]
@@ -99,10 +96,6 @@ def _shown_first(report: Mapping[str, Any]) -> list[str]:
     measured = [name for name, values in report["stores"].items() if values]
     own = own_stores(report)
     return [*reversed(own), *(name for name in measured if name not in own)]
-
-
-def _resource(name: str) -> str:
-    return files("cs_aligner_cli.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _with_photos(value: Any) -> Any:

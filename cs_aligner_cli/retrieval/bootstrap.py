@@ -16,8 +16,8 @@ from scipy import sparse
 from scipy.special import stdtrit
 
 from cs_aligner_cli.common.shares import share_interval
-from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.retrieval.metrics import Floats, QueryScores
+from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.retrieval.metrics import QueryScores
 
 # (direction, metric), as in the dict of evaluate_retrieval
 Key = tuple[str, str]

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.retrieval.scan import Found
 
-Floats = npt.NDArray[np.float64]
 Metrics = dict[str, dict[str, float | int]]
 DIRECTIONS = ("i2t", "t2i")
 # k-occurrence counts how many lists of this length an item stands in (Radovanovic et al. 2010 use 10).

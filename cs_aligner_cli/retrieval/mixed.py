@@ -256,9 +256,8 @@ def _one(
     image: Rows, text: Rows, task: MixedTask, ks: tuple[int, ...], device: str
 ) -> tuple[MixedTask, dict[Key, Floats]]:
     queries, corpus = (ItemRows(image, text, items) for items in (task.queries, task.corpus))
-    nothing = TruePairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
     # One more than k: the query itself may stand in the corpus.
-    found, _ = scan(queries, corpus, nothing, None, k=max(ks) + 1, device=device)
+    found, _ = scan(queries, corpus, TruePairs.none(), None, k=max(ks) + 1, device=device)
     assert found is not None
     listed = found.top_ids
     query, column = np.nonzero(listed >= 0)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, Floats, QueryScores, query_scores
+from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.retrieval.metrics import DIRECTIONS, HUB_K, QueryScores, query_scores
 from cs_aligner_cli.retrieval.rerank import Reranker
 from cs_aligner_cli.retrieval.rows import Part, Rows
 from cs_aligner_cli.retrieval.scan import TruePairs, scan

@@ -39,6 +39,11 @@ class TruePairs:
         order = np.lexsort((item, query))
         return cls(query[order].astype(np.int64), item[order].astype(np.int64))
 
+    @classmethod
+    def none(cls) -> TruePairs:
+        """No pairs: for lists of the nearest alone."""
+        return cls(*np.zeros((2, 0), np.int64))
+
     def __len__(self) -> int:
         return len(self.query)
 

@@ -39,7 +39,6 @@ _DESCRIPTION = "index.json"
 _K = 10
 # Rows of the trial that estimates the recall, and queries that measure it.
 _TRIAL_ROWS, _QUERIES = 20000, 1000
-_NO_PAIRS = TruePairs(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def save_index(
@@ -122,7 +121,7 @@ def _recall(index: Any, rows: Rows, queries: Rows, seed: int) -> dict[str, float
     """The share of the exact nearest that the index finds for a sample of queries, by FAISS alone and by ``search``."""
     sampled = Part(queries, _drawn(len(queries), _QUERIES, seed))
     k = min(_K, len(rows))
-    exact = scan(sampled, rows, _NO_PAIRS, None, k=k)[0]
+    exact = scan(sampled, rows, TruePairs.none(), None, k=k)[0]
     assert exact is not None
     own = search_as_saved(index, sampled, k)
     short = float((own < 0).any(axis=1).mean())

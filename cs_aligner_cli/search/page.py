@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from cs_aligner_cli.common.templates import load_template
 from cs_aligner_cli.data.thumbnails import thumbnail
 
 _SIDE = 220
@@ -21,12 +21,8 @@ def render_search_page(name: str, found: Mapping[str, Any], background: str | No
 
     A photo that is not there, or is no image, has its id in its place.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["thumbnail"] = partial(_thumbnail, background=background)
-    template = files("cs_aligner_cli.search").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(name=name, found=found)
+    template = load_template(__package__, "page.html.j2", thumbnail=partial(_thumbnail, background=background))
+    return template.render(name=name, found=found)
 
 
 @cache

@@ -6,22 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cs_aligner_cli.common.arrays import l2_normalize
-from cs_aligner_cli.common.closed_forms import cca_path, principal_whitening, procrustes, ridge
+from cs_aligner_cli.common.closed_forms import cca, principal_whitening, procrustes, ridge
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.data.prepared import Split, captions_of
 from cs_aligner_cli.recipe.few_pairs import StartMoments
 from cs_aligner_cli.towers.spectral_start import spectral_maps
 from cs_aligner_cli.towers.towers import Inputs, Towers, embed_split
 
-Matrix: TypeAlias = npt.NDArray[np.float64]
 # x -> W x + b, W (out_dim, in_dim), b (out_dim,)
-Affine: TypeAlias = tuple[Matrix, Matrix]
+Affine: TypeAlias = tuple[Floats, Floats]
 
 # What is added to a covariance before it is inverted, as a share of its mean eigenvalue: little for whitening, and for
 # cca and ridge (StartMoments) what retrieved best on Flickr8k's dev images of 0.01, 0.1 and 1.
@@ -54,7 +52,7 @@ def start_adapters(
     rows = {"image": split.image_of_caption[captions], "text": captions}
     device = towers.log_logit_scale.device
 
-    def unit_rows(m: str, part: Split, which: Ints) -> Matrix:
+    def unit_rows(m: str, part: Split, which: Ints) -> Floats:
         if m == fixed:
             return embed_split(towers, inputs, m, part, which, device).astype(np.float64)
         return l2_normalize(inputs(m, part, which).double()).numpy()
@@ -110,12 +108,12 @@ def _refuse_impossible(kind: str, towers: Towers, fixed: str | None) -> None:
 
 def closed_form(
     kind: str,
-    rows: Mapping[str, Matrix],
-    plain: Mapping[str, Matrix],
+    rows: Mapping[str, Floats],
+    plain: Mapping[str, Floats],
     fixed: str | None,
     out_dim: int,
     shrinkage: float = 1.0,
-    every: Mapping[str, Matrix] | None = None,
+    every: Mapping[str, Floats] | None = None,
 ) -> dict[str, Affine]:
     """The maps of a start for every modality but ``fixed``, whose rows stay what they are (None: both are mapped).
 
@@ -147,13 +145,13 @@ def closed_form(
 
 def _maps(
     kind: str,
-    x: Mapping[str, Matrix],
-    spread: Mapping[str, Matrix],
-    plain: Mapping[str, Matrix],
+    x: Mapping[str, Floats],
+    spread: Mapping[str, Floats],
+    plain: Mapping[str, Floats],
     fixed: str | None,
     out_dim: int,
     shrinkage: float,
-) -> dict[str, Matrix]:
+) -> dict[str, Floats]:
     mapped = [m for m in x if m != fixed]
     if kind == "centre":
         return {m: plain[m] for m in mapped}
@@ -166,7 +164,7 @@ def _maps(
         return {m: _padded(axes[m].T[:out_dim], out_dim) for m in mapped}
     if kind == "cca":
         spreads = spread["image"], spread["text"]
-        sides = dict(zip(MODALITIES, cca_path(x["image"], x["text"], [shrinkage], spreads)[0], strict=True))
+        sides = dict(zip(MODALITIES, cca(x["image"], x["text"], shrinkage, spreads), strict=True))
         return {m: _padded(sides[m].T[:out_dim], out_dim) for m in mapped}
     target = fixed or "text"
     source = "image" if target == "text" else "text"
@@ -174,7 +172,7 @@ def _maps(
     return maps if fixed else {**maps, target: plain[target]}
 
 
-def _scaled(maps: Mapping[str, Affine], items: Mapping[str, Matrix], out_dim: int) -> dict[str, Affine]:
+def _scaled(maps: Mapping[str, Affine], items: Mapping[str, Floats], out_dim: int) -> dict[str, Affine]:
     """Maps (weight, mean) of some rows as those of a start: outputs of unit length on average."""
     result = {}
     for m, (weight, mean) in maps.items():
@@ -183,6 +181,6 @@ def _scaled(maps: Mapping[str, Affine], items: Mapping[str, Matrix], out_dim: in
     return result
 
 
-def _padded(w: Matrix, out_dim: int) -> Matrix:
+def _padded(w: Floats, out_dim: int) -> Floats:
     """Rows of zeros below, where the features have fewer axes than the shared space."""
     return np.pad(w, ((0, out_dim - len(w)), (0, 0)))

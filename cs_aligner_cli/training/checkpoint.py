@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import digest, sealed, unsealed
+from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.towers.weights import other_form, read_tensors, save_tensors
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.metrics_log import LogMark
@@ -63,6 +65,12 @@ class TrainingState(BaseModel):
     objective: ObjectiveState = ObjectiveState()
     best: Best = Best()
     scaler: dict[str, int | float] = {}
+
+
+def is_due(spec: Train, done: int, saved: float) -> bool:
+    """Whether a state is to be saved within an epoch, after ``done`` steps; ``saved``: when the last one was."""
+    by_number = spec.checkpoint_steps is not None and done % spec.checkpoint_steps == 0
+    return by_number or time.monotonic() - saved > 60 * spec.checkpoint_minutes
 
 
 def save_state(

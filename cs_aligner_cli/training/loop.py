@@ -26,7 +26,7 @@ from cs_aligner_cli.towers.export import export_towers
 from cs_aligner_cli.towers.towers import Inputs, count_parameters
 from cs_aligner_cli.towers.weights import begin_with, load_weights, save_weights
 from cs_aligner_cli.training import watching
-from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
+from cs_aligner_cli.training.checkpoint import Best, TrainingState, is_due, load_state, save_state
 from cs_aligner_cli.training.device_inputs import inputs_on
 from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
@@ -80,7 +80,7 @@ class TrainingRun:
                         log.write({"step": done, "epoch": step // self.epoch_steps + 1, **metrics})
                     if not into_epoch:
                         best = self._validate(done, epoch, best, log)
-                    if not into_epoch or stop or self._is_due(done):
+                    if not into_epoch or stop or is_due(self.spec, done, self.saved):
                         self._save(done, log, objective, best, trackers)
                 if not into_epoch:
                     self.ranks.barrier()
@@ -161,11 +161,6 @@ class TrainingRun:
                 yield
         except (DivergedError, NotConvergedError) as error:
             raise type(error)(f"{self.name}: {error}") from None
-
-    def _is_due(self, done: int) -> bool:
-        """Whether a checkpoint within an epoch is due."""
-        by_number = self.spec.checkpoint_steps and done % self.spec.checkpoint_steps == 0
-        return bool(by_number) or time.monotonic() - self.saved > 60 * self.spec.checkpoint_minutes
 
     def _save(self, done: int, log: TrainingLog, objective: ObjectiveState, best: Best, trackers: Trackers) -> None:
         stepper = self.stepper

@@ -25,7 +25,7 @@ from cs_aligner_cli.runs.layout import HEAD_FILE, Layout
 from cs_aligner_cli.towers.embedder import out_of_memory_explained
 from cs_aligner_cli.towers.matching_head import Items, Matcher, MatchingHead, load_head, save_head
 from cs_aligner_cli.towers.weights import load_weights
-from cs_aligner_cli.training.checkpoint import Best, TrainingState, load_state, save_state
+from cs_aligner_cli.training.checkpoint import Best, TrainingState, is_due, load_state, save_state
 from cs_aligner_cli.training.device_inputs import inputs_on, moved
 from cs_aligner_cli.training.memory_bank import Memory
 from cs_aligner_cli.training.metrics_log import TrainingLog
@@ -106,7 +106,7 @@ class HeadTraining:
                     log.write({"step": done, "epoch": step // epoch_steps + 1, "lr": lr, "loss": loss})
                 if not into_epoch:
                     best = self._validate(done, epoch, best, log)
-                if not into_epoch or interrupts.wanted or self._is_due(done):
+                if not into_epoch or interrupts.wanted or is_due(self._spec, done, self._saved):
                     self._save(TrainingState(step=done, log=log.mark(), best=best))
                 if interrupts.wanted:
                     raise KeyboardInterrupt
@@ -119,11 +119,6 @@ class HeadTraining:
             "best_step": best.step,
             "val_R@1": best.val,
         }
-
-    def _is_due(self, done: int) -> bool:
-        """Whether a checkpoint within an epoch is due."""
-        by_number = self._spec.checkpoint_steps and done % self._spec.checkpoint_steps == 0
-        return bool(by_number) or time.monotonic() - self._saved > 60 * self._spec.checkpoint_minutes
 
     def _save(self, state: TrainingState) -> None:
         save_state(self._folder, self._head, self._optimizer, Memory(0), state, self._spec.keep_checkpoints)

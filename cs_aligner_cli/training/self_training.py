@@ -52,7 +52,7 @@ def mutual_nearest(image: npt.NDArray[Any], text: npt.NDArray[Any], device: str 
     x, y = Rows(image, "images"), Rows(text, "texts")
     if min(len(x), len(y)) < 2:
         return Neighbours(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
-    none = TruePairs(*np.zeros((2, 0), np.int64))
+    none = TruePairs.none()
     forth, back = scan(x, y, none, none, k=2, device=device)
     assert forth is not None
     assert back is not None

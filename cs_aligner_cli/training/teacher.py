@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import double, l2_normalize
-from cs_aligner_cli.common.closed_forms import cca_path, procrustes, ridge
+from cs_aligner_cli.common.closed_forms import cca, procrustes, ridge
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.common.types import Floats, Ints
@@ -125,7 +125,7 @@ def _member(run: Path, plans: Mapping[str, TowerPlan]) -> Towers:
 
 def _maps(spec: TeacherSpec, x: Floats, y: Floats, spread: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     if spec.kind == "cca":
-        return cca_path(x, y, [spec.shrinkage], spread)[0]
+        return cca(x, y, spec.shrinkage, spread)
     if spec.kind == "procrustes":
         return procrustes(x, y)
     return ridge(x, y, spec.shrinkage, spread[0]), np.eye(y.shape[1])

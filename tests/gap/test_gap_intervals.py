@@ -25,7 +25,7 @@ from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.gap.separability import separability
 from cs_aligner_cli.gap.transport import projected, sliced_distance
 from cs_aligner_cli.report.headline import changes, headline
-from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval
+from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval, true_ranks
 
 
 def uneven_groups(n: int, starts: list[int], seed: int = 0) -> Groups:
@@ -315,14 +315,12 @@ def test_recall_spreads_are_over_images_with_all_their_captions():
     owner = np.repeat(np.arange(30), 3)
     text = image[owner] + 0.6 * random_rows(9, 90, 6)
     plain = evaluate_retrieval(image, text, owner)
-    found = recall_spreads(image, text, owner, (1, 5), seed=0)
+    found = recall_spreads(true_ranks(image, text, owner), owner, len(image), (1, 5), seed=0)
     for direction in ("i2t", "t2i"):
         for k in ("R@1", "R@5"):
             assert found[direction][k][0] == pytest.approx(plain[direction][k])
     assert found["mean"]["R@1"][0] == pytest.approx((plain["i2t"]["R@1"] + plain["t2i"]["R@1"]) / 2)
     # Captions of an image are one thing: all three of an image count together.
-    from cs_aligner_cli.retrieval import true_ranks
-
     hits = (true_ranks(image, text, owner)["t2i"].ranks == 1).reshape(30, 3).mean(axis=1)
     assert found["t2i"]["R@1"][1].variance == pytest.approx(hits.var(ddof=1) / 30)
     assert found["i2t"]["R@5"][1].units == 30

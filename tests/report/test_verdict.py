@@ -12,6 +12,7 @@ from cs_aligner_cli.gap.results import Measurement
 from cs_aligner_cli.report import headline
 from cs_aligner_cli.report.tiles import tiles
 from cs_aligner_cli.report.verdict import answers, outcome, verdict
+from cs_aligner_cli.retrieval import true_ranks
 
 N, D = 400, 24
 
@@ -46,7 +47,7 @@ def report(**stores):
     measured = {}
     for name, (image, text) in stores.items():
         gap = measure_headline(image, text)
-        recalls = recall_spreads(image, text, np.arange(N), (1, 10), seed=0)
+        recalls = recall_spreads(true_ranks(image, text, np.arange(N)), np.arange(N), N, (1, 10), seed=0)
         means = {k: value for k, (value, _) in recalls["mean"].items()}
         spreads = {k: spread for k, (_, spread) in recalls["mean"].items()}
         measured[name] = Measurement({**gap.values, **means}, {**gap.spreads, **spreads})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.text_groups import linked_groups, text_groups
-from cs_aligner_cli.gap.recall import mixed_recalls, spreads_of_ranks
+from cs_aligner_cli.gap.recall import mixed_recalls, recall_spreads
 from cs_aligner_cli.objectives import infonce
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.retrieval import evaluate_mixed, evaluate_retrieval, true_ranks
@@ -95,11 +95,11 @@ def test_equal_captions_count_in_every_r_at_k() -> None:
     groups[[2, 3]] = groups[[0, 1]]
     plain, equal = (evaluate_mixed(image, text, owner, (1,), text_groups=g)["R@1"] for g in (None, groups))
     assert plain < 1.0 == equal
-    found = spreads_of_ranks(true_ranks(image, text, owner, text_groups=groups), owner, 12, (1,), 0, groups)
+    found = recall_spreads(true_ranks(image, text, owner, text_groups=groups), owner, 12, (1,), 0, groups)
     assert (
         found["mean"]["R@1"][0]
         == 1.0
-        > spreads_of_ranks(true_ranks(image, text, owner), owner, 12, (1,), 0)["mean"]["R@1"][0]
+        > recall_spreads(true_ranks(image, text, owner), owner, 12, (1,), 0)["mean"]["R@1"][0]
     )
     assert mixed_recalls(image, text, owner, (1,), 0, groups)[1]["R@1"][0] == 1.0
     assert image_by_text(np.array([3, -1, -1]), np.array([7, 7, 8])).tolist() == [3, 3, -1]

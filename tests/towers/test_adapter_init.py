@@ -12,23 +12,24 @@ from hypothesis import strategies as st
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.recipe.towers import BottleneckAdapter, LinearAdapter, ResidualMlpAdapter
 from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.stages.pipeline import run_stage
 from cs_aligner_cli.stores.embeddings import Store
-from cs_aligner_cli.towers.adapter_init import Matrix, closed_form
+from cs_aligner_cli.towers.adapter_init import closed_form
 from cs_aligner_cli.towers.adapters import make_adapter
 
 KINDS = ("centre", "whiten", "procrustes", "cca", "ridge")
 QUIET = Console(quiet=True)
 
 
-def unit(x: Matrix) -> Matrix:
+def unit(x: Floats) -> Floats:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def paired(n: int = 300, image_dim: int = 9, text_dim: int = 6, seed: int = 0) -> dict[str, Matrix]:
+def paired(n: int = 300, image_dim: int = 9, text_dim: int = 6, seed: int = 0) -> dict[str, Floats]:
     """Rows that share four factors, away from the origin, with noise."""
     rng = np.random.default_rng(seed)
     factors = rng.standard_normal((n, 4))
@@ -38,12 +39,12 @@ def paired(n: int = 300, image_dim: int = 9, text_dim: int = 6, seed: int = 0) -
     return rows
 
 
-def plain(out_dim: int, rows: dict[str, Matrix]) -> dict[str, Matrix]:
+def plain(out_dim: int, rows: dict[str, Floats]) -> dict[str, Floats]:
     rng = np.random.default_rng(1)
     return {m: rng.standard_normal((out_dim, x.shape[1])) for m, x in rows.items()}
 
 
-def apply(kind: str, rows: dict[str, Matrix], out_dim: int, fixed: str | None = None) -> dict[str, Matrix]:
+def apply(kind: str, rows: dict[str, Floats], out_dim: int, fixed: str | None = None) -> dict[str, Floats]:
     maps = closed_form(kind, rows, plain(out_dim, rows), fixed, out_dim)
     assert set(maps) == {m for m in rows if m != fixed}
     return {m: rows[m] @ w.T + b for m, (w, b) in maps.items()}

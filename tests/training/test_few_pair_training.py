@@ -12,7 +12,7 @@ import torch
 from trained_runs import QUIET, assert_resumes_bitwise
 
 from cs_aligner_cli.common.arrays import l2_normalize
-from cs_aligner_cli.common.closed_forms import cca_path
+from cs_aligner_cli.common.closed_forms import cca
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import captions_of
 from cs_aligner_cli.objectives import Clouds, Logits, Pairs, direction_agreement, evaluate_terms
@@ -129,7 +129,7 @@ def test_the_teachers_covariances_know_the_unpaired_items(features_recipe: Path,
         np.concatenate([pairs, *(rows[m][items] for _, items in pools[m])]) for m, pairs in (("image", x), ("text", y))
     ]
     spread = tuple(z - z.mean(axis=0) for z in every)
-    expected = cca_path(x - x.mean(axis=0), y - y.mean(axis=0), [1.0], spread)[0]  # type: ignore[arg-type]
+    expected = cca(x - x.mean(axis=0), y - y.mean(axis=0), 1.0, spread)  # type: ignore[arg-type]
     assert setup.teacher is not None
     for m, z, weight in zip(("image", "text"), every, expected, strict=True):
         np.testing.assert_allclose(setup.teacher.means[m].numpy(), z.mean(axis=0), atol=1e-12)
@@ -208,7 +208,7 @@ def test_a_start_may_know_the_unpaired_items(features_recipe: Path, tmp_path: Pa
     every = {m: np.concatenate([pairs[m], unit[m][setup.batches.pools[m].part(10**6)[0][1]]]) for m in pairs}
     x, y = (pairs[m] - pairs[m].mean(axis=0) for m in pairs)
     spread = tuple(z - z.mean(axis=0) for z in every.values())
-    expected = cca_path(x, y, [0.5], spread)[0]  # type: ignore[arg-type]
+    expected = cca(x, y, 0.5, spread)  # type: ignore[arg-type]
     for m, weight in zip(pairs, expected, strict=True):
         found = setup.towers.parts[m].skip.weight.detach().double().numpy()[: weight.shape[1]]
         scale = np.linalg.norm(found) / np.linalg.norm(weight[:, :12])

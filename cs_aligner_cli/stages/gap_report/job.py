@@ -22,7 +22,7 @@ from cs_aligner_cli.gap import measure
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.metrics import SWEEP, measure_headline
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
-from cs_aligner_cli.gap.recall import mixed_recalls, spreads_of_ranks
+from cs_aligner_cli.gap.recall import mixed_recalls, recall_spreads
 from cs_aligner_cli.gap.results import Measured, Measurement, refuse_constant, score_interval
 from cs_aligner_cli.gap.seeds import seed_differences
 from cs_aligner_cli.objectives import conflict_sweep
@@ -197,7 +197,7 @@ class _Job:
         """Retrieval in the gallery, each way and mixed; what of it is tested stands beside what was measured."""
         seed, ks = self.recipe.data_seed, [k for k in _KS if k <= min(len(image), len(text))]
         ranks = true_ranks(image, text, self.owner, ks, text_groups=self.groups)
-        recalls = spreads_of_ranks(ranks, self.owner, len(image), ks, seed, self.groups)
+        recalls = recall_spreads(ranks, self.owner, len(image), ks, seed, self.groups)
         mixed, of_mixed = mixed_recalls(image, text, self.owner, ks, seed, self.groups) if ks else ({}, {})
         spans = {
             way: {k: score_interval(*both) for k, both in side.items()}

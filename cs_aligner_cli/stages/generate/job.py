@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.types import Ints
+from cs_aligner_cli.common.types import Floats32, Ints
 from cs_aligner_cli.data.images import read_image
 from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
 from cs_aligner_cli.encoders import Encoder, load_encoders, pick_device
@@ -22,7 +22,6 @@ from cs_aligner_cli.files.artifact import Build, read_json, write_json
 from cs_aligner_cli.generation import closed_form
 from cs_aligner_cli.generation.closed_form import ClosedForm, to_pixels
 from cs_aligner_cli.generation.conditions import (
-    Floats32,
     bound,
     chosen_captions,
     free_map,
