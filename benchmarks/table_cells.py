@@ -62,8 +62,9 @@ def few_shot(content: dict[str, Any]) -> str:
             cells = []
             for one in by_count.values():
                 low, high = one["interval"]  # of one draw there is none
-                reach = f" ± {(100 * high - 100 * low) / 2:.1f}" if None not in (low, high) and high > low else ""
-                cells.append(f"{100 * one['mean']:.1f}{reach}")
+                mean = one["mean"]  # an end of the interval may be that of all shares
+                reach = f" ± {100 * max(high - mean, mean - low):.1f}" if None not in (low, high) and high > low else ""
+                cells.append(f"{100 * mean:.1f}{reach}")
             lines.append(f"| `{store}`, {names[method]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _made(content)])
 

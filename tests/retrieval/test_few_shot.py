@@ -11,7 +11,15 @@ from samples import tensor_rows
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.retrieval.few_shot import METHODS, Shots, few_shot, linear_probe, nearest_mean, tip_adapter
+from cs_aligner_cli.retrieval.few_shot import (
+    METHODS,
+    Shots,
+    _over_draws,
+    few_shot,
+    linear_probe,
+    nearest_mean,
+    tip_adapter,
+)
 
 LABELS = np.repeat(np.arange(4), 20)
 
@@ -51,6 +59,11 @@ def test_more_shots_help_where_rows_are_noisy_and_names_do_not_change() -> None:
     assert math.isnan(
         few_shot(clustered(0, 1), LABELS, clustered(1, 1), LABELS, torch.eye(4, 6), (1,), 1)["zero_shot"][1].low
     )
+
+
+def test_no_interval_over_draws_goes_beyond_what_an_accuracy_can_be() -> None:
+    assert _over_draws([1.0, 0.9])[1:] == pytest.approx((0.95 - 12.706 * 0.05, 1.0), abs=1e-3)
+    assert _over_draws([0.0, 0.1]).low == 0
 
 
 def test_methods_are_their_formulas() -> None:

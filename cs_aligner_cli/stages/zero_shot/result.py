@@ -15,7 +15,7 @@ class ShotsResult(Frozen):
     """Accuracy of a method that has seen some labelled images of each class."""
 
     mean: float = Field(description="over draws")
-    interval: Interval = Field(description="95%, Student's t over draws; null for one draw")
+    interval: Interval = Field(description="95%, Student's t over draws, within 0 and 1; null for one draw")
 
 
 class ZeroShotResult(StageResult):
@@ -53,10 +53,14 @@ class ZeroShotResult(StageResult):
     def _shots(self, store: str, found: dict[str, dict[str, ShotsResult]]) -> Table:
         counts = list(next(iter(found.values())))
         rows = [
-            (method.replace("_", " "), *(f"{percent(one.mean)} {_reach(one)}".strip() for one in by_k.values()))
+            (method.replace("_", " "), *(f"{percent(one.mean)}{_spanned(one)}" for one in by_k.values()))
             for method, by_k in found.items()
         ]
-        return table(f"{store}: accuracy by images of each class that are known (in %)", ["method", *counts], rows)
+        return table(
+            f"{store}: accuracy by images of each class that are known (in %, [95% intervals])",
+            ["method", *counts],
+            rows,
+        )
 
     def _cell(self, store: str, name: str, value: Number) -> str:
         if name == "images":
@@ -65,6 +69,6 @@ class ZeroShotResult(StageResult):
         return percent(value) + (f" [{percent(span[0])}, {percent(span[1])}]" if span else "")
 
 
-def _reach(one: ShotsResult) -> str:
+def _spanned(one: ShotsResult) -> str:
     low, high = one.interval
-    return "" if low is None or high is None or low == high else f"± {100 * (high - low) / 2:.1f}"
+    return "" if low is None or high is None or low == high else f" [{percent(low)}, {percent(high)}]"
