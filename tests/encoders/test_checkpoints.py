@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from draws import Draws
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch_calls import DRAWING, Calls
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.encoders import Encoder, load_encoders
@@ -89,7 +89,7 @@ def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(wrap: str, head
     file = tmp_path / "model" / "pytorch_model.bin"
     state = {f"module.{name}": value for name, value in headed.state_dict().items()}
     torch.save(state if wrap == "of DataParallel" else {"state_dict": dict(headed.state_dict())}, file)
-    with Draws() as draws:
+    with Calls(*DRAWING) as draws:
         tower = timm_tower(None, f"local-dir:{tmp_path / 'model'}")
     assert draws.count == 0
     pixels = torch.rand(2, 3, 160, 160)
@@ -101,10 +101,10 @@ def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(wrap: str, head
 
 
 def test_weights_to_come_are_nan_and_not_drawn() -> None:
-    with Draws() as draws:
+    with Calls(*DRAWING) as draws:
         drawn = timm.create_model("test_vit", num_classes=0)
     assert draws.count > 10
-    with Draws() as draws, WeightsToCome():
+    with Calls(*DRAWING) as draws, WeightsToCome():
         model = timm.create_model("test_vit", num_classes=0)
     assert draws.count == 0
     for own, other in zip(model.parameters(), drawn.parameters(), strict=True):

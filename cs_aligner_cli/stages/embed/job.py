@@ -18,10 +18,12 @@ from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.data.decode_pool import DecodePool, can_share
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.encoders import Encoder, TokenReader, load_encoders, pick_device
-from cs_aligner_cli.encoders.availability import brings_weights
+from cs_aligner_cli.encoders.availability import brings_weights, weight_files
+from cs_aligner_cli.encoders.hub import describe_encoder
 from cs_aligner_cli.encoders.inputs import ImageLoader, decoding_processes
 from cs_aligner_cli.encoders.preflight import check_tower
 from cs_aligner_cli.files.artifact import Artifact, Build
+from cs_aligner_cli.files.places import file_stamps
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.runs.distributed import Ranks
 from cs_aligner_cli.runs.layout import Layout
@@ -74,10 +76,14 @@ class EmbedJob:
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
-        """The frozen encoders; those with weights from elsewhere must tell items apart."""
+        """The frozen encoders; those with weights from elsewhere must tell items apart, which prepare may have seen."""
         encoders = self._loaded(self.modalities)
-        for modality, encoder in encoders.items():
-            if brings_weights(self.recipe.encoders.of(modality)):
+        brought = [m for m in encoders if brings_weights(self.recipe.encoders.of(m))]
+        check = self.layout.tower_check(brought).fresh(file_stamps(weight_files(self.recipe)))
+        seen = check["summary"]["towers"] if check else {}
+        for modality in brought:
+            encoder = encoders[modality]
+            if seen.get(modality) != describe_encoder(encoder.identity):
                 check_tower(encoder, f"encoders.{modality}", self.data.captions["text"])
         return encoders
 
