@@ -13,6 +13,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.caption_limit import open_clip_module
 
 _BLOCK = 4096
+_MOST_WORDS = 2**17
 
 
 def caption_lengths(
@@ -41,5 +42,28 @@ def caption_lengths(
 
 def open_clip_counter() -> Callable[[Sequence[str]], list[int]]:
     """What counts the tokens of captions by open_clip's own tokenizer, the two marks included."""
-    encode = open_clip_module("tokenizer").SimpleTokenizer().encode
+    encode = by_words(open_clip_module("tokenizer").SimpleTokenizer().encode)
     return lambda texts: [len(encode(text)) + 2 for text in texts]
+
+
+def by_words(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
+    """``encode`` of open_clip's SimpleTokenizer, many times as fast: what it gives for a word is kept.
+
+    No token of its reaches over a blank, and of a text of printable ASCII without entities (&amp;) it repairs nothing;
+    any other text is left to it as a whole.
+    """
+    known: dict[str, list[int]] = {}
+
+    def encoded(text: str) -> list[int]:
+        if not (text.isascii() and text.isprintable()) or "&" in text:
+            return encode(text)
+        ids: list[int] = []
+        for word in text.split():
+            if word not in known:
+                if len(known) >= _MOST_WORDS:
+                    known.clear()
+                known[word] = encode(word)
+            ids += known[word]
+        return ids
+
+    return encoded

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.data.caption_lengths import by_words
 from cs_aligner_cli.data.pictures import without_palette_alpha
 from cs_aligner_cli.encoders.checkpoints import (
     WeightsToCome,
@@ -80,7 +81,9 @@ class OpenClip:
             self.model, self.preprocess = _create(name, spec, seed, file, state)
             if file is not None:
                 _load(self.model, state, file, spec)
-            self.tokenizer: Callable[[list[str]], Tensor] = _guard(lambda: open_clip.get_tokenizer(name), spec)
+            self.tokenizer: Any = _guard(lambda: open_clip.get_tokenizer(name), spec)
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            self.tokenizer.encode = by_words(self.tokenizer.encode)
         if not isinstance(self.model, open_clip.CustomTextCLIP):
             kind = type(self.model).__name__
             raise InputError(f"encoders: {spec.model}: {kind} models have no plain text tower; use a CLIP model")
@@ -110,7 +113,7 @@ class OpenClip:
 
     def _caption_limit(self) -> CaptionLimit | None:
         """How the tokenizer counts, where it is one whose count is known."""
-        tokenizer: Any = self.tokenizer
+        tokenizer = self.tokenizer
         if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
             clean = tokenizer.clean_fn
 

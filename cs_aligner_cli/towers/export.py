@@ -33,14 +33,15 @@ def export_towers(folder: Path, towers: Towers, encoders: Mapping[str, Encoder],
 
 
 def _export_live(folder: Path, towers: Towers, encoders: Mapping[str, Encoder]) -> None:
-    from cs_aligner_cli.towers.lora import merged, save_peft  # peft takes seconds to import
-
+    modules = {m: encoder.backbone for m, encoder in encoders.items()}
     for modality, plan in towers.plans.items():
         if plan.lora is not None:
-            save_peft(encoders[modality].backbone, Lora.model_validate(plan.lora), folder / f"peft_{modality}")
+            from cs_aligner_cli.towers.lora import merged, save_peft  # peft takes seconds to import
+
+            save_peft(modules[modality], Lora.model_validate(plan.lora), folder / f"peft_{modality}")
+            modules[modality] = merged(modules[modality])
     clip = next((encoder.clip for encoder in encoders.values()), None)
     one_model = clip is not None and all(same_encoder(clip.identity, towers.plans[m].encoder or {}) for m in MODALITIES)
     if clip is not None and one_model and not any(plan.adapter for plan in towers.plans.values()):
-        modules = {m: merged(encoder.backbone) for m, encoder in encoders.items()}
         scale, bias = (float(value.detach()) for value in towers.logits)
         clip.save(folder / OPEN_CLIP_FOLDER, scale, bias or None, modules)

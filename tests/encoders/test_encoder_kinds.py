@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.token_sequences import token_mask
+from cs_aligner_cli.data.caption_lengths import by_words
 from cs_aligner_cli.encoders import Encoder, load_encoders
 from cs_aligner_cli.encoders.hub import same_encoder
 from cs_aligner_cli.encoders.open_clip_text import CaptionIds
@@ -296,6 +298,16 @@ def test_open_clip_computes_captions_no_further_than_they_go(cuts: bool, options
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
         gradients = [torch.autograd.grad(found.square().sum(), parameters) for found in (ours, theirs)]
         torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_captions_are_tokenised_word_by_word_to_the_same_ids(clean: str) -> None:
+    encode = open_clip.SimpleTokenizer(clean=clean).encode
+    read = by_words(encode)
+    draw, marks = random.Random(0), "aBc 's'RE01_-<>.,!\"#()*/:;[]^`{|}~\\ <start_of_text> x\t\n\x1c&;"
+    texts = ["It's two_dogs&nbsp;here", "", " ", "caf\u00e9 \u2019s", "a&amp;b", "<END_of_text> end", "they'llgo 12x3"]
+    texts += ["".join(draw.choices(marks, k=draw.randint(1, 25))) for _ in range(300)]
+    assert [read(text) for text in texts] == [encode(text) for text in texts]
 
 
 # ---- tokens
