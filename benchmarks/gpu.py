@@ -5,12 +5,12 @@
 
 rates, errors: TFLOP/s, and relative errors against float64. objective: InfoNCE + CS with gradients in every precision
 beside open_clip's ClipLoss and sentence-transformers' cached loss (InfoNCE alone), FlashSinkhorn where it is installed
-(another divergence of the same clouds) and the direct expression; share is of the card's measured rate in that
-precision, on the 12 N^2 d operations that value and gradient need. tune: the kernels in several tiles, and with
-products by cuBLAS. profile: where one call's time goes. training: one step of an adapter beside one with ClipLoss.
-embed: `csalign embed` of the photos, each a few times, beside a DataLoader loop with 16 workers and the bare forward.
-decode: what one photo costs before the encoder, and how that scales over threads and processes. --small: the smallest
-sizes, also on a processor, where they show that a part works and nothing else.
+(another divergence of the same clouds) and the direct expression; share is of the rate of a product in that precision
+which is taken in turn with the objective, on the 12 N^2 d operations that value and gradient need. tune: the kernels in
+several forms. profile: where one call's time goes. training: one step of an adapter beside one with ClipLoss. embed:
+`csalign embed` of the photos, each a few times, beside a DataLoader loop with 16 workers and the bare forward. decode:
+what one photo costs before the encoder, and how that scales over threads and processes. --small: the smallest sizes,
+also on a processor, where they show that a part works and nothing else.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ _EPILOGUE = Tile(32, 128, 16, 4, 1)
 _FUSED = Tile(128, 128, 64, 4, 3, parts=2)
 # How each precision is computed fastest, as measured on an H200.
 PLANS: dict[Products, Plan] = {
-    "fp32": Plan(torch.float32, torch.float32, _EPILOGUE, squares=32),
+    "fp32": Plan(torch.float32, torch.float32, _EPILOGUE, squares=16),
     "tf32": Plan(torch.float32, torch.float32, _EPILOGUE, precision="tf32"),
     "bf16": Plan(torch.bfloat16, torch.bfloat16, _FUSED, inside=True, described=True),
     # Weights reach far below float16's smallest number.
