@@ -256,6 +256,8 @@ def test_no_interval_goes_beyond_what_its_metric_can_be():
     for key, (low, high) in pushed.intervals.items():
         least, most = metric_bounds(key)
         assert least <= low <= high <= most, key
+    for key, value in pushed.values.items():
+        assert metric_bounds(key)[0] - 1e-9 <= value <= metric_bounds(key)[1] + 1e-9, key
     assert {key for key in _BOUNDS if not key.endswith("R")} < {*METRICS}
 
 
