@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cs_aligner_cli.common.errors import InputError
 
@@ -19,22 +19,44 @@ MARKS = _MARK.format("*")
 _hash = partial(hashlib.blake2b, digest_size=16)
 
 
+_State: TypeAlias = tuple[str, int, int, int]
+# The checksums that this process has computed: most stages look at what the one before left and this one looked at.
+_known: dict[_State, str] = {}
+_MOST_KNOWN = 1 << 16
+
+
 def digest(path: Path) -> str:
     """The checksum of a file's content (BLAKE2b, 128 bits); computed once per process while the file stays as it is."""
-    status = path.stat()
-    return _digest(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 16)
-def _digest(path: str, inode: int, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:  # noqa: PTH123 (a cache key is a string)
-        return hashlib.file_digest(file, _hash).hexdigest()
+    return digests([path])[0]
 
 
 def digests(paths: Iterable[Path]) -> list[str]:
     """The checksum of every file, on all cores."""
+    states = [_state(str(path)) for path in paths]
+    found = {state: known for state in states if (known := _known.get(state))}
+    new = [state for state in dict.fromkeys(states) if state not in found]
+    found.update(zip(new, _read_all([file for file, *_ in new]), strict=True))
+    if len(_known) + len(new) > _MOST_KNOWN:
+        _known.clear()
+    _known.update((state, found[state]) for state in new)
+    return [found[state] for state in states]
+
+
+def _state(file: str) -> _State:
+    """What a file keeps while it stays as it is."""
+    status = os.stat(file)  # noqa: PTH116 - of thousands of files; making a Path takes longer than the call
+    return file, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_all(files: Sequence[str]) -> list[str]:
+    def read(name: str) -> str:
+        with open(name, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, _hash).hexdigest()
+
+    if len(files) < 2:
+        return [read(file) for file in files]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(digest, paths))
+        return list(pool.map(read, files))
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:

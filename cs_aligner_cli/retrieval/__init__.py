@@ -1,10 +1,16 @@
 """Image-text retrieval: exact ranks and metrics, intervals and tests, FAISS indexes and score corrections."""
 
-from cs_aligner_cli.retrieval.evaluation import evaluate_mixed, evaluate_retrieval, true_ranks
-from cs_aligner_cli.retrieval.index import build_index, plan_index, read_index, search, write_index
-from cs_aligner_cli.retrieval.metrics import QueryScores
-from cs_aligner_cli.retrieval.rerank import Reranker
-from cs_aligner_cli.retrieval.rows import Rows
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.retrieval.evaluation import evaluate_mixed, evaluate_retrieval, true_ranks
+    from cs_aligner_cli.retrieval.index import build_index, plan_index, read_index, search, write_index
+    from cs_aligner_cli.retrieval.metrics import QueryScores
+    from cs_aligner_cli.retrieval.rerank import Reranker
+    from cs_aligner_cli.retrieval.rows import Rows
 
 __all__ = [
     "QueryScores",
@@ -19,3 +25,17 @@ __all__ = [
     "true_ranks",
     "write_index",
 ]
+# Imported when they are first used: ranks need no FAISS.
+_WHERE = {
+    **dict.fromkeys(("evaluate_mixed", "evaluate_retrieval", "true_ranks"), "evaluation"),
+    **dict.fromkeys(("build_index", "plan_index", "read_index", "search", "write_index"), "index"),
+    "QueryScores": "metrics",
+    "Reranker": "rerank",
+    "Rows": "rows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
