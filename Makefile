@@ -33,7 +33,7 @@ $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: two to three minutes of CPU beside the installation
+demo: $(VENV)/.core ## train a small CLIP, align it with CS, report: two minutes of CPU beside the installation
 	$(BIN)/csalign demo
 
 test: $(VENV)/.test ## the tests that CI runs, on two cores

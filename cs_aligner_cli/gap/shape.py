@@ -35,7 +35,7 @@ def spectrum(x: Tensor, centred: bool = True, changes: bool = True) -> Spectrum:
     """
     rows = x - x.mean(dim=0) if centred else x
     tall = len(rows) >= rows.shape[1]
-    # numpy takes half of the products of a matrix with itself for what they are, the other half again.
+    # numpy multiplies a matrix with itself in half the time: the products are symmetric.
     array = rows.numpy()
     products = torch.from_numpy(array.T @ array if tall else array @ array.T)
     values = None if changes else _roots(torch.linalg.eigvalsh(products).flip(0))
@@ -48,9 +48,8 @@ def spectrum(x: Tensor, centred: bool = True, changes: bool = True) -> Spectrum:
     # Rows that coincide leave rounding behind when their mean is taken away.
     if not total > 1e-9 * len(x):
         return Spectrum(np.zeros(len(values)), np.zeros((len(x), len(values))) if changes else None)
-    if scores is None or not changes:
-        return Spectrum((values / total).numpy(), None)
-    return Spectrum((values / total).numpy(), (scores.square() / (2 * values.clamp(min=1e-300)) / total).numpy())
+    grown = scores.square() / (2 * values.clamp(min=1e-300)) / total if changes and scores is not None else None
+    return Spectrum((values / total).numpy(), None if grown is None else grown.numpy())
 
 
 def _roots(squares: Tensor) -> Tensor | None:
