@@ -82,22 +82,21 @@ def in_range(rows: Tensor) -> Tensor:
 def type_of_all(*clouds: Tensor) -> torch.dtype:
     """The type that rows (N, d) of several clouds are computed in: the widest of theirs, float64 where one needs it.
 
-    Squares of float32 rows near 1e19 overflow, of rows near 1e-23 they vanish. As in ``warn_unless_unit``, rows of an
-    accelerator that want a gradient are not looked at.
+    Squares of float32 rows near 1e19 overflow, of rows near 1e-23 they vanish. As in ``warn_unless_unit``, an
+    accelerator does not wait for this where one of them wants a gradient.
     """
     dtype = clouds[0].dtype
     for rows in clouds:
         dtype = torch.promote_types(dtype, rows.dtype)
-    if dtype == torch.float32 and any(_leaves_float32(rows) for rows in clouds):
+    at_work = any(rows.device.type == "mps" or (rows.device.type != "cpu" and rows.requires_grad) for rows in clouds)
+    if dtype == torch.float32 and not at_work and any(_leaves_float32(rows) for rows in clouds):
         return torch.float64
     return dtype
 
 
 def _leaves_float32(rows: Tensor) -> bool:
-    if rows.device.type == "mps" or (rows.device.type != "cpu" and rows.requires_grad):
-        return False
-    low, high = torch.aminmax(rows.detach())
-    largest = max(float(high), -float(low))
+    low, high = map(float, torch.stack(torch.aminmax(rows.detach())).tolist())
+    largest = max(high, -low)
     return largest > _HELD or 0 < largest < 1 / _HELD
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import ArrayLike, same_width
-from cs_aligner_cli.objectives.pairwise import checked_pairs
+from cs_aligner_cli.objectives.pairwise import checked_pairs, rows_of_pairs
 from cs_aligner_cli.objectives.row_blocks import sum_over_blocks
 
 
@@ -28,7 +28,7 @@ def direction_agreement(
     x, y, scale, _ = checked_pairs(image, text, logit_scale, None)
     pairs = len(x)
     if queue is not None:
-        past_x, past_y, *_ = checked_pairs(*queue, logit_scale, None)
+        past_x, past_y = rows_of_pairs(*queue)  # looked at when they were pairs of a step
         same_width(past_x, x)
         x, y = torch.cat([x, past_x.to(x)]), torch.cat([y, past_y.to(y)])
 

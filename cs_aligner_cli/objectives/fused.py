@@ -277,7 +277,8 @@ class FusedPairs:
         image, text = self.image, self.text
         x_slopes = dx.new_zeros(len(dx))
         zero = dx.new_zeros(())
-        # Weights hold the scale as a factor, which its own gradient takes out again: so it is never 0 there.
+        # Weights hold the scale as a factor, which its own gradient takes out again: so it is never 0 there, and rows
+        # that nothing pulls are pulled by a 1e-20th.
         scale = None if self._scale is None else self._scale + SMALLEST_SCALE * (self._scale.abs() < SMALLEST_SCALE)
         per_logit = zero if scale is None else (scale * weights[0] / (2 * sum(self._shares.rows))).float()
         per_slope = zero if weights[1] is None else weights[1].float()
@@ -297,7 +298,8 @@ class FusedPairs:
                     x_slopes[chunk].add_(rows.sum(0))
                     y_slopes.add_(columns.sum(0))
                 scale_sums.append(sums[0])
-            _pull_rows(grad, zero + 1, y_slopes, other, (pulls, image) if own else None)
+            if self._sigmas >= 0 or own:
+                _pull_rows(grad, zero + 1, y_slopes, other, (pulls, image) if own else None)
         _pull_rows(dx, zero + 1, x_slopes, image, (pulls, text))
         if softmax is None or pulls is None or scale is None or self._scale is None or self._paired is None:
             return None

@@ -200,7 +200,8 @@ def evaluate_fused(
     infonce_value = None if softmax is None else shares.exchange.all_reduce(softmax.loss, "sum")
     if not gradient:
         return PairValues(infonce_value, divergence_value, None, None, None)
-    grads = [grad for _, grad in own if grad is not None] or [torch.zeros_like(rows) for rows in (x, y)]
+    grads = [grad for _, grad in own if grad is not None]
+    grads = grads or [torch.zeros_like(rows, memory_format=torch.contiguous_format) for rows in (x, y)]
     slope = -2 * weights[1] * cross.slope(log) if divergence else None
     scale_grad = pairs.add_cross_gradients(grads[0], grads[1], softmax, cross, (weights[0], slope))
     return PairValues(infonce_value, divergence_value, grads[0], grads[1], scale_grad)

@@ -108,12 +108,18 @@ def checked_pairs(
     return image, text, scalar(logit_scale, image, "logit_scale"), _checked(groups, image)
 
 
-def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Both as tensors of one dtype, row by row a pair."""
+def rows_of_pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Both as tensors, row by row a pair; InputError unless they are."""
     image, text = as_rows(image, "image"), as_rows(text, "text")
     same_width(image, text)
     if len(image) != len(text):
         raise InputError(f"image and text rows are not pairs: {len(image)} against {len(text)}")
+    return image, text
+
+
+def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
+    """``rows_of_pairs``, of one dtype."""
+    image, text = rows_of_pairs(image, text)
     dtype = type_of_all(image, text)
     return image.to(dtype), text.to(dtype)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -54,8 +56,19 @@ def token_cs_divergence(
     kernel = Gaussian(resolve_bandwidth(bandwidth, x, y))
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     if dtype == torch.float32 and x.device.type == "cpu":
-        dtype = type_of_all(x.detach()[x_mask].float(), y.detach()[y_mask].float())
+        block = _block_size(x, y)
+        parts = chain(_tokens(x.detach(), x_mask, block), _tokens(y.detach(), y_mask, block))
+        if any(type_of_all(part.float()) == torch.float64 for part in parts):
+            dtype = torch.float64
     return _TokenLoss.apply(x.to(dtype), y.to(dtype), x_mask, y_mask, kernel)  # type: ignore[no-any-return]
+
+
+def _tokens(x: Tensor, mask: Tensor, block: int) -> Iterator[Tensor]:
+    """Blocks of the tokens (n, d) that stand among samples; all at once where there is no padding."""
+    if mask.all():
+        yield x
+    else:
+        yield from (x[part][mask[part]] for part in slices(0, len(x), block))
 
 
 def _sequences(tokens: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,12 @@ def test_infonce_alone() -> None:
     agree(*both(*clouds(33, 33), INSIDE, None, 14.3), 1e-6, 1e-6)
 
 
+def test_rows_that_lie_column_by_column() -> None:
+    x, y = clouds(20, 20)
+    for divergence in (None, CS):
+        agree(*both(x.T.contiguous().T, y, INSIDE, divergence, 14.3), 1e-6, 1e-6)
+
+
 def test_nearly_solved_pairs_keep_their_digits() -> None:
     x, _ = clouds(40, 40, 8)
     y = torch.nn.functional.normalize(x + 0.1 * torch.randn(40, 8), dim=1)
