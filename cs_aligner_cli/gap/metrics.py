@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.gap.bounds import metric_bounds
@@ -184,6 +185,7 @@ def measure_headline(
 def _labels(labels: Sequence[str] | None, pairs: int) -> npt.NDArray[np.str_]:
     if labels is None:
         return np.full(pairs, "")
+    refuse_masked(labels, "labels")
     if len(labels) != pairs:
         raise InputError(f"labels: expected one for each of {pairs} pairs, got {len(labels)}")
     return np.array(labels, np.str_)

@@ -30,6 +30,7 @@ OWNERS = np.ma.masked_array(np.arange(6), np.arange(6) == 2)
         ("groups", lambda: infonce(ROWS, ROWS, 10.0, OWNERS)),
         ("image", lambda: measure_gap(MASKED, ROWS)),
         ("image_of_text", lambda: evaluate_retrieval(ROWS, ROWS, OWNERS, [1])),
+        ("labels", lambda: measure_gap(ROWS, ROWS, labels=np.ma.masked_array([*"abcdef"], OWNERS.mask))),
         ("image", lambda: CCA().fit(MASKED, ROWS)),
         ("x", lambda: score_pair(MASKED, ROWS)),
     ],
