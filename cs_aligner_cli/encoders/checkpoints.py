@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -52,6 +53,12 @@ class WeightsToCome(TorchFunctionMode):
                 weight.detach().fill_(float("nan"))
                 return weight
         return func(*args, **kwargs)
+
+
+def weights_in(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder itself that match a pattern (in small letters) in any case: by pattern, then by name."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [file for pattern in patterns for file in files if fnmatchcase(file.name.lower(), pattern)]
 
 
 def refuse_placeholders(folder: Path, key: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.hub_files import is_cached
-from cs_aligner_cli.encoders.checkpoints import refuse_placeholders
+from cs_aligner_cli.encoders.checkpoints import refuse_placeholders, weights_in
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _HUB_SECONDS = 5
@@ -31,10 +31,11 @@ def source_of(model: str) -> str:
     return model.removeprefix(LOCAL).removeprefix(HUB)
 
 
-def refuse_absent(model: str, key: str, configuration: str = "config.json") -> None:
+def refuse_absent(model: str, key: str, configuration: str = "config.json", any_case: bool = False) -> None:
     """Raise InputError, before anything is loaded, for a folder without a model or a hub that does not answer.
 
-    ``key`` is the recipe's key; ``configuration`` the file that a folder of this kind always has.
+    ``key`` is the recipe's key; ``configuration`` the file that a folder of this kind always has. ``any_case``: the
+    weights lie in the folder itself, their suffix in any case, as ``weights_in`` finds them; else transformers does.
     """
     if model.startswith(LOCAL):
         folder = Path(source_of(model))
@@ -43,7 +44,8 @@ def refuse_absent(model: str, key: str, configuration: str = "config.json") -> N
                 f"{key}: {folder} {f'has no {configuration}' if folder.is_dir() else 'is no folder'}",
                 "Expected a folder as save_pretrained writes it: configuration, weights and tokenizer or preprocessor.",
             )
-        if not any(file for pattern in _WEIGHTS for file in folder.rglob(pattern)):
+        deep = (file for pattern in _WEIGHTS for file in folder.rglob(pattern))
+        if not any(weights_in(folder, _WEIGHTS) if any_case else deep):
             raise InputError(f"{key}: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
         refuse_placeholders(folder, key)
     elif Path(model).expanduser().is_dir():

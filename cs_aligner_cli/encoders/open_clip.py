@@ -15,7 +15,7 @@ from typing import Any
 import open_clip
 import pandas as pd
 import torch
-from open_clip.convert import convert_state_dict
+from open_clip.convert import convert_state_dict, load_big_vision_weights
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
@@ -30,7 +30,9 @@ from cs_aligner_cli.encoders.checkpoints import (
     WeightsToCome,
     load_state,
     read_state_dict,
+    refuse_placeholder,
     refuse_placeholders,
+    weights_in,
     without_prefix,
 )
 from cs_aligner_cli.encoders.encoder import CaptionLimit, Encoder, TokenReader
@@ -74,7 +76,7 @@ class OpenClip:
             if name.startswith("local-dir:") and self.model_cfg.get("text_cfg", {}).get("hf_tokenizer_name"):
                 refuse_without_tokenizer(Path(name.removeprefix("local-dir:")), _KEY)
             file = _own_file(name, spec)
-            state = read_state_dict(file, _KEY) if file and file.suffix not in _NUMPY else None
+            state = read_state_dict(file, _KEY) if file and file.suffix.lower() not in _NUMPY else None
             bias = _logit_bias(state)
             if bias is not None:
                 self.model_cfg = {**self.model_cfg, "init_logit_bias": bias}
@@ -209,7 +211,7 @@ def _refuse_unknown(name: str, spec: OpenClipEncoder) -> None:
                 f"encoders: {folder} {'has no open_clip_config.json' if folder.is_dir() else 'is no folder'}",
                 "An open_clip folder is written by open_clip, or by a csalign run with tune: full.",
             )
-        if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        if not weights_in(folder, _WEIGHTS):
             raise InputError(f"encoders: {folder} holds a configuration but no weights ({', '.join(_WEIGHTS)})")
         refuse_placeholders(folder, _KEY)
     elif scheme == "hf-hub":
@@ -256,8 +258,8 @@ def _own_file(name: str, spec: OpenClipEncoder) -> Path | None:
         return Path(spec.pretrained)
     if spec.config is not None or not name.startswith("local-dir:"):
         return None
-    files = [file for pattern in _WEIGHTS for file in sorted(Path(name.removeprefix("local-dir:")).glob(pattern))]
-    return min(files, key=lambda file: _FILES.index(file.name) if file.name in _FILES else len(_FILES))
+    files = [(file.name.lower(), file) for file in weights_in(Path(name.removeprefix("local-dir:")), _WEIGHTS)]
+    return min(files, key=lambda named: _FILES.index(named[0]) if named[0] in _FILES else len(_FILES))[1]
 
 
 def _logit_bias(state: Mapping[str, Tensor] | None) -> float | None:
@@ -299,8 +301,9 @@ def _load(model: Any, state: dict[str, Tensor] | None, file: Path, spec: OpenCli
 
     What open_clip would interpolate without a word, the positions of a text tower with another context, is refused.
     """
-    if state is None:
-        _guard(lambda: open_clip.load_checkpoint(model, str(file)), spec)
+    if state is None:  # Google's own, which open_clip's load_checkpoint knows by a suffix in small letters only
+        refuse_placeholder(file, _KEY)
+        _guard(lambda: load_big_vision_weights(model, str(file)), spec)
         return
     own = model.state_dict()
     plain = [name.removeprefix("text.") for name in own]  # as models before custom_text had it

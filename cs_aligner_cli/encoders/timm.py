@@ -19,6 +19,7 @@ from cs_aligner_cli.encoders.checkpoints import (
     load_state,
     read_state_dict,
     refuse_placeholder,
+    weights_in,
     without_prefix,
 )
 from cs_aligner_cli.encoders.encoder import Encoder, TokenReader
@@ -69,8 +70,8 @@ def _created(spec: TimmEncoder, key: str, pretrained: bool) -> Any:
     folder = Path(spec.model.removeprefix(LOCAL))
     with WeightsToCome():
         model = timm.create_model(spec.model, pretrained=False, num_classes=0)
-    files = (file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern)))
-    _load_checkpoint(model, next(files), f"{key}.model")  # require_timm has seen that there are some
+    file = weights_in(folder, _WEIGHTS)[0]  # require_timm has seen that there are some
+    _load_checkpoint(model, file, f"{key}.model")
     return model
 
 
@@ -111,7 +112,7 @@ def refuse_unknown_architecture(model: str, key: str) -> None:
 def require_timm(spec: TimmEncoder, key: str) -> bool:
     """Whether timm is to fetch weights; raise InputError if the model or its weights cannot be had."""
     if spec.model.startswith(LOCAL):
-        refuse_absent(spec.model, key)
+        refuse_absent(spec.model, key, any_case=True)
         return True
     if spec.model.startswith(HUB):
         refuse_absent(spec.model, key)

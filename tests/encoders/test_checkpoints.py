@@ -81,12 +81,15 @@ def test_timm_checkpoints_load_however_they_are_wrapped(name: str, headed: nn.Mo
     torch.testing.assert_close(tower.module(pixels), reference(pixels), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", ["of DataParallel", "nested"])
+@pytest.mark.parametrize(("wrap", "name"), [("of DataParallel", "pytorch_model.bin"), ("nested", "Weights.BIN")])
 @torch.inference_mode()
-def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(wrap: str, headed: nn.Module, tmp_path: Path) -> None:
+def test_a_timm_folder_loads_whatever_its_weights_are_wrapped_in(
+    wrap: str, name: str, headed: nn.Module, tmp_path: Path
+) -> None:
     timm.models.save_for_hf(headed, tmp_path / "model", model_config={"num_classes": 1000})
     (tmp_path / "model" / "model.safetensors").unlink(missing_ok=True)
-    file = tmp_path / "model" / "pytorch_model.bin"
+    (tmp_path / "model" / "pytorch_model.bin").unlink(missing_ok=True)
+    file = tmp_path / "model" / name
     state = {f"module.{name}": value for name, value in headed.state_dict().items()}
     torch.save(state if wrap == "of DataParallel" else {"state_dict": dict(headed.state_dict())}, file)
     with Calls(*DRAWING) as draws:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_calls import DRAWING, Calls
 
@@ -259,6 +259,18 @@ def test_folders_that_are_no_models(saved: Path, tmp_path: Path) -> None:
     (saved / "open_clip_config.json").write_text("{")
     weights.write_bytes(whole)
     assert f"open_clip cannot load local-dir:{saved}" in message_of(model=f"local-dir:{saved}")
+
+
+def test_weights_count_in_any_case(saved: Path, tiny_clip_config: dict[str, Any], tmp_path: Path) -> None:
+    weights = saved / "open_clip_model.safetensors"
+    whole = load_file(weights)
+    weights.rename(saved / "Weights.SafeTensors")
+    state = OpenClip(spec(model=f"local-dir:{saved}"), 0).model.state_dict()
+    torch.testing.assert_close(state["visual.proj"], whole["visual.proj"], rtol=0, atol=0)
+    np.savez(tmp_path / "none.npz", rows=np.zeros(3))
+    said = message_of(config=tiny_clip_config, pretrained=str(tmp_path / "none.npz"))
+    (tmp_path / "none.npz").rename(tmp_path / "none.NPZ")
+    assert message_of(config=tiny_clip_config, pretrained=str(tmp_path / "none.NPZ")) == said.replace(".npz", ".NPZ")
 
 
 class Planted:
