@@ -30,7 +30,6 @@ from cs_aligner_cli.encoders.checkpoints import (
     WeightsToCome,
     load_state,
     read_state_dict,
-    refuse_placeholder,
     refuse_placeholders,
     weights_in,
     without_prefix,
@@ -258,8 +257,7 @@ def _own_file(name: str, spec: OpenClipEncoder) -> Path | None:
         return Path(spec.pretrained)
     if spec.config is not None or not name.startswith("local-dir:"):
         return None
-    files = [(file.name.lower(), file) for file in weights_in(Path(name.removeprefix("local-dir:")), _WEIGHTS)]
-    return min(files, key=lambda named: _FILES.index(named[0]) if named[0] in _FILES else len(_FILES))[1]
+    return weights_in(Path(name.removeprefix("local-dir:")), (*_FILES, *_WEIGHTS))[0]
 
 
 def _logit_bias(state: Mapping[str, Tensor] | None) -> float | None:
@@ -302,7 +300,6 @@ def _load(model: Any, state: dict[str, Tensor] | None, file: Path, spec: OpenCli
     What open_clip would interpolate without a word, the positions of a text tower with another context, is refused.
     """
     if state is None:  # Google's own, which open_clip's load_checkpoint knows by a suffix in small letters only
-        refuse_placeholder(file, _KEY)
         _guard(lambda: load_big_vision_weights(model, str(file)), spec)
         return
     own = model.state_dict()
