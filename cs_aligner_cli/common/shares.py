@@ -22,12 +22,16 @@ def share_interval(share: float, variance: float, units: int, z: float) -> list[
     trials = spreading / variance if spreading > 0 and variance > 0 else float(max(units, 1))
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     reach = z / (1 + z * z / trials) * math.sqrt(spreading / trials + z * z / (4 * trials * trials))
-    return [max(centre - reach, 0.0), min(centre + reach, 1.0)]
+    return cut_off(share, [centre - reach, centre + reach], SHARE)
 
 
-def cut_off(interval: Sequence[float], bounds: Bounds) -> list[float]:
-    """The part of an interval [low, high] within ``bounds``; NaN stays NaN."""
-    return [min(max(end, bounds[0]), bounds[1]) for end in interval]
+def cut_off(value: float, interval: Sequence[float], bounds: Bounds) -> list[float]:
+    """The part of a value's interval [low, high] within ``bounds``; NaN stays NaN.
+
+    Rounding may take the value itself beyond its bounds, 1 + 2e-16 say; the interval holds it all the same.
+    """
+    low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval)
+    return [min(low, value), max(high, value)]
 
 
 def of_difference(bounds: Bounds) -> Bounds:

@@ -338,7 +338,7 @@ def _interval(estimate: Estimate, column: Column, bounds: Bounds, images: int) -
 
 
 def _known(estimate: Estimate, bounds: Bounds) -> tuple[float, float] | None:
-    low, high = cut_off(estimate.interval, bounds)
+    low, high = cut_off(estimate.mean, estimate.interval, bounds)
     return (low, high) if np.isfinite([low, high]).all() else None
 
 

@@ -212,7 +212,8 @@ def _all_rows(found: Measured, pairs: PairedRows, seed: int, tell: Callable[[str
     drawn |= _pair_metrics(without(distance) / means.n, without(alignment) / means.n, means, drawn["centroid_gap"])
     found.add_left_out(drawn, len(groups.starts), n)
     # Without the cancellation that mean cosines bring where there is no gap.
-    found.values["centroid_gap"] = gap = float((sums[0] - sums[1]).sum(dim=0).norm()) / n
+    gap = float((sums[0] - sums[1]).sum(dim=0).norm()) / n
+    found.add({"centroid_gap": gap}, {"centroid_gap": found.spreads["centroid_gap"]}, n)
     found.null.update(no_gap_levels({key: found.values[key] for key in ("centroid_gap", "squared_gap_debiased")}))
     flips = centroid_flips(linear, seed)
     found.tests.update({key: flip_p(float(drawn[key][0]), flipped) for key, flipped in flips.items()})

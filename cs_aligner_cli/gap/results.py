@@ -176,7 +176,7 @@ def p_of(t: float, freedom: float) -> float:
 def interval(value: float, spread: Spread, bounds: Bounds = UNBOUNDED) -> list[float]:
     """The 95% interval of a value, symmetric around it as far as what it can be."""
     reach = quantile(spread.freedom) * spread.error
-    return cut_off([value - reach, value + reach], bounds)
+    return cut_off(value, [value - reach, value + reach], bounds)
 
 
 def score_interval(share: float, spread: Spread) -> list[float]:

@@ -34,7 +34,7 @@ def seed_differences(
             values = [mine.values[metric] - theirs.values[metric] for mine, theirs in sides]
             over_pairs = [mine.spreads[metric].less(theirs.spreads[metric]) for mine, theirs in sides]
             found = _mean(values, over_pairs)
-            span = cut_off(found.interval, of_difference(metric_bounds(metric)))
+            span = cut_off(found.mean, found.interval, of_difference(metric_bounds(metric)))
             row = {"store": other, "metric": metric, "difference": found.mean, "values": values}
             family.append({**row, "interval": span, "p": found.p})
         corrected = holm([row["p"] for row in family])

@@ -131,4 +131,4 @@ def _over_draws(values: Sequence[float]) -> ShotAccuracy:
     if len(values) < 2:
         return ShotAccuracy(mean, math.nan, math.nan)
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return ShotAccuracy(mean, *cut_off([mean - reach, mean + reach], SHARE))
+    return ShotAccuracy(mean, *cut_off(mean, [mean - reach, mean + reach], SHARE))

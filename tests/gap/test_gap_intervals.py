@@ -252,12 +252,13 @@ def test_no_interval_goes_beyond_what_its_metric_can_be():
     for row in (*rows, *over_seeds):
         end = ends[row["metric"]]
         assert row["interval"] == [-end, end] if end < np.inf else row["interval"][1] > 2, row
-    pushed = measure(*(np.sign(np.random.default_rng(0).standard_normal((4, 2))) for _ in range(2)))
-    for key, (low, high) in pushed.intervals.items():
-        least, most = metric_bounds(key)
-        assert least <= low <= high <= most, key
-    for key, value in pushed.values.items():
-        assert metric_bounds(key)[0] - 1e-9 <= value <= metric_bounds(key)[1] + 1e-9, key
+    pushed = [np.sign(np.random.default_rng(0).standard_normal((4, 2))) for _ in range(2)]
+    rows = np.random.default_rng(0).standard_normal((40, 8))
+    for found in (measure(*pushed, sweep=[0.3]), measure(rows, rows), measure(rows, rows[::-1].copy())):
+        for key, value in found.values.items():
+            low, high = found.intervals.get(key, (value, value))
+            least, most = metric_bounds(key)
+            assert least - 1e-9 <= low <= value <= high <= most + 1e-9, key
     assert {key for key in _BOUNDS if not key.endswith("R")} < {*METRICS}
 
 

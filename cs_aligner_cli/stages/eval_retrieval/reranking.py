@@ -42,7 +42,7 @@ def gains(
                 np.bincount(owner, part).astype(np.float64) for part in (others - values, np.ones_like(values))
             )
             estimate = crossed_estimate(per_image(sums[None], counts))
-            interval = [_known(bound) for bound in cut_off(estimate.interval, of_difference(SHARE))]
+            interval = [_known(bound) for bound in cut_off(estimate.mean, estimate.interval, of_difference(SHARE))]
             found.setdefault(way, {})[metric] = {
                 "before": float(values.mean()),
                 "after": float(others.mean()),
