@@ -117,15 +117,20 @@ def _whitened(x: Floats, y: Floats) -> Maps:
 
 def _procrustes(x: Floats, y: Floats) -> Maps:
     mx, my = x.mean(axis=0), y.mean(axis=0)
-    once, counts, sums = _runs(x, y)
-    image, text = procrustes_of_covariance((once - mx).T @ (sums - counts[:, None] * my) / len(x))
+    once, _, sums = _runs(x, y - my)
+    image, text = procrustes_of_covariance((once - mx).T @ sums / len(x))
     return Affine(-mx, image), Affine(-my, text)
 
 
 def _runs(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
     """Rows of x (r, d) that do not repeat the one before, how often each stands there (r,), and the sums (r, e) of its
-    rows of y: an image stands there once for each of its captions, and need not be multiplied as often."""
+    rows of y: an image stands there once for each of its captions, and need not be multiplied as often. Where none
+    repeats, x and y themselves."""
+    if not (x[1:, 0] == x[:-1, 0]).any():
+        return x, np.ones(len(x)), y
     first = np.append(0, 1 + np.flatnonzero((x[1:] != x[:-1]).any(axis=1)))
+    if len(first) == len(x):
+        return x, np.ones(len(x)), y
     belongs = sparse.csr_array((np.ones(len(y)), np.arange(len(y)), np.append(first, len(y))))
     return x[first], np.diff(first, append=len(x)).astype(np.float64), belongs @ y
 
@@ -145,8 +150,9 @@ class _Sums(NamedTuple):
         """The sums of rows as they are seen from ``at`` (d,) and (e,)."""
         y = y - at[1]
         once, counts, sums = _runs(x, y)
-        once -= at[0]
-        weighted = once * np.sqrt(counts)[:, None]
+        repeats = len(once) < len(x)
+        once = once - at[0]
+        weighted = once * np.sqrt(counts)[:, None] if repeats else once
         return cls(len(x), counts @ once, y.sum(axis=0), weighted.T @ weighted, y.T @ y, once.T @ sums)
 
     def __add__(self, other: Any) -> _Sums:  # of both samples together; a tuple's own + would put one behind the other
