@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
 from torch import Tensor
 
-from cs_aligner_cli.common.types import Floats
-
-_Single: TypeAlias = npt.NDArray[np.float32]
+from cs_aligner_cli.common.types import Floats, Floats32
 
 _FOLDS = 5
 _NEARLY = 0.99
@@ -62,8 +59,8 @@ class _Judged(NamedTuple):
     """A fold's pairs in float32, for what is only compared: both rows of each (2n, d), and labels (2n, L), of the
     texts with the other sign."""
 
-    rows: _Single
-    labels: _Single
+    rows: Floats32
+    labels: Floats32
 
     @classmethod
     def of(cls, fold: _HeldOut) -> _Judged:
