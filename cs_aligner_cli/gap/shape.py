@@ -38,7 +38,7 @@ def spectrum(x: Tensor, centred: bool = True, changes: bool = True) -> Spectrum:
     # numpy multiplies a matrix with itself in half the time: the products are symmetric.
     array = rows.numpy()
     products = torch.from_numpy(array.T @ array if tall else array @ array.T)
-    values = None if changes else _roots(torch.linalg.eigvalsh(products).flip(0))
+    values = None if changes else _roots(torch.linalg.eigvalsh(products).flip(0), _different(x) - centred)
     scores = None
     if values is None:
         scores, values = _scores(rows, products, tall)
@@ -52,14 +52,18 @@ def spectrum(x: Tensor, centred: bool = True, changes: bool = True) -> Spectrum:
     return Spectrum((values / total).numpy(), None if grown is None else grown.numpy())
 
 
-def _roots(squares: Tensor) -> Tensor | None:
-    """The roots of eigenvalues, largest first: zeros where rounding is all that is left; none where that would take
-    four of their digits from others."""
-    largest = float(squares[0].clamp(min=0))
-    there = squares > len(squares) * torch.finfo(squares.dtype).eps * largest
-    if (squares[there] < _LEAST_SQUARE * largest).any():
+def _different(x: Tensor) -> int:
+    """How many rows do not repeat the one before: an image stands there once for each of its captions."""
+    return 1 + int((x[1:] != x[:-1]).any(dim=1).sum())
+
+
+def _roots(squares: Tensor, rank: int) -> Tensor | None:
+    """The roots of eigenvalues, largest first, zeros beyond the ``rank``; none where rounding would take four of their
+    digits from some, or all."""
+    there = squares[:rank]
+    if not (there > _LEAST_SQUARE * squares[0]).all():
         return None
-    return squares.where(there, 0.0).sqrt()
+    return torch.cat([there.sqrt(), torch.zeros_like(squares[rank:])])
 
 
 def _scores(rows: Tensor, products: Tensor, tall: bool) -> tuple[Tensor, Tensor]:

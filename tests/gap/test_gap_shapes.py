@@ -93,7 +93,9 @@ def test_shares_without_changes_are_the_same(centred):
     x = pairs(60, 12)[0]
     flat = torch.cat([x, x[:, :3]], dim=1)  # three dimensions that add nothing
     thin = x * torch.logspace(0, -8, 12, dtype=torch.float64)  # squares of the last ones are lost
-    for rows in (x, x[:8], flat, thin):
+    repeated = x[:5].repeat_interleave(3, dim=0)
+    narrow = torch.eye(12, dtype=torch.float64)[0] + 1e-7 * x
+    for rows in (x, x[:8], flat, thin, repeated, narrow):
         found, whole = spectrum(rows, centred, changes=False), spectrum(rows, centred)
         assert found.changes is None
         np.testing.assert_allclose(found.shares, whole.shares, rtol=1e-6, atol=1e-12)
