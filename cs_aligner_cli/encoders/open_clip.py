@@ -300,7 +300,8 @@ def _load(model: Any, state: dict[str, Tensor] | None, file: Path, spec: OpenCli
     What open_clip would interpolate without a word, the positions of a text tower with another context, is refused.
     """
     if state is None:  # Google's own, which open_clip's load_checkpoint knows by a suffix in small letters only
-        _guard(lambda: load_big_vision_weights(model, str(file)), spec)
+        with file.open("rb") as stream:  # by a path it would stay open
+            _guard(lambda: load_big_vision_weights(model, stream), spec)
         return
     own = model.state_dict()
     plain = [name.removeprefix("text.") for name in own]  # as models before custom_text had it
