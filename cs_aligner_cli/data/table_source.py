@@ -19,7 +19,7 @@ from cs_aligner_cli.data.delimited import Dialect, format_of
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES, has_suffix
 from cs_aligner_cli.data.manifest import TableManifest
 from cs_aligner_cli.data.patterns import find_files
-from cs_aligner_cli.data.tables import MissingColumnError, from_arrow, read_frame, text_column
+from cs_aligner_cli.data.tables import MissingColumnError, decoded, from_arrow, read_frame, text_column
 
 # Flickr's own files number the captions of an image: x.jpg#0, x.jpg#1.
 _NUMBERED = r"(?i)(\.(?:jpe?g|png))#\d+$"
@@ -107,7 +107,7 @@ def _rows(manifest: TableManifest, path: Path, split: str | None, dialect: Diale
         locators = {name: str(manifest.image_dir / name) for name in rows["image_id"].dropna().unique()}
         rows["locator"] = rows["image_id"].map(locators).astype(object)
     rows["split"] = text_column(frame, split_column, path, required=True) if split_column else split or ALL
-    rows["text"] = _texts(frame, manifest.captions)
+    rows["text"] = _texts(frame, manifest.captions, path)
     rows["label"] = text_column(frame, manifest.label_column, path) if manifest.label_column else ""
     _refuse_swapped(rows, path)
     return rows
@@ -160,29 +160,39 @@ def _images(rows: pd.DataFrame, root: Path, tables: str) -> tuple[pd.DataFrame, 
     return images, owner, bad
 
 
-def _texts(frame: pd.DataFrame, columns: Sequence[str]) -> Any:
+def _texts(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> Any:
     """The captions of every row: one text, or a list where a cell holds several or several columns do."""
     if not columns:
         return ""
-    read = [_unlisted(frame[column]) for column in columns]
+    read = [_unlisted(frame[column], column, path) for column in columns]
     if len(read) == 1:
         return read[0]
     return [_joined(cells) for cells in zip(*read, strict=True)]
 
 
-def _unlisted(cells: pd.Series[Any]) -> pd.Series[Any]:
-    """Cells in which lists that were written as text are lists."""
+def _unlisted(cells: pd.Series[Any], column: str, path: Path) -> pd.Series[Any]:
+    """Cells in which lists that were written as text are lists; InputError where one holds an object."""
     if cells.dtype == object:
+        cells = decoded(cells, column, path)
         text = cells.map(lambda cell: isinstance(cell, str) and "[" in cell).astype(bool)
     else:
         text = cells.str.contains("[", regex=False).fillna(False).astype(bool)
     read = cells[text].map(list_in).astype(object)
     read = read[read.notna()]
-    if read.empty:
-        return cells
-    found = cells.astype(object)
-    found[read.index] = read
-    return found
+    if not read.empty:
+        cells = cells.astype(object)
+        cells[read.index] = read
+    if cells.dtype == object and (objects := cells.map(_holds_object)).any():
+        row = int(objects.argmax())
+        raise InputError(
+            f"{path}: row {row} (counted from 0) has an object in the column {column!r}, not text",
+            "A caption is a text, and several are a list of texts: write the text itself into the column.",
+        )
+    return cells
+
+
+def _holds_object(cell: Any) -> bool:
+    return isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(i, dict | list | tuple) for i in cell))
 
 
 def _joined(cells: Sequence[Any]) -> list[Any]:

@@ -112,14 +112,31 @@ def text_column(frame: pd.DataFrame, column: str, path: Path, required: bool = F
     if cells.dtype == object:
         nested = cells.map(lambda cell: isinstance(cell, list | dict))
         if nested.any():
-            raise InputError(
-                f"{path}: row {nested.argmax()} (counted from 0) has a list in the column {column!r}, not text"
-            )
-        cells = cells.where(cells.notna(), "").map(_written)
+            row = int(nested.argmax())
+            found = "an object" if isinstance(cells.iloc[row], dict) else "a list"
+            raise InputError(f"{path}: row {row} (counted from 0) has {found} in the column {column!r}, not text")
+        cells = decoded(cells.where(cells.notna(), ""), column, path).map(_written)
     text = cells.fillna("")
     if required and (text == "").any():
         raise InputError(f"{path}: row {(text == '').argmax()} (counted from 0) has nothing in the column {column!r}")
     return text
+
+
+def decoded(cells: pd.Series[Any], column: str, path: Path) -> pd.Series[Any]:
+    """Cells in which bytes, as which Spark and TFDS write texts, are text, those in lists, too.
+
+    Raises InputError where they are no UTF-8 text.
+    """
+    try:
+        return cells.map(_decoded)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the column {column!r} holds bytes that are no UTF-8 text: {error}") from None
+
+
+def _decoded(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return [_decoded(item) for item in cell]
+    return cell.decode() if isinstance(cell, bytes) else cell
 
 
 def _written(cell: Any) -> str:

@@ -165,6 +165,31 @@ def test_a_number_in_a_list_of_captions_is_bad(trial: Trial, cell: str | list[An
     assert found.bad == [("caption of image 0.png", "3 in a list is no text")]
 
 
+@pytest.mark.parametrize("cell", [{"en": "a dog", "de": "ein Hund"}, [{"raw": "a dog"}], [["a dog"]]])
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_an_object_in_place_of_a_caption_is_refused(trial: Trial, cell: Any, name: str) -> None:
+    trial.pictures("0.png", "1.png")
+    rows = [{"image": "0.png", "text": None}, {"image": "1.png", "text": cell}]
+    trial.put("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), trial.root / "t.parquet")
+    found = trial(table=name, caption_column="text", **TABLE)
+    assert found.code == 2
+    assert f"{name}: row 1 (counted from 0) has an object in the column 'text', not text" in found.said
+
+
+def test_bytes_are_text(trial: Trial) -> None:
+    trial.pictures("0.png", "é.png")
+    table = pa.table({"id": [b"0", "é".encode()], "a": ["café".encode(), b"two"], "b": [[b"x", b"y"], [b"z"]]})
+    pq.write_table(table, trial.root / "t.parquet")
+    found = trial(table="t.parquet", image_path="{id}.png", caption_column=["a", "b"], **TABLE)
+    assert (found.code, found.captions[:3]) == (0, [("0.png", "café"), ("0.png", "x"), ("0.png", "y")])
+    assert found.captions[3:] == [("é.png", "two"), ("é.png", "z")]
+
+    pq.write_table(table.set_column(1, "a", pa.array([b"caf\xe9", b"two"])), trial.root / "t.parquet")
+    found = trial(table="t.parquet", image_path="{id}.png", caption_column="a", **TABLE)
+    assert found.code == 2 and "the column 'a' holds bytes that are no UTF-8 text" in found.said
+
+
 @pytest.mark.parametrize(
     "pattern", ["a.jpg", "{}.jpg", "{0}.jpg", "{id.jpg", "{id!r}.jpg", "{id.x}.jpg", "{split}.jpg"]
 )
