@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES, has_suffix
 
-# FILE::COLUMN/NAME@GROUP+ROW: a row of a row group of Parquet, or of a record batch of Arrow.
-_CELL = re.compile(r"(.+?\.(?:parquet|arrow))::([^/]+)/(.*)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL | re.IGNORECASE)
+# FILE::COLUMN/NAME@GROUP+ROW: a row of a row group of Parquet, or of a record batch of Arrow. Names hold no slash.
+_CELL = re.compile(r"(.+?\.(?:parquet|arrow))::(.+)/([^/]*)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL | re.IGNORECASE)
+# Images that are read into one array.
+_BATCH_ROWS = 256
 # Row groups that stay in memory while the rows of them are read one by one.
 _CACHED_BYTES = 2**29
 
@@ -76,14 +78,13 @@ class ArrowFile:
         table = self.columns([f"{column}.path"]).flatten()
         return [str(path) if path else "" for path in table.column(0).to_pylist()]
 
-    def group(self, column: str, number: int) -> pa.Array:
-        """The bytes of one row group or batch."""
-        if self._parquet:
-            cells = self._parquet.read_row_group(number, columns=[column]).column(0).combine_chunks()
-            cells = cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells
-        else:
-            cells = self._table.column(column).chunk(number)
-        return cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+    def group(self, column: str, number: int) -> pa.ChunkedArray:
+        """The cells of one row group or batch."""
+        if not self._parquet:
+            return pa.chunked_array([self._table.column(column).chunk(number)])
+        # Batch by batch: an array of bytes ends at 2 GiB, and Arrow gives no structs in several arrays at once.
+        batches = self._parquet.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[column])
+        return pa.chunked_array([batch.column(0) for batch in batches])
 
 
 class _Groups:
@@ -91,9 +92,9 @@ class _Groups:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._groups: OrderedDict[tuple[str, float, str, int], pa.Array] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, float, str, int], pa.ChunkedArray] = OrderedDict()
 
-    def get(self, file: Path, column: str, number: int) -> pa.Array:
+    def get(self, file: Path, column: str, number: int) -> pa.ChunkedArray:
         key = (str(file), file.stat().st_mtime, column, number)
         with self._lock:
             if key in self._groups:
@@ -111,7 +112,7 @@ _GROUPS = _Groups()
 def read_cell(locator: str) -> bytes | None:
     """The bytes of an image in a Parquet or Arrow file; None where the locator is of another form.
 
-    Raises OSError where the file is gone or no longer holds the row.
+    Raises OSError where the file is gone or no longer holds the row, or has only the path of the image.
     """
     found = _CELL.fullmatch(locator)
     if found is None:
@@ -120,7 +121,10 @@ def read_cell(locator: str) -> bytes | None:
         cell = _GROUPS.get(Path(found[1]), found[2], int(found[4]))[int(found[5])]
     except (pa.ArrowException, IndexError, KeyError) as error:
         raise OSError(0, f"{Path(found[1]).name} no longer holds it ({error})") from None
-    content: bytes | None = cell.as_py()
+    value: Any = cell.as_py()
+    content: bytes | None = value["bytes"] if isinstance(value, dict) else value
+    if content is None and isinstance(value, dict) and value.get("path"):
+        raise OSError(0, f"the table does not hold it, only the path {value['path']}")
     return content or b""
 
 
@@ -151,7 +155,7 @@ def _mapped(path: Path) -> pa.Table:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _suffixed(name: str) -> str:

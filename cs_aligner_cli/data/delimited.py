@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
@@ -64,7 +63,6 @@ def open_bytes(path: Path) -> BinaryIO:
 
 def open_text(path: Path, encoding: str, newline: str = "") -> TextIO:
     """The text of a file, without its byte order mark."""
-    codecs.lookup(encoding)  # raises LookupError before anything is open
     text = io.TextIOWrapper(open_bytes(path), encoding=encoding, newline=newline)
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         text.reconfigure(encoding="utf-8-sig")

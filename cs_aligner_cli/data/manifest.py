@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
-from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, ColumnPattern, Described, OnDisk
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, ColumnPattern, Described, Encoding, OnDisk
 from cs_aligner_cli.data.manifest_layouts import (
     ClipRetrievalManifest,
     CocoManifest,
@@ -118,7 +118,7 @@ class TableManifest(OnDisk):
     quoting: Literal["csv", "none"] | None = Field(
         None, description="Whether quotes stand around cells (csv) or are characters; null: csv, but none between tabs."
     )
-    encoding: str = Field("utf-8", description="Encoding of text, as Python names it (cp1252, utf-16).")
+    encoding: Encoding = Field("utf-8", description="Encoding of text, as Python names it (cp1252, utf-16).")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
     image_column: str | None = Field(
         "image",

@@ -48,6 +48,17 @@ def _checksum(value: str) -> str:
 Checksum = Annotated[str, AfterValidator(_checksum)]
 
 
+def _encoding(value: str) -> str:
+    try:
+        "a".encode(value)
+    except (LookupError, ValueError):  # no encoding of text, or no name of one
+        raise ValueError("expected a name that Python knows, such as utf-8, utf-16, cp1252") from None
+    return value
+
+
+Encoding = Annotated[str, AfterValidator(_encoding)]
+
+
 def _column_pattern(value: str) -> str:
     expected = "expected names of columns in braces, as {id}.jpg or {id:012d}.jpg"
     try:

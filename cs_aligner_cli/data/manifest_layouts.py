@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cs_aligner_cli.data.caption_text import CAPTIONS_IN_TEXT, CaptionsInText
-from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, OnDisk
+from cs_aligner_cli.data.manifest_base import ABSENT_FILES, AbsentFiles, Encoding, OnDisk
 from cs_aligner_cli.recipe.messages import Strict
 
 
@@ -64,7 +64,7 @@ class FolderManifest(OnDisk):
         False, description="Each sub-folder of image_dir is a split of that name, in place of the one split."
     )
     captions: CaptionsInText = Field("lines", description=CAPTIONS_IN_TEXT)
-    encoding: str = Field("utf-8", description="Encoding of the text files, as Python names it (cp1252, utf-16).")
+    encoding: Encoding = Field("utf-8", description="Encoding of the text files, as Python names it (cp1252, utf-16).")
 
 
 class ConversationsManifest(OnDisk):

@@ -121,6 +121,8 @@ def _read(
         return read_frame(path, columns, dialect), None
     if format_of(path) == ".parquet" and not path.is_file():
         return read_frame(path, columns, dialect), None  # says what is there
+    if path.suffix.lower() not in (".parquet", ".arrow"):
+        raise InputError(f"{path}: is compressed, and such tables are not: uncompress it")
     file = open_arrow(path)
     inside = bool(image) and file.holds_images(image[0])
     wanted = [name for name in columns if not (inside and name in image)]

@@ -72,8 +72,6 @@ def read_frame(path: Path, columns: Sequence[str], dialect: Dialect | None = Non
         names, cells = FORMATS[form](path, wanted, dialect)
     except UnicodeDecodeError as error:
         raise decoding_error(path, error) from None
-    except LookupError:
-        raise InputError(f"encoding: got {dialect.encoding!r}; expected a name such as utf-8, utf-16, cp1252") from None
     except (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as {form[1:]}: {str(error).splitlines()[0]}") from None
     for column in wanted:

@@ -256,7 +256,17 @@ def test_encodings(trial: Trial, encoding: str) -> None:
         assert "is UTF-16 text" in said and "encoding: utf-16" in said
     elif encoding != "utf-8-sig":
         assert "is not UTF-8 text" in said and "manifest's key encoding" in said
-    assert "encoding: got 'klingon'" in trial(table="t.csv", encoding="klingon", **TABLE).said
+
+
+@pytest.mark.parametrize("kind", [TABLE | {"table": "t.csv"}, {"kind": "folder"}])
+@pytest.mark.parametrize("name", ["klingon", "base64", "undefined", "a\0"])
+def test_an_encoding_that_is_none_is_refused(trial: Trial, kind: dict[str, Any], name: str) -> None:
+    trial.pictures("0.png")
+    trial.put("0.txt", "a dog")
+    trial.put("t.csv", "image,caption\n0.png,a dog\n")
+    found = trial(encoding=name, **kind)
+    assert (found.code, "encoding: got" in found.said) == (2, True), found.said
+    assert "expected a name that Python knows, such as utf-8, utf-16, cp1252" in found.said
 
 
 def test_what_is_said_of_columns_that_are_not_there(trial: Trial) -> None:
@@ -431,3 +441,40 @@ def test_binary_cells_and_bad_ones(trial: Trial) -> None:
     found = trial(table="t.parquet", **TABLE)
     assert (found.code, [text for _, text in found.captions]) == (3, ["a", "d"])
     assert [reason for _, reason in found.bad] == ["an empty file", "not an image"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.binary_view()])
+@pytest.mark.parametrize("column", ["image/encoded", "0.png", "a::b/c"])
+def test_images_in_columns_of_any_name(trial: Trial, column: str, kind: pa.DataType) -> None:
+    images = pa.array([picture(i) for i in range(300)], kind)
+    pq.write_table(pa.table({column: images, "text/en": [f"of {i}" for i in range(300)]}), trial.root / "t.parquet")
+    found = trial(table="t.parquet", image_column=column, caption_column="text/en", **TABLE)
+    assert found.code == 0, found.said
+    assert found.captions == [(f"t/{i:06d}", f"of {i}") for i in range(300)]
+    for i, locator in list(enumerate(found.data.images["locator"]))[::100]:
+        assert read_bytes(found.data.root / locator) == picture(i)
+
+
+def test_a_path_in_place_of_an_image_s_bytes_is_named(trial: Trial) -> None:
+    images = [{"bytes": content, "path": f"/photos/{i}.png"} for i, content in enumerate((picture(0), None))]
+    pq.write_table(pa.table({"image": images, "caption": ["a", "b"]}), trial.root / "t.parquet")
+    found = trial(table="t.parquet", **TABLE)
+    assert [reason for _, reason in found.bad] == [
+        "cannot be read: the table does not hold it, only the path /photos/1.png"
+    ]
+
+
+@pytest.mark.slow  # four gigabytes of memory
+def test_images_of_a_row_group_of_more_than_two_gigabytes(tmp_path: Path) -> None:
+    image = bytes(16 * 2**20)
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 140, pa.int32()), pa.array([image], pa.binary()))
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": cells}), path, store_schema=False)
+    assert read_bytes(Path(f"{path}::image/@0+139")) == image
+
+
+def test_a_compressed_table_that_is_read_where_it_lies_is_refused(trial: Trial) -> None:
+    pq.write_table(pa.table({"image": ["0.png"], "caption": ["a dog"]}), trial.root / "t.parquet")
+    trial.put("t.parquet.gz", gzip.compress((trial.root / "t.parquet").read_bytes()))
+    found = trial(table="t.parquet.gz", **TABLE)
+    assert found.code == 2 and "t.parquet.gz: is compressed, and such tables are not: uncompress it" in found.said
