@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -168,13 +169,28 @@ def dataset_files(folder: Path) -> dict[str | None, list[Path]]:
     """The Arrow files of a folder that ``save_to_disk`` wrote, by split; one without splits has the split None."""
     if (folder / "dataset_dict.json").is_file():
         parts = sorted(path for path in folder.iterdir() if path.is_dir())
-        return {part.name: files for part in parts if (files := sorted(part.glob("*.arrow")))}
-    if files := sorted(folder.glob("*.arrow")):
+        return {part.name: files for part in parts if (files := _arrow_files(part))}
+    if files := _arrow_files(folder):
         return {None: files}
     raise InputError(
         f"{folder}: is a folder, and none that datasets' save_to_disk wrote (no .arrow files)",
         'Name the tables in it with a pattern: tables: {train: "FOLDER/train-*.parquet"}',
     )
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files that the folder's state.json lists: what ``map`` and ``filter`` cache lies beside them."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))
+    try:
+        about: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))
+        files = [folder / str(file["filename"]) for file in about["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"{state}: is none that datasets' save_to_disk wrote, or damaged") from None
+    if about.get("_indices_data_files"):
+        raise InputError(f"{folder}: its rows are chosen by a list of indices", "Save it by a newer datasets.")
+    return files
 
 
 def read_columns(file: ArrowFile, columns: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.arrow_images import ArrowFile, dataset_files, open_arrow, read_columns
 from cs_aligner_cli.data.caption_text import list_in
 from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source, one_image_a_name
@@ -75,7 +75,13 @@ def table_files(manifest: TableManifest) -> list[tuple[str | None, Path]]:
     for split, pattern in manifest.tables.items():
         path = manifest.root / pattern
         if path.is_dir():
-            files += [(split, file) for found in dataset_files(path).values() for file in found]
+            found = dataset_files(path)
+            if None not in found:
+                raise InputError(
+                    f"tables.{split}: {path} has splits of its own: {listed([*map(str, found)])}",
+                    f"Name the one that is meant, {pattern}/{next(iter(found), 'SPLIT')}; or all, by table: {pattern}.",
+                )
+            files += [(split, file) for file in found[None]]
         else:
             named = [path] if path.is_file() else find_files(manifest.root, pattern, f"tables.{split}")
             files += [(split, file) for file in named]

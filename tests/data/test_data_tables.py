@@ -413,6 +413,48 @@ def test_a_folder_of_save_to_disk(trial: Trial, splits: bool) -> None:
     assert list(found.splits) == ["train" if splits else "all"]
 
 
+def saved(folder: Path, *parts: pa.Table, cached: pa.Table) -> None:
+    """As save_to_disk writes shards, and what a map over them leaves beside them."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
+    for name, table in zip([*names, "cache-0123456789abcdef.arrow"], [*parts, cached], strict=True):
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
+    state = {"_data_files": [{"filename": name} for name in names], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_what_a_map_has_cached_in_a_saved_folder_is_not_read(trial: Trial, state: bool) -> None:
+    whole = hugging_face(5)
+    saved(trial.root / "saved", whole[:2], whole[2:], cached=hugging_face(9)[6:])
+    if not state:
+        (trial.root / "saved" / "state.json").unlink()
+    check_inside(trial(table="saved", **TABLE), 5)
+
+
+def test_a_saved_folder_that_lacks_a_shard_is_refused(trial: Trial) -> None:
+    whole = hugging_face(5)
+    saved(trial.root / "saved", whole[:2], whole[2:], cached=whole)
+    (trial.root / "saved" / "data-00001-of-00002.arrow").unlink()
+    found = trial(table="saved", **TABLE)
+    assert found.code == 2 and "saved/data-00001-of-00002.arrow: no such file" in found.said
+    for text in ("{", '{"_data_files": [3]}', "[]"):
+        trial.put("saved/state.json", text)
+        assert "state.json: is none that datasets' save_to_disk wrote, or damaged" in trial(table="saved", **TABLE).said
+    trial.put("saved/state.json", {"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]})
+    assert "saved: its rows are chosen by a list of indices" in trial(table="saved", **TABLE).said
+
+
+def test_the_splits_of_a_saved_folder_are_not_joined(trial: Trial) -> None:
+    for name in ("train", "test"):
+        saved(trial.root / "saved" / name, hugging_face(5), cached=hugging_face(1))
+    trial.put("saved/dataset_dict.json", {"splits": ["train", "test"]})
+    found = trial(kind="table", tables={"train": "saved"})
+    assert found.code == 2 and "tables.train: " in found.said and "has splits of its own: test, train" in found.said
+    check_inside(trial(kind="table", tables={"train": "saved/train"}), 5)
+
+
 def test_one_row_per_caption_of_an_image_inside(trial: Trial) -> None:
     rows = [
         {"image": {"bytes": picture(i // 2), "path": f"{i // 2}.png"}, "caption": f"{i % 2} of {i // 2}"}
