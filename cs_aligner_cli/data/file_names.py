@@ -41,6 +41,8 @@ class Lookalikes:
         """What to say of a file that is not there: "; did you mean sub/0.jpg?", or "" where nothing is near."""
         if _ADDRESS.search(locator):
             return "; it is an address on the net: fetch the images first (img2dataset does)"
+        if target := _link(root / locator):
+            return f"; it is a link to {target}, which is not there"
         for candidate in dict.fromkeys(_respelt(locator)):
             if candidate != locator and _is_file(root / candidate):
                 return f"; did you mean {candidate}?"
@@ -92,6 +94,14 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _link(path: Path) -> str:
+    """What a symbolic link names; "" where there is none."""
+    try:
+        return os.readlink(path)  # noqa: PTH115 (as the link spells it)
+    except (OSError, ValueError):
+        return ""
 
 
 def _is_folder(path: Path) -> bool:

@@ -6,10 +6,11 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from cs_aligner_cli.common.errors import InputError
 
-_BLOCK = 512
+_BLOCK, _READ = 512, 2**20
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 # What tarfile raises on damaged headers, beside its own errors.
 _DAMAGED = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, IndexError, KeyError, MemoryError)
@@ -28,7 +29,7 @@ def list_members(path: Path, complain: Callable[[str, str], None]) -> Iterator[M
     """The regular files in a tar, in order, from its headers alone.
 
     ``complain(member, reason)`` is told of every member that is not yielded, and with member "" where the tar ends
-    before its end mark. Raises InputError if the file is compressed.
+    before its end mark, or goes on behind it, as several do that were joined by ``cat``. Raises InputError if the file is compressed.
     """
     with path.open("rb") as file:
         if file.read(6).startswith((_GZIP, _BZIP2, _XZ, _ZSTD)):
@@ -57,6 +58,18 @@ def list_members(path: Path, complain: Callable[[str, str], None]) -> Iterator[M
             complain("", f"damaged at byte {end}: what follows {last} is lost")
         elif len(mark) < _BLOCK:
             complain("", f"truncated: there is no end mark after {last}")
+        elif (more := _after_zeros(file)) is not None:
+            complain(
+                "", f"goes on at byte {more}, behind its end mark, and that is lost: join tars by tar --concatenate"
+            )
+
+
+def _after_zeros(file: BinaryIO) -> int | None:
+    """Where in a file the first byte that is not zero stands, from here on; None where there is none."""
+    while block := file.read(_READ):
+        if block.count(0) < len(block):
+            return file.tell() - len(block.lstrip(b"\0"))
+    return None
 
 
 def storable(text: str) -> str:

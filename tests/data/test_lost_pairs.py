@@ -88,6 +88,18 @@ def test_captions_in_the_json_of_a_sample(
     assert (found.code, len(found.bad)) == (3 if bad else 0, bad)
 
 
+def test_what_stands_behind_the_end_mark_of_a_shard_is_told(trial: Trial) -> None:
+    one, other = (tar((f"{i}.png", picture(i)), (f"{i}.txt", f"of {i}")) for i in range(2))
+    trial.put("0.tar", one + bytes(3 << 20))
+    found = trial(kind="webdataset")
+    assert (found.code, found.captions) == (0, [("0/0", "of 0")])
+    trial.put("0.tar", one + bytes(3 << 20) + other)  # cat one.tar other.tar
+    found = trial(kind="webdataset")
+    assert (found.code, found.captions) == (3, [("0/0", "of 0")])
+    reason = f"goes on at byte {len(one) + (3 << 20)}, behind its end mark, and that is lost"
+    assert found.bad == [("0.tar", f"{reason}: join tars by tar --concatenate")]
+
+
 def test_a_json_without_a_caption_is_named_with_its_keys(trial: Trial) -> None:
     trial.put("a.tar", tar(("0.png", picture(0)), ("0.json", '{"url": "x", "alt": "a dog"}')))
     found = trial(kind="webdataset")
@@ -168,6 +180,15 @@ def test_a_file_that_is_not_there_has_a_likely_cause(trial: Trial, there: str, n
     found = trial(kind="table", table="t.jsonl")
     assert found.code == 3
     assert hint in found.bad[0][1]
+
+
+def test_a_link_to_what_is_gone_is_named_with_its_target(trial: Trial) -> None:
+    trial.pictures("a.png")
+    (trial.root / "b.png").symlink_to("/scratch/gone/b.png")
+    trial.put("a.txt", "a dog")
+    trial.put("b.txt", "a cat")
+    found = trial(kind="folder")
+    assert found.bad == [("b.png", "no such file; it is a link to /scratch/gone/b.png, which is not there")]
 
 
 def test_json_with_a_mark_or_with_nan(trial: Trial) -> None:
