@@ -29,7 +29,7 @@ def list_members(path: Path, complain: Callable[[str, str], None]) -> Iterator[M
     """The regular files in a tar, in order, from its headers alone.
 
     ``complain(member, reason)`` is told of every member that is not yielded, and with member "" where the tar ends
-    before its end mark, or goes on behind it, as several do that were joined by ``cat``. Raises InputError if the file is compressed.
+    before its end mark, or goes on behind it (several joined by ``cat``). Raises InputError if the file is compressed.
     """
     with path.open("rb") as file:
         if file.read(6).startswith((_GZIP, _BZIP2, _XZ, _ZSTD)):
