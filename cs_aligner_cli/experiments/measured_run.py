@@ -154,7 +154,13 @@ def find_run(given: str) -> list[MeasuredRun]:
             f"no store {store!r}{did_you_mean(store, stores)}" if store else f"several stores: {', '.join(stores)}"
         )
         raise InputError(f"{given}: {problem}", _HINT)
-    recipe = read_run_record(folder / "run.json")["recipe"]
+    record = read_run_record(folder / "run.json")
+    if _RETRIEVAL not in record["stages"]:
+        raise InputError(
+            f"{given}: its retrieval results are not of the recipe that {name}/run.json has now",
+            f"Go on with it: csalign run {name}/recipe.yaml",
+        )
+    recipe = record["recipe"]
     label = f"{folder.name}:{chosen}"
     identity = f"{experiment_id(recipe, seeded=False)}:{chosen}"
     return [MeasuredRun(folder, chosen, label, identity, int(recipe["seed"]), {})]

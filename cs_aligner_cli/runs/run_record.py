@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,15 +90,22 @@ def read_run_record(path: Path) -> dict[str, Any]:
     return record if older else unsealed(record, path, hint)
 
 
-def record_stage(layout: Layout, stage: str, result: StageResult, cost: Cost) -> None:
+def record_stage(
+    layout: Layout, stage: str, result: StageResult, cost: Cost, is_current: Callable[[str], bool] = lambda name: True
+) -> None:
     """Note in run.json what a stage did, and with what; write the resolved recipe beside it.
+
+    Of another recipe than was recorded before, only those other stages stay whose output ``is_current``: what they
+    returned stands beside the recipe, and must be of it.
 
     Where nothing was done and the recipe is as recorded, the record only gets the time of now: it is the one file that
     every command leaves newer than what it read, as make wants to see.
     """
     former = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
     recipe, stages = layout.recipe.model_dump(mode="json"), former["stages"]
-    if result.status == "fresh" and stage in stages and former["recipe"] == recipe:
+    if former.get("recipe") != recipe:
+        stages = {name: found for name, found in stages.items() if name == stage or is_current(name)}
+    elif result.status == "fresh" and stage in stages:
         os.utime(layout.run_record)
         return
     done = result.status == "done" or stage not in stages

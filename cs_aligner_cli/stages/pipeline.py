@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 
 from cs_aligner_cli.common.console import Console
-from cs_aligner_cli.common.errors import TooManyBadItems
+from cs_aligner_cli.common.errors import InputError, TooManyBadItems
 from cs_aligner_cli.common.results import StageResult
 from cs_aligner_cli.files.locks import LINGERING_SECONDS, lock
 from cs_aligner_cli.recipe.packages import require_packages
@@ -57,11 +57,27 @@ def run_stage(
                 result = _of_main(stage, function(recipe, console, force) if ranks.main else None, ranks)
         except TooManyBadItems as error:
             if error.result is not None:
-                record_stage(Layout(recipe), name, error.result, meter.read())
+                _record(recipe, name, error.result, meter)
             raise
         if ranks.main:
-            record_stage(Layout(recipe), name, result, meter.read())
+            _record(recipe, name, result, meter)
     return result
+
+
+def _record(recipe: Recipe, name: str, result: StageResult, meter: Meter) -> None:
+    """Note what a stage did, and forget what others did of another recipe."""
+    layout = Layout(recipe)
+
+    def is_current(other: str) -> bool:
+        stage = STAGES.get(other)  # another version of csalign may have had others
+        try:
+            for output in stage.outputs(layout) if stage else ():
+                output.current()
+        except InputError:
+            return False
+        return stage is not None and stage.runs_for(recipe)
+
+    record_stage(layout, name, result, meter.read(), is_current)
 
 
 def _of_main(stage: Stage, result: StageResult | None, ranks: Ranks) -> StageResult:

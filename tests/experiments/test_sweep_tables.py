@@ -163,6 +163,25 @@ def test_other_protocols_get_boards_of_their_own_and_the_rest_is_told(csalign: C
     assert reasons[f"sweep/runs/{copied.name}"] == "is the same experiment as again"
 
 
+def test_results_of_another_recipe_are_forgotten_and_not_compared(csalign: Csalign, runs: Path) -> None:
+    """As where a run is begun anew with another key and killed: its recipe is the new one, its folders are not."""
+    one = sorted((runs / "sweep" / "runs").iterdir())[0].rename(runs / "one")
+    own = ("--set", f"run_dir={one}")
+    csalign("prepare", one / "recipe.yaml", *own, "--set", "name=renamed")
+    assert {"train", "eval_retrieval"} <= json.loads((one / "run.json").read_text())["stages"].keys()
+    assert csalign("compare", one).exit_code == 0
+    csalign("prepare", one / "recipe.yaml", *own, "--set", "train.lr=0.5")
+    assert json.loads((one / "run.json").read_text())["stages"].keys() == {"prepare"}
+    refused = csalign("compare", one)
+    assert refused.exit_code == 2
+    assert "its retrieval results are not of the recipe that" in refused.stderr
+    (left_out, *_) = csalign("leaderboard", runs, "--json").json["left_out"]
+    assert left_out == {
+        "folder": "one",
+        "why": "its retrieval results are not of the recipe that run.json has now",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
