@@ -131,6 +131,11 @@ class Searcher:
         return sum(trial.state.is_finished() for trial in self._last_attempts())
 
     @property
+    def failures(self) -> int:
+        """How many trials have failed in the last of their attempts."""
+        return sum(trial.state.name == "FAIL" for trial in self._last_attempts())
+
+    @property
     def over(self) -> bool:
         """Whether nothing is left to do for anybody."""
         trials = self._last_attempts()

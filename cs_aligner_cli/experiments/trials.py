@@ -35,26 +35,26 @@ def search(
     execute: Execute,
     *,
     fail_fast: bool = False,
+    failures: int = 0,
     on_start: Callable[[PlannedRun], None] = lambda run: None,
     on_end: Callable[[Trial], None] = lambda trial: None,
 ) -> None:
     """Bring the search to its end: this process's trials, and the wait for those that others have claimed.
 
-    Raises InputError if a run that is done lacks the objective's metric: no later one would have it.
+    With ``fail_fast`` no trial is begun once more than ``failures``, those of before, have failed, here or in another
+    process. Raises InputError if a run that is done lacks the objective's metric: no later one would have it.
     """
-    while not searcher.over:
+    while not (searcher.over or (fail_fast and searcher.failures > failures)):
         trial = searcher.take()
         if trial is None:
             if not searcher.over:
                 time.sleep(_POLL_SECONDS)
             continue
         try:
-            failed = _tried(searcher, trial, ledger, resolve, execute, on_start)
+            _tried(searcher, trial, ledger, resolve, execute, on_start)
         finally:
             trial.claim.release()
         on_end(trial)
-        if failed and fail_fast:
-            return
 
 
 def _tried(
@@ -64,15 +64,15 @@ def _tried(
     resolve: Callable[[Configuration, int], PlannedRun],
     execute: Execute,
     on_start: Callable[[PlannedRun], None],
-) -> bool:
-    """Run a trial with every seed and tell what it measured; return whether it failed."""
+) -> None:
+    """Run a trial with every seed and tell what it measured, or that it failed."""
     values = []
     for seed in searcher.sweep.seeds:
         try:
             run = resolve(trial.configuration, seed)
         except InputError as error:
             searcher.tell(trial, None, str(error))
-            return True
+            return
         first = seed == searcher.sweep.seeds[0]
         watcher = partial(searcher.report, trial) if first else None
         try:
@@ -80,14 +80,13 @@ def _tried(
         except TrialPruned:
             ledger.log(run.id).unlink(missing_ok=True)
             searcher.tell(trial, None)
-            return False
+            return
         if state.status == "failed":
             searcher.tell(trial, None, f"seed {seed}: {state.error}")
-            return True
+            return
         values.append(_objective(ledger, state, searcher.sweep.objective.metric))
     mean = sum(values) / len(values)
     searcher.tell(trial, mean, "" if math.isfinite(mean) else f"the objective is {mean}")
-    return not math.isfinite(mean)
 
 
 def _objective(ledger: Ledger, state: RunState, metric: str) -> float:

@@ -36,7 +36,8 @@ def work(
 
     A run that another process has claimed is left to it, and waited for at the end; if that process dies, its run is
     taken up here. A run that fails is noted with its log and does not stop the others, unless ``fail_fast``: then
-    what has not begun is left, and the states of what has ended are returned. ``on_end`` hears of every run once.
+    what has not begun when it fails, here or in another process, is left, and the states of what has ended are
+    returned. ``on_end`` hears of every run once.
     """
     ended: dict[str, RunState] = {}
     while len(ended) < len(runs):
@@ -44,9 +45,11 @@ def work(
         for run in runs:
             if run.id in ended:
                 continue
-            state = ledger.state(run) or _attempt(run, ledger, execute, on_start)
+            state = ledger.state(run)
+            if state is None and not (fail_fast and any_failed(runs, ledger)):
+                state = _attempt(run, ledger, execute, on_start)
             if state is None:
-                continue  # another process is on it
+                continue  # another process is on it, or nothing is begun any more
             ended[run.id] = state
             on_end(state)
             progress = True
@@ -55,6 +58,11 @@ def work(
         if not progress:
             time.sleep(_POLL_SECONDS)
     return [ended[run.id] for run in runs]
+
+
+def any_failed(runs: Sequence[PlannedRun], ledger: Ledger) -> bool:
+    """Whether any of these runs has ended and failed."""
+    return any(state.status == "failed" for run in runs if (state := ledger.state(run)))
 
 
 def _attempt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,15 +33,13 @@ from cs_aligner_cli.experiments.processes import side_by_side
 from cs_aligner_cli.experiments.ranks import AcrossDataSets
 from cs_aligner_cli.experiments.search import Searcher, SearchOutcome, extremes
 from cs_aligner_cli.experiments.trials import search
-from cs_aligner_cli.experiments.worker import work
+from cs_aligner_cli.experiments.worker import any_failed, work
 from cs_aligner_cli.files.artifact import write_bytes, write_json
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.recipe.sweep import PRUNED_BY_RECALL
-from cs_aligner_cli.stages.pipeline import run_all, run_stage
+from cs_aligner_cli.stages.pipeline import run_all
+from cs_aligner_cli.stages.shared_stores import PATIENCE_SECONDS, make_shared
 from cs_aligner_cli.stages.table import STAGES
-
-# The longest that a run waits for another one that makes what both share.
-_PATIENCE_SECONDS = 6 * 3600.0
 
 
 class PlannedState(BaseModel):
@@ -130,15 +128,20 @@ class _Sweep:
             watching = watched(watcher)
         left_out = () if self.base.sweep.report else ("gap_report",)
         with watching:
-            run_all(recipe, Console(quiet=True), left_out=left_out, patience=_PATIENCE_SECONDS)
+            run_all(recipe, Console(quiet=True), left_out=left_out, patience=PATIENCE_SECONDS)
         if left_out:
             write_json(recipe.folder / HEADLINE, headline(recipe))
 
-    def work(self, advance: Callable[..., None] = lambda count=1, note="": None) -> None:
-        """Everything that is left and that no other process has, one run after another."""
+    def work(
+        self, ids: Collection[str], failures: int, advance: Callable[..., None] = lambda count=1, note="": None
+    ) -> None:
+        """Of the runs of these ids, and the trials, all that is left and that no other process has, one by one.
+
+        ``failures``: how many trials had failed before.
+        """
         fail_fast, ledger = self.options.fail_fast, self.ledger
-        left = [run for run in self.runs if ledger.state(run) is None]
-        states = work(
+        left = [run for run in self.runs if run.id in ids]
+        work(
             left,
             ledger,
             self.execute,
@@ -146,13 +149,14 @@ class _Sweep:
             on_start=lambda run: advance(0, run.label),
             on_end=lambda state: advance(1, f"{state.configuration}, seed {state.seed}: {state.status}"),
         )
-        if self.searcher is not None and not (fail_fast and any(state.status == "failed" for state in states)):
+        if self.searcher is not None and not (fail_fast and any_failed(left, ledger)):
             search(
                 self.searcher,
                 ledger,
                 self.resolve,
                 self.execute,
                 fail_fast=fail_fast,
+                failures=failures,
                 on_start=lambda run: advance(0, run.label),
                 on_end=lambda trial: advance(1, f"trial {trial.number}: {trial.configuration.name}"),
             )
@@ -187,7 +191,7 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     left = [run for run in this.runs if run.id not in ended]
     searching = this.searcher is not None and not this.searcher.over
     if (left or searching) and options.launch:
-        return _submitted(this, options.launch, before)
+        return _submitted(this, left, options.launch, before)
     _written(this)
     if left or searching:
         # Where there is only a search, what it shares is made before its first trial, too.
@@ -201,29 +205,11 @@ def sweep(source: Source, options: Options, console: Console) -> SweepResult:
     return result
 
 
-def make_shared(runs: Sequence[PlannedRun], console: Console, all_need_it: bool) -> None:
-    """The prepared data and frozen stores that several runs share, each made once before they begin.
-
-    What cannot be made fails the runs that need it, as any other error would; InputError if that is all of a sweep's.
-    """
-    firsts = {(str(run.recipe.data.dir), str(run.recipe.embed.dir)): run for run in reversed(runs)}
-    failures = 0
-    for run in firsts.values():
-        try:
-            for stage in ("prepare", "embed"):
-                result = run_stage(stage, run.recipe, console, patience=_PATIENCE_SECONDS)
-                if result.status == "done":
-                    console.say(f"{stage}: done, for all runs that share it")
-        except InputError:
-            failures += 1
-            if all_need_it and failures == len(firsts):
-                raise
-
-
 def _work(this: _Sweep, left: Sequence[PlannedRun], console: Console) -> None:
     """What is left, in this process or on several, with a display of how far it is."""
     searcher = this.searcher
     wanted, tried = (searcher.spec.trials, searcher.ended) if searcher else (0, 0)
+    ids, failures = [run.id for run in left], searcher.failures if searcher else 0
     done = len(this.runs) - len(left) + tried
     with console.progress(f"sweep {this.base.name}", len(this.runs) + wanted, done=done) as advance:
         jobs = min(this.options.jobs, len(left) + wanted - tried)
@@ -241,24 +227,27 @@ def _work(this: _Sweep, left: Sequence[PlannedRun], console: Console) -> None:
                     tried = ended
                 return len(known) == len(left) and (searcher is None or searcher.over)
 
-            side_by_side(jobs, _worker, (this.source, this.options), poll)
-        this.work(advance)
+            side_by_side(jobs, _worker, (this.source, this.options, ids, failures), poll)
+            if this.options.fail_fast and any_failed(left, this.ledger):
+                return
+        this.work([run.id for run in left if this.ledger.state(run) is None], failures, advance)
 
 
-def _worker(source: Source, options: Options) -> None:
-    """One process of several: every run that nobody else has."""
+def _worker(source: Source, options: Options, ids: Collection[str], failures: int) -> None:
+    """One process of several: every run that nobody else has, as ``_Sweep.work``."""
     try:
-        _Sweep.load(source, options).work()
+        _Sweep.load(source, options).work(ids, failures)
     except InputError as error:
         raise SystemExit(str(error)) from None  # on stderr, in place of a traceback
 
 
-def _submitted(this: _Sweep, cluster: Cluster, before: Sequence[RunState]) -> SweepResult:
+def _submitted(this: _Sweep, left: Sequence[PlannedRun], cluster: Cluster, before: Sequence[RunState]) -> SweepResult:
     """Hand the work to jobs that each do what nobody else has, and return."""
     assert this.base.sweep is not None
     require_submitit(cluster)
     _written(this)
-    call = partial(_worker, this.source, replace(this.options, launch=None))
+    ids, failures = [run.id for run in left], this.searcher.failures if this.searcher else 0
+    call = partial(_worker, this.source, replace(this.options, launch=None), ids, failures)
     jobs = launch(call, this.options.jobs, this.base.sweep.slurm, this.base.folder, this.base.name, cluster)
     return _result("submitted", this, before, before, 0.0).model_copy(update={"jobs": [job.job_id for job in jobs]})
 

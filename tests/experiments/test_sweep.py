@@ -152,6 +152,38 @@ def test_fail_fast_begins_no_further_run(sweep_recipe: Path, tmp_path: Path) -> 
     assert [state.error for state in states] == ["no"]
 
 
+def test_fail_fast_heeds_a_run_that_failed_in_another_process(sweep_recipe: Path, tmp_path: Path) -> None:
+    runs, ledger = planned(sweep_recipe), Ledger(tmp_path / "sweep")
+    begun: list[str] = []
+
+    def execute(recipe: Any) -> None:
+        begun.append(recipe.folder.name)
+        ledger.end(runs[-1], 1.0, "no")
+
+    states = work(runs, ledger, execute, fail_fast=True)
+    assert begun == [runs[0].id]
+    assert [state.status for state in states] == ["done", "failed"]
+
+
+@pytest.mark.slow
+def test_fail_fast_holds_for_all_jobs(csalign: Csalign, sweep_recipe: Path) -> None:
+    lr = "train.lr: 0.00"
+    others = ", ".join(f"{i}: {{{lr}{i}}}" for i in range(1, 5))
+    several = f"sweep={{settings: {{bad: {{train.split: gone}}, {others}}}, seeds: 1}}"
+    called = csalign("sweep", sweep_recipe, "--set", several, "--jobs", "2", "--fail-fast", "--json")
+    assert called.exit_code == 3
+    # Some may be under way when the first fails; whichever process has them begins no other.
+    assert (len(called.json["failed"]), called.json["done_now"] < 3) == (1, True)
+
+
+def test_the_first_run_may_fail_where_others_can_do_without_what_it_lacks(csalign: Csalign, sweep_recipe: Path) -> None:
+    several = "sweep={grid: {train.split: [no_such_split, train]}, seeds: 1}"
+    called = csalign("sweep", sweep_recipe, "--set", several, "--json")
+    assert called.exit_code == 3
+    assert called.json["done_now"] == 1
+    assert [state["configuration"] for state in called.json["failed"]] == ["split=no_such_split"]
+
+
 def test_processes_side_by_side_divide_the_cores_and_a_dead_one_is_noticed(tmp_path: Path) -> None:
     one = "import os, uuid; open(os.path.join(FOLDER, uuid.uuid4().hex), 'w').write(os.environ['OMP_NUM_THREADS'])"
     side_by_side(2, exec, (one.replace("FOLDER", repr(str(tmp_path))),))
