@@ -29,6 +29,7 @@ SHARED_BY_STAGES = {
     "table",
     "making",
     "shared_folders",
+    "shared_stores",
     "replacing",
     "continuing",
     "gap_stores",
