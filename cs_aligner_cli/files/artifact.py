@@ -19,7 +19,7 @@ from cs_aligner_cli.files.checksums import MARKS, SEAL, digest, digests, is_whol
 from cs_aligner_cli.files.differences import StaleError, differences
 from cs_aligner_cli.files.disk import writing
 from cs_aligner_cli.files.places import A_PATH, moved, places, without_paths
-from cs_aligner_cli.files.placing import STEPS, plan, put_in_place, size_of, sync, sync_all
+from cs_aligner_cli.files.placing import STEPS, linked_place, plan, put_in_place, size_of, sync, sync_all
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
 RECORD = "stage.json"
@@ -271,7 +271,8 @@ class Artifact:
     @property
     def work(self) -> Path:
         """The folder in which the output is built before it is put in place."""
-        return self.path.with_name(f"{self.path.name}.partial")
+        place = linked_place(self.path)
+        return place.with_name(f"{place.name}.partial")
 
     def _settle(self) -> None:
         """Put a finished build in place, also one whose process was killed in the middle of doing so."""

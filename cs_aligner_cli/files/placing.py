@@ -33,13 +33,14 @@ def put_in_place(work: Path, path: Path) -> None:
 
     Killed anywhere, the same call ends it: until its last rename the build lies in ``work``, with its plan.
     """
+    path = linked_place(path)
     steps = _planned(work)
     for leftover in (*work.rglob(MARKS), *(work / name for name in steps["leftovers"])):
         leftover.unlink(missing_ok=True)
     sync(work)
     old = path.with_name(f"{path.name}.old")
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
         path.rename(beside(path) if steps["keep_earlier"] else old)
     (work / STEPS).unlink(missing_ok=True)
     work.rename(path)
@@ -47,9 +48,15 @@ def put_in_place(work: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def linked_place(path: Path) -> Path:
+    """Where an output is built and put: the folder itself or, where that is a link (to a larger disk, say), what it
+    names, there or not yet."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def beside(path: Path) -> Path:
     """Where an output is kept that another takes the place of: the first free one of NAME.1, NAME.2, ..."""
-    number = 1
+    path, number = linked_place(path), 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     return aside

@@ -201,6 +201,35 @@ def test_a_damaged_mark_of_a_cut_build_begins_anew(artifact: Artifact) -> None:
         assert names(building.folder) == ["building.json"]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["moved", "not there yet"])
+def test_an_output_that_is_a_link_is_made_again_where_it_leads(artifact: Artifact, tmp_path: Path, there: bool) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    artifact.path.parent.mkdir()
+    if there:
+        build(artifact, "moved")
+        artifact.path.rename(disk / "large")
+    artifact.path.symlink_to(disk / "large")
+    for text in ("one", "two", "three"):
+        build(artifact, text)
+        assert (artifact.record() or {})["summary"] == {"text": text}
+        assert content(artifact) == (disk / "large" / "deep" / "file.txt").read_text() == text
+        assert artifact.path.is_symlink()
+        assert (names(artifact.path.parent), names(disk)) == (["thing"], ["large"])
+    with artifact.building(keep_earlier=True):
+        pass
+    assert (names(artifact.path.parent), names(disk)) == (["thing"], ["large", "large.1"])
+
+
+def test_a_link_that_was_left_behind_is_no_hindrance(artifact: Artifact, tmp_path: Path) -> None:
+    build(artifact, "one")
+    (tmp_path / "elsewhere").mkdir()
+    artifact.path.with_name("thing.old").symlink_to(tmp_path / "elsewhere")
+    build(artifact, "two")
+    assert content(artifact) == "two"
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
