@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -124,8 +125,8 @@ def one_image_a_name(
         first_with: dict[int | str, int] = {}
         for row in rows:
             first = first_with.setdefault(content[locators[row]], row)
-            if _folded(splits[first]) != _folded(splits[row]):
-                drop(row, f"was listed before, in split {splits[first]}")
+            if folded(splits[first]) != folded(splits[row]):
+                drop(row, listed_before(splits[first]))
             else:
                 entry_of[row] = first
         first, *others = first_with.values()
@@ -154,8 +155,14 @@ def _contents(root: Path, locators: set[str]) -> dict[str, int | str]:
     return found
 
 
-def _folded(split: str) -> str:
-    return split.strip().casefold()
+def folded(split: str) -> str:
+    """A split's name without what does not tell splits apart: case, spaces around it, Unicode's compatible forms."""
+    return unicodedata.normalize("NFKC", split).strip().casefold()
+
+
+def listed_before(split: str) -> str:
+    """Why an image that is listed in a second split is bad there."""
+    return f"was listed before, in split {split}"
 
 
 def check_images(source: Source, root: Path, skip_absent: bool, min_side: int, console: Console) -> None:

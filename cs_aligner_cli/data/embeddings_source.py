@@ -13,7 +13,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.data.collector import Source
+from cs_aligner_cli.data.collector import Source, folded, listed_before
 from cs_aligner_cli.data.features import FeatureFile, checked_rows
 from cs_aligner_cli.data.keyed_features import is_keyed, read_ids, read_keyed, refuse_unlike, rows_of
 from cs_aligner_cli.data.manifest import CaptionFeatures, EmbeddingsManifest, FurtherFeatures, ImageFeatures
@@ -37,6 +37,7 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     frames = _frames(root, manifest)
     parts: dict[str, _Part | None] = {"image": manifest.images, "text": manifest.captions, **manifest.modalities}
     description: dict[str, Any] = {"kind": "embeddings"}
+    bad: list[dict[str, str]] = []
     sizes = {modality: len(frame) for modality, frame in frames.items()}
     total = sum(sizes[modality] * (2 if part and part.tokens else 1) for modality, part in parts.items())
     with console.progress("checking features", total) as advance:
@@ -48,7 +49,8 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
                 frame["feature_row"] = _feature_rows(root / part.table, named, frame, sizes)
                 digests = checked_rows(named.file, modality == "image", advance)
                 if modality == "image":
-                    frame = frames[modality] = _each_once(frame, named, root / part.table)
+                    frame, bad = _each_once(frame, named, root / part.table)
+                    frames[modality] = frame
                     frame["digest"] = np.array(digests, np.uint64)[frame["feature_row"].to_numpy()]
             if part is not None and part.tokens:
                 description[f"{modality}_tokens"] = _checked_tokens(root, part, sizes[modality], advance)
@@ -57,7 +59,7 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
     if manifest.captions is not None and manifest.captions.split_column is None:
         split_of = images.drop_duplicates("image_id").set_index("image_id")["split"]
         captions["split"] = captions["image_id"].map(split_of).fillna(captions["split"])
-    return Source(images, captions, description, further=frames)
+    return Source(images, captions, description, bad, further=frames)
 
 
 def _frames(root: Path, manifest: EmbeddingsManifest) -> dict[str, pd.DataFrame]:
@@ -133,14 +135,27 @@ def _repeated(file: FeatureFile, times: int) -> bool:
     return True
 
 
-def _each_once(images: pd.DataFrame, named: _Named, table: Path) -> pd.DataFrame:
-    """Each image once, where a table lists it once for each of its captions with equal features."""
+def _each_once(images: pd.DataFrame, named: _Named, table: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Each image once, where a table lists it once for each of its captions with equal features and one label; and, as
+    bad items, those that are listed in a second split."""
     names = images["image_id"]
     twice = names.duplicated(keep=False)
+    bad: list[dict[str, str]] = []
     if twice.any():
         rows = images.loc[twice, "feature_row"].to_numpy()
         refuse_unlike(names[twice].tolist(), named.file.read(rows), table)
-    return images[~names.duplicated()].reset_index(drop=True)
+        first = images[~names.duplicated()].set_index("image_id")
+        label_of, split_of = (names.map(first[column]) for column in ("label", "split"))
+        if (unlike := images["label"] != label_of).any():
+            row = int(unlike.argmax())
+            labels = f"{label_of.iloc[row]!r} and {images['label'].iloc[row]!r}"
+            raise InputError(f"{table}: image {names.iloc[row]!r} has two labels: {labels}")
+        astray = images["split"].map(folded) != split_of.map(folded)
+        bad = [
+            {"kind": "image", "item": f"{name} ({table})", "reason": listed_before(split)}
+            for name, split in zip(names[astray], split_of[astray], strict=True)
+        ]
+    return images[~names.duplicated()].reset_index(drop=True), bad
 
 
 def _without_splits(manifest: EmbeddingsManifest) -> EmbeddingsManifest:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import pandas as pd
 
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.data.caption_text import PLACEHOLDERS
-from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source
+from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source, folded
 
 # Of a split that has pairs, so many images or captions without a partner are worth a warning.
 _MANY = 0.01
@@ -19,7 +17,7 @@ def unify_splits(source: Source) -> None:
     tables = [source.images, source.captions, *source.further.values()]
     spelt = pd.unique(pd.concat([table["split"].astype(object) for table in tables], ignore_index=True))
     first: dict[str, str] = {}
-    names = {name: first.setdefault(_folded(name), name.strip()) for name in spelt}
+    names = {name: first.setdefault(folded(name), name.strip()) for name in spelt}
     changed = {name: kept for name, kept in names.items() if name != kept}
     if not changed:
         return
@@ -27,10 +25,6 @@ def unify_splits(source: Source) -> None:
         table["split"] = table["split"].map(names)
     renamed = ", ".join(f"{name!r} as {kept!r}" for name, kept in changed.items())
     source.notes.append(f"splits that differ in case or spaces alone are one: {renamed}")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 def linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from trials import Trial, picture, tar
 
@@ -182,6 +183,26 @@ def test_an_image_in_two_splits_is_bad_in_the_second(trial: Trial) -> None:
     found = trial(kind="karpathy", annotations="k.json")
     assert (found.code, found.captions) == (3, [("x.png", "x")])
     assert found.bad == [("x.png (x.png)", "was listed before, in split train")]
+
+
+def test_stored_features_of_an_image_in_two_splits_or_with_two_labels(trial: Trial) -> None:
+    rows = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    rows[2] = rows[0]
+    np.save(trial.root / "i.npy", rows)
+    np.save(trial.root / "c.npy", rows[[0, 1, 3]])
+    trial.put("i.csv", "image,split,label\na,train,u\nb,train,u\na,test,u\nc,test,v\n")
+    trial.put("c.csv", "image,caption,split\na,of a,train\nb,of b,train\nc,of c,test\n")
+    images = {"table": "i.csv", "features": "i.npy", "label_column": "label"}
+    parts = {"kind": "embeddings", "captions": {"table": "c.csv", "features": "c.npy"}}
+    found = trial(images=images, **parts)
+    assert (found.code, found.splits) == (3, {"train": (2, 2), "test": (1, 1)})
+    assert found.bad == [(f"a ({trial.root / 'i.csv'})".rpartition("/data/")[2], "was listed before, in split train")]
+
+    trial.put("i.csv", "image,split,label\na, Train,u\nb,train,u\na,train,w\nc,test,v\n")
+    found = trial(images=images, **parts)
+    assert found.code == 2 and "i.csv: image 'a' has two labels: 'u' and 'w'" in found.said
+    found = trial(images={**images, "label_column": None}, **parts)
+    assert (found.code, found.splits) == (0, {"Train": (2, 2), "test": (1, 1)})
 
 
 def test_an_image_repeated_once_per_caption(trial: Trial) -> None:
