@@ -91,7 +91,7 @@ def _named_features(root: Path, part: _Part, folder: Path, modality: str) -> tup
     path = root / part.features
     ids = read_ids(root / part.ids) if part.ids is not None else None
     if is_keyed(path, part.tensor):
-        keyed = read_keyed(path, part.tensor)
+        keyed = read_keyed(path, part.tensor, part.id_column)
         ids, name = ids if ids is not None else keyed.ids, f"{modality}_features.npy"
         np.save(folder / name, keyed.features)
         file = FeatureFile(folder / name)

@@ -24,7 +24,7 @@ from cs_aligner_cli.common.extras import require_package
 from cs_aligner_cli.common.types import Ints
 
 Array = npt.NDArray[Any]
-_ID_NAMES = ("ids", "id", "names", "keys", "image_ids", "caption_ids", "filenames", "paths")
+_ID_NAMES = ["ids", "id", "names", "keys", "image_ids", "caption_ids", "filenames", "paths"]
 
 
 class Keyed(NamedTuple):
@@ -47,16 +47,18 @@ def is_keyed(path: Path, tensor: str | None) -> bool:
         return False  # whoever maps it says what is wrong
 
 
-def read_keyed(path: Path, tensor: str | None) -> Keyed:
+def read_keyed(path: Path, tensor: str | None, id_column: str | None = None) -> Keyed:
     """The features of a file, read without unpickling; ``tensor`` names one of its arrays or columns.
 
-    A file holds a vector under every id, or an array of (rows, d) and perhaps a list of ids beside it. Raises
-    InputError where it is missing, damaged, holds neither, or a package to read it is not installed.
+    A file holds a vector under every id, or an array of (rows, d) and perhaps a list of ids beside it, under the name
+    ``id_column`` of the items' table or a usual one. Raises InputError where it is missing, damaged, holds neither, or
+    a package to read it is not installed.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        found = _READERS[path.suffix.lower()](path, tensor)
+        id_names = [id_column, *_ID_NAMES] if id_column else _ID_NAMES
+        found = _READERS[path.suffix.lower()](path, tensor, id_names)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
@@ -127,15 +129,15 @@ def refuse_unlike(ids: Sequence[str], features: Array, path: Path) -> None:
         raise InputError(f"{path}: the id {ids[int(unlike.argmax())]!r} is there twice, with unlike features")
 
 
-def _by_name(arrays: Mapping[str, Any], tensor: str | None, path: Path) -> Keyed:
+def _by_name(arrays: Mapping[str, Any], tensor: str | None, id_names: Sequence[str]) -> Keyed:
     """What a set of named arrays holds: one of rows, ids beside it, or a vector under every id."""
     if tensor is not None:
         if tensor not in arrays:
             raise ValueError(f"it holds no {tensor!r}, but {', '.join(list(arrays)[:10])}")
-        return Keyed(_ids_beside(arrays, tensor), np.asarray(arrays[tensor]))
+        return Keyed(_ids_beside(arrays, tensor, id_names), np.asarray(arrays[tensor]))
     two = [name for name in arrays if np.ndim(arrays[name]) == 2]
     if len(two) == 1:
-        return Keyed(_ids_beside(arrays, two[0]), np.asarray(arrays[two[0]]))
+        return Keyed(_ids_beside(arrays, two[0], id_names), np.asarray(arrays[two[0]]))
     if two:
         raise ValueError(f"it holds several arrays; name one with the manifest's key tensor: {', '.join(two)}")
     if not arrays:
@@ -146,8 +148,8 @@ def _by_name(arrays: Mapping[str, Any], tensor: str | None, path: Path) -> Keyed
     return Keyed([str(name) for name in arrays], np.stack([np.asarray(array) for array in arrays.values()]))
 
 
-def _ids_beside(arrays: Mapping[str, Any], rows: str) -> list[str] | None:
-    for name in _ID_NAMES:
+def _ids_beside(arrays: Mapping[str, Any], rows: str, id_names: Sequence[str]) -> list[str] | None:
+    for name in id_names:
         if name in arrays and name != rows and np.ndim(arrays[name]) == 1 and len(arrays[name]) == len(arrays[rows]):
             return _names(np.asarray(arrays[name]).tolist(), name)
     return None
@@ -159,12 +161,12 @@ def _names(cells: list[Any], column: str) -> list[str]:
     return [cell.decode() if isinstance(cell, bytes) else str(cell) for cell in cells]
 
 
-def _npz(path: Path, tensor: str | None) -> Keyed:
+def _npz(path: Path, tensor: str | None, id_names: Sequence[str]) -> Keyed:
     with np.load(path, allow_pickle=False) as file:
-        return _by_name({name: file[name] for name in file.files}, tensor, path)
+        return _by_name({name: file[name] for name in file.files}, tensor, id_names)
 
 
-def _torch(path: Path, tensor: str | None) -> Keyed:
+def _torch(path: Path, tensor: str | None, id_names: Sequence[str]) -> Keyed:
     import torch
 
     try:
@@ -177,7 +179,7 @@ def _torch(path: Path, tensor: str | None) -> Keyed:
         return Keyed(None, _array(content))
     if not isinstance(content, dict):
         raise ValueError("expected a tensor, or a dict of tensors by id")
-    return _by_name({str(name): _array(value) for name, value in content.items()}, tensor, path)
+    return _by_name({str(name): _array(value) for name, value in content.items()}, tensor, id_names)
 
 
 def _array(value: Any) -> Any:
@@ -193,13 +195,13 @@ def _array(value: Any) -> Any:
         ) from None
 
 
-def _safetensors(path: Path, tensor: str | None) -> Keyed:
+def _safetensors(path: Path, tensor: str | None, id_names: Sequence[str]) -> Keyed:
     from safetensors.torch import load_file
 
-    return _by_name({name: _array(value) for name, value in load_file(path).items()}, tensor, path)
+    return _by_name({name: _array(value) for name, value in load_file(path).items()}, tensor, id_names)
 
 
-def _parquet(path: Path, tensor: str | None) -> Keyed:
+def _parquet(path: Path, tensor: str | None, id_names: Sequence[str]) -> Keyed:
     table = pq.read_table(path)
     vectors = [field.name for field in table.schema if _is_list(field.type) and _is_float(field.type.value_type)]
     column = tensor or (vectors[0] if len(vectors) == 1 else None)
@@ -215,7 +217,7 @@ def _parquet(path: Path, tensor: str | None) -> Keyed:
     cells = table[column].combine_chunks()
     flat = (cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells).flatten().to_numpy(zero_copy_only=False)
     names = [field.name for field in table.schema if not _is_list(field.type) and not _is_float(field.type)]
-    named = next((name for name in _ID_NAMES if name in names), names[0] if len(names) == 1 else None)
+    named = next((name for name in id_names if name in names), names[0] if len(names) == 1 else None)
     ids = _names(table[named].to_pylist(), named) if named else None
     return Keyed(ids, flat.reshape(len(table), -1))
 
@@ -228,7 +230,7 @@ def _is_float(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind))
 
 
-def _hdf5(path: Path, tensor: str | None) -> Keyed:
+def _hdf5(path: Path, tensor: str | None, id_names: Sequence[str]) -> Keyed:
     require_package("h5py", f"{path}: HDF5")
     import h5py
 
@@ -237,10 +239,10 @@ def _hdf5(path: Path, tensor: str | None) -> Keyed:
         file.visititems(
             lambda name, found: arrays.update({name: found[()]}) if isinstance(found, h5py.Dataset) else None
         )
-        return _by_name(arrays, tensor, path)
+        return _by_name(arrays, tensor, id_names)
 
 
-_READERS: dict[str, Callable[[Path, str | None], Keyed]] = {
+_READERS: dict[str, Callable[[Path, str | None, Sequence[str]], Keyed]] = {
     ".npz": _npz,
     ".pt": _torch,
     ".pth": _torch,

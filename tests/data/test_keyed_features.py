@@ -110,6 +110,15 @@ def test_names_without_folder_or_suffix(trial: Trial, spell: Callable[[str], str
     np.testing.assert_array_equal(features(prepared(trial, {"features": "f.npz"})), ROWS)
 
 
+@pytest.mark.parametrize("form", ["pt", "parquet"])
+def test_ids_under_the_name_of_the_table_s_column(trial: Trial, form: str) -> None:
+    ids, rows = [*reversed(NAMES)], ROWS[::-1].copy()
+    torch.save({"image": ids, "split": ["test"] * len(ids), "v": torch.from_numpy(rows)}, trial.root / "f.pt")
+    columns = {"image": ids, "split": ["test"] * len(ids), "v": list(rows)}
+    pq.write_table(pa.table(columns), trial.root / "f.parquet")
+    np.testing.assert_array_equal(features(prepared(trial, {"features": f"f.{form}"})), ROWS)
+
+
 def test_captions_by_id(trial: Trial) -> None:
     order = [2, 0, 3, 1]
     np.savez(trial.root / "c.npz", **{str(i): ROWS[i] * 2 for i in order})
