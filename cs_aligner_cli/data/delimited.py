@@ -10,6 +10,7 @@ import lzma
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, TypeAlias, cast
 
@@ -77,38 +78,29 @@ def read_delimited(path: Path, columns: Sequence[str], dialect: Dialect) -> tupl
     spaces around cells are no part of them.
     """
     with open_text(path, dialect.encoding) as file:
-        first = file.readline()
-        delimiter = _delimiter(first, columns, dialect, path)
+        first = [file.readline()]
+        while first[-1] and not first[-1].strip():  # empty lines before the first that says something
+            first.append(file.readline())
+        delimiter = _delimiter(first[-1], columns, dialect, path)
         quoting = dialect.quoting or ("none" if delimiter == "\t" else "csv")
-        lines = _Lines(first, file)
-        reader = _reader(lines, delimiter, quoting)
-        header = list(dialect.header) if dialect.header is not None else next(_checked(reader), [])
+        reader = _reader(chain(first, file), delimiter, quoting)
+        written = filter(None, _checked(reader))
+        named = (row for row in written if any(map(str.strip, row)))
+        header = list(dialect.header) if dialect.header is not None else next(named, [])
         spaced = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
         header = [name.strip() for name in header] if spaced else header
         places = _places(header, columns)
         cells = Columns(*(header[place] for place in places))
-        for row in _checked(reader):
+        for row in written:
             if len(row) == len(header):
                 _refuse_swallowed(row, reader.line_num)
                 cells.append(*(row[place].strip() if spaced else row[place] for place in places))
-            elif row:
+            else:
                 _wrong_length(row, reader.line_num, header, path, dialect, delimiter)
     if dialect.bad and not len(cells):
         raise ValueError(dialect.bad[0]["reason"])
     frame = cells.frame()
     return header, {str(name): frame[name] for name in frame}
-
-
-class _Lines:
-    """The lines of a file of which the first was read already."""
-
-    def __init__(self, first: str, rest: TextIO) -> None:
-        self._first, self._rest = first, rest
-
-    def __iter__(self) -> Iterator[str]:
-        if self._first:
-            yield self._first
-        yield from self._rest
 
 
 def _reader(lines: Any, delimiter: str, quoting: Quoting) -> Any:

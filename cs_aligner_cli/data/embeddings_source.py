@@ -47,6 +47,12 @@ def read_embeddings(manifest: EmbeddingsManifest, folder: Path, console: Console
             if part is not None and part.features is not None:
                 named, description[f"{modality}_features"] = _named_features(root, part, folder, modality)
                 frame["feature_row"] = _feature_rows(root / part.table, named, frame, sizes)
+                if part.tokens and (frame["feature_row"] != np.arange(len(frame))).any():
+                    raise InputError(
+                        f"{root / part.tokens.features}: has the rows of {root / part.table}, but {named.path} has its"
+                        " own order, or repeats them",
+                        "Beside token features, features need a row for each of the table's, in its order.",
+                    )
                 digests = checked_rows(named.file, modality == "image", advance)
                 if modality == "image":
                     frame, bad = _each_once(frame, named, root / part.table)

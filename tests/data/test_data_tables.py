@@ -122,6 +122,16 @@ def test_between_tabs_a_quote_is_a_character(trial: Trial) -> None:
     assert trial(table="t.tsv", quoting="csv", **TABLE).captions == [("0.png", 'with a\ttab, "quoted"')]
 
 
+def test_empty_lines_before_the_names_are_passed_over(trial: Trial) -> None:
+    trial.pictures("0.png", "1.png")
+    trial.put("t.csv", "\n  \nimage;caption\n0.png;of 0\n\n1.png;of 1;more\n")
+    found = trial(table="t.csv", **TABLE)
+    assert (found.code, found.captions) == (3, [("0.png", "of 0")])
+    assert found.bad == [("t.csv", "line 6 has 3 cells, the header 2")]
+    trial.put("t.csv", "\n\n")
+    assert "t.csv: holds no rows" in trial(table="t.csv", **TABLE).said
+
+
 def test_a_quote_that_swallows_rows_is_refused(trial: Trial) -> None:
     trial.pictures("0.png", "1.png", "2.png")
     trial.put("t.csv", 'image,caption\n0.png,"Go slowly\n1.png,a red house\n2.png,named Tom"\n')

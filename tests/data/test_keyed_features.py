@@ -119,6 +119,24 @@ def test_ids_under_the_name_of_the_table_s_column(trial: Trial, form: str) -> No
     np.testing.assert_array_equal(features(prepared(trial, {"features": f"f.{form}"})), ROWS)
 
 
+@pytest.mark.parametrize("form", ["by id", "repeated"])
+def test_tokens_beside_features_of_another_order_are_refused(trial: Trial, form: str) -> None:
+    """Tokens have the rows of the table, and would be read by the rows of the features."""
+    tokens = np.repeat(ROWS[:, None], 2, axis=1)
+    np.save(trial.root / "tokens.npy", tokens)
+    np.save(trial.root / "mask.npy", np.ones((4, 2), bool))
+    np.savez(trial.root / "f.npz", ids=np.array(NAMES), features=ROWS)
+    named = {"features": "f.npz", "tokens": {"features": "tokens.npy", "mask": "mask.npy"}}
+    found = prepared(trial, named)
+    assert found.code == 0, found.said
+
+    np.savez(trial.root / "f.npz", ids=np.array(NAMES[::-1]), features=ROWS[::-1])
+    np.save(trial.root / "f.npy", np.repeat(ROWS, 3, axis=0))
+    found = prepared(trial, {**named, "features": "f.npz" if form == "by id" else "f.npy"})
+    assert found.code == 2 and "tokens.npy: has the rows of " in found.said
+    assert f"but {trial.root / 'f.np'}" in found.said and "has its own order, or repeats them" in found.said
+
+
 def test_captions_by_id(trial: Trial) -> None:
     order = [2, 0, 3, 1]
     np.savez(trial.root / "c.npz", **{str(i): ROWS[i] * 2 for i in order})
