@@ -14,12 +14,12 @@ def likely_pairs(image: Tensor, text: Tensor, deviations: float) -> Tensor:
     """Return (P,) bool: the pairs whose cosine is at least the mean of all less ``deviations`` standard deviations.
 
     image and text (P, d) are unit rows, row by row a pair. It is COTS' adaptive momentum filter (Lu et al., CVPR 2022,
-    arXiv 2204.07441), whose threshold follows the distribution of similarities, on the towers as they are. The most
-    similar pair always stays.
+    arXiv 2204.07441), whose threshold follows the distribution of similarities, on the towers as they are. The two
+    most similar pairs always stay, so that there is something to contrast; where a row is not finite, all do.
     """
     cosines = (image * text).sum(dim=1)
     limit = cosines.mean() - deviations * cosines.std(correction=0)
-    return (cosines >= limit) | (cosines == cosines.max())
+    return ~(cosines < limit) | (cosines >= cosines.topk(min(2, len(cosines))).values[-1])
 
 
 def without_noise(clouds: Clouds, edges: Sequence[Edge], deviations: float) -> tuple[Clouds, int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cs_aligner_cli.common.arrays import as_rows
-from cs_aligner_cli.common.errors import NotConvergedError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.row_exchange import RowExchange
 from cs_aligner_cli.common.token_sequences import token_mask
 from cs_aligner_cli.objectives.bandwidths import Bandwidth
@@ -179,8 +179,9 @@ def evaluate_terms(
     terms are sums over pairs, rows of other ranks pass by; else they are gathered, and every rank takes the whole.
 
     A term of weight 0 adds neither to the total nor to the gradient, even where its value is not finite, or NaN
-    because it did not converge; its gradient norm is 0. Such terms are valued after all others, whose random draws
-    they leave as they are; without ``idle`` they are not valued at all, and nothing else changes, in no bit.
+    because the term refuses these rows (it does not converge, say); its gradient norm is 0. Such terms are valued after
+    all others, whose random draws they leave as they are; without ``idle`` they are not valued at all, and nothing else
+    changes, in no bit.
 
     Raises ValueError if two terms share a name.
     """
@@ -278,7 +279,7 @@ def _separately(terms: Sequence[Term], clouds: Clouds, leaves: dict[_Leaf, Tenso
 def _idle_value(term: Term, clouds: Clouds, logits: Logits) -> Tensor:
     try:
         return term.loss(clouds, logits)
-    except NotConvergedError:
+    except InputError:
         return logits.scale.new_full((), float("nan"))
 
 

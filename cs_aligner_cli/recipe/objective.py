@@ -295,3 +295,9 @@ class Objective(Strict):
         if isinstance(self.divergence.weight, RelativeWeight) and self.pairwise.weight == 0:
             raise ValueError("divergence.weight is relative to the pairwise term, whose weight is 0")
         return self
+
+    @model_validator(mode="after")
+    def _trains_on_something(self) -> Objective:
+        if self.pairwise.weight == 0 and self.is_pairwise_alone:
+            raise ValueError("pairwise.weight is 0, and so is every other weight: nothing would be trained")
+        return self

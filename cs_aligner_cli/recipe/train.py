@@ -272,6 +272,10 @@ class Train(_Begun):
             raise ValueError(
                 "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
             )
+        if self.pairwise_only and self.objective.pairwise.weight == 0:
+            raise ValueError(
+                "pairwise_only trains on objective.pairwise alone, whose weight is 0; use pairwise_only: false"
+            )
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
         return self

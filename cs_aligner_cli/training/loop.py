@@ -12,7 +12,7 @@ from typing import Any
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
-from cs_aligner_cli.common.errors import InputError, NotConvergedError
+from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import ALIGNED
 from cs_aligner_cli.common.prefetch import prefetched
 from cs_aligner_cli.common.signals import noticed_interrupts
@@ -159,7 +159,7 @@ class TrainingRun:
         try:
             with out_of_memory_explained(f"{self.name}: a step with {items}", _LESS_MEMORY):
                 yield
-        except (DivergedError, NotConvergedError) as error:
+        except (DivergedError, InputError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 
     def _save(self, done: int, log: TrainingLog, objective: ObjectiveState, best: Best, trackers: Trackers) -> None:

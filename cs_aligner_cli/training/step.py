@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from cs_aligner_cli.common.errors import CsalignError
+from cs_aligner_cli.common.errors import CsalignError, InputError
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
@@ -227,12 +228,13 @@ class Stepper:
         if not self._spec.conflict_steps or done % self._spec.conflict_steps:
             return {}
         logits = self._towers.logits
-        found = conflict(
-            *clouds.whole.pair(IMAGE_TEXT)[:2],
-            float(logits.scale.detach()),
-            lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits),
-            values.weights[divergence.name],
-        )
+        of_pairs = partial(conflict, *clouds.whole.pair(IMAGE_TEXT)[:2], float(logits.scale.detach()))
+        try:
+            found = of_pairs(
+                lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits), values.weights[divergence.name]
+            )
+        except InputError:  # a divergence may refuse the pairs alone, and what is only logged ends no training
+            found = of_pairs()
         return {"conflict": found}
 
 

@@ -10,7 +10,7 @@ import torch
 from samples import tensor_rows
 from torch import Tensor
 
-from cs_aligner_cli.common.errors import NotConvergedError
+from cs_aligner_cli.common.errors import InputError, NotConvergedError
 from cs_aligner_cli.objectives import (
     Clouds,
     Logits,
@@ -21,6 +21,7 @@ from cs_aligner_cli.objectives import (
     energy_distance,
     evaluate_terms,
     infonce,
+    nystroem_cs,
     on_clouds,
     on_pairs,
     siglip,
@@ -193,6 +194,15 @@ def test_what_does_not_converge_is_nan_at_weight_zero_and_refused_at_any_other()
     assert found.values["endless"].isnan() and found.total == evaluate_terms(TERMS[:1], clouds, logits()).total
     with pytest.raises(NotConvergedError, match="still off"):
         evaluate_terms((TERMS[0], Term("endless", 0.1, endless)), clouds, logits())
+
+
+def test_a_term_that_refuses_rows_is_nan_at_weight_zero_and_refuses_at_any_other() -> None:
+    image, text = tensor_rows(0, 5, 4), -tensor_rows(0, 5, 4)
+    lost = on_clouds(lambda x, y: nystroem_cs(x, y, bandwidth=0.05))
+    found = evaluate_terms((TERMS[0], Term("lost", 0.0, lost)), of_pairs(image, text), logits())
+    assert found.values["lost"].isnan() and found.total.isfinite()
+    with pytest.raises(InputError, match=r"not above .*, its noise"):
+        evaluate_terms((TERMS[0], Term("lost", 0.1, lost)), of_pairs(image, text), logits())
 
 
 def test_terms_of_one_name_are_refused() -> None:

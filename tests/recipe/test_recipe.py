@@ -307,6 +307,9 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("train: {objective: {divergence: {shrinkage: 0.2}}}", "r.yaml:2: train.objective.divergence.shrinkage: unknown key of kind cs; it belongs to kind gaussian_kl or jeffreys or frechet"),
         ("train: {objective: {divergence: {estimator: u, approximation: {kind: nystroem}}}}", "r.yaml:2: train.objective.divergence: approximation goes with estimator: v and products: fp32"),
         ("train: {objective: {pairwise: {weight: 0}, divergence: {weight: {kind: relative}}}}", "r.yaml:2: train.objective: divergence.weight is relative to the pairwise term, whose weight is 0"),
+        ("train: {objective: {pairwise: {weight: 0}, divergence: {weight: 0}}}", "r.yaml:2: train.objective: pairwise.weight is 0, and so is every other weight: nothing would be trained"),
+        ("train: {objective: {pairwise: {weight: 0}, divergence: {weight: 0}, structure: {weight: 0}}}", "r.yaml:2: train.objective: pairwise.weight is 0, and so is every other weight: nothing would be trained"),
+        ("train: {objective: {pairwise: {weight: 0}}, pairwise_only: true}", "r.yaml:2: train: pairwise_only trains on objective.pairwise alone, whose weight is 0; use pairwise_only: false"),
         *(
             (f"train: {{objective: {{divergence: {{bandwidth: {given}}}}}}}", f"r.yaml:2: train.objective.divergence.bandwidth: got {given_text}; expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
             for given, given_text in [("meadian", '"meadian"'), ("0", "0"), ("true", "true"), ("null", "null"), (".inf", "inf"), (".nan", "nan")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def test_the_limit_is_the_mean_less_deviations() -> None:
     assert likely_pairs(x, y, 1.7).tolist() == [True, True, True, True]
     assert likely_pairs(x, y, 0.1).tolist() == [True, True, True, False]
     assert likely_pairs(*with_cosines(0.3, 0.3, 0.3), 0.5).all() and likely_pairs(*with_cosines(0.3), 0.5).all()
+
+
+def test_two_pairs_stay_and_rows_that_are_not_finite_leave_none_out() -> None:
+    assert likely_pairs(*with_cosines(0.9, 0.1), 0.5).all()
+    assert likely_pairs(*with_cosines(0.9, 0.1, 0.2), 0.1).tolist() == [True, False, True]
+    assert likely_pairs(*with_cosines(0.9, math.nan, 0.2), 0.1).all()
 
 
 def test_pairs_that_are_left_out_are_rows_without_partner() -> None:
