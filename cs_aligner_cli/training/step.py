@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch.func import functional_call
 from cs_aligner_cli.common.errors import CsalignError, InputError
 from cs_aligner_cli.encoders.inputs import joined
 from cs_aligner_cli.objectives import Clouds, Pairs, Term, TermValues, conflict, evaluate_terms
-from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge
+from cs_aligner_cli.objectives.clouds import IMAGE_TEXT, Edge, Logits
 from cs_aligner_cli.recipe.pairwise import AnyPairwise, InfoNce, L2Contrastive, LogitBias, LogitScale, SigLip
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.runs.distributed import Ranks, Share
@@ -227,15 +226,16 @@ class Stepper:
         """What alignment and uniformity do to each other on this batch's pairs, where it is asked for."""
         if not self._spec.conflict_steps or done % self._spec.conflict_steps:
             return {}
-        logits = self._towers.logits
-        of_pairs = partial(conflict, *clouds.whole.pair(IMAGE_TEXT)[:2], float(logits.scale.detach()))
-        try:
-            found = of_pairs(
-                lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits), values.weights[divergence.name]
-            )
-        except InputError:  # a divergence may refuse the pairs alone, and what is only logged ends no training
-            found = of_pairs()
-        return {"conflict": found}
+        pairs = clouds.whole.pair(IMAGE_TEXT)[:2]
+        return {"conflict": _conflict(pairs, self._towers.logits, divergence, values.weights[divergence.name])}
+
+
+def _conflict(pairs: tuple[Tensor, Tensor], logits: Logits, divergence: Term, weight: float) -> dict[str, float]:
+    scale = float(logits.scale.detach())
+    try:
+        return conflict(*pairs, scale, lambda x, y: divergence.loss(Clouds.of_pairs(x, y), logits), weight)
+    except InputError:  # a divergence may refuse the pairs alone, and what is only logged ends no training
+        return conflict(*pairs, scale)
 
 
 def _read(scalars: dict[str, Tensor]) -> dict[str, float]:
