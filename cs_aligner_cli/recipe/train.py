@@ -239,7 +239,7 @@ class Train(_Begun):
         return self
 
     @model_validator(mode="after")
-    def _few_pairs_fit(self) -> Train:
+    def _parts_fit(self) -> Train:
         _refuse_misfits(self)
         return self
 
@@ -272,10 +272,6 @@ class Train(_Begun):
             raise ValueError(
                 "image.tune and text.tune are both frozen, so nothing would be trained (train: null skips it)"
             )
-        if self.pairwise_only and self.objective.pairwise.weight == 0:
-            raise ValueError(
-                "pairwise_only trains on objective.pairwise alone, whose weight is 0; use pairwise_only: false"
-            )
         if self.start != "plain" and not (self.image.adapts or self.text.adapts):
             raise ValueError(f"start: {self.start} is a start of adapters, but no tower has one")
         return self
@@ -295,7 +291,11 @@ def keys_of_unpaired_items(train: Train) -> list[str]:
 
 
 def _refuse_misfits(train: Train) -> None:
-    """Raise ValueError where mixup, self-training or a matching head cannot do their work."""
+    """Raise ValueError where mixup, self-training, a matching head or the control cannot do their work."""
+    if train.pairwise_only and train.objective.pairwise.weight == 0:
+        raise ValueError(
+            "pairwise_only trains on objective.pairwise alone, whose weight is 0; use pairwise_only: false"
+        )
     for name, tower in (("image", train.image), ("text", train.text)) if train.matching else ():
         if tower.reads == "pooled":
             raise ValueError(f"matching compares tokens, and needs {name}.reads: tokens")
