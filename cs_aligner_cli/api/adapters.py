@@ -23,7 +23,7 @@ from cs_aligner_cli.encoders import pick_device
 from cs_aligner_cli.objectives.clouds import IMAGE_TEXT
 from cs_aligner_cli.recipe.messages import validate
 from cs_aligner_cli.recipe.objective import Objective
-from cs_aligner_cli.recipe.strict_yaml import YamlFile
+from cs_aligner_cli.recipe.strict_yaml import YamlFile, plain
 from cs_aligner_cli.recipe.train import Train
 from cs_aligner_cli.retrieval.protocol import owners
 from cs_aligner_cli.retrieval.rows import Rows
@@ -169,7 +169,7 @@ def _spec(objective: Mapping[str, Any] | Objective | None, train: Mapping[str, A
     if isinstance(objective, Objective):
         objective = objective.model_dump(mode="json")
     given = {**train, **({} if objective is None else {"objective": dict(objective)})}
-    spec = validate(Train, YamlFile(Path("fit_adapter"), given))
+    spec = validate(Train, YamlFile(Path("fit_adapter"), plain(given)))
     for modality in MODALITIES:
         tower = spec.tower(modality)
         if tower.live or tower.reads == "tokens":

@@ -39,12 +39,17 @@ def as_rows(array: ArrayLike, name: str) -> Tensor:
 def as_tensor(array: ArrayLike, name: str) -> Tensor:
     """Return ``array``, of any shape and type that torch has, as a tensor.
 
-    Raises InputError for what is no array, and for one with masked entries.
+    Raises InputError for what is no dense array, and for one with masked entries.
     """
     if isinstance(array, Tensor):
+        if array.layout != torch.strided:
+            raise InputError(f"{name}: expected a dense tensor, got one of {array.layout}", "Pass tensor.to_dense().")
         return array
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}")
+        raise InputError(
+            f"{name}: expected a numpy array or a torch tensor, got a {type(array).__name__}",
+            "Pass its to_numpy()." if hasattr(array, "to_numpy") else "",
+        )
     refuse_masked(array, name)
     if any(stride < 0 or stride % array.itemsize for stride in array.strides) or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))

@@ -151,7 +151,8 @@ def columns_of(
     found = {c.key: c for c in _COLUMNS if any(run.number(c.key) is not None for run in runs)}
     chosen = found.pop(objective, None) or _made(objective)
     first = chosen.model_copy(update={"role": "objective", "better": better_of(objective, direction)})
-    return [first, *found.values(), *(_made(key) for key in further if key != objective and key not in found)]
+    others = (key for key in dict.fromkeys(further) if key != objective and key not in found)
+    return [first, *found.values(), *map(_made, others)]
 
 
 def _known_of(key: str) -> Better | None:

@@ -147,7 +147,7 @@ def find_run(given: str) -> list[MeasuredRun]:
         return _runs_of_sweep(folder, store or ALIGNED)
     if not (folder / _RETRIEVAL / RECORD).is_file():
         raise InputError(f"{given}: no retrieval results in {name}/{_RETRIEVAL}", _HINT)
-    stores = list(read_record(folder / _RETRIEVAL / RECORD)["summary"].get(_RETRIEVAL, {}))
+    stores = _stores(folder)
     chosen = store or (ALIGNED if ALIGNED in stores else stores[0] if len(stores) == 1 else "")
     if chosen not in stores:
         problem = (
@@ -164,6 +164,11 @@ def find_run(given: str) -> list[MeasuredRun]:
     label = f"{folder.name}:{chosen}"
     identity = f"{experiment_id(recipe, seeded=False)}:{chosen}"
     return [MeasuredRun(folder, chosen, label, identity, int(recipe["seed"]), {})]
+
+
+def _stores(folder: Path) -> list[str]:
+    """The stores of a run that retrieval was measured of."""
+    return list(read_record(folder / _RETRIEVAL / RECORD)["summary"].get(_RETRIEVAL, {}))
 
 
 def refuse_other_protocols(runs: Sequence[MeasuredRun]) -> None:
@@ -195,6 +200,9 @@ def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:
     done = [state for state in Ledger(folder).states() if state.status == "done"]
     if not done:
         raise InputError(f"{folder}: no run of this sweep is finished yet", "Go on with it: csalign sweep RECIPE")
+    for run in (folder / "runs" / state.id for state in done):
+        if store not in (stores := _stores(run)):
+            raise InputError(f"{run}: no store {store!r}{did_you_mean(store, stores)}", _HINT)
     order = {name: place for place, name in enumerate(names)}
     return [
         MeasuredRun(

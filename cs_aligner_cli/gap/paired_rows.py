@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.retrieval.rows import Shards
+from cs_aligner_cli.retrieval.rows import Shards, is_stored
 
 RowsLike: TypeAlias = "ArrayLike | Shards"
 DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
@@ -111,9 +111,7 @@ def paired_rows_of_any_width(image: RowsLike, text: RowsLike) -> tuple[Tensor, T
 
 
 def _readable(rows: RowsLike, name: str) -> Tensor | Shards:
-    if isinstance(rows, np.ndarray | Tensor) or not isinstance(rows, Shards):  # arrays can take rows, too
-        return as_rows(rows, name)
-    return rows
+    return rows if is_stored(rows) else as_rows(cast(ArrayLike, rows), name)
 
 
 def _scale(rows: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from cs_aligner_cli.recipe.messages import (
     validate,
 )
 from cs_aligner_cli.recipe.prepare import Prepare
-from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, read_yaml
+from cs_aligner_cli.recipe.strict_yaml import KeyPath, YamlFile, dump_yaml, parse_value, plain, read_yaml
 from cs_aligner_cli.recipe.sweep import Sweep
 from cs_aligner_cli.recipe.train import Train, keys_of_unpaired_items
 
@@ -262,12 +261,15 @@ def load_recipe(
     """Read, override and validate a recipe.
 
     ``name_or_path`` is a file or a recipe of the shelf, or the content of one as a dict (paths relative to the current
-    folder, messages say "recipe" in place of a file); None means $CSALIGN_RECIPE, then ./recipe.yaml. Each
-    override is ``a.b.c=value``; ``settings`` then set key paths to values as a recipe file holds them, and
-    ``settings_of`` says in messages where they come from. Raises InputError with all problems in one report.
+    folder, numpy's numbers as good as Python's, messages say "recipe" in place of a file); None means $CSALIGN_RECIPE,
+    then ./recipe.yaml. Each override is ``a.b.c=value``; ``settings`` then set key paths to values as a recipe file
+    holds them, and ``settings_of`` says in messages where they come from. Raises InputError with all problems in one
+    report.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list, got {overrides!r} alone", "Put it into a list: [...].")
     if isinstance(name_or_path, Mapping):
-        file = YamlFile(_GIVEN, copy.deepcopy(dict(name_or_path)))
+        file = YamlFile(_GIVEN, plain(name_or_path))
     else:
         file = read_yaml(find_recipe(name_or_path))
     changes: dict[KeyPath, str] = {}
@@ -280,7 +282,7 @@ def load_recipe(
         return validate(Recipe, file, changes)
     own = {tuple(key.split(".")): value for key, value in settings.items()}
     for path, value in own.items():
-        set_value(file.data, path, copy.deepcopy(value), settings_of)
+        set_value(file.data, path, plain(value), settings_of)
     return validate(Recipe, file, dict.fromkeys(own, ""), settings_of)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -63,6 +63,15 @@ class YamlFile:
             if line := self.lines.get(key_path[:length]):
                 return f"{self.path}:{line}"
         return str(self.path)
+
+
+def plain(content: Any) -> Any:
+    """A copy of what a program hands over, as YAML would have it: tuples and arrays as lists, numpy's numbers plain."""
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return content.tolist() if hasattr(content, "tolist") else content
 
 
 def read_yaml(path: Path) -> YamlFile:

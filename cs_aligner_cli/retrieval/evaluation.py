@@ -104,7 +104,7 @@ def evaluate_mixed(
     """
     rows = as_searched(image, "image"), as_searched(text, "text")
     owner = owners(image_of_text, len(rows[0]), len(rows[1]))
-    if not 0 <= share <= 1:
+    if not isinstance(share, int | float | np.number) or not 0 <= share <= 1:
         raise InputError(f"share: expected a number from 0 to 1, got {share!r}")
     if not isinstance(draws, int | np.integer) or draws < 1:
         raise InputError(f"draws: expected an integer of at least 1, got {draws!r}")
@@ -120,7 +120,7 @@ def evaluate_mixed(
 def _device(name: str) -> str:
     """The name as it came, where torch can compute on that device."""
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=torch.device(name))  # of None torch makes its default
     except (RuntimeError, AssertionError, TypeError):
         raise InputError(
             f"device: {name!r} is not available on this machine", 'Use "cpu", or "cuda" on a GPU.'

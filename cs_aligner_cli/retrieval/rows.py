@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, cast, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,11 @@ class Shards(Protocol):
 RowsLike: TypeAlias = "ArrayLike | Shards | Rows"
 
 
+def is_stored(rows: ArrayLike | Shards) -> TypeGuard[Shards]:
+    """Whether rows are a store's, and no array: arrays, and tables of pandas, have a shape and can take rows, too."""
+    return isinstance(rows, Shards) and not hasattr(rows, "__array__")
+
+
 class Rows:
     """(N, d) rows as finite float32 on the CPU, scaled to unit L2 norm unless ``normalize`` is off.
 
@@ -38,7 +43,7 @@ class Rows:
     """
 
     def __init__(self, array: ArrayLike | Shards, name: str, normalize: bool = True) -> None:
-        if isinstance(array, np.ndarray | Tensor) or not isinstance(array, Shards):
+        if not is_stored(array):
             array = as_rows(cast(ArrayLike, array), name).detach()
         self._array = array
         self._normalize = normalize

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 
@@ -113,6 +114,7 @@ def test_several_texts_of_an_image_unpaired_rows_starts_and_automatic_bandwidths
         ({"train": 5}, "train: expected a dict of the recipe's keys, got 5"),
         ({"seed": -1}, "seed: expected an integer from 0 to 2147483647, got -1"),
         ({"seed": 2**70}, "seed: expected an integer from 0 to"),
+        ({"text": pd.DataFrame(np.ones((40, 8)))}, "text: expected .* got a DataFrame"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:

@@ -36,6 +36,17 @@ def test_a_comparison_is_written_in_every_format(csalign: Csalign, finished_swee
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and "CS" in drawing.attrib["aria-label"]
 
 
+def test_a_store_that_a_sweep_has_not_is_named_and_a_metric_named_twice_is_one(
+    csalign: Csalign, finished_sweep: Path
+) -> None:
+    refused = csalign("compare", f"{finished_sweep}:alinged")
+    assert refused.exit_code == 2
+    assert "no store 'alinged'; did you mean aligned?" in refused.stderr
+    twice = ("--metric", "eval_retrieval.aligned.i2t.hubness") * 2
+    keys = [column["key"] for column in csalign("compare", finished_sweep, *twice, "--json").json["columns"]]
+    assert keys.count(twice[1]) == 1
+
+
 def test_two_keys_are_drawn_as_a_heat_map(finished_sweep: Path) -> None:
     """Four rows of a grid, made of the one that was measured."""
     measured = compare(find_run(str(finished_sweep)), None)

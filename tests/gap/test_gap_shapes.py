@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.cluster import KMeans
@@ -177,6 +178,8 @@ def test_pairs_without_a_label_stay_out_of_it():
         measure_gap(image, text, labels=["a", "b", "c"])
     with pytest.raises(InputError, match="image: expected a numpy array or a torch tensor, got a list"):
         measure_gap(image.tolist(), text)
+    with pytest.raises(InputError, match=r"image: expected .* got a DataFrame\nPass its to_numpy"):
+        measure_gap(pd.DataFrame(image), text)
 
 
 def test_pairs_within_one_cluster_at_chance():

@@ -13,6 +13,7 @@ from typing import Any
 
 import annotated_types
 import jsonschema
+import numpy as np
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -728,3 +729,13 @@ def test_a_dict_in_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert content == {"name": "x", "data": {"root": "photos"}, "train": {"epochs": 3}}
     with pytest.raises(InputError, match=r"recipe.*train\.epoch.*did you mean"):
         load_recipe({"name": "x", "train": {"epoch": 3}})
+    with pytest.raises(InputError, match=r"overrides: expected a list, got 'train\.lr=0\.01' alone"):
+        load_recipe(content, "train.lr=0.01")
+
+
+def test_a_dict_may_hold_numbers_of_numpy_and_tuples() -> None:
+    ks, train = (1, np.int64(5)), {"batch_size": np.int32(8), "lr": np.float64(0.01), "pairwise_only": np.True_}
+    recipe = load_recipe({"name": "x", "seed": np.arange(4)[3], "train": train, "eval_retrieval": {"ks": ks}})
+    assert recipe.train is not None
+    assert (recipe.seed, recipe.train.batch_size, recipe.train.lr, recipe.train.pairwise_only) == (3, 8, 0.01, True)
+    assert recipe.eval_retrieval.ks == [1, 5] and load_recipe({"name": "x"}, settings={"seed": np.int64(4)}).seed == 4

@@ -7,6 +7,7 @@ import math
 import faiss
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -337,11 +338,18 @@ def test_evaluation_error_texts():
     for bad in (owners / 8, owners.astype(str), owners[:4]):
         with pytest.raises(InputError, match="text_groups: expected 12 integers, one per text; got shape"):
             evaluate_retrieval(image, text, owners, ks=(1,), text_groups=bad)
-    for bad, found in ((image.tolist(), "got a list"), (image.astype(object), "got object")):
+    others = (
+        (image.tolist(), "got a list"),
+        (image.astype(object), "got object"),
+        (pd.DataFrame(image), "got a DataFrame\nPass its to_numpy"),
+        (torch.as_tensor(image).to_sparse(), "got one of torch.sparse_coo"),
+    )
+    for bad, found in others:
         with pytest.raises(InputError, match=f"image: expected .* {found}"):
             evaluate_retrieval(bad, text, owners, ks=(1,))
-    with pytest.raises(InputError, match="device: 'nope' is not available"):
-        evaluate_retrieval(image, text, owners, ks=(1,), device="nope")
+    for device in ("nope", None):
+        with pytest.raises(InputError, match=f"device: {device!r} is not available"):
+            evaluate_retrieval(image, text, owners, ks=(1,), device=device)
     for value in (5, -2):
         wrong = owners.copy()
         wrong[7] = value
