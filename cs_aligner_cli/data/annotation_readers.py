@@ -17,7 +17,7 @@ def read_karpathy(manifest: KarpathyManifest, folder: Path, console: Console) ->
     entries, path = Entries(), manifest.root / manifest.annotations
     for i, image in enumerate(json_items(path, "images", console)):
         at = Place(path, f"images[{i}]", image)
-        split = at.text("split")
+        split = at.name("split")
         if split == "restval" and manifest.restval == "drop":
             entries.skip("images of the split restval")
             continue

@@ -85,11 +85,19 @@ class Place:
             raise InputError(f"{path}: {place}: expected an object with keys, found {named(value)}")
 
     def text(self, key: str, default: str | None = None) -> str:
-        """The text under a key, which must be there where there is no ``default``."""
+        """The text under a key, ``default`` where it is absent or null; without a default it must be there."""
         value = self._get(key, default)
+        if value is None and default is not None:  # as programs write that there is none
+            return default
         if not isinstance(value, str):
             raise InputError(f"{self.path}: {self.place}.{key}: expected text, found {named(value)}")
         return _whole(value)
+
+    def name(self, key: str) -> str:
+        """The text under a key that must be there and say something."""
+        if not (text := self.text(key)).strip():
+            raise InputError(f"{self.path}: {self.place}.{key}: is empty")
+        return text
 
     def caption(self, key: str) -> str | None:
         """The text under a key that must be there; None where it is null."""

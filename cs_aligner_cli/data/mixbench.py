@@ -116,7 +116,7 @@ def _items(path: Path, key: str) -> Iterator[tuple[str, str, str, str]]:
     try:
         for number, value in json_lines(path):
             at = Place(path, f"line {number}", value)
-            image, text = (at.text(name) if at.value.get(name) is not None else "" for name in ("image", "text"))
+            image, text = at.text("image", ""), at.text("text", "")
             yield at.place, str(at.key(key)), image, text
     except FileNotFoundError:
         raise InputError(

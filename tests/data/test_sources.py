@@ -135,6 +135,7 @@ def test_photos_that_arrive_later_make_the_data_stale(data: Path, make_recipe: M
         ('{"images": [{"filename": "a.png"', "dataset_x.json: cannot be read as JSON: "),
         ('{"images": [7]}', "images[0]: expected an object with keys, found a number"),
         ('{"images": [{"filename": "a.png"}]}', "images[0]: no key 'split'; expected one of: filename"),
+        ('{"images": [{"split": " ", "filename": "a.png"}]}', "images[0].split: is empty"),
         ('{"images": [{"split": "x", "filename": 1}]}', "images[0].filename: expected text, found a number"),
         (
             '{"images": [{"split": "x", "filename": "a", "sentences": {}}]}',
@@ -288,6 +289,7 @@ def test_conversations_as_in_sharegpt4v(data: Path, make_recipe: MakeRecipe, pre
         {"id": "1", "image": "coco/a.jpg", "conversations": turns("A long answer.", "not this one")},
         {"id": "2", "image": "sam/gone.jpg", "conversations": turns("of an absent image")},
         {"id": "3", "conversations": turns("of no image")},
+        {"id": "6", "image": None, "conversations": turns("of no image, as a table's JSON says it")},
         {"id": "4", "image": "coco/a.jpg", "conversations": turns("A second conversation.")},
         {"id": "5", "image": "coco/b.jpg", "conversations": turns()},
     ]
@@ -297,7 +299,7 @@ def test_conversations_as_in_sharegpt4v(data: Path, make_recipe: MakeRecipe, pre
     summary, found = prepared(recipe, code=3)
     assert rows(found) == [("coco/a.jpg", "train", "A long answer."), ("coco/a.jpg", "train", "A second conversation.")]
     assert summary["skipped"] == {
-        "conversations about no image": 1,
+        "conversations about no image": 2,
         "images without a file": 1,
         "captions of dropped or skipped images": 1,
     }
