@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
@@ -23,7 +22,18 @@ _NAMED = 1000
 _BLOCK = 1024
 # One comparison through buckets costs so many of those in a row.
 _DEARER = 10
-_NOT_WORDS = re.compile(r"[\W_]+")
+
+
+class _Words(dict[int, int]):
+    """For ``str.translate``: letters, the marks on them (vowels of Hindi, tones of Thai) and numbers stay; the rest is
+    blanks."""
+
+    def __missing__(self, code: int) -> int:
+        kept = self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")
+        return kept
+
+
+_WORDS = _Words()
 
 
 def repeated(codes: Bits, split: pd.Series[Any]) -> dict[str, int]:
@@ -126,7 +136,8 @@ def _named_pairs(
 
 def normalised(text: str) -> str:
     """A caption without what spelling varies in: case, accents' encoding, punctuation, spaces."""
-    return _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    # Before as well: NFKC makes of an acute accent that stands for an apostrophe a blank and a mark.
+    return " ".join(unicodedata.normalize("NFKC", text.translate(_WORDS)).casefold().translate(_WORDS).split())
 
 
 def shared_captions(captions: pd.DataFrame, advance: Callable[..., None]) -> dict[str, int]:

@@ -725,4 +725,6 @@ def test_captions_are_compared_without_case_and_punctuation() -> None:
     assert normalised("  A Dog, runs!\n") == normalised("a dog — runs") == "a dog runs"
     assert normalised("Straße") == "strasse"
     assert normalised("ﬁre") == "fire"
+    assert normalised("it\u00b4s") == normalised("it's") == "it s"
+    assert len({normalised(text) for text in ("काम", "कम", "कुम", "ไม่", "ไม", "Cafe\u0301!", "cafe")}) == 7
     assert os.linesep not in normalised("a\r\nb")
