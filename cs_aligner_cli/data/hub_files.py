@@ -5,17 +5,14 @@ A data set is downloaded by huggingface_hub, files that a manifest names alone, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.extras import require_package
+from cs_aligner_cli.data.patterns import missing_of_total
 from cs_aligner_cli.recipe.paths import HF
-
-# Shards say how many they are, as in train-00000-of-00005.parquet.
-_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.[^/]*)")
 
 
 def is_cached(repository: str, kind: str = "models") -> bool:
@@ -60,13 +57,6 @@ def data_set_folder(name: str, patterns: Sequence[str], beside: Sequence[str] = 
 
 def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
     """Whether every pattern finds files, and of numbered shards all."""
-    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    for pattern in patterns:
-        found = [file for file in files if fnmatch(file, pattern)]
-        shards: dict[tuple[str, str, int], set[int]] = {}
-        for file in found:
-            if numbered := _SHARD.fullmatch(file):
-                shards.setdefault((numbered[1], numbered[4], int(numbered[3])), set()).add(int(numbered[2]))
-        if not found or any(len(numbers) < total for (_, _, total), numbers in shards.items()):
-            return False
-    return True
+    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    found = [[file for file in files if fnmatch(file.as_posix(), pattern)] for pattern in patterns]
+    return all(part and not missing_of_total(part) for part in found)

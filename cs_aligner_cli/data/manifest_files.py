@@ -68,8 +68,8 @@ def missing_shards(manifest: Manifest) -> Iterator[str]:
     if isinstance(manifest, DrawnManifest) or manifest.root is None:
         return
     for key, name in _named(manifest):
-        if isinstance(name, str) and any(character in name for character in "*?["):
-            files = find_files(manifest.root, name, key)
+        if any(character in str(name) for character in "*?[") and not (manifest.root / name).exists():
+            files = find_files(manifest.root, str(name), key)
             if absent := missing_numbers(files):
                 total = len(files) + len(absent)
                 yield f"{key}: {counted(len(absent), 'numbered files', 'are', of=total)} not there: {listed(absent)}"

@@ -20,6 +20,7 @@ from cs_aligner_cli.data.drawn_splits import draw_splits
 from cs_aligner_cli.data.duplicates import near_images, pair_codes, repeated, shared_captions
 from cs_aligner_cli.data.manifest import DrawnManifest, Manifest, manifest_path
 from cs_aligner_cli.data.manifest_base import OnDisk
+from cs_aligner_cli.data.manifest_files import missing_shards
 from cs_aligner_cli.data.prepared import PreparedData, Split, caption_texts, hold_out, write_prepared
 from cs_aligner_cli.data.repack import write_shards
 from cs_aligner_cli.data.sources import SOURCES
@@ -53,6 +54,7 @@ def write_tables(
         check_checksums(manifest, console)
     if source is None:
         source = SOURCES[manifest.kind](manifest, build.folder, console)
+    source.notes += missing_shards(manifest)
     if "digest" not in source.images:
         assert not isinstance(manifest, DrawnManifest)
         assert manifest.root is not None
