@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, same_width, warn_unless_unit
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.objectives.kernels import LARGEST_SIGMA
 
 Bandwidth: TypeAlias = float | Sequence[float] | Literal["median"]
 
@@ -98,8 +99,8 @@ def _pooled_sample(x: Tensor, y: Tensor, sample: int) -> Tensor:
 def resolve_bandwidth(bandwidth: Bandwidth, x: Tensor, y: Tensor) -> tuple[float, ...]:
     """Return sigma, or the several of a mixture: as given, or the median heuristic on x (M, d) and y (N, d).
 
-    Raises InputError unless they are finite numbers above 0, at least one, or "median"; warns (NotUnitRowsWarning)
-    where numbers are given for rows that are not of unit length.
+    Raises InputError unless they are numbers above 0 and up to 1e150, at least one, or "median"; warns
+    (NotUnitRowsWarning) where numbers are given for rows that are not of unit length.
     """
     if isinstance(bandwidth, str):
         if bandwidth == "median":
@@ -111,5 +112,7 @@ def resolve_bandwidth(bandwidth: Bandwidth, x: Tensor, y: Tensor) -> tuple[float
     for sigma in sigmas:
         if not (math.isfinite(sigma) and sigma > 0):
             raise InputError(f'bandwidth: expected a finite number above 0 or "median", got {sigma:g}')
+        if sigma > LARGEST_SIGMA:
+            raise InputError(f"bandwidth: expected a sigma of at most {LARGEST_SIGMA:g}, got {sigma:g}")
     warn_unless_unit(x, y, unit_of="a bandwidth such as 0.7071", remedy=', or take bandwidth="median"', depth=3)
     return sigmas

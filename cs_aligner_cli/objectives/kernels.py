@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from cs_aligner_cli.common.errors import InputError
 
-# Far below any use, and far above where 1 / sigma^2 and its products overflow float32.
-_SMALLEST_SIGMA = 1e-9
+# Far below any use, and far above where 1 / sigma^2 and its products overflow float32; sigma^2 must stay a float64.
+_SMALLEST_SIGMA, LARGEST_SIGMA = 1e-9, 1e150
 
 
 class KernelTile(NamedTuple):
@@ -31,8 +30,10 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         for sigma in self.sigmas:
-            if not _SMALLEST_SIGMA <= sigma < math.inf:
-                raise InputError(f"bandwidth: expected a sigma of at least {_SMALLEST_SIGMA:g}, got {sigma:g}")
+            if not _SMALLEST_SIGMA <= sigma <= LARGEST_SIGMA:
+                raise InputError(
+                    f"bandwidth: expected a sigma from {_SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}, got {sigma:g}"
+                )
 
     @property
     def widest(self) -> float:

@@ -17,6 +17,8 @@ from cs_aligner_cli.objectives.sliced_wasserstein import check_power
 
 # Rounds of Sinkhorn's iterations at most, and how many of a round multiply by a kernel that is kept.
 _ROUNDS, _SCALINGS = 200, 50
+# Squares of lengths must stay numbers.
+_LARGEST_LENGTH = 1e150
 # Scalings beyond are taken into the potentials: products of two of them must stay numbers.
 _LARGEST_SCALING = 1e100
 
@@ -39,13 +41,15 @@ def sinkhorn(
     beside a constant of 448 MB (blocks of costs and of the kernel that are kept between iterations).
 
     Computed in float64 whatever the autocast; returned in float32, or in float64 where x or y is. Rows that are
-    not finite give NaN. Raises InputError for rows that do not fit together, options out of range, and
-    NotConvergedError for a plan that does not converge in 10,000 iterations.
+    not finite, or lie further apart than 1e150, give NaN. Raises InputError for rows that do not fit together, options
+    out of range, and NotConvergedError for a plan that does not converge in 10,000 iterations.
     """
     x, y, dtype = as_float64(x, y)
     check_power(p)
     if not (math.isfinite(blur) and blur > 0):
         raise InputError(f"blur: expected a finite number above 0, got {blur}")
+    if blur > _LARGEST_LENGTH:
+        raise InputError(f"blur: expected at most {_LARGEST_LENGTH:g}, got {blur:g}")
     if not 0 < scaling < 1:
         raise InputError(f"scaling: expected a number between 0 and 1, got {scaling}")
     if not (math.isfinite(tolerance) and tolerance > 0):
@@ -54,7 +58,7 @@ def sinkhorn(
     centre = (x.detach().mean(dim=0) + y.detach().mean(dim=0)) / 2
     x, y = x - centre, y - centre
     diameter = _diameter(x, y)
-    if not math.isfinite(diameter):
+    if not diameter <= _LARGEST_LENGTH:
         return ((x.sum() + y.sum()) * math.nan).to(dtype)
     steps = math.ceil(max(0.0, math.log(blur / max(diameter, blur)) / math.log(scaling)))
     problem = _Problem(p, tuple(max(diameter * scaling**i, blur) ** p for i in range(steps)), blur**p, tolerance)

@@ -9,15 +9,17 @@ from pydantic import BeforeValidator, Field, Tag
 from cs_aligner_cli.recipe.messages import KIND_IS_NEEDED, PLAIN, Strict, plain_or_kind
 from cs_aligner_cli.recipe.weights import is_number
 
-# The smallest sigma that the kernels take.
-_SMALLEST = 1e-9
+# The smallest sigma that the kernels take, and one far beyond what unit rows can tell from any larger.
+_SMALLEST, _LARGEST = 1e-9, 1e9
 
 
 class MedianBandwidth(Strict):
     """The median distance between two rows of the batch, smoothed over steps."""
 
     kind: Literal["median"] = Field("median", description="Median heuristic.")
-    factor: float = Field(1.0, gt=0, description="Multiplies the median (some authors divide it by sqrt 2).")
+    factor: float = Field(
+        1.0, gt=0, le=_LARGEST, description="Multiplies the median (some authors divide it by sqrt 2)."
+    )
     every: int = Field(10, ge=1, description="Estimated every so many steps.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the former value that an estimate keeps.")
 
@@ -35,27 +37,31 @@ class AnnealedBandwidth(Strict, json_schema_extra=KIND_IS_NEEDED):
     """From a wide kernel to a narrow one (or back), geometrically."""
 
     kind: Literal["annealed"] = Field("annealed", description="Changes from start to end.")
-    start: float = Field(2.0, ge=_SMALLEST, description="sigma at the first step.")
-    end: float = Field(0.5, ge=_SMALLEST, description="sigma from the share `until` of the steps on.")
+    start: float = Field(2.0, ge=_SMALLEST, le=_LARGEST, description="sigma at the first step.")
+    end: float = Field(0.5, ge=_SMALLEST, le=_LARGEST, description="sigma from the share `until` of the steps on.")
     until: float = Field(0.5, gt=0, le=1, description="Share of the steps at which `end` is reached.")
+
+
+def _is_sigma(value: Any) -> bool:
+    return is_number(value) and _SMALLEST <= value <= _LARGEST
 
 
 def _plain_bandwidth(value: Any) -> Any:
     """Pydantic would report each member of a union; a user needs one message."""
-    if value in ("median", "auto") or (is_number(value) and value >= _SMALLEST):
+    if value in ("median", "auto") or _is_sigma(value):
         return value
     if isinstance(value, list):
         if not value:
             raise ValueError("a mixture needs at least one sigma, as in [0.5, 1.0]")
-        if all(is_number(sigma) and sigma >= _SMALLEST for sigma in value):
+        if all(map(_is_sigma, value)):
             return value
         raise ValueError("expected numbers more than 0 in a mixture, as in [0.5, 1.0]")
-    if is_number(value) and 0 < value < _SMALLEST:
-        raise ValueError(f"expected a sigma of at least {_SMALLEST:g}")
+    if is_number(value) and value > 0:
+        raise ValueError(f"expected a sigma from {_SMALLEST:g} to {_LARGEST:g}")
     raise ValueError("expected a number more than 0 (sigma), a list of them, median, auto, or a section with a kind")
 
 
-_Sigma = Annotated[float, Field(ge=_SMALLEST)]
+_Sigma = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
 Bandwidth = Annotated[
     Annotated[
         _Sigma | Annotated[list[_Sigma], Field(min_length=1)] | Literal["median", "auto"],

@@ -44,7 +44,7 @@ class GapReport(Strict):
         description="The two modalities measured, as in [audio, text]; the report's words image and text then stand for"
         " the first and the second.",
     )
-    bandwidths: list[Annotated[float, Field(ge=0.05)]] = Field(
+    bandwidths: list[Annotated[float, Field(ge=0.05, le=1e9)]] = Field(
         [0.5, 0.7071, 1.0],
         min_length=1,
         description="sigma at which D_CS and MMD are reported; below 0.05 a kernel can be 0 between all rows.",

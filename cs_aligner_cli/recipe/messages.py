@@ -294,7 +294,7 @@ def _locate(root: type[BaseModel], loc: tuple[int | str, ...]) -> _Spot:
     spot = _Spot((), root, root, ())
     rivals: tuple[type[BaseModel], ...] = ()
     for part in loc:
-        if part == PLAIN:
+        if part in (PLAIN, "[key]"):  # the latter where a free mapping's key is wrong itself
             continue
         sections = tuple(section_models(spot.annotation))
         tagged = [section for section in sections if part in _kinds(section)]

@@ -139,7 +139,7 @@ class Sinkhorn(_Divergence, json_schema_extra=KIND_IS_NEEDED):
     """Debiased entropic optimal transport."""
 
     kind: Literal["sinkhorn"] = Field("sinkhorn", description="Sinkhorn divergence.")
-    blur: float = Field(0.05, gt=0, description="Length at which transport is blurred.")
+    blur: float = Field(0.05, gt=0, le=1e9, description="Length at which transport is blurred.")
     p: int = Field(2, ge=1, le=2, description="Order of the cost.")
     scaling: float = Field(
         0.5, gt=0, lt=1, description="Step of the annealing from the diameter of the rows down to blur."

@@ -151,7 +151,7 @@ class Trackers:
         # A run that begins again has no use for what an earlier one told the trackers.
         self._state: dict[str, Any] = read_json(path) if names and run.resumed and path.is_file() else {}
         self._open: dict[str, Tracker] = {}
-        for name in names:
+        for name in dict.fromkeys(names):
             known = self._state.get(name)
             tracker = TRACKERS[name](run._replace(resumed=known is not None), known["id"] if known else None)
             self._open[name] = tracker

@@ -22,6 +22,8 @@ from cs_aligner_cli.objectives import (
     hoelder_divergence,
     infonce,
     mmd,
+    nystroem_cs,
+    sinkhorn,
     tiles,
 )
 
@@ -261,8 +263,13 @@ def test_error_texts() -> None:
         mmd(x, y, [])
     with pytest.raises(InputError, match='bandwidth: expected a finite number above 0 or "median", got -1'):
         mmd(x, y, [1.0, -1.0])
-    with pytest.raises(InputError, match="bandwidth: expected a sigma of at least 1e-09, got 1e-200"):
+    with pytest.raises(InputError, match=r"bandwidth: expected a sigma from 1e-09 to 1e\+150, got 1e-200"):
         cs_divergence(x, y, 1e-200)
+    for divergence in (cs_divergence, nystroem_cs, hoelder_divergence):
+        with pytest.raises(InputError, match=r"bandwidth: expected a sigma of at most 1e\+150, got 1e\+200"):
+            divergence(x, y, [1.0, 1e200])
+    with pytest.raises(InputError, match=r"blur: expected at most 1e\+150, got 1e\+200"):
+        sinkhorn(x, y, blur=1e200)
     with pytest.raises(InputError, match="alpha: expected a number above 1, got 1"):
         hoelder_divergence(x, y, 1.0, alpha=1.0)
     with pytest.raises(InputError, match="gamma: expected a number above 0, got 0"):
