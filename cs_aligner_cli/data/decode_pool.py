@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.data import decode_worker
 from cs_aligner_cli.data.crops import Crop
 from cs_aligner_cli.data.images import BadImageError
 
@@ -53,14 +54,14 @@ class _Worker:
         try:
             os.ftruncate(descriptor, _MEMORY)
             self.memory = mmap.mmap(descriptor, _MEMORY)
-            package = str(Path(__file__).parents[2])
+            # It imports from where this process does: -P leaves the current folder out, whose json.py is data.
+            program = f"import sys; sys.path[:] = {sys.path!r}; from {decode_worker.__name__} import main"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cs_aligner_cli.data.decode_worker", str(descriptor), str(_MEMORY)],
+                [sys.executable, "-P", "-c", f"{program}; main({descriptor}, {_MEMORY})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 pass_fds=[descriptor],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])},
             )
         finally:
             os.close(descriptor)

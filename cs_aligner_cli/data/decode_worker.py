@@ -1,4 +1,4 @@
-"""A process that decodes pictures into memory it shares with its parent: python -m cs_aligner_cli.data.decode_worker.
+"""What a process does that decodes pictures into memory it shares with its parent.
 
 Each line of its input is a job in JSON, {"paths": [...], "crop": {...}}; it answers with an empty line once the crops
 lie one after another from the start of the memory, or with {"path", "why"} of the first picture that is not whole.
@@ -41,7 +41,3 @@ def main(descriptor: int, size: int) -> None:
             found = crop_all(job["paths"], crop, memory)
             sys.stdout.write((json.dumps(found) if found else "") + "\n")
             sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

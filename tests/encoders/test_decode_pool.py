@@ -143,6 +143,20 @@ def test_processes_decode_what_threads_do(loader: ImageLoader) -> None:
     pool.close()
 
 
+@pytest.mark.skipif(not can_share(), reason="memory without a name is Linux's alone")
+def test_processes_run_nothing_that_lies_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    parts = parts_of(CLIP, False)
+    assert parts is not None
+    pool, crops = DecodePool(1), np.zeros((1, 32, 32, 3), np.uint8)
+    pool.read([tmp_path / "a.png"], parts.crop, crops)
+    pool.close()
+    assert (crops == [255, 0, 0]).all()
+
+
 def test_decoding_on_a_device_is_refused_without_one() -> None:
     with pytest.raises(InputError, match=r"embed\.jpeg: device decodes on a CUDA device, but embed runs on: cpu"):
         require_device_jpeg(torch.device("cpu"))
