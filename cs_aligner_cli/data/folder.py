@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.console import Console, printable
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.caption_text import captions_in
 from cs_aligner_cli.data.collector import Entries, Source
@@ -40,7 +40,7 @@ def read_folder(manifest: FolderManifest, folder: Path, console: Console) -> Sou
                         f"{top / inside}: stands in no split's folder",
                         "With split_folders each image lies in a sub-folder of image_dir that is named like its split.",
                     )
-            if storable(inside) != inside:
+            if printable(inside) != inside or "\n" in inside:
                 entries.drop("image", storable(inside), "a file name that is no printable text")
                 continue
             found = _text_of(inside, text_of)

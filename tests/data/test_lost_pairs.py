@@ -34,6 +34,20 @@ def test_every_suffix_that_is_decoded(trial: Trial) -> None:
     assert found.bad == [("e.heic", with_plugin if installed("pillow_heif") else without)]
 
 
+def test_names_with_unusual_spaces_and_joined_signs(trial: Trial) -> None:
+    """As macOS names a picture of the screen, and Japanese systems a copy; control characters are no part of a name."""
+    fine = ["Screen Shot at 1.23\u202fPM.png", "nbsp\u00a0x.png", "写真\u30001.png", "\U0001f469\u200d\U0001f680.png"]
+    for i, name in enumerate([*fine, "bell\x07.png", "line\n.png", "half\udcff.png"]):
+        path = trial.root / name
+        path.write_bytes(picture(i))
+        path.with_suffix(".txt").write_text(f"of {i}")
+    found = trial(kind="folder")
+    assert found.code == 3
+    assert sorted(found.captions) == sorted((name, f"of {i}") for i, name in enumerate(fine))
+    reason = "a file name that is no printable text"
+    assert found.bad == [("bell\\x07.png", reason), ("half\\udcff.png", reason), ("line\\n.png", reason)]
+
+
 def test_what_systems_leave_behind_is_no_image(trial: Trial) -> None:
     trial.put("a.png", picture(0))
     trial.put("a.txt", "a dog")
