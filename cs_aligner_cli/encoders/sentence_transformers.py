@@ -54,6 +54,7 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
     if backbone is None:
         raise InputError(f"{key}: {spec.model} does not begin with a transformer; only such pipelines are supported")
     tokenizer: Any = pipeline.tokenizer
+    tokenizer.padding_side = "right"  # batches are cut behind their longest caption
     refuse_foreign_tokenizer(len(tokenizer), backbone.get_input_embeddings().num_embeddings, key)
     learned, limit = learned_positions(backbone), pipeline.max_seq_length
     if limit is None:

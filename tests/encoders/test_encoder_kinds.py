@@ -228,6 +228,21 @@ def test_a_sentence_transformers_pipeline_equals_its_own_encode(bert: Path, tmp_
 
 
 @torch.inference_mode()
+def test_a_pipeline_that_pads_on_the_left_equals_its_own_encode(llama: Path, tmp_path: Path) -> None:
+    """As those over LLMs do (e5-mistral), in batches that mix lengths."""
+    folder = tmp_path / "pipeline"
+    tokens = {"padding_side": "left", "pad_token": "[PAD]"}
+    parts = [modules.Transformer(str(llama), processor_kwargs=tokens), modules.Pooling(32, "lasttoken")]
+    SentenceTransformer(modules=parts, device="cpu").save(str(folder))
+    again = SentenceTransformer(str(folder), device="cpu")
+    assert again.tokenizer.padding_side == "left"
+    rng = np.random.default_rng(0)
+    texts = [*dict.fromkeys(" ".join(rng.choice(WORDS, n)) for n in rng.integers(1, 12, 150))]
+    found = encoder("text", tmp_path, kind="sentence_transformers", model=of(folder))
+    assert_same(found.module(found.load(pd.DataFrame({"text": texts}))), torch.from_numpy(again.encode(texts)))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
 def test_timm_models_equal_timm_with_its_own_transform(name: str, photos: list[Path], tmp_path: Path) -> None:
     torch.manual_seed(0)
