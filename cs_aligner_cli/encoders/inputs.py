@@ -201,6 +201,20 @@ def _no_longer_whole(path: Path | str, error: BadImageError) -> InputError:
     return InputError(f"{path}: {error}; it was whole when the data were prepared", "Check it again: csalign prepare")
 
 
+def pad_on_the_right(tokenizer: Any, key: str) -> None:
+    """Let a tokenizer of transformers pad behind the text: batches are cut there, and the last token is looked for from
+    the left. Where it has no padding token, as many decoders have none, its end of text is one: the mask tells them
+    apart. Raises InputError where it has neither.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise InputError(
+            f"{key}: the tokenizer has no padding token and no end of text to pad with",
+            'Name one in its tokenizer_config.json: "pad_token".',
+        )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+
+
 def padded_ids(encoding: Any) -> Tensor:
     """Token ids (B, L) int64 of a tokenizer's output, PADDING where its attention mask is 0.
 

@@ -17,6 +17,7 @@ from cs_aligner_cli.encoders.hub import LOCAL, refuse_absent, refuse_without_tok
 from cs_aligner_cli.encoders.inputs import (
     ids_and_mask,
     in_chunks_of_like_length,
+    pad_on_the_right,
     padded_ids,
     refuse_foreign_tokenizer,
     tokenizer_identity,
@@ -54,7 +55,7 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
     if backbone is None:
         raise InputError(f"{key}: {spec.model} does not begin with a transformer; only such pipelines are supported")
     tokenizer: Any = pipeline.tokenizer
-    tokenizer.padding_side = "right"  # batches are cut behind their longest caption
+    pad_on_the_right(tokenizer, key)
     refuse_foreign_tokenizer(len(tokenizer), backbone.get_input_embeddings().num_embeddings, key)
     learned, limit = learned_positions(backbone), pipeline.max_seq_length
     if limit is None:

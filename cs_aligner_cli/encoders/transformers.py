@@ -38,6 +38,7 @@ from cs_aligner_cli.encoders.inputs import (
     ImageLoader,
     ids_and_mask,
     in_chunks_of_like_length,
+    pad_on_the_right,
     padded_ids,
     refuse_foreign_tokenizer,
     tokenizer_identity,
@@ -164,9 +165,7 @@ class _TextLoader:
 
     def __init__(self, tokenizer: Any, model: Any, spec: TransformersEncoder, key: str) -> None:
         self.tokenizer, self.prompt = tokenizer, spec.prompt
-        tokenizer.padding_side = "right"  # last-token pooling counts from the left
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        pad_on_the_right(tokenizer, key)
         self.pad_id = tokenizer.pad_token_id or 0
         config = getattr(model.config, "text_config", model.config)
         learned = learned_positions(model)

@@ -228,6 +228,22 @@ def test_a_sentence_transformers_pipeline_equals_its_own_encode(bert: Path, tmp_
 
 
 @torch.inference_mode()
+def test_tokenizers_without_a_padding_token(llama: Path, tmp_path: Path) -> None:
+    pipeline = SentenceTransformer(modules=[modules.Transformer(str(llama)), modules.Pooling(32, "mean")], device="cpu")
+    pipeline.save(str(tmp_path / "pipeline"))
+    found = encoder("text", tmp_path, kind="sentence_transformers", model=of(tmp_path / "pipeline"))
+    model, tokenizer = transformers.LlamaModel.from_pretrained(llama).eval(), word_tokenizer(eos_token="[SEP]")
+    alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in CAPTIONS]
+    assert_same(embedded(found), torch.stack(alone))
+
+    word_tokenizer().save_pretrained(llama)
+    word_tokenizer().save_pretrained(tmp_path / "pipeline")
+    for kind, folder in (("transformers", llama), ("sentence_transformers", tmp_path / "pipeline")):
+        with pytest.raises(InputError, match=r"encoders\.text: the tokenizer has no padding token and no end of text"):
+            encoder("text", tmp_path, kind=kind, model=of(folder))
+
+
+@torch.inference_mode()
 def test_a_pipeline_that_pads_on_the_left_equals_its_own_encode(llama: Path, tmp_path: Path) -> None:
     """As those over LLMs do (e5-mistral), in batches that mix lengths."""
     folder = tmp_path / "pipeline"
