@@ -172,17 +172,19 @@ def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: Optimizer,
     own_state: dict[str, Tensor] = {}
     device = next(iter(trained.own_state().values())).device
     optimizer_state: dict[int, dict[str, Tensor]] = {}
+    # What is read lies where the file has it, at odd addresses, and products of it can differ from those of tensors
+    # that torch made in their last digits: so what stays in use is copied.
     for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         if owner == "towers":
             own_state[rest] = tensor
         elif owner == "memory_pairs":
             first, second = rest.split("/")
-            memory.pairs[first, second] = tensor.to(device)
+            memory.pairs[first, second] = tensor.to(device, copy=True)
         elif owner in kept:
-            kept[owner][rest] = tensor.to(device)
+            kept[owner][rest] = tensor.to(device, copy=True)
         else:
             index, key = rest.split(".", 1)
-            optimizer_state.setdefault(int(index), {})[key] = tensor
+            optimizer_state.setdefault(int(index), {})[key] = tensor.clone()
     trained.load_own_state(own_state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})

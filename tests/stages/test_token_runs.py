@@ -147,6 +147,15 @@ def test_a_transformer_with_dropout_over_tokens_resumes_bitwise(
     assert_resumes_bitwise(tokens_recipe, tmp_path, monkeypatch, *settings, *more, "train.epochs=2")
 
 
+def test_the_average_of_a_prior_resumes_bitwise(
+    tokens_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a state is read into lies in memory as what torch makes does: products differ in their last digits else."""
+    prior = "train.text={reads: tokens, adapter: {kind: prior, width: 16, layers: 1, heads: 2}}"
+    settings = ("train.captions=all", "train.objective.memory=30", "train.objective.memory_momentum=0.9")
+    assert_resumes_bitwise(tokens_recipe, tmp_path, monkeypatch, prior, *settings, "train.epochs=2")
+
+
 def test_a_frozen_tower_of_tokens_is_their_mean(csalign: Csalign, tokens_recipe: Path, tmp_path: Path) -> None:
     settings = ("--set", "train.text={tune: frozen, reads: tokens}", "--set", "train.embed_dim=16")
     for command in ("prepare", "embed", "train", "embed"):
