@@ -113,11 +113,13 @@ def refuse_unknown_model(recipe: Recipe, modality: str) -> None:
 
 
 def _stored(recipe: Recipe, modality: str) -> str:
-    from cs_aligner_cli.data.manifest import EmbeddingsManifest, load_manifest
+    from cs_aligner_cli.data.manifest import DrawnManifest, EmbeddingsManifest, load_manifest
 
     manifest = load_manifest(recipe)
-    if not isinstance(manifest, EmbeddingsManifest):
+    if isinstance(manifest, DrawnManifest):
         return "features that csalign draws"
+    if not isinstance(manifest, EmbeddingsManifest):  # parts that a pattern finds
+        return f"features in {manifest.root}"
     part = {"image": manifest.images, "text": manifest.captions, **manifest.modalities}.get(modality)
     assert manifest.root is not None
     if part is None or part.features is None:

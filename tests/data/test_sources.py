@@ -622,6 +622,8 @@ def test_clip_retrieval_parts_are_one_array(
     summary, found = prepared(recipe)
     assert summary["splits"] == {"all": {"images": 12, "captions": 12}}
     assert rows(found)[5] == ("10000", "all", "told in 1")
+    checks = {check["name"]: check["found"] for check in csalign("doctor", recipe, "--json").json["checks"]}
+    assert checks["encoders.image"] == checks["encoders.text"] == f"features in {data}"
     called = csalign("embed", recipe)
     assert called.exit_code == 0, called.stderr
     store = Store(recipe.parent / "run_recipe" / "embeddings" / "frozen" / "all")
