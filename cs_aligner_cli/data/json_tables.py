@@ -48,7 +48,7 @@ def _rows(content: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
             return lists[0]
         if set(columns) <= set(content):
             return _from_columns(content, columns)
-        if len(columns) == 2 and all(isinstance(value, str | list) for value in content.values()):
+        if len(columns) == 2 and all(map(_is_captions, content.values())):
             image, caption = columns
             return [{image: name, caption: captions} for name, captions in content.items()]
         raise ValueError(
@@ -58,6 +58,10 @@ def _rows(content: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not _all(content, dict):
         raise ValueError("expected a list of objects")
     return content
+
+
+def _is_captions(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and not any(isinstance(i, dict | list) for i in value))
 
 
 def _from_columns(content: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:

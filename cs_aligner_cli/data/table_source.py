@@ -14,7 +14,7 @@ from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.arrow_images import ArrowFile, dataset_files, open_arrow, read_columns
 from cs_aligner_cli.data.caption_text import list_in
-from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source, one_image_a_name
+from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source, folded, listed_before, one_image_a_name
 from cs_aligner_cli.data.delimited import Dialect, format_of
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES, has_suffix
 from cs_aligner_cli.data.manifest import TableManifest
@@ -36,7 +36,7 @@ def read_table(manifest: TableManifest, folder: Path, console: Console) -> Sourc
     parts = [_rows(manifest, path, split, dialect) for split, path in files]
     rows = pd.concat(parts, ignore_index=True)
     images, owner, found = _images(rows, manifest.root, ", ".join(str(path) for _, path in files[:3]))
-    bad += found
+    bad += found if manifest.captions else [*found, *_in_second_splits(rows)]
     captions = pd.DataFrame({"image_id": owner, "split": rows["split"], "text": rows["text"]})
     lost = captions["image_id"].isna() & rows["locator"].notna()
     skipped = {LOST_CAPTIONS: int(lost.sum())} if lost.any() else {}
@@ -166,6 +166,19 @@ def _images(rows: pd.DataFrame, root: Path, tables: str) -> tuple[pd.DataFrame, 
     owner = names.take(np.where(of_row < 0, len(images), of_row)).set_axis(rows.index)
     images["label"] = _label_of_each(images["image_id"], owner, rows["label"], tables)
     return images, owner, bad
+
+
+def _in_second_splits(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Images that are listed in a second split, as bad items; where there are captions, those are bad."""
+    named = rows[rows["locator"].notna()].drop_duplicates(["locator", "split"])
+    first = named["locator"].map(named.drop_duplicates("locator").set_index("locator")["split"])
+    astray = named["split"].map(folded) != first.map(folded)
+    return [
+        {"kind": "image", "item": f"{name} ({locator})", "reason": listed_before(split)}
+        for name, locator, split in zip(
+            *(named[c][astray] for c in ("image_id", "locator")), first[astray], strict=True
+        )
+    ]
 
 
 def _texts(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> Any:

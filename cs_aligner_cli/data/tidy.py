@@ -8,6 +8,8 @@ from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.data.caption_text import PLACEHOLDERS
 from cs_aligner_cli.data.collector import LOST_CAPTIONS, Source, folded
 
+# What a caption shows nothing by: spaces, marks without a width, the byte order mark.
+_BLANK = "".join(chr(code) for code in range(2**16) if chr(code).isspace()) + "\u00ad\u200b\u200c\u200d\u2060\ufeff"
 # Of a split that has pairs, so many images or captions without a partner are worth a warning.
 _MANY = 0.01
 
@@ -35,7 +37,7 @@ def linked(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
     # An image that was dropped or skipped takes its captions along; they are no bad items of their own.
     lost = paired & image_split.isna()
     unlisted = lost & ~captions["image_id"].isin(source.dropped)
-    text = captions["text"].str.strip()
+    text = captions["text"].str.strip(_BLANK)
     empty = ~lost & (text == "")
     missing = ~lost & text.isin(PLACEHOLDERS)
     other_split = ~(lost | empty | missing) & paired & (image_split != captions["split"])

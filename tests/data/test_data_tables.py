@@ -18,6 +18,7 @@ import pytest
 from pydantic import ValidationError
 from trials import Trial, picture
 
+from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.data.images import read_bytes
 from cs_aligner_cli.data.manifest import TableManifest
 from cs_aligner_cli.data.sources import SOURCES as READERS
@@ -185,6 +186,28 @@ def test_an_object_in_place_of_a_caption_is_refused(trial: Trial, cell: Any, nam
     found = trial(table=name, caption_column="text", **TABLE)
     assert found.code == 2
     assert f"{name}: row 1 (counted from 0) has an object in the column 'text', not text" in found.said
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        ({split: [{"image": "0.png", "caption": "a"}] for split in ("train", "test")}, "train, test"),
+        ({"columns": ["image", "caption"], "index": [0], "data": [["0.png", "a"]]}, "columns, index, data"),
+    ],
+)
+def test_json_of_another_layout_is_refused_as_such(trial: Trial, content: dict[str, Any], keys: str) -> None:
+    trial.put("t.json", content)
+    found = trial(table="t.json", **TABLE)
+    assert found.code == 2 and "expected a list of objects" in found.said and f"found other keys: {keys}" in found.said
+
+
+def test_a_table_of_images_alone_that_lists_one_in_two_splits(trial: Trial) -> None:
+    trial.put("t.csv", "image,split\nx.png,train\ny.png,train\nx.png, Train\nx.png,test\n")
+    manifest = TableManifest(name="x", table="t.csv", caption_column=None, root=trial.root)
+    found = READERS["table"](manifest, trial.folder, Console(quiet=True))
+    assert found.images[["image_id", "split"]].to_numpy().tolist() == [["x.png", "train"], ["y.png", "train"]]
+    bad = {"kind": "image", "item": "x.png (x.png)", "reason": "was listed before, in split train"}
+    assert found.bad == [bad]
 
 
 def test_bytes_are_text(trial: Trial) -> None:

@@ -170,6 +170,17 @@ def test_placeholders_of_missing_captions_are_bad(trial: Trial, text: str) -> No
     assert found.bad[0][1] == (f"'{text}' stands for a missing caption" if text else "empty caption")
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff", "\u00a0\u200b \u200d", "\u3000", "\u00ad"])
+def test_a_caption_that_shows_nothing_is_empty(trial: Trial, text: str) -> None:
+    trial.pictures("0.png", "1.png")
+    trial.put(
+        "t.jsonl", "\n".join(json.dumps({"image": f"{i}.png", "caption": t}) for i, t in enumerate((text, "fine")))
+    )
+    found = trial(kind="table", table="t.jsonl", split_column=None)
+    assert (found.code, found.captions) == (3, [("1.png", "fine")])
+    assert found.bad == [("caption 0 (counted from 0) of image 0.png", "empty caption")]
+
+
 # ---- files that are not there
 
 
