@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 
 # As the command line does for itself: no spinning threads, see cli.main.
 export OMP_WAIT_POLICY ?= PASSIVE
+export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo site results test test-all test-browser test-gpu check coverage format docs bench bench-objectives bench-retrieval bench-divergences \

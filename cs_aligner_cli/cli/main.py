@@ -315,6 +315,9 @@ def main() -> None:
     # Threads that spin while they wait lose whole time slices to any other busy process: on two shared cores a
     # training step then takes a hundred times as long. Set before torch loads its OpenMP runtime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # NumPy's products have threads of their own, which spin whatever that says: beside torch's they cost more than they
+    # gain even where nobody else is busy. What is large is multiplied in torch. Set before NumPy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     streams.open_closed()
     streams.use_utf8_paths()
     try:

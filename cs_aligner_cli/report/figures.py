@@ -110,7 +110,8 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
     """
     kinds = {name: _cosines(image, text) for name, image, text in drawn_pairs(stores, MAX_POINTS, seed)}
     values = np.concatenate([cosines for store in kinds.values() for cosines in store.values()])
-    bins = np.linspace(float(values.min()) - 0.01, float(values.max()) + 0.01, 61).tolist()
+    # A count and a range, not edges: NumPy sorts values into edges that it does not know to be evenly spaced.
+    span = float(values.min()) - 0.01, float(values.max()) + 0.01
     styles: dict[str, dict[str, Any]] = {
         "pairs": {"facecolor": (PAIRED, 0.45), "edgecolor": PAIRED, "histtype": "stepfilled", "lw": 1.2},
         "not pairs": {"color": UNPAIRED, "histtype": "step", "lw": 1.6},
@@ -121,8 +122,8 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
         for ax, store in zip(axes, kinds.values(), strict=True):
             ax.axvline(0, color=GRID, lw=0.8, zorder=0)
             for kind, cosines in store.items():
-                ax.hist(cosines, bins=bins, density=True, label=kind, **styles[kind])
-            ax.set(xlim=(bins[0], bins[-1]), xlabel="cosine", ylabel="density")
+                ax.hist(cosines, bins=60, range=span, density=True, label=kind, **styles[kind])
+            ax.set(xlim=span, xlabel="cosine", ylabel="density")
         outer_labels(axes)
         legend(figure, axes)
         return Picture(figure)
@@ -130,13 +131,18 @@ def cosine_histograms(stores: Stores, seed: int = 0) -> Picture:
 
 def _cosines(image: Floats, text: Floats) -> dict[str, Floats]:
     across = image @ text.T
-    above = np.triu_indices(len(image), k=1)
     return {
         "pairs": np.diagonal(across),
-        "not pairs": across[~np.eye(len(across), dtype=bool)],
-        "image with image": (image @ image.T)[above],
-        "text with text": (text @ text.T)[above],
+        "not pairs": _beside_diagonal(across),
+        "image with image": _beside_diagonal(image @ image.T),
+        "text with text": _beside_diagonal(text @ text.T),
     }
+
+
+def _beside_diagonal(square: Floats) -> Floats:
+    """(n (n - 1),) all but the diagonal of (n, n): cut after each of its entries, the diagonal is a column."""
+    n = len(square)
+    return square.ravel()[:-1].reshape(n - 1, n + 1)[:, 1:].ravel()
 
 
 def spectra(spectra_of: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Picture:

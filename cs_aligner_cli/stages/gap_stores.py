@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -44,29 +44,37 @@ class Compared(NamedTuple):
 
     name: str
     kind: str
+    base: str  # the store that a baseline is on top of; of others, their own name
     take: Take | None  # None: image and text rows share no space
 
 
 def compared(layout: Layout, split: Split, notes: list[str]) -> Iterator[Compared]:
-    """Yield what is put side by side on a split, each store followed by its baselines; ``notes`` says what is not.
+    """Yield what is put side by side on a split; ``notes`` says what is not.
 
-    Raises InputError where another run's store holds other items than this run's.
+    Stores come first: they can be measured while baselines are fitted. ``in_columns`` has the report's order. Raises
+    InputError where another run's store holds other items than this run's.
     """
-    own = layout.stores(split.name)
-    for name, artifact in own.items():
-        store = Store(artifact.path)
+    own = {name: Store(artifact.path) for name, artifact in layout.stores(split.name).items()}
+    for name, store in own.items():
         comparable = _share_space(layout, store)
-        yield Compared(name, "store", _take(layout, store, split) if comparable else None)
         if not comparable:
             notes.append(f"{name}: {NO_SPACE}")
-        yield from _baselines(layout, name, store, split, notes)
+        yield Compared(name, "store", name, _take(layout, store, split) if comparable else None)
     for name, artifact in layout.beside.items():
         store = Store(artifact.path)
         refuse_other_items(f"gap_report.beside: {name}", store, split)
         if store.shares_space:
-            yield Compared(name, "run", _take(layout, store, split))
+            yield Compared(name, "run", name, _take(layout, store, split))
         else:
             notes.append(f"{name}: {NO_SPACE}")
+    for name, store in own.items():
+        yield from _baselines(layout, name, store, split, notes)
+
+
+def in_columns(stores: Sequence[Compared]) -> list[Compared]:
+    """What ``compared`` yielded in the report's order: a store, then its baselines."""
+    bases = [store.base for store in stores]
+    return sorted(stores, key=lambda store: bases.index(store.base))
 
 
 def of_seeds(layout: Layout, split: Split) -> Iterator[tuple[str, dict[str, Take]]]:
@@ -133,4 +141,4 @@ def _baselines(layout: Layout, name: str, store: Store, measured: Split, notes: 
     take = _take(layout, store, measured)
     for kind, fitted_maps in fit_baselines(possible, *pairs).items():
         maps = dict(zip(MODALITIES, fitted_maps, strict=True))
-        yield Compared(f"{name}+{kind}", "baseline", lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]
+        yield Compared(f"{name}+{kind}", "baseline", name, lambda m, r, f=maps: f[m](take(m, r)))  # type: ignore[misc]

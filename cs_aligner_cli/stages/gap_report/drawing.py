@@ -19,6 +19,7 @@ from cs_aligner_cli.report.figures import cosine_histograms, point_map, projecti
 from cs_aligner_cli.report.projections import neighbour_projection
 from cs_aligner_cli.report.tradeoff import gap_against_recall
 from cs_aligner_cli.runs.layout import Layout
+from cs_aligner_cli.stages.gap_report.sample import Sample
 from cs_aligner_cli.stages.gap_stores import Features
 from cs_aligner_cli.training.metrics_log import read_training_log
 
@@ -103,21 +104,19 @@ def _points(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def draw_items(
     report: Mapping[str, Any],
-    split: Split,
+    sample: Sample,
     photos: Photos,
     pairs: Mapping[str, PairedFeatures],
-    drawn: Mapping[str, Ints],
-    gallery: Mapping[str, Ints],
     found: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Pairs and queries of the report's subject with captions and thumbnails; {} where none were looked for.
 
-    ``drawn`` and ``gallery``: modality to rows of the split, of the features in ``pairs`` and of those that ``found``
-    (``report.examples``) counts.
+    ``pairs``: store to the features of the sample's drawn pairs; ``found`` (``report.examples``) counts the gallery's
+    rows.
     """
     if not found:
         return {}
-    images, captions = (split.table(m).iloc[gallery[m]] for m in MODALITIES)
+    images, captions = (sample.split.table(m).iloc[sample.gallery[m]] for m in MODALITIES)
 
     def image(row: int) -> dict[str, Any]:
         return {"id": images["image_id"].iloc[row], "photo": photos.thumbnail(images.iloc[row])}
@@ -129,7 +128,7 @@ def draw_items(
     pair = [{**p, "image": image(p["image"]), "text": text(p["text"])} for p in (*found["best"], *found["worst"])]
     return {
         "store": subject,
-        "map": _map(split, photos, pairs[subject], drawn),
+        "map": _map(sample.split, photos, pairs[subject], sample.drawn),
         "best": pair[: len(found["best"])],
         "worst": pair[len(found["best"]) :],
         "to_images": [_answered(q, text, image) for q in found["to_images"]],

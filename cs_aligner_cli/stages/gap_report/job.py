@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.modalities import MODALITIES
+from cs_aligner_cli.common.side_by_side import side_by_side
 from cs_aligner_cli.common.tables import Table
-from cs_aligner_cli.common.types import Ints
-from cs_aligner_cli.data.prepared import PreparedData, Split, captions_of
-from cs_aligner_cli.data.text_groups import text_groups
+from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.files.artifact import Build, write_bytes
 from cs_aligner_cli.gap import measure
@@ -29,7 +26,6 @@ from cs_aligner_cli.objectives import conflict_sweep
 from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report.bought import pictures_beside_gap
 from cs_aligner_cli.report.examples import examples
-from cs_aligner_cli.report.figures import MAX_POINTS
 from cs_aligner_cli.report.files import report_files
 from cs_aligner_cli.report.headline import MIXED_RECALL, RECALLS, tested_metrics
 from cs_aligner_cli.report.verdict import answers
@@ -40,10 +36,16 @@ from cs_aligner_cli.runs.layout import Layout
 from cs_aligner_cli.runs.recorded_findings import recorded_findings
 from cs_aligner_cli.runs.run_record import git_state, versions
 from cs_aligner_cli.stages.gap_report.drawing import PairedFeatures, draw_figures, draw_items
-from cs_aligner_cli.stages.gap_stores import Compared, Features, Take, Taken, compared, of_seeds
+from cs_aligner_cli.stages.gap_report.sample import Sample
+from cs_aligner_cli.stages.gap_stores import Compared, Features, Take, Taken, compared, in_columns, of_seeds
 from cs_aligner_cli.stores.embeddings import Store, nothing_to_compare
 
+T = TypeVar("T")
+_Part: TypeAlias = Callable[[Compared, Take, Callable[[str], None]], None]
+
 _KS = (1, 5, 10)
+# What the report has of each store as ``Measured`` has it.
+_OF_STORE = ("intervals", "null", "tests", "bands", "samples", "sweep")
 # The pairs that the conflict is taken on: the size of a large training batch.
 _CONFLICT_PAIRS = 1000
 
@@ -63,7 +65,8 @@ def write_report(recipe: Recipe, console: Console, build: Build, published: Sequ
     job.add_pictures()
     background = Store(layout.frozen(split.name).path).background
     photos = Photos(data.root, recipe.gap_report.photos, background)
-    shown = draw_items(job.report, split, photos, job.pairs, job.drawn, job.gallery, job.looked_at)
+    looked_at = job.looked_at.get(job.report.get("subject", ""), {})
+    shown = draw_items(job.report, job.sample, photos, job.pairs, looked_at)
     pictures = draw_figures(recipe, layout, job.report, job.pairs, job.spectra)
     for name, content in report_files(job.report, pictures, shown, job.spectra, recipe.gap_report.formats).items():
         write_bytes(build.folder / name, content)
@@ -93,26 +96,18 @@ class _Job:
     looked_at: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        spec = self.recipe.gap_report
-        images, captions = self.split.pairs
-        kept = evenly_spaced(len(images), spec.max_pairs)
-        self.rows = {"image": images[kept], "text": captions[kept]}
-        self.labels = self.split.labels[self.rows["image"]]
-        # The pairs that pictures are made of.
-        drawn = np.sort(np.random.default_rng(self.recipe.data_seed).permutation(len(kept))[:MAX_POINTS])
-        self.drawn = {m: rows[drawn] for m, rows in self.rows.items()}
-        self.gallery, self.owner = _gallery(self.split, spec.max_gallery)
-        self.groups = None
-        if self.recipe.data.groups == "text" and spec.modalities == [*MODALITIES]:
-            self.groups = text_groups(self.split.captions["text"].iloc[self.gallery["text"]])
+        self.sample = Sample.of(self.recipe, self.split)
+        notes = self.sample.notes(self.recipe)
+        if self.layout.fit_split:
+            notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
         self.report = {
             "format": 3,
             "name": self.recipe.name,
             "split": self.split.name,
-            "pairs": len(kept),
+            "pairs": len(self.sample),
             "findings": self._findings(),
-            "note": self._sample_notes(len(images)),
-            **{part: {} for part in ("kinds", "stores", "intervals", "null", "tests", "bands", "samples", "sweep")},
+            "note": notes,
+            **{part: {} for part in ("kinds", "stores", *_OF_STORE)},
             **{part: {} for part in ("retrieval", "recall_intervals", "mixed", "conflict")},
             "differences": [],
             "provenance": {
@@ -124,30 +119,6 @@ class _Job:
             },
         }
 
-    def _sample_notes(self, images: int) -> list[str]:
-        """What a reader must know of the sample."""
-        spec, pairs = self.recipe.gap_report, len(self.rows["image"])
-        first, second = spec.modalities
-        notes = (
-            [] if spec.modalities == ["image", "text"] else [f"Here, image stands for {first}, and text for {second}."]
-        )
-        notes += [f"{pairs} of {images} images, each paired with one of its captions drawn at random."]
-        if pairs > spec.exact_pairs:
-            notes.append(
-                f"Centroids and pairs are measured on all {pairs} pairs, kernels (CS, MMD, energy) on "
-                f"{spec.exact_pairs} evenly spaced ones, as their intervals know."
-            )
-        if len(self.gallery["image"]) < len(self.split.images):
-            notes.append(
-                f"R@k is measured on {len(self.gallery['image'])} of {len(self.split.images)} images, evenly spaced, "
-                "with all their captions: in a smaller gallery it is higher."
-            )
-        if self.groups is not None:
-            notes.append("Captions of equal text count as one: each is a right answer to the images of the others.")
-        if self.layout.fit_split:
-            notes.append(f"Baselines are fitted on split {self.layout.fit_split}, and applied to this one.")
-        return notes
-
     def _findings(self) -> list[str]:
         """What a reader must know of the data before any number of theirs."""
         warned = [self.layout.measured_on_training] if "gap_report.split" in self.layout.measured_on_training else []
@@ -157,13 +128,29 @@ class _Job:
         """Measure every store and baseline."""
         total = len(self.layout.stores(self.split.name)) + sum(map(len, self.layout.baselines.values()))
         total += len(self.layout.beside)
-        with console.progress("measuring the gap", total) as advance:
+        stores: list[Compared] = []
+
+        def parts() -> Iterator[tuple[Compared, _Part]]:
             for store in compared(self.layout, self.split, self.report["note"]):
-                self.report["kinds"][store.name] = store.kind
-                self.report["stores"][store.name] = {}
+                stores.append(store)
+                yield store, self._measure_one
+            yield from ((store, self._look_closer) for store in stores if store.kind == "store")
+
+        with console.progress("measuring the gap", total) as advance:
+
+            def work(part: tuple[Compared, _Part], go_on: Callable[[], None]) -> None:
+                store, measure_part = part
+
+                def tell(what: str) -> None:
+                    go_on()
+                    advance(0, f"{store.name}: {what}")
+
                 if store.take is not None:
-                    self._measure_one(store, store.take, lambda what, name=store.name: advance(0, f"{name}: {what}"))  # type: ignore[misc]
-                advance(1, store.name)
+                    measure_part(store, store.take, tell)
+
+            for (store, part), _ in side_by_side(work, parts()):
+                advance(int(part == self._measure_one), store.name)
+        self._put_in_order(in_columns(stores))
         own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
         if own:
             self.report["subject"] = own[-1]
@@ -171,12 +158,31 @@ class _Job:
             if self.layout.seeds:
                 self._measure_seeds(own, console)
 
+    def _put_in_order(self, stores: Sequence[Compared]) -> None:
+        """Bring what was measured, which came as it was ready, into the order of the report's columns."""
+        self.report["kinds"] = {store.name: store.kind for store in stores}
+        self.report["stores"] = {store.name: self.report["stores"].get(store.name, {}) for store in stores}
+        for part in (*_OF_STORE, "retrieval", "recall_intervals", "mixed", "conflict"):
+            self.report[part] = _in_order(self.report[part], stores)
+        self.pairs, self.spectra = _in_order(self.pairs, stores), _in_order(self.spectra, stores)
+        self.measured = _in_order(self.measured, stores)
+
     def _measure_seeds(self, own: list[str], console: Console) -> None:
         """Measure the headline of this run's stores in every run that differs in its seed."""
         runs, names = [{name: self.measured[name] for name in own}], [self.layout.folder.name]
         with console.progress("measuring other seeds", len(self.layout.seeds)) as advance:
-            for run, takes in of_seeds(self.layout, self.split):
-                runs.append({name: self._headline(run, name, take) for name, take in takes.items() if name in own})
+
+            def measured(of_run: tuple[str, dict[str, Take]], go_on: Callable[[], None]) -> dict[str, Measurement]:
+                run, takes = of_run
+                found = {}
+                for name in own:
+                    go_on()
+                    if name in takes:
+                        found[name] = self._headline(run, name, takes[name])
+                return found
+
+            for (run, _), found in side_by_side(measured, of_seeds(self.layout, self.split)):
+                runs.append(found)
                 names.append(run)
                 advance(1, run)
         rows = seed_differences(runs, own[-1], tested_metrics(self.report))
@@ -186,19 +192,20 @@ class _Job:
     def _headline(self, run: str, store: str, take: Take) -> Measurement:
         spec, seed = self.recipe.gap_report, self.recipe.data_seed
         try:
-            image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
+            image, text = (Taken(take, m, self.sample.rows[m]) for m in MODALITIES)
             found = measure_headline(image, text, spec.bandwidths, seed, spec.exact_pairs)
         except InputError as error:
             raise InputError(f"gap_report.seeds: {store} store of {run}: {error}") from None
-        gallery = take("image", self.gallery["image"]), take("text", self.gallery["text"])
-        return self._recalls(found, *gallery).measurement
+        return self._recalls(found, *self.sample.in_gallery(take)).measurement
 
     def _recalls(self, found: Measured, image: Features, text: Features) -> _Recalls:
         """Retrieval in the gallery, each way and mixed; what of it is tested stands beside what was measured."""
         seed, ks = self.recipe.data_seed, [k for k in _KS if k <= min(len(image), len(text))]
-        ranks = true_ranks(image, text, self.owner, ks, text_groups=self.groups)
-        recalls = recall_spreads(ranks, self.owner, len(image), ks, seed, self.groups)
-        mixed, of_mixed = mixed_recalls(image, text, self.owner, ks, seed, self.groups) if ks else ({}, {})
+        ranks = true_ranks(image, text, self.sample.owner, ks, text_groups=self.sample.groups)
+        recalls = recall_spreads(ranks, self.sample.owner, len(image), ks, seed, self.sample.groups)
+        mixed, of_mixed = (
+            mixed_recalls(image, text, self.sample.owner, ks, seed, self.sample.groups) if ks else ({}, {})
+        )
         spans = {
             way: {k: score_interval(*both) for k, both in side.items()}
             for way, side in {**recalls, "mixed": of_mixed}.items()
@@ -211,32 +218,36 @@ class _Job:
         return _Recalls(measurement, summarise(ranks), mixed, spans)
 
     def _measure_one(self, store: Compared, take: Take, tell: Callable[[str], None]) -> None:
+        """Writes under the store's own name alone: several stores are measured at once."""
         name, seed, spec = store.name, self.recipe.data_seed, self.recipe.gap_report
-        image, text = (Taken(take, m, self.rows[m]) for m in MODALITIES)
-        labels = self.labels.tolist()
+        image, text = (Taken(take, m, self.sample.rows[m]) for m in MODALITIES)
+        labels = self.sample.labels.tolist()
         try:
             found = measure(image, text, spec.bandwidths, seed, spec.exact_pairs, SWEEP, labels, tell)
             refuse_constant(found)
         except InputError as error:
             raise InputError(f"{name} store of split {self.split.name}: {error}") from None
-        self.pairs[name] = take("image", self.drawn["image"]), take("text", self.drawn["text"])
-        for part in ("intervals", "null", "tests", "bands", "samples", "sweep"):
+        self.pairs[name] = take("image", self.sample.drawn["image"]), take("text", self.sample.drawn["text"])
+        for part in _OF_STORE:
             self.report[part][name] = getattr(found, part)
         self.report["stores"][name] = found.values
         self.spectra[name] = found.spectra
         tell("retrieval")
-        gallery = take("image", self.gallery["image"]), take("text", self.gallery["text"])
-        recalls = self._recalls(found, *gallery)
+        recalls = self._recalls(found, *self.sample.in_gallery(take))
         self.measured[name], self.report["retrieval"][name] = recalls.measurement, recalls.directions
         self.report["recall_intervals"][name] = recalls.spans
         if recalls.mixed:
             self.report["mixed"][name] = recalls.mixed
-        if store.kind == "store":
-            tell("conflict")
-            kept = evenly_spaced(len(self.rows["image"]), _CONFLICT_PAIRS)
-            self.report["conflict"][name] = conflict_sweep(image.take(kept), text.take(kept))
-            if spec.examples:
-                self.looked_at = examples(*gallery, self.owner, self._pairs_in_gallery(), spec.examples)
+
+    def _look_closer(self, store: Compared, take: Take, tell: Callable[[str], None]) -> None:
+        """What is taken of this run's own stores alone, as ``_measure_one``: the conflict, and what is looked at."""
+        tell("conflict")
+        rows = evenly_spaced(len(self.sample), _CONFLICT_PAIRS)
+        image, text = (take(m, self.sample.rows[m][rows]) for m in MODALITIES)
+        self.report["conflict"][store.name] = conflict_sweep(image, text)
+        if count := self.recipe.gap_report.examples:
+            found = examples(*self.sample.in_gallery(take), self.sample.owner, self.sample.pairs_in_gallery(), count)
+            self.looked_at[store.name] = found
 
     def add_pictures(self) -> None:
         """What was measured of the stores' pictures, where they are there and were drawn from these stores."""
@@ -250,14 +261,6 @@ class _Job:
             return
         if beside := pictures_beside_gap(self.report, found):
             self.report["pictures"] = beside
-
-    def _pairs_in_gallery(self) -> tuple[Ints, Ints]:
-        """The measured pairs whose images and captions are in the gallery, as its rows."""
-        places = [np.searchsorted(self.gallery[m], self.rows[m]) for m in MODALITIES]
-        there = np.ones(len(self.rows["image"]), bool)
-        for m, place in zip(MODALITIES, places, strict=True):
-            there &= self.gallery[m][np.minimum(place, len(self.gallery[m]) - 1)] == self.rows[m]
-        return places[0][there], places[1][there]
 
     def summary(self) -> dict[str, Any]:
         """What the stage's record and --json hold."""
@@ -278,10 +281,5 @@ class _Job:
         }
 
 
-def _gallery(split: Split, most: int) -> tuple[dict[str, Ints], Ints]:
-    """Rows of images and texts that retrieval is measured on, and each text's image among them (-1: none)."""
-    images = evenly_spaced(len(split.images), most)
-    if len(images) == len(split.images):
-        return {"image": images, "text": np.arange(len(split.captions))}, split.image_of_caption
-    captions = captions_of(split, images)
-    return {"image": images, "text": captions}, np.searchsorted(images, split.image_of_caption[captions])
+def _in_order(found: Mapping[str, T], stores: Sequence[Compared]) -> dict[str, T]:
+    return {store.name: found[store.name] for store in stores if store.name in found}
