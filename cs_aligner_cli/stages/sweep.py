@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.console import INTERRUPTED, Console
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError, SomeRunsFailed
 from cs_aligner_cli.experiments.cluster import Cluster, launch, require_submitit
@@ -239,6 +239,8 @@ def _worker(source: Source, options: Options, ids: Collection[str], failures: in
         _Sweep.load(source, options).work(ids, failures)
     except InputError as error:
         raise SystemExit(str(error)) from None  # on stderr, in place of a traceback
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None  # the process that waits for this one says so
 
 
 def _submitted(this: _Sweep, left: Sequence[PlannedRun], cluster: Cluster, before: Sequence[RunState]) -> SweepResult:

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 from conftest import Csalign
+from trained_runs import killed_after
 
 from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.common.cores import usable_cores
@@ -25,6 +26,7 @@ from cs_aligner_cli.experiments.plan import PlannedRun, Source, configurations, 
 from cs_aligner_cli.experiments.processes import side_by_side
 from cs_aligner_cli.experiments.worker import work
 from cs_aligner_cli.recipe.sweep import Slurm
+from cs_aligner_cli.stages.sweep import Options, _worker
 
 
 def planned(file: Path) -> list[PlannedRun]:
@@ -192,6 +194,16 @@ def test_processes_side_by_side_divide_the_cores_and_a_dead_one_is_noticed(tmp_p
     with pytest.raises(InputError, match=r"a process of the sweep ended early \(exit codes \{7: 1\}\)"):
         side_by_side(1, exec, ("import os; os._exit(7)",))
     side_by_side(1, exec, ("import os; os._exit(7)",), poll=lambda: True)  # others have done what there was to do
+
+
+def test_an_interrupted_process_of_a_sweep_ends_without_a_traceback(
+    sweep_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after(1, monkeypatch)
+    ids = [run.id for run in planned(sweep_recipe)]
+    with pytest.raises(SystemExit) as ended:
+        _worker(Source(str(sweep_recipe)), Options(), ids, 0)
+    assert ended.value.code == 130 and ended.value.__suppress_context__
 
 
 @pytest.mark.slow
