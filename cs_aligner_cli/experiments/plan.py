@@ -154,7 +154,12 @@ def _grid_axis(text: str) -> tuple[str, list[Any]]:
     if not separator or not key.strip() or not values.strip():
         raise InputError(f"--grid {text}: expected key.path=value,value, for example --grid train.lr=1e-3,1e-4")
     parsed = parse_value(f"[{values}]", f"--grid {text}")
-    return key.strip(), list(parsed)
+    if not isinstance(parsed, list):
+        raise InputError(
+            f"--grid {text}: [{values}] is no list as YAML has them",
+            "Close what is opened, and put text with brackets, quotes or a colon into quotes.",
+        )
+    return key.strip(), parsed
 
 
 def configurations(sweep: Sweep) -> list[Configuration]:

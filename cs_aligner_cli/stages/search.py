@@ -194,6 +194,8 @@ def _refuse(request: SearchRequest) -> None:
     for option, values in (("--text", request.texts), ("--id", request.ids)):
         if any(not value.strip() for value in values):
             raise InputError(f"{option}: the query is empty")
+        if broken := next((value for value in values if not _is_unicode(value)), None):
+            raise InputError(f"{option} {broken}: is no text in UTF-8")
     for path in request.images:
         try:
             read_image(path)
@@ -205,6 +207,11 @@ def _refuse(request: SearchRequest) -> None:
         )
     if request.html is not None and request.html.suffix.lower() != ".html":
         raise InputError(f"--html {request.html}: expected the name of an .html file")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8: bytes of the command line that are none come as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _store(given: str | None, there: list[str]) -> str:

@@ -225,6 +225,7 @@ def test_two_jobs_make_what_one_process_makes(csalign: Csalign, sweep_recipe: Pa
         (("compare", "SWEEP", "--out", "x.CSV"), "no run of this sweep is finished yet"),
         (("compare", "SWEEP"), "no run of this sweep is finished yet"),
         (("sweep", "RECIPE", "--grid", "train.lr"), "expected key.path=value,value"),
+        (("sweep", "RECIPE", "--grid", "train.split=a,{"), "--grid train.split=a,{: [a,{] is no list as YAML has them"),
         (("sweep", "RECIPE", "--grid", "train.lrr=1,2"), "unknown key; did you mean train.lr?"),
     ],
 )

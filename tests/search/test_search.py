@@ -178,6 +178,7 @@ def test_the_page_holds_thumbnails_and_escapes_what_was_asked(
         ((), "nothing is asked"),
         (("a", "dog"), "recipe.yaml 'a dog'"),
         (("--text", "  "), "--text: the query is empty"),
+        (("--id", "a\udcff"), "is no text in UTF-8"),
         (("--image", "no.jpg"), "--image no.jpg: no such file"),
         (("--id", "08.jpgg"), "--id 08.jpgg: no image and no caption of split 'dev'; did you mean 08.jpg?"),
         (("--id", "00.jpg"), "--id 00.jpg: is of split 'train', and what is searched is split 'dev'"),
