@@ -67,8 +67,8 @@ else:
                 Field(
                     None,
                     description="Another run whose trained weights (its last ones) this training begins with, with an"
-                    " optimizer and a schedule of its own: run:NAME for the one in ./runs, its folder, or one such as"
-                    " train/aligned.1; null: none.",
+                    " optimizer and a schedule of its own (and a logit scale and bias, where they are not learned):"
+                    " run:NAME for the one in ./runs, its folder, or one such as train/aligned.1; null: none.",
                 ),
             )
         },

@@ -32,7 +32,7 @@ from cs_aligner_cli.training.metrics_log import FILE, TrainingLog
 from cs_aligner_cli.training.scheduled_objective import ObjectiveState
 from cs_aligner_cli.training.self_training import SelfTraining, say
 from cs_aligner_cli.training.setup import set_up
-from cs_aligner_cli.training.step import Batch, DivergedError, Stepper
+from cs_aligner_cli.training.step import Batch, DivergedError, Stepper, begin_logits
 from cs_aligner_cli.training.trackers import TrackedRun, Trackers
 
 _LESS_MEMORY = (
@@ -124,6 +124,7 @@ class TrainingRun:
             if self.spec.origin is not None and self.ranks.main:
                 weights = trained_file(self.spec.origin, ORIGIN_FILE, "train.from")
                 begin_with(weights, towers, "train.from")
+                begin_logits(towers, self.spec.objective.pairwise)
                 self.console.say(f"{self.name}: begins with {weights}; optimizer and schedule begin anew")
             elif self.ranks.main:
                 self.setup.start_adapters(self.spec)
@@ -210,6 +211,11 @@ class TrainingRun:
                 self.console.say(
                     f"{self.name}: trains {trained:,}{share} weights of {part} in {counted(tensors, 'tensors')}"
                 )
+        if self.spec.val_split == self.spec.split:
+            self.console.warn(
+                f"{self.name}: train.val_split: {self.spec.split} is trained on, too: val R@1, which chooses the best"
+                " weights, shows what was learnt by heart"
+            )
         for remark in self.setup.left_out("train.batch_size", self.spec.batch_size):
             self.console.say(f"{self.name}: {remark}")
         for modality, pool in self.setup.batches.pools.items():

@@ -37,6 +37,28 @@ def logit_specs(pairwise: AnyPairwise) -> tuple[LogitScale | None, LogitBias | N
     return scale, pairwise.logit_bias if isinstance(pairwise, SigLip) else None
 
 
+@torch.no_grad()
+def begin_logits(towers: Towers, pairwise: AnyPairwise) -> None:
+    """Settle the logits' scale and bias of towers that begin with the weights of another run.
+
+    What is learned goes on from there, within its bounds; what is not is at its start, as it is in other runs, and so
+    are both where that run's term has no such scale or bias: it left them at 1 and 0.
+    """
+    scale, bias = logit_specs(pairwise)
+    lacking = (scale and float(towers.log_logit_scale) == 0) or (bias and float(towers.logit_bias) == 0)
+    if lacking or not (scale and scale.learn):
+        towers.log_logit_scale.copy_(torch.tensor(scale.init if scale else 1.0).log())
+    if lacking or not (bias and bias.learn):
+        towers.logit_bias.fill_(bias.init if bias else 0.0)
+    _clamp_scale(towers, scale)
+
+
+@torch.no_grad()
+def _clamp_scale(towers: Towers, scale: LogitScale | None) -> None:
+    if scale and scale.learn:  # open_clip clamps after the step, too, to at least 1
+        towers.log_logit_scale.clamp_(min(0.0, math.log(scale.init)), math.log(scale.max))
+
+
 class Batch(NamedTuple):
     """What one step is taken on: how many items of each modality, and which of them are pairs.
 
@@ -195,10 +217,7 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self._towers.parameters(), self._spec.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self._scale and self._scale.learn:
-            with torch.no_grad():  # open_clip clamps after the step, too, to at least 1
-                low = min(0.0, math.log(self._scale.init))
-                self._towers.log_logit_scale.clamp_(low, math.log(self._scale.max))
+        _clamp_scale(self._towers, self._scale)
         return norm
 
     def _remembered(self, batch: Batch, shares: dict[str, Share], clouds: Clouds) -> Mapping[str, Tensor]:

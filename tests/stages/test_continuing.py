@@ -114,6 +114,18 @@ def test_a_training_begins_with_the_weights_of_another_run(
     ours = load_file(tmp_path / "runs" / "fork" / "train" / "aligned" / "last.safetensors")
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-9) for key in theirs)
 
+    for pairwise, scale, bias in (  # a scale that is learned went on; fixed, and of another kind, they are at init
+        ("{logit_scale: {init: 5, learn: false}}", 5, 0),
+        ("{logit_scale: {init: 5, max: 9}}", 9, 0),
+        ("{kind: siglip}", 10, -10),
+        ("{kind: align_uniform}", 1, 0),
+    ):
+        away = ("--set", f"run_dir={tmp_path / 'away'}", "--set", f"train.objective.pairwise={pairwise}", "--force")
+        assert csalign("train", embedded, "-q", *fork, *shared, *_epochs(1), *away).exit_code == 0
+        found = load_file(tmp_path / "away" / "train" / "aligned" / "last.safetensors")
+        assert found["log_logit_scale"].exp().item() == pytest.approx(scale)
+        assert found["logit_bias"].item() == pytest.approx(bias)
+
     other = ("--set", "train.embed_dim=10")
     message = refused("train", embedded, *fork, *shared, *_epochs(1), *other, "--force")
     assert "is of other towers: image: out_dim is 12 there, and 10 here" in message

@@ -120,6 +120,14 @@ def test_what_an_epoch_leaves_out_is_said_once(csalign: Csalign, features_recipe
         assert run["steps"] == {512: 2, 50: 4 if kept == "drop" else 6}[size]
 
 
+def test_a_validation_on_what_is_trained_on_is_said(csalign: Csalign, features_recipe: Path) -> None:
+    settings = ("--set", "train.val_split=train", "--set", "train.epochs=1")
+    for stage in ("prepare", "embed"):
+        assert csalign(stage, features_recipe, "-q", *settings).exit_code == 0
+    assert "train.val_split: train is trained on, too" in csalign("train", features_recipe, *settings).stderr
+    assert "is trained on" not in csalign("train", features_recipe, "--set", "train.epochs=1", "--force").stderr
+
+
 def test_a_kept_last_batch_resumes_bit_by_bit(
     features_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
