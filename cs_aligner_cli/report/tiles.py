@@ -21,6 +21,8 @@ from cs_aligner_cli.report.evidence import (
 from cs_aligner_cli.report.free import Alternative, free_alternatives
 from cs_aligner_cli.report.headline import p_in_words, signed
 
+_ALONE = "no other store to compare with"
+
 
 class Tile(NamedTuple):
     """A question's number, what it is compared with, and in words what its test says; ``tone``: good, bad or open."""
@@ -59,8 +61,8 @@ def _recall(report: Mapping[str, Any], reference: str | None, subject: str) -> T
     recall = recall_of(report, subject)
     row = row_of(report, reference, RECALL) if reference else None
     if reference is None or row is None or recall is None:
-        value = "\N{EN DASH}" if recall is None else f"{recall:.1f}%"
-        return Tile("R@1, mean of both ways", value, "", "no other store to compare with" if recall else "not measured")
+        value, words = ("\N{EN DASH}", "not measured") if recall is None else (f"{recall:.1f}%", _ALONE)
+        return Tile("R@1, mean of both ways", value, "", words)
     before = recall_of(report, reference) or 0.0
     detail = f"{recall:.1f}%; {reference} {before:.1f}%; {_interval(row)}"
     words, tone = _judged(direction(report, reference, RECALL))
@@ -73,7 +75,7 @@ def _mixed(report: Mapping[str, Any], reference: str | None, subject: str) -> Ti
         return Tile(title, "\N{EN DASH}", "", "not measured: it takes two captions of an image")
     row = row_of(report, reference, MIXED) if reference else None
     if reference is None or row is None:
-        return Tile(title, f"{after:.1f}%", "", "no other store to compare with")
+        return Tile(title, f"{after:.1f}%", "", _ALONE)
     before = recall_of(report, reference, MIXED) or 0.0
     words, tone = _judged(direction(report, reference, MIXED))
     return Tile(title, f"{after:.1f}%", f"{reference} {before:.1f}%; {_interval(row)}", words, tone)

@@ -17,11 +17,12 @@ A change of m by less than 5% counts as none: bringing shifted rows back to unit
 6. ``pairs``: g did not fall, m or r rose and neither fell. ``apart``: g did not fall, m or r fell and neither rose.
 7. Else ``wider`` where g rose, and ``same`` where it did not.
 
-That no gap can be told is said only where the sign-flip test of the centroid gap has p >= 0.05. Paired cosine takes no
-part: it rises whenever strangers' cosine does. "Yes, as far as these pairs can tell" is said of a free alternative that
-no test shows to be worse in g, r or R@10 in a mixed corpus, whether or not it is better. A report over several seeds
-decides by its tests over seeds; whether a gap is left and what is free are tested on its own run alone, and it says so.
-Others say that they cover the choice of test pairs only.
+Where the plain centroid gap, which holds sampling noise, went the other way than the test of g says, g is printed, too.
+That no gap can be told is said only where the sign-flip test of the centroid gap has p >= 0.05. Paired cosine takes
+no part: it rises whenever strangers' cosine does. "Yes, as far as these pairs can tell" is said of a free alternative
+that no test shows to be worse in g, r or R@10 in a mixed corpus, whether or not it is better. A report over several
+seeds decides by its tests and its means over seeds; whether a gap is left and what is free are tested on its own run
+alone, and it says so. Others say that they cover the choice of test pairs only.
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ from cs_aligner_cli.report.free import Alternative, free_alternatives
 from cs_aligner_cli.report.headline import number, p_in_words, signed
 
 _NO_GAP = 1e-9
+_AS_BEFORE = "as before, to within 5%"
 _COLLAPSED, _SHRUNK = 0.1, 0.5
 _FEW_RUNS = 4
 _ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
-# {better} and {worse} say which of m and r rose or fell.
+# {better} and {worse} say which of m and r rose or fell, {clouds} and {still} what of g and m did not.
 _SENTENCES = {
     "collapse": "The rows collapsed: everything lies close together, and {worse}.",
     "scale": "Both clouds shrank, and the gap with them: by the clouds' own spread, most of it is still there.",
     "alignment": "The clouds came together, and pairs stand out from strangers more than before: no shift does that.",
-    "shift": "With each modality's mean taken away, pairs are not shown to stand out more than before: a shift of one "
-    "cloud can do that much.",
+    "shift": "With each modality's mean taken away, pairs {still}: a shift of one cloud can do that much.",
     "cost": "The clouds came together, and {worse}.",
     "trade": "The clouds came together; {better}, and {worse}.",
-    "pairs": "The clouds did not come together, but {better}.",
-    "apart": "The clouds did not come together, and {worse}.",
+    "pairs": "{clouds}, but {better}.",
+    "apart": "{clouds}, and {worse}.",
     "wider": "The clouds moved apart{both}.",
     "same": "Between the clouds no difference is shown{both}.",
 }
@@ -127,12 +128,11 @@ def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
     """Which of the rules above applies to the subject against a reference store, one of their names."""
     gap, margin, recall = (direction(report, reference, metric) for metric in (GAP, MARGIN, RECALL))
     up, down = 1 in (margin, recall), -1 in (margin, recall)
-    stores = report["stores"]
-    spread = _spread(stores[subject]) / max(_spread(stores[reference]), _NO_GAP)
+    spread = _spread(report, subject) / max(_spread(report, reference), _NO_GAP)
     if spread < _COLLAPSED and down and not up:
         return "collapse"
     if gap < 0:
-        before, after = (max(stores[name].get(GAP, 0.0), _NO_GAP) for name in (reference, subject))
+        before, after = (max(value_of(report, name, GAP), _NO_GAP) for name in (reference, subject))
         if spread < _SHRUNK and after / spread > _SHRUNK * before:
             return "scale"
         if down:
@@ -145,7 +145,7 @@ def outcome(report: Mapping[str, Any], reference: str, subject: str) -> str:
 
 def _summary(report: Mapping[str, Any], reference: str, subject: str) -> str:
     """The sentence of the rule that applies."""
-    margin, recall = (direction(report, reference, metric) for metric in (MARGIN, RECALL))
+    gap, margin, recall = (direction(report, reference, metric) for metric in (GAP, MARGIN, RECALL))
     words = {
         1: ("stand out from strangers more than before", "are found first more often"),
         -1: ("stand out from strangers less than before", "are found first less often"),
@@ -154,28 +154,42 @@ def _summary(report: Mapping[str, Any], reference: str, subject: str) -> str:
         "pairs " + " and ".join(w for w, moved in zip(words[way], (margin, recall), strict=True) if moved == way)
         for way in (1, -1)
     )
-    both = f"; {better}, and {worse}" if {margin, recall} == {1, -1} else ", nor between the pairs"
-    if outcome(report, reference, subject) == "wider" and margin == recall:
-        both = "; between the pairs no difference is shown"
-    sentence = _SENTENCES[outcome(report, reference, subject)]
-    return sentence.format(better=better, worse=worse, both=both)
+    kind, little = outcome(report, reference, subject), _moved_little(report, reference)
+    both = "; between the pairs no difference is shown" if kind == "wider" else ", nor between the pairs"
+    if margin != recall:
+        both = f"; {better}, and {worse}"
+    elif little:
+        both = f"; pairs stand out {_AS_BEFORE}, and no difference in R@1 is shown"
+    clouds = "The clouds moved apart" if gap > 0 else "The clouds are not shown to have come together"
+    still = f"stand out {_AS_BEFORE}" if little else "are not shown to stand out more than before"
+    return _SENTENCES[kind].format(better=better, worse=worse, both=both, clouds=clouds, still=still)
 
 
-def _spread(values: Mapping[str, float]) -> float:
-    return 1 - (values.get("conformity_image", 0.0) + values.get("conformity_text", 0.0)) / 2
+def _moved_little(report: Mapping[str, Any], reference: str) -> bool:
+    """Whether the margin is known to have moved, by so little that it counts as no change."""
+    row = row_of(report, reference, MARGIN)
+    return row is not None and row["clear"] and direction(report, reference, MARGIN) == 0
+
+
+def _spread(report: Mapping[str, Any], store: str) -> float:
+    return 1 - (value_of(report, store, "conformity_image") + value_of(report, store, "conformity_text")) / 2
 
 
 def _gap_change(report: Mapping[str, Any], reference: str, subject: str) -> tuple[str, str]:
     """Whether the subject closed the gap of a reference, in a word, and a sentence with the numbers."""
+    change = direction(report, reference, GAP)
     before, after = (value_of(report, name, "centroid_gap") for name in (reference, subject))
     numbers = f"({before:.3f}{_ARROW}{after:.3f}{p_of_test(report, reference, GAP)})"
+    if change * (after - before) < 0:  # the gap as it is measured also holds the noise of each store's own sample
+        squares = _ARROW.join(number(value_of(report, name, GAP), 4) for name in (reference, subject))
+        noise = f"squared and free of sampling noise {squares}"
+        numbers = f"({noise}{p_of_test(report, reference, GAP)}; as measured {before:.3f}{_ARROW}{after:.3f})"
     named = f"its control {reference}" if reference == CONTROL else reference
-    change = direction(report, reference, GAP)
     if change > 0:
         return "No, it widened it.", f"{subject} widened the centroid gap of {named} {numbers}."
     if change == 0:
         return "Not shown.", f"Between {subject} and {named} no difference in the centroid gap is shown {numbers}."
-    closed = f"{1 - after / before:.0%} of " if before > _NO_GAP else ""
+    closed = f"closed {1 - after / before:.0%} of" if before > max(after, _NO_GAP) else "narrowed"
     left = gap_left(report, subject)
     if outcome(report, reference, subject) in ("collapse", "scale"):
         lead = "Only by drawing everything together."
@@ -183,7 +197,7 @@ def _gap_change(report: Mapping[str, Any], reference: str, subject: str) -> tupl
         lead = f"Yes, as far as {the_pairs(report)} can tell."
     else:
         lead = ("In part, by this run's pairs." if report.get("seeds") else "In part.") if left else "It is narrower."
-    return lead, f"{subject} closed {closed}the centroid gap of {named} {numbers}."
+    return lead, f"{subject} {closed} the centroid gap of {named} {numbers}."
 
 
 def _cost(report: Mapping[str, Any], reference: str, subject: str) -> str:
@@ -196,7 +210,7 @@ def _cost(report: Mapping[str, Any], reference: str, subject: str) -> str:
         if change == 0 and (row is None or not row["clear"]):
             words = "No difference is shown in how far pairs stand out from strangers"
         else:
-            by_how_much = {1: "more than before", -1: "less than before", 0: "as before, to within 5%"}
+            by_how_much = {1: "more than before", -1: "less than before", 0: _AS_BEFORE}
             words = f"Pairs stand out from strangers {by_how_much[change]}"
         p = p_of_test(report, reference, MARGIN)
         parts.append(f"{words} ({margins} standard deviations{p}).")
@@ -213,7 +227,12 @@ def _recall_change(report: Mapping[str, Any], reference: str, subject: str) -> s
         return f"R@1 went {numbers}."
     points = f"{abs(100 * row['difference']):.1f} points of R@1"
     change = direction(report, reference, RECALL)
-    words = {1: f"Nothing: it won {points}", -1: f"It cost {points}", 0: "No difference in R@1 is shown"}[change]
+    lost = -1 in (direction(report, reference, metric) for metric in (MARGIN, MIXED))
+    words = {
+        1: f"{'It' if lost else 'Nothing: it'} won {points}",
+        -1: f"It cost {points}",
+        0: "No difference in R@1 is shown",
+    }[change]
     return f"{words} ({numbers}; {_points(row, change)})."
 
 
@@ -285,7 +304,7 @@ def _sentence(report: Mapping[str, Any], alternative: Alternative, subject: str)
 
 
 def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
-    """A sentence on the other runs' store that retrieves best, and one on that with the smallest gap, if another."""
+    """A sentence on the other runs' store of the highest R@1, and one on that of the smallest gap, if another."""
     ranked = {name: recall for name in stores if (recall := recall_of(report, name)) is not None}
     if not ranked:
         return []
@@ -295,7 +314,9 @@ def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
 
     best = max(ranked, key=lambda name: ranked[name])
     closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
-    sentence = f"Of the other runs' stores, {best} retrieves best: {state(best)}."
+    if len(ranked) == 1:
+        return [f"Of another run, {best}: {state(best)}."]
+    sentence = f"Of the other runs' stores, {best} has the highest R@1: {state(best)}."
     if closest != best:
         sentence += f" {closest} has the smallest gap: {state(closest)}."
     return [sentence]

@@ -267,3 +267,68 @@ def test_one_store_alone_and_none() -> None:
     assert words.endswith("There is no other store to compare it with.")
     (words,) = verdict({"stores": {"frozen": {}}})
     assert "no gap between them can be measured yet" in words
+
+
+def made_up(gap=0, margin=0, recall=0, mixed=0, gaps=(0.4, 0.1), little=0.0):
+    """A report on two stores whose tests say which way each metric clearly moved; ``little``: of the margin, clear."""
+    moved = {"squared_gap_debiased": 0.1 * gap, "margin_standardised": 0.5 * margin or little}
+    moved |= {"R@1": 0.05 * recall, "mixed_R@10": 0.1 * mixed}
+    values = {n: {"centroid_gap": g, "margin_standardised": 2.0} for n, g in zip(("a", "b"), gaps, strict=True)}
+    values["a"]["squared_gap_debiased"], values["b"]["squared_gap_debiased"] = 0.2, 0.2 + 0.1 * gap
+    rows = [
+        {"store": "a", "metric": m, "difference": d, "interval": [d, d], "p": 0.01, "p_holm": 0.01, "clear": bool(d)}
+        for m, d in moved.items()
+    ]
+    return {
+        "stores": values,
+        "retrieval": {n: {"i2t": {"R@1": 0.3}, "t2i": {"R@1": 0.3}} for n in values},
+        "mixed": {n: {"R@10": 0.5} for n in values},
+        "differences": rows,
+    }
+
+
+@pytest.mark.parametrize(
+    ("moved", "said", "unsaid"),
+    [
+        ({"recall": -1}, "The clouds are not shown to have come together, and pairs are found", "did not"),
+        ({"margin": 1}, "The clouds are not shown to have come together, but pairs stand out", "did not"),
+        ({"gap": 1, "recall": 1}, "The clouds moved apart, but pairs are found first more often.", "not shown"),
+        ({"gap": -1, "recall": 1}, "What did it cost? Nothing: it won 5.0 points of R@1", "It won"),
+        ({"gap": -1, "recall": 1, "margin": -1}, "What did it cost? It won 5.0 points of R@1", "Nothing"),
+        ({"gap": -1, "recall": 1, "mixed": -1}, "What did it cost? It won 5.0 points of R@1", "Nothing"),
+        ({"gap": -1, "little": 0.08}, "pairs stand out as before, to within 5%: a shift of one", "not shown to stand"),
+        ({"little": 0.08}, "Between the clouds no difference is shown; pairs stand out as before, to", "nor between"),
+        ({"gap": -1}, "b closed 75% of the centroid gap of a (0.400 → 0.100, p = 0.010)", "noise"),
+        (
+            {"gap": -1, "gaps": (0.1, 0.103)},
+            "b narrowed the centroid gap of a (squared and free of sampling noise 0.2000 → 0.1000, p = 0.010; as",
+            "closed",
+        ),
+        ({"gap": 1, "gaps": (0.038, 0.035)}, "0.2000 → 0.3000, p = 0.010; as measured 0.038 → 0.035)", "(0.038"),
+    ],
+)
+def test_no_sentence_says_more_than_its_test(moved, said: str, unsaid: str) -> None:
+    words = " ".join(verdict(made_up(**moved))).replace("\N{NO-BREAK SPACE}", " ")
+    assert said in words
+    assert unsaid not in words.partition("for free?")[0]
+
+
+def test_a_collapse_of_one_seed_is_none_of_the_mean() -> None:
+    found = made_up(gap=-1, recall=-1)
+    wide, narrow = ({"conformity_image": c, "conformity_text": c} for c in (0.5, 0.99))
+    found["stores"] = {"a": {**found["stores"]["a"], **wide}, "b": {**found["stores"]["b"], **narrow}}
+    assert outcome(found, "a", "b") == "collapse"
+    of_b = [found["stores"]["b"], *[{**found["stores"]["b"], **wide}] * 3]
+    values = {"a": [found["stores"]["a"]] * 4, "b": of_b}
+    found["seeds"] = {"runs": [*"wxyz"], "stores": values, "differences": found["differences"]}
+    assert outcome(found, "a", "b") == "cost"
+
+
+def test_a_recall_of_nothing_was_measured_and_another_run_alone_is_not_the_best() -> None:
+    found = {"stores": {"a": {"centroid_gap": 0.3}}, "retrieval": {"a": {"i2t": {"R@1": 0.0}, "t2i": {"R@1": 0.0}}}}
+    assert tiles(found)[1].value == "0.0%"
+    assert tiles(found)[1].words == "no other store to compare with"
+    found["stores"]["other:aligned"] = {"centroid_gap": 0.2}
+    found["kinds"] = {"a": "store", "other:aligned": "run"}
+    found["retrieval"]["other:aligned"] = found["retrieval"]["a"]
+    assert verdict(found)[-1] == "Of another run, other:aligned: R@1 0.0%, gap 0.200."
