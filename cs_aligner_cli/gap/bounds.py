@@ -50,6 +50,13 @@ _BOUNDS: Final[Mapping[str, Bounds]] = {
     "R": SHARE,
     "mixed_R": SHARE,
 }
+# Shares that are counted over independent things: where none of these differs, their variance is 0, and says nothing.
+_COUNTED = ("R", "mixed_R", "mutual_knn", "neighbour_purity", "linear_separability")
+
+
+def is_counted(key: str) -> bool:
+    """Whether a metric is a share of things that were counted, as queries answered."""
+    return key.partition("@")[0] in _COUNTED
 
 
 def metric_bounds(key: str) -> Bounds:

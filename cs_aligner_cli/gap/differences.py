@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cs_aligner_cli.common.estimates import LEVEL, holm
-from cs_aligner_cli.common.shares import of_difference
-from cs_aligner_cli.gap.bounds import metric_bounds
-from cs_aligner_cli.gap.results import Measurement, interval, p_value
+from cs_aligner_cli.common.shares import cut_off, of_difference
+from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
+from cs_aligner_cli.gap.results import Measurement, interval, p_value, where_all_agree
 
 
 def differences(measured: Mapping[str, Measurement], subject: str, headline: Sequence[str]) -> list[dict[str, Any]]:
@@ -29,9 +29,11 @@ def differences(measured: Mapping[str, Measurement], subject: str, headline: Seq
                 continue
             difference = mine.values[metric] - theirs.values[metric]
             spread = mine.spreads[metric].less(theirs.spreads[metric])
-            span = interval(difference, spread, of_difference(metric_bounds(metric)))
+            span, p = interval(difference, spread), p_value(difference, spread)
+            if is_counted(metric) and not spread.error:
+                span, p = where_all_agree(difference, spread.units)
+            span = cut_off(difference, span, of_difference(metric_bounds(metric)))
             row = {"store": other, "metric": metric, "difference": difference, "interval": span}
-            p = p_value(difference, spread)
             of_other.append({**row, "p": p, "headline": metric in headline, "p_holm": None, "clear": False})
         family = [row for row in of_other if row["headline"]]
         for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):

@@ -19,7 +19,7 @@ from cs_aligner_cli.gap.groups import DISTANCE, Means
 def centroid_metrics(linear: Means) -> dict[str, Floats]:
     """||mx - my||, plug-in, and its square without what is only sampling noise, from mean cosines."""
     return {
-        "centroid_gap": np.sqrt(np.maximum(_mmd(linear, diagonals=True), 0)),
+        "centroid_gap": np.sqrt(_mmd(linear, diagonals=True)),
         "squared_gap_debiased": _mmd(linear, diagonals=False),
     }
 
@@ -98,7 +98,7 @@ def _cs(kernel: Means, diagonals: bool) -> Floats:
             logs = [np.logaddexp(np.log1p(-1 / kernel.n) + log, own) for log in logs]
             cross = _kept(cross, kernel.n, kernel.pair)
         divergence: Floats = logs[0] + logs[1] - 2 * np.log(cross)
-    return divergence
+    return _from_zero(divergence) if diagonals else divergence
 
 
 def _mmd(kernel: Means, diagonals: bool) -> Floats:
@@ -108,4 +108,9 @@ def _mmd(kernel: Means, diagonals: bool) -> Floats:
         image, text = (_kept(mean, kernel.n, kernel.own) for mean in (image, text))
         cross = _kept(cross, kernel.n, unit * kernel.pair)
     squared: Floats = image + text - 2 * cross
-    return squared
+    return _from_zero(squared) if diagonals else squared
+
+
+def _from_zero(of_all: Floats) -> Floats:
+    """V estimates are 0 or more, but for rounding."""
+    return np.maximum(of_all, 0)

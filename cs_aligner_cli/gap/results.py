@@ -17,6 +17,8 @@ from cs_aligner_cli.gap.bounds import metric_bounds
 from cs_aligner_cli.gap.groups import Groups
 
 _LEVEL = 0.95
+# Distances of equal rows are roots of rounding, some 1e-8.
+_ROUNDING = 1e-7
 
 
 class Spread(NamedTuple):
@@ -130,7 +132,7 @@ class Measured:
         self.add_plain(values, pairs)
         for key, spread in spreads.items():
             self.spreads[key] = spread
-            value = values[key]
+            value = self.values[key]
             self.intervals[key] = (
                 score_interval(value, spread) if share else interval(value, spread, metric_bounds(key))
             )
@@ -142,7 +144,7 @@ class Measured:
 
     def add_plain(self, values: Mapping[str, float], pairs: int) -> None:
         """Add metrics that have no interval."""
-        self.values.update(values)
+        self.values.update({key: _within(value, metric_bounds(key)) for key, value in values.items()})
         self.samples.update(dict.fromkeys(values, pairs))
 
     def put_in_order(self, keys: Sequence[str]) -> None:
@@ -150,6 +152,12 @@ class Measured:
         ordered = {key: self.values[key] for key in keys}
         self.values.clear()
         self.values.update(ordered)
+
+
+def _within(value: float, bounds: Bounds) -> float:
+    """The value, or the bound that it lies beyond by rounding alone, as a mean cosine of 1 + 2e-16."""
+    nearest = min(max(value, bounds[0]), bounds[1])
+    return nearest if abs(value - nearest) < _ROUNDING else value
 
 
 def quantile(freedom: float) -> float:
@@ -171,6 +179,17 @@ def p_of(t: float, freedom: float) -> float:
     from scipy.special import stdtr
 
     return float(2 * stdtr(freedom, -abs(t)))
+
+
+def where_all_agree(difference: float, units: int) -> tuple[list[float], float]:
+    """The 95% interval and p of a difference between counted shares that is the same for every one of the units.
+
+    Its variance of 0 does not make it known: the interval is Wilson's of none of so many, either way, and p that of all
+    having one sign by chance.
+    """
+    z = quantile(max(units - 1, 1))
+    reach = z * z / (max(units, 1) + z * z)
+    return [difference - reach, difference + reach], 1.0 if difference == 0 else min(2.0 ** (1 - units), 1.0)
 
 
 def interval(value: float, spread: Spread, bounds: Bounds = UNBOUNDED) -> list[float]:

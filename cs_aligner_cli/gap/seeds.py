@@ -10,8 +10,8 @@ import numpy as np
 
 from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
 from cs_aligner_cli.common.shares import cut_off, of_difference
-from cs_aligner_cli.gap.bounds import metric_bounds
-from cs_aligner_cli.gap.results import Measurement, Spread
+from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
+from cs_aligner_cli.gap.results import Measurement, Spread, where_all_agree
 
 
 def seed_differences(
@@ -34,9 +34,12 @@ def seed_differences(
             values = [mine.values[metric] - theirs.values[metric] for mine, theirs in sides]
             over_pairs = [mine.spreads[metric].less(theirs.spreads[metric]) for mine, theirs in sides]
             found = _mean(values, over_pairs)
-            span = cut_off(found.mean, found.interval, of_difference(metric_bounds(metric)))
+            span, p = list(found.interval), found.p
+            if is_counted(metric) and not found.standard_error:
+                span, p = where_all_agree(found.mean, min(spread.units for spread in over_pairs))
+            span = cut_off(found.mean, span, of_difference(metric_bounds(metric)))
             row = {"store": other, "metric": metric, "difference": found.mean, "values": values}
-            family.append({**row, "interval": span, "p": found.p})
+            family.append({**row, "interval": span, "p": p})
         corrected = holm([row["p"] for row in family])
         rows += [
             {**row, "headline": True, "p_holm": p, "clear": p < LEVEL} for row, p in zip(family, corrected, strict=True)

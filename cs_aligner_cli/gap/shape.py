@@ -103,7 +103,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Smooth:
     if not own:
         return Smooth(0.0, np.zeros(len(x)))
     shared = float(cross.square().sum())
-    value = shared / own
+    value = min(shared / own, 1.0)  # rounding may go beyond
     growth = 2 * _forms(a, cross, b) / max(shared, 1e-300)
     growth -= _forms(a, of_a, a) / of_a.square().sum() + _forms(b, of_b, b) / of_b.square().sum()
     return Smooth(value, value * growth.numpy())

@@ -34,7 +34,7 @@ def frechet_of_covariances(of_x: Floats, of_y: Floats) -> float | None:
     except np.linalg.LinAlgError:
         return None
     squares = np.linalg.eigvalsh(factor.T @ of_y @ factor)
-    return float(np.trace(of_x) + np.trace(of_y) - 2 * np.sqrt(np.maximum(squares, 0)).sum())
+    return max(float(np.trace(of_x) + np.trace(of_y) - 2 * np.sqrt(np.maximum(squares, 0)).sum()), 0.0)
 
 
 def _reduced(rows: Tensor) -> Tensor:
