@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cs_aligner_cli.report.evidence import recall_of
+from cs_aligner_cli.report.evidence import recall_in_run
 
 
 class Caption(NamedTuple):
@@ -105,7 +105,7 @@ def in_words(name: str, report: Mapping[str, Any]) -> str:
 
 
 def _tradeoff(report: Mapping[str, Any], store: str) -> str:
-    gap, recall = report["stores"][store].get("centroid_gap"), recall_of(report, store)
+    gap, recall = report["stores"][store].get("centroid_gap"), recall_in_run(report, store)
     return "" if gap is None or recall is None else f"gap {gap:.3f}, R@1 {recall:.1f} percent"
 
 

@@ -59,6 +59,11 @@ def recall_of(report: Mapping[str, Any], store: str, metric: str = RECALL) -> fl
     if metric == MIXED:
         found = report.get("mixed", {}).get(store, {}).get("R@10")
         return None if found is None else 100 * float(found)
+    return recall_in_run(report, store, metric)
+
+
+def recall_in_run(report: Mapping[str, Any], store: str, metric: str = RECALL) -> float | None:
+    """R@1 (mean of both directions) in percent in the report's own run, as its figures draw it; None: none."""
     directions = report.get("retrieval", {}).get(store)
     return 50 * float(directions["i2t"][metric] + directions["t2i"][metric]) if directions else None
 

@@ -10,6 +10,7 @@ from cs_aligner_cli.gap.metrics import measure_headline
 from cs_aligner_cli.gap.recall import recall_spreads
 from cs_aligner_cli.gap.results import Measurement
 from cs_aligner_cli.report import headline
+from cs_aligner_cli.report.captions import in_words
 from cs_aligner_cli.report.tiles import tiles
 from cs_aligner_cli.report.verdict import answers, outcome, verdict
 from cs_aligner_cli.retrieval import true_ranks
@@ -259,6 +260,10 @@ def test_over_seeds_the_seeds_decide() -> None:
     assert free.endswith("This was tested on this run alone, over test pairs.")
     rows[:] = [{**row, "clear": True} for row in rows]
     assert answers(found)[0].text.startswith("Yes, as far as this run's pairs can tell.")
+    # The figures are of the report's own run, and so is what they say in words.
+    own = 50 * sum(found["retrieval"]["after"][way]["R@1"] for way in ("i2t", "t2i"))
+    assert own != 50
+    assert f"R@1 {own:.1f} percent" in in_words("gap_against_recall", found)
 
 
 def test_one_store_alone_and_none() -> None:

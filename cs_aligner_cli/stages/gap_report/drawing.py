@@ -14,7 +14,7 @@ from cs_aligner_cli.recipe.recipe import Recipe
 from cs_aligner_cli.report.bought import gap_against_pictures
 from cs_aligner_cli.report.canvas import Picture
 from cs_aligner_cli.report.curves import conflict_curves, divergence_curve, training_curves
-from cs_aligner_cli.report.evidence import CONTROL, recall_of, reference_of
+from cs_aligner_cli.report.evidence import CONTROL, recall_in_run, reference_of
 from cs_aligner_cli.report.figures import cosine_histograms, point_map, projection, spectra
 from cs_aligner_cli.report.projections import neighbour_projection
 from cs_aligner_cli.report.tradeoff import gap_against_recall
@@ -55,7 +55,11 @@ def draw_figures(
     }
     if pictures := report.get("pictures"):
         points = {
-            name: {"gap": report["stores"][name]["centroid_gap"], "pictures": value, "r1": recall_of(report, name) or 0}
+            name: {
+                "gap": report["stores"][name]["centroid_gap"],
+                "pictures": value,
+                "r1": recall_in_run(report, name) or 0,
+            }
             for name, value in pictures["stores"].items()
         }
         figures["gap_against_pictures"] = gap_against_pictures(points, pictures["title"], pictures["bounds"])
@@ -79,7 +83,7 @@ def _panels(report: Mapping[str, Any], pairs: Mapping[str, PairedFeatures]) -> l
     def rank(name: str) -> tuple[int, float]:
         kind = report["kinds"][name]
         if kind == "baseline":
-            return 1 if name.startswith(f"{CONTROL}+") else 3, -(recall_of(report, name) or 0.0)
+            return 1 if name.startswith(f"{CONTROL}+") else 3, -(recall_in_run(report, name) or 0.0)
         return {"store": 0, "run": 2}[kind], 0.0
 
     chosen = sorted(pairs, key=rank)[:_PANELS]
