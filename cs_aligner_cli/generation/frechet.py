@@ -27,7 +27,7 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
     mean_part = float((x.mean(dim=0) - y.mean(dim=0)).square().sum())
     fx, fy = _factor(x), _factor(y)
     traces = float(fx.square().sum() + fy.square().sum())
-    covariance_part = traces - 2 * float(torch.linalg.svdvals(fx @ fy.T).sum())
+    covariance_part = max(traces - 2 * float(torch.linalg.svdvals(fx @ fy.T).sum()), 0.0)  # rounding may go below
     return {
         "distance": mean_part + covariance_part,
         "mean_part": mean_part,

@@ -82,8 +82,8 @@ def _distances(subject: Subject, space: str, generated: Floats32) -> dict[str, f
     return found
 
 
-def left_out(subject: Subject, pictures: int) -> list[str]:
-    """Notes on the wanted metrics that so few pictures, prompts or texts cannot have."""
+def left_out(subject: Subject, pictures: int, found_floors: Mapping[str, float]) -> list[str]:
+    """Notes on the wanted metrics, and on the ``floors`` found, that so few pictures, prompts or texts cannot have."""
     notes, wanted = [], subject.wanted
     if subject.texts is None and {"clip_score", "prompt_retrieval"} & {*wanted}:
         notes.append("no CLIP score and no retrieval: the judge's texts share no space with images")
@@ -93,7 +93,7 @@ def left_out(subject: Subject, pictures: int) -> list[str]:
     unlike = len({*subject.prompts})
     if "prompt_retrieval" in wanted and subject.texts is not None and unlike < RANKS[-1]:
         notes.append(f"no prompt_R@{RANKS[-1]}: there are {unlike} unlike prompts")
-    if "frechet" in wanted and any(math.isnan(floor) for floor in floors(subject, 0).values()):
+    if any(math.isnan(floor) for floor in found_floors.values()):
         notes.append("no Frechet distance between two halves of the real pictures: they are too few")
     return notes
 

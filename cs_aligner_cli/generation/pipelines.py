@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -46,8 +47,19 @@ class DiffusersDecoder:
         self.pipeline, self.dim, self._call, self._device = pipeline, dim, call, device
 
     def draw(self, conditions: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """One picture for each of conditions (B, dim), drawn with its own seed, whatever the batch."""
+        """One picture for each of conditions (B, dim), drawn with its own seed, whatever the batch.
+
+        Raises InputError where a picture is not finite, which would be black.
+        """
         pixels = self.pixels(conditions, prompts, seeds)
+        bad = int((~np.isfinite(pixels)).any(axis=(1, 2, 3)).sum())
+        if bad:
+            raise InputError(
+                f"generate.decoder: {bad} of {len(pixels)} pictures drawn at once are not finite (NaN or infinity), "
+                f"with weights of {str(self.pipeline.dtype).removeprefix('torch.')}",
+                "Where half precision overflows, --set generate.dtype=float32 draws them; in float32 look at the "
+                "decoder's files and at the store's embeddings.",
+            )
         return [Image.fromarray(picture) for picture in (pixels * 255).round().astype(np.uint8)]
 
     def pixels(self, conditions: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Floats32:
@@ -77,7 +89,7 @@ class Float32Noise(TorchFunctionMode):
 def load_pipeline(spec: Generate, source: str, negative: Tensor | None, device: str) -> DiffusersDecoder:
     """The pipeline of a folder or of the hub, on ``device``.
 
-    Raises InputError where diffusers cannot load it, or it is a pipeline of another kind.
+    Raises InputError where diffusers cannot load it, or it is a pipeline of another kind, or it would not draw.
     """
     kind = spec.decoder.kind
     dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else torch.float16 if "cuda" in device else torch.float32
@@ -157,6 +169,13 @@ _LOADERS: dict[str, Callable[[str, torch.dtype], Any]] = {
 
 
 def _kandinsky(pipeline: Any, spec: Generate, negative: Tensor | None) -> tuple[int, Callable[..., Any]]:
+    if "generator" not in signature(pipeline.scheduler.step).parameters:
+        raise InputError(
+            f"generate.decoder.model: its scheduler is {type(pipeline.scheduler).__name__}, which takes no generator, "
+            "and Kandinsky's pipeline hands it one",
+            "Name another in scheduler/scheduler_config.json and model_index.json: DDPMScheduler, as the published "
+            "decoder, or DDIMScheduler.",
+        )
     dim = int(pipeline.unet.config.encoder_hid_dim)
     # Our own codec makes many pixels of what the pipeline takes for one.
     pixels = pipeline.movq.config.get("patch", pipeline.movq_scale_factor) // pipeline.movq_scale_factor

@@ -78,15 +78,16 @@ def write_results(
             conditions = np.load(folder / CONDITIONS, allow_pickle=False)
             found[name] = measure_pictures(subject, features, conditions, lambda i, f=files: read_image(f[i])[0])  # type: ignore[misc]
             advance(len(prompts))
+    of_halves = floors(subject, recipe.seed)
     summary = {
         "split": recipe.drawn_split,
         "prompts": len(prompts),
         "generate": found,
-        "floors": floors(subject, recipe.seed),
+        "floors": of_halves,
         "published": spec.published.metrics,
         "protocol": _protocol(recipe, spec, encoder, len(real_rows)),
         "sheet": str(made.results.path / "sheet.html"),
-        "notes": left_out(subject, len(prompts)),
+        "notes": left_out(subject, len(prompts), of_halves),
     }
     _write(build.folder, summary, made, data, prompts, images)
     return summary

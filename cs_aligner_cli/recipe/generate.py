@@ -167,7 +167,7 @@ class Generate(Strict):
     guidance: float | None = Field(None, ge=0, le=100, description="Guidance scale; null: the pipeline's own.")
     noise_level: int = Field(0, ge=0, le=999, description="Noise that Stable unCLIP adds to the embedding.")
     height: int | None = Field(None, ge=8, le=2048, description="Side of a picture; null: the decoder's own.")
-    batch_size: int = Field(16, ge=1, description="Pictures drawn at once; the pictures do not depend on it.")
+    batch_size: int = Field(16, ge=1, description="Pictures drawn at once; pictures depend on it by rounding only.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the decoder's weights; auto: float16 on CUDA, else float32."
     )

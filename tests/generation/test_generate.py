@@ -29,7 +29,7 @@ from cs_aligner_cli.generation.conditions import (
     refuse_another_encoder,
     scaled,
 )
-from cs_aligner_cli.generation.measured import Subject, left_out, measure_pictures
+from cs_aligner_cli.generation.measured import Subject, floors, left_out, measure_pictures
 from cs_aligner_cli.recipe.generate import Generate
 from cs_aligner_cli.recipe.later import LATER_KEYS
 from cs_aligner_cli.recipe.recipe import load_recipe
@@ -360,7 +360,7 @@ def test_what_few_pictures_cannot_have_is_said():
     subject = Subject(["one", "two", "two"], rows, {"encoder": rows}, None, ["frechet", "coverage", "prompt_retrieval"])
     found = {**measure_pictures(subject, {"encoder": rows}, rows, lambda i: Image.new("RGB", (1, 1)))}
     assert "prompt_R@10" not in found and "precision@encoder" not in found
-    assert [note.partition(":")[0] for note in left_out(subject, 3)] == [
+    assert [note.partition(":")[0] for note in left_out(subject, 3, floors(subject, 0))] == [
         "no precision and recall",
         "no prompt_R@10",
         "no Frechet distance between two halves of the real pictures",

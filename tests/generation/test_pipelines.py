@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,26 @@ def test_a_height_of_no_whole_latents_is_refused(tmp_path):
     build_pipeline(TrainDecoder(widths=[32], side=48), PatchCodec(patch=16), DIM, 48, 0).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"generate\.height: 40 is no multiple of 16.*\nGive 32\."):
         loaded("kandinsky22", tmp_path, height=40)
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_a_picture_that_is_not_finite_is_refused_and_not_drawn_black(kind, folders, conditions):
+    decoder = loaded(kind, folders[kind])
+    conditions[1] = torch.nan
+    with pytest.raises(InputError, match=r"1 of 2 pictures .* not finite .* weights of float32\n.*generate\.dtype"):
+        drawn(decoder, conditions[:2], [1, 2])
+
+
+def test_a_scheduler_that_kandinsky_cannot_run_is_refused_when_it_is_loaded(folders, tmp_path):
+    folder = shutil.copytree(folders["kandinsky22"], tmp_path / "copy")
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("EulerDiscreteScheduler", "PNDMScheduler"):
+        index["scheduler"] = ["diffusers", name]
+        (folder / "model_index.json").write_text(json.dumps(index))
+        if name != "PNDMScheduler":
+            loaded("kandinsky22", folder)
+    with pytest.raises(InputError, match=r"scheduler is PNDMScheduler, which takes no generator.*\n.*DDPMScheduler"):
+        loaded("kandinsky22", folder)
 
 
 def test_slices_of_attention_draw_nearly_the_same(folders, conditions):
