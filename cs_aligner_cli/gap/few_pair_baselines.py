@@ -25,7 +25,10 @@ MAX_ANCHORS = 4096
 
 @dataclass(frozen=True, eq=False)
 class RelativeMap:
-    """Rows to their similarities to ``anchors`` (A, d), unit rows: the ``kept`` largest, to a power."""
+    """Rows to their similarities to ``anchors`` (A, d), unit rows: the ``kept`` largest, to a power.
+
+    A row on the far side of all anchors has the nearest of them alone: no row may be all zeros.
+    """
 
     anchors: npt.NDArray[np.float32]
     kept: int
@@ -33,11 +36,16 @@ class RelativeMap:
 
     def __call__(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Map rows (N, d) to (N, A) of unit length."""
-        similarities = np.maximum(_unit(np.asarray(rows, np.float32)) @ self.anchors.T, 0)
+        similarities = _unit(np.asarray(rows, np.float32)) @ self.anchors.T
+        nearest = similarities.argmax(axis=1)
+        np.maximum(similarities, 0, out=similarities)
         if self.kept < len(self.anchors):
             least = np.partition(similarities, -self.kept, axis=1)[:, -self.kept, None]
             similarities[similarities < least] = 0
-        relative: npt.NDArray[np.float32] = _unit(similarities**self.power)
+        powers = similarities**self.power
+        far = np.flatnonzero(~powers.any(axis=1))
+        powers[far, nearest[far]] = 1
+        relative: npt.NDArray[np.float32] = _unit(powers)
         return relative
 
 

@@ -174,6 +174,9 @@ def test_asifs_coordinates_are_the_largest_similarities_to_the_pairs():
     row = RelativeMap(anchors, kept=2, power=2.0)(np.array([[5.0, 0, 1]]))
     expected = unit(np.array([[1.0, 0.8**2, 0, 0]]))
     assert np.allclose(row, expected, atol=1e-6)
+    # On the far side of all anchors, and so near to none that the power leaves nothing: the nearest one.
+    far = RelativeMap(anchors[:3], kept=2, power=8.0)(np.array([[-1.0, -1, -0.1], [-1.0, 0, 1e-6]]))
+    assert (far == np.eye(3)[[2, 2]]).all()
     train = pairs(n=400)
     x, y = applied("asif", train, train)
     assert x.shape == y.shape == (400, 400)
