@@ -309,17 +309,16 @@ def _best_run(report: Mapping[str, Any], stores: list[str]) -> list[str]:
     if not ranked:
         return []
 
-    def state(store: str) -> str:
-        return f"R@1 {ranked[store]:.1f}%, gap {report['stores'][store]['centroid_gap']:.3f}"
+    def gap(store: str) -> float:
+        return float(report["stores"][store]["centroid_gap"])
 
-    best = max(ranked, key=lambda name: ranked[name])
-    closest = min(ranked, key=lambda name: float(report["stores"][name]["centroid_gap"]))
+    best, closest = max(ranked, key=lambda name: ranked[name]), min(ranked, key=gap)
     if len(ranked) == 1:
-        return [f"Of another run, {best}: {state(best)}."]
-    sentence = f"Of the other runs' stores, {best} has the highest R@1: {state(best)}."
+        return [f"Of another run, {best}: R@1 {ranked[best]:.1f}%, gap {gap(best):.3f}."]
+    sentence = f"Of the other runs' stores, {best} has the highest R@1, {ranked[best]:.1f}% (gap {gap(best):.3f})"
     if closest != best:
-        sentence += f" {closest} has the smallest gap: {state(closest)}."
-    return [sentence]
+        sentence += f", and {closest} the smallest gap, {gap(closest):.3f} (R@1 {ranked[closest]:.1f}%)"
+    return [f"{sentence}."]
 
 
 def _over_seeds(report: Mapping[str, Any]) -> str:

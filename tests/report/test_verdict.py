@@ -337,3 +337,10 @@ def test_a_recall_of_nothing_was_measured_and_another_run_alone_is_not_the_best(
     found["kinds"] = {"a": "store", "other:aligned": "run"}
     found["retrieval"]["other:aligned"] = found["retrieval"]["a"]
     assert verdict(found)[-1] == "Of another run, other:aligned: R@1 0.0%, gap 0.200."
+    found["stores"]["third:aligned"], found["kinds"]["third:aligned"] = {"centroid_gap": 0.1}, "run"
+    found["retrieval"]["third:aligned"] = found["retrieval"]["a"]
+    best, found["retrieval"]["other:aligned"] = (
+        "other:aligned has the highest R@1, 50.0% (gap 0.200)",
+        {way: {"R@1": 0.5} for way in ("i2t", "t2i")},
+    )
+    assert f"Of the other runs' stores, {best}, and third:aligned the smallest gap, 0.100 (R@1 0.0%)." in verdict(found)
