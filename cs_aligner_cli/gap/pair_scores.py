@@ -7,15 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch.nn.functional import pad
 
-from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.gap.baselines import BASELINES
 from cs_aligner_cli.gap.neighbours import nearest_rows, neighbour_metrics, neighbour_spreads
+from cs_aligner_cli.gap.paired_rows import paired_rows_of_any_width
 from cs_aligner_cli.gap.shape import linear_cka, shuffled_cka
 
 FOLDS, FEWEST_PAIRS = 5, 50
@@ -47,18 +46,16 @@ def score_pair(
     CCA is fitted on all folds but one, its shrinkage being chosen within them, and asked to retrieve the pairs of the
     one that is left out; so every pair is asked once by a map that does not know it. The gallery is one fold: recalls
     compare encoders on the same pairs, and are no forecast for galleries of another size. Raises InputError for fewer
-    than 50 pairs and rows that do not fit.
+    than 50 pairs, and for rows that do not fit, are not finite or all zeros.
     """
-    for array, name in ((x, "x"), (y, "y")):
-        refuse_masked(array, name)
     if len(x) != len(y):
         raise InputError(f"x and y are no pairs: {len(x)} rows against {len(y)}")
     if len(x) < FEWEST_PAIRS:
         raise InputError(f"{len(x)} pairs are too few to score encoders on; expected at least {FEWEST_PAIRS}")
-    image, text = (_unit(z) for z in (x, y))
+    tensors = paired_rows_of_any_width(x, y)
+    image, text = (z.numpy() for z in tensors)
     hits = _held_out_hits(image, text, np.random.default_rng(seed).permutation(len(x)) % folds)
     recall, error = float(hits.mean()), float(hits.std(ddof=1)) / math.sqrt(len(hits))
-    tensors = torch.from_numpy(image), torch.from_numpy(text)
     # Neighbours are sought within each modality; zeros beyond the narrower one's width change none of its cosines.
     width = max(image.shape[1], text.shape[1])
     padded = [pad(z, (0, width - z.shape[1])) for z in tensors]

@@ -47,3 +47,14 @@ def test_rows_that_are_no_pairs_and_too_few_are_refused() -> None:
         score_pair(x, x[:59])
     with pytest.raises(InputError, match="49 pairs are too few to score encoders on; expected at least 50"):
         score_pair(x[:49], x[:49])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "image: 1 of 60 rows are not finite"), (0.0, "image: 1 of 60 rows are all zeros"), (None, "masked")],
+)
+def test_rows_without_a_direction_are_refused(value: float | None, message: str) -> None:
+    x, y = random_rows(0, 60, 4), random_rows(1, 60, 6)
+    spoilt = np.ma.masked_less(x, 0) if value is None else np.where(np.arange(60)[:, None] == 3, value, x)
+    with pytest.raises(InputError, match=message):
+        score_pair(spoilt, y)
