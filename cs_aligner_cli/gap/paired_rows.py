@@ -18,6 +18,8 @@ from cs_aligner_cli.retrieval.rows import Shards, is_stored
 RowsLike: TypeAlias = "ArrayLike | Shards"
 DEFAULT_BANDWIDTHS = (0.5, 0.7071067811865476, 1.0)
 MIN_PAIRS = 4
+# Of an image with several captions: what fits a map takes all of them, what measures takes rows for independent.
+_REPEATED, _ONCE = "repeat an image that has several captions", "of an image with several captions take one"
 # Pairs that are read at a time, and rows that are scaled while they are in the processor's cache.
 _BLOCK, _CACHED = 8192, 512
 
@@ -40,7 +42,7 @@ class PairedRows:
         if images != texts:
             raise InputError(
                 f"image and text are not row-paired: {images} image rows against {texts} text rows",
-                "Row i of one must belong to row i of the other; repeat an image that has several captions.",
+                f"Row i of one must belong to row i of the other; {_REPEATED if any_width else _ONCE}.",
             )
         if images < MIN_PAIRS:
             raise InputError(f"the gap needs at least {MIN_PAIRS} pairs, got {images}")
