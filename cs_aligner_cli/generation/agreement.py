@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize, same_width
+from cs_aligner_cli.common.arrays import ArrayLike, as_rows, l2_normalize
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats, Ints
+from cs_aligner_cli.generation.samples import samples
 from cs_aligner_cli.retrieval import evaluate_retrieval
 
 RANKS = (1, 10)
@@ -18,13 +19,12 @@ RANKS = (1, 10)
 def row_cosines(x: ArrayLike, y: ArrayLike) -> Floats:
     """(N,) cosines between the rows of x and y (N, d), in float64; a zero row has cosine 0.
 
-    Raises InputError unless the shapes are equal.
+    Raises InputError unless the shapes are equal and all is finite.
     """
-    a, b = as_rows(x, "x"), as_rows(y, "y")
-    same_width(a, b)
+    a, b = samples(x, y)
     if len(a) != len(b):
         raise InputError(f"rows are compared one by one, but there are {len(a)} and {len(b)}")
-    cosines: Floats = (l2_normalize(a.double()) * l2_normalize(b.double())).sum(dim=1).numpy()
+    cosines: Floats = (l2_normalize(a) * l2_normalize(b)).sum(dim=1).clamp(-1, 1).numpy()
     return cosines
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_float64
+from cs_aligner_cli.common.arrays import ArrayLike
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.generation.samples import samples
 
 _TILE = 2048
 
@@ -17,9 +18,10 @@ def precision_recall(generated: ArrayLike, real: ArrayLike, neighbours: int = 3)
     Precision is the share of generated rows that lie within the distance of some real row to its ``neighbours``-th
     nearest other real row; recall is the same with the roles exchanged. Both depend on M and N: compare at equal sizes.
 
-    Raises InputError for rows that do not fit together, and for a sample of no more rows than ``neighbours``.
+    Raises InputError for rows that do not fit together or are not finite, and for a sample of no more rows than
+    ``neighbours``.
     """
-    x, y, _ = as_float64(generated, real)
+    x, y = samples(generated, real, ("generated", "real"))
     for name, rows in (("generated", x), ("real", y)):
         if len(rows) <= neighbours:
             raise InputError(f"{name}: {neighbours} neighbours need more than {len(rows)} rows")

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_float64
+from cs_aligner_cli.common.arrays import ArrayLike
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.generation.samples import samples
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> dict[str, float]:
@@ -47,12 +48,10 @@ def frechet_floor(x: ArrayLike, seed: int = 0) -> float:
 
 
 def _samples(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
-    x, y, _ = as_float64(x, y)
+    x, y = samples(x, y)
     for name, rows in (("x", x), ("y", y)):
         if len(rows) < 2:
             raise InputError(f"{name}: a covariance needs at least 2 rows, got {len(rows)}")
-        if not torch.isfinite(rows).all():
-            raise InputError(f"{name}: row {int((~torch.isfinite(rows)).any(dim=1).int().argmax())} is not finite")
     return x, y
 
 

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from cs_aligner_cli.common.arrays import ArrayLike, as_float64, l2_normalize
+from cs_aligner_cli.common.arrays import ArrayLike, l2_normalize
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.generation.samples import samples
 
 # Constants of the published CMMD (Jayasumana et al. 2024, arXiv 2401.09603): bandwidth, and the factor reported with.
 CMMD_BANDWIDTH, CMMD_SCALE = 10.0, 1000.0
@@ -21,9 +22,10 @@ def kid(x: ArrayLike, y: ArrayLike) -> float:
     """The kernel distance of Binkowski et al. 2018 between x (M, d) and y (N, d): unbiased MMD^2, all rows at once.
 
     Kernel ``(a.b / d + 1)^3``. Other programs average the same estimator over random subsets, which has the same mean
-    and more noise. May be negative. Raises InputError for rows that do not fit together, and for fewer than two.
+    and more noise. May be negative. Raises InputError for rows that do not fit together or are not finite, and for
+    fewer than two.
     """
-    x, y, _ = as_float64(x, y)
+    x, y = samples(x, y)
     return _mmd(x, y, lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3, diagonals=False)
 
 
@@ -32,9 +34,9 @@ def cmmd(x: ArrayLike, y: ArrayLike, unbiased: bool = True) -> float:
 
     CMMD of Jayasumana et al. 2024 where the rows are CLIP embeddings. Their code keeps the diagonals, which adds about
     ``1000 (1 - k) (1/M + 1/N)``, k the mean kernel within: ``unbiased=False`` gives that form, for published figures.
-    Raises InputError for rows that do not fit together, and for fewer than two.
+    Raises InputError for rows that do not fit together or are not finite, and for fewer than two.
     """
-    x, y, _ = as_float64(x, y)
+    x, y = samples(x, y)
     x, y = l2_normalize(x), l2_normalize(y)
 
     def one_less_kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -135,6 +135,7 @@ def test_cosines_and_clip_score():
     assert row_cosines(x, y) == pytest.approx([1, -1, 0.5**0.5])
     assert clip_score(x, y) == pytest.approx(100 * (1 + 0 + 0.5**0.5) / 3)
     assert row_cosines(np.zeros((1, 3)), np.ones((1, 3))) == pytest.approx([0])
+    assert clip_score(np.ones((8, 3)), np.ones((8, 3))) == 100  # and no 3e-14 more
 
 
 def test_prompt_retrieval_counts_equal_prompts_once():
@@ -154,6 +155,10 @@ def test_prompt_retrieval_counts_equal_prompts_once():
         (lambda x: frechet_distance(x, x[:, :2]), "differ in dimension: 4 against 2"),
         (lambda x: kid(x, x[:1]), "y: a kernel distance needs at least 2 rows, got 1"),
         (lambda x: precision_recall(x[:3], x), "generated: 3 neighbours need more than 3 rows"),
+        (lambda x: precision_recall(np.full((5, 4), np.nan), x), "generated: row 0 is not finite"),
+        (lambda x: kid(x, np.where(x > 1, np.inf, x)), "y: row . is not finite"),
+        (lambda x: cmmd(np.where(x > 1, np.nan, x), x), "x: row . is not finite"),
+        (lambda x: clip_score(x, np.where(x > 1, np.nan, x)), "y: row . is not finite"),
         (lambda x: row_cosines(x, x[:3]), "there are 9 and 3"),
     ],
 )
