@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from textwrap import wrap
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cs_aligner_cli.common.templates import load_template
 
@@ -42,10 +42,11 @@ def sheet_html(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]
 
 
 def _small(picture: Image.Image) -> Image.Image:
-    """A square thumbnail; small pictures are enlarged without smoothing, so that their pixels are seen."""
-    square = picture.convert("RGB")
-    enlarging = max(square.size) < _SIDE
-    return square.resize((_SIDE, _SIDE), Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS)
+    """A thumbnail of the middle square, as encoders and decoders see it; small pictures are enlarged without smoothing,
+    so that their pixels are seen."""
+    enlarging = max(picture.size) < _SIDE
+    resampling = Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture.convert("RGB"), (_SIDE, _SIDE), resampling)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -21,3 +21,12 @@ def test_a_long_prompt_stands_whole_above_its_picture_and_a_long_name_beside_it(
         red = (np.asarray(sheet) == (255, 0, 0)).all(axis=2)
         assert red.sum() == 112 * 112, "letters over the picture"
         assert (np.asarray(sheet)[red.any(axis=1).argmax() - 2] == 255).all()
+
+
+def test_a_wide_photo_is_cut_and_not_squeezed() -> None:
+    photo = Image.new("RGB", (300, 150), "blue")
+    photo.paste((255, 0, 0), (75, 0, 225, 150))  # the middle square
+    for size in ((300, 150), (30, 15)):
+        sheet = Image.open(io.BytesIO(sheet_png({"a": [photo.resize(size, Image.Resampling.BOX)]}, ["a star"])))
+        assert (np.asarray(sheet)[-100:-20, -100:-20] == (255, 0, 0)).all()
+        assert (np.asarray(sheet)[-60, 160:-10] == (255, 0, 0)).mean() > 0.9
