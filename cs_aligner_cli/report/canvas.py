@@ -177,6 +177,7 @@ class Picture:
     def __init__(self, figure: Figure) -> None:
         self._figure = figure
         self.width = round(figure.get_figwidth() * _DPI)  # pixels
+        self.titles = [ax.get_title() for ax in figure.axes]
 
     @cached_property
     def svg(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cs_aligner_cli.report.evidence import recall_in_run
@@ -96,11 +96,15 @@ def caption(name: str) -> Caption:
     return _CAPTIONS.get(name, Caption(name.replace("_", " ").capitalize(), ""))
 
 
-def in_words(name: str, report: Mapping[str, Any]) -> str:
-    """What a figure shows, store by store, in the report's numbers; its title where there is nothing to say."""
+def in_words(name: str, report: Mapping[str, Any], titles: Sequence[str] = ()) -> str:
+    """What a figure shows, store by store, in the report's numbers; its title where there is nothing to say.
+
+    ``titles`` of its panels: where those are stores', of these stores alone.
+    """
     tell = _WORDS.get(name.partition("_")[0] if name.startswith("projection") else name)
     title = caption(name).title
-    said = [f"{store}: {words}" for store in report["stores"] if tell and (words := tell(report, store))]
+    stores = [store for store in report["stores"] if store in titles] or report["stores"]
+    said = [f"{store}: {words}" for store in stores if tell and (words := tell(report, store))]
     return f"{title}. {'; '.join(said)}." if said else title
 
 

@@ -194,7 +194,7 @@ def _figure(name: str, picture: Picture, report: Mapping[str, Any]) -> dict[str,
         "caption": caption(name),
         "id": f"figure-{anchor(name)}",
         "first": name == _FIRST,
-        "svg": Markup(inline_svg(picture.svg, name, in_words(name, report))),  # noqa: S704 - drawn here
+        "svg": Markup(inline_svg(picture.svg, name, in_words(name, report, picture.titles))),  # noqa: S704 - drawn here
         "width": round(_SHOWN * picture.width),
         "min_width": round((0.6 if picture.width > _ONE_PANEL else 0.5) * picture.width),
     }

@@ -598,6 +598,16 @@ def test_page_loads_nothing_and_runs_nothing():
     assert {target[1:] for target in targets} <= set(ids)
 
 
+def test_a_figure_says_in_words_what_has_a_panel_and_nothing_else():
+    drawn = {"projection": projection({"aligned": clouds(n=30)}), "gap_against_recall": gap_against_recall(
+        {"a": {"gap": 1.0, "r1_i2t": 0.5, "r1_t2i": 0.4}})}  # fmt: skip
+    html = render_page(report(), drawn)
+    (of_panels,) = re.findall(r'aria-label="(Where the two clouds lie\. [^"]*)"', html)
+    assert "aligned: the two" in of_panels and "pairwise_only" not in of_panels
+    (of_all,) = re.findall(r'aria-label="(What closing the gap cost\. [^"]*)"', html)
+    assert "pairwise_only: gap" in of_all and "aligned: gap" in of_all
+
+
 def test_page_escapes_whatever_comes_from_data():
     evil = "<script>alert('x')</script>\"&"
     data = report()
