@@ -11,6 +11,7 @@ from typing import Any
 import open_clip
 import peft
 import pytest
+import timm
 import torch
 import transformers
 from torch import Tensor, nn
@@ -212,12 +213,32 @@ def test_the_linear_maps_are_all_of_them(clip: open_clip.CustomTextCLIP) -> None
 
 def test_layers_are_numbered_from_the_input_to_the_output(clip: open_clip.CustomTextCLIP) -> None:
     for model in (clip.text, clip.visual, small_llama()[0], small_bert()[0]):
-        found = blocks_of(model)
-        assert found is not None and len(found[1]) == BLOCKS
+        assert len(blocks_of(model)) == BLOCKS
         for name, _, layer in layers(model):
             inside = re.search(r"(?:resblocks|layers?)\.(\d+)\.", name)
             before = re.search(r"embed|conv1|ln_pre", name)
             assert layer == (int(inside[1]) + 1 if inside else 0 if before else BLOCKS + 1), name
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "last", "between"),
+    [
+        ("resnet26", 8, r"layer4\.1\.", {"layer3.0.downsample.0.weight": 5}),
+        ("convnext_atto", 12, r"stages\.3\.blocks\.1\.|head\.norm", {"stages.1.downsample.1.weight": 3}),
+        ("swin_tiny_patch4_window7_224", 12, r"layers\.3\.blocks\.1\.|^norm", {"layers.3.downsample.norm.weight": 11}),
+        ("efficientnet_b0", 7, r"^blocks\.6\.|^conv_head|^bn2", {"bn1.weight": 0}),
+        ("deit_tiny_distilled_patch16_224", 12, r"blocks\.11\.|^norm", {"dist_token": 0}),
+    ],
+)
+def test_stages_are_unfrozen_from_the_last_on(name: str, count: int, last: str, between: dict[str, int]) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    assert len(blocks_of(model)) == count
+    layer_of = {parameter: layer for parameter, _, layer in layers(model)}
+    assert {parameter: layer_of[parameter] for parameter in between} == between
+    freeze_below(model, 1, "train.image.train_blocks")
+    trained = {parameter for parameter, p in model.named_parameters() if p.requires_grad}
+    assert trained == {parameter for parameter in layer_of if re.search(last, parameter)}
 
 
 def test_partial_unfreezing_trains_the_last_blocks_and_what_follows(clip: open_clip.CustomTextCLIP) -> None:
