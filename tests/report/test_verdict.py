@@ -274,6 +274,13 @@ def test_one_store_alone_and_none() -> None:
     assert "no gap between them can be measured yet" in words
 
 
+@pytest.mark.parametrize(
+    ("p", "shown"), [(0.0004, "p < 0.001"), (0.0494, "p = 0.049"), (0.0496, "p < 0.05"), (0.05, "p = 0.050")]
+)
+def test_a_p_below_the_level_is_not_rounded_to_it(p: float, shown: str) -> None:
+    assert headline.p_in_words(p) == shown
+
+
 def made_up(gap=0, margin=0, recall=0, mixed=0, gaps=(0.4, 0.1), little=0.0):
     """A report on two stores whose tests say which way each metric clearly moved; ``little``: of the margin, clear."""
     moved = {"squared_gap_debiased": 0.1 * gap, "margin_standardised": 0.5 * margin or little}
