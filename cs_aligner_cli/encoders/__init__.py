@@ -5,8 +5,9 @@ What needs torch is imported when it is asked for: whether outputs are fresh is 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cs_aligner_cli.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cs_aligner_cli.encoders.availability import weight_files
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "TokenReader", "load_encoders", "pick_device", "weight_files"]
 
-_HOMES = {
+_WHERE = {
     "weight_files": "availability",
     "Encoder": "encoder",
     "TokenReader": "encoder",
@@ -23,8 +24,4 @@ _HOMES = {
     "pick_device": "table",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _WHERE)
