@@ -356,13 +356,17 @@ def other_files(at: Bench) -> list[str]:
     return [*sweep("search", "{keys: {train.lr: {choices: [0.1]}}}")(at), "--set", "data.root=new"]
 
 
-def measured(at: Bench, name: str, split: str = "dev", **protocol: str) -> str:
-    """The records of a run that was measured on a split by a protocol; the run's folder."""
+def measured(at: Bench, name: str, split: str = "dev", of_its_recipe: bool = True, **protocol: str) -> str:
+    """The records of a run that was measured on a split by a protocol; the run's folder.
+
+    Not ``of_its_recipe``: with another recipe, which a later stage has noted.
+    """
     from cs_aligner_cli.files.checksums import sealed
     from cs_aligner_cli.recipe.recipe import load_recipe
 
     recipe = load_recipe("flickr8k", [f"eval_retrieval.split={split}"]).model_dump(mode="json")
-    run = {"name": name, "seed": 0, "recipe": recipe, "stages": {}, "costs": {}, "git": "", "versions": {}}
+    stages = {"eval_retrieval": {}} if of_its_recipe else {}
+    run = {"name": name, "seed": 0, "recipe": recipe, "stages": stages, "costs": {}, "git": "", "versions": {}}
     at.file(f"runs/{name}/run.json", json.dumps(sealed(run)))
     summary = {"protocol": {"ties": "count as misses", **protocol}, "eval_retrieval": {"aligned": {}}}
     record = {"inputs": "", "files": {}, "finished": "2026-01-01", "summary": summary}
@@ -661,6 +665,7 @@ CASES: dict[str, list[Case]] = {
         Case("no sweep section", lambda at: ["sweep", "scenes"]),
         Case("a grid over no key", lambda at: ["sweep", "flickr8k_sweep", "--grid", "train.lrr=1e-3,1e-4"]),
         Case("a grid without values", lambda at: ["sweep", "flickr8k_sweep", "--grid", "train.lr"]),
+        Case("a grid that is no list", lambda at: ["sweep", "flickr8k_sweep", "--grid", "train.split=a,{"]),
         Case("a grid with a value out of bounds", sweep("grid", "{train.objective.divergence.weight: [1, -1]}")),
         Case("equal configurations", sweep("grid", "{train.lr: [0.1, 0.1]}")),
         Case("configurations that come to the same", sweep("settings", "{InfoNCE: {}, plain: {train.epochs: 20}}")),
@@ -690,6 +695,10 @@ CASES: dict[str, list[Case]] = {
         Case(
             "comparing other protocols",
             lambda at: ["compare", measured(at, "a"), measured(at, "b", ties="the first row wins")],
+        ),
+        Case(
+            "comparing what was measured of another recipe",
+            lambda at: ["compare", measured(at, "a", of_its_recipe=False)],
         ),
         Case("comparing in a format that is none", lambda at: ["compare", measured(at, "a"), "-o", "table.pdf"]),
         Case("a leaderboard of nothing", lambda at: ["leaderboard", "."]),
