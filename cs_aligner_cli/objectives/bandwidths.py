@@ -13,6 +13,8 @@ from cs_aligner_cli.common.arrays import ArrayLike, as_rows, double, same_width,
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.objectives.kernels import LARGEST_SIGMA
 
+# Distances that differ by less than this share of their mean are equal but for rounding.
+_ROUNDING = 1e-12
 Bandwidth: TypeAlias = float | Sequence[float] | Literal["median"]
 
 
@@ -57,7 +59,7 @@ def auto_bandwidth(x: ArrayLike, y: ArrayLike, effective_share: float = 0.9, sam
     x (M, d) and y (N, d); above ``sample`` rows of either, that many evenly spaced ones stand for all. Found by
     bisection of log sigma to three digits; a plain float, outside the graph.
 
-    Raises InputError unless 0 < effective_share < 1, and if all rows coincide or are not finite.
+    Raises InputError unless 0 < effective_share < 1, and if all distances are equal or not finite, or there is but one.
     """
     x, y = as_rows(x, "x"), as_rows(y, "y")
     same_width(x, y)
@@ -65,8 +67,10 @@ def auto_bandwidth(x: ArrayLike, y: ArrayLike, effective_share: float = 0.9, sam
         raise InputError(f"effective_share: expected a share between 0 and 1, got {effective_share:g}")
     first, second = (double(rows[_evenly(len(rows), sample, rows.device)]) for rows in (x, y))
     squares = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square().flatten()
+    if len(squares) < 2:
+        raise InputError('bandwidth "auto": one row of each cloud, expected more of either', "Set a fixed one instead.")
     spread = float(squares.std())
-    if not (math.isfinite(spread) and spread > 0):
+    if not (math.isfinite(spread) and spread > _ROUNDING * float(squares.mean())):
         raise InputError(
             'bandwidth "auto": the distances between the clouds are all equal or not finite (collapsed embeddings?)',
             "Set a fixed bandwidth instead.",

@@ -284,6 +284,9 @@ def test_auto_bandwidth_error_texts():
     x = random_rows(0, 5, 3)
     with pytest.raises(InputError, match="effective_share: expected a share between 0 and 1, got 1"):
         auto_bandwidth(x, x, 1.0)
-    for bad in (np.ones((4, 3)), np.full((4, 3), np.nan)):
+    collapsed = np.tile(random_rows(0, 1, 3), (3, 1)), np.tile(random_rows(1, 1, 3), (3, 1))  # equal but for rounding
+    for bad in ((np.ones((4, 3)),) * 2, (np.full((4, 3), np.nan),) * 2, collapsed):
         with pytest.raises(InputError, match='bandwidth "auto": the distances between the clouds are all equal or not'):
-            auto_bandwidth(bad, bad)
+            auto_bandwidth(*bad)
+    with pytest.raises(InputError, match='bandwidth "auto": one row of each cloud, expected more of either'):
+        auto_bandwidth(x[:1], x[1:2])
