@@ -72,7 +72,9 @@ def _recall(report: Mapping[str, Any], reference: str | None, subject: str) -> T
 def _mixed(report: Mapping[str, Any], reference: str | None, subject: str) -> Tile:
     title, after = "R@10, images and texts searched together", recall_of(report, subject, MIXED)
     if after is None:
-        return Tile(title, "\N{EN DASH}", "", "not measured: it takes two captions of an image")
+        # Rankings of fewer than ten images have no R@10.
+        wanting = "10 images" if report.get("mixed", {}).get(subject) else "two captions of an image"
+        return Tile(title, "\N{EN DASH}", "", f"not measured: it takes {wanting}")
     row = row_of(report, reference, MIXED) if reference else None
     if reference is None or row is None:
         return Tile(title, f"{after:.1f}%", "", _ALONE)

@@ -340,6 +340,8 @@ def test_a_recall_of_nothing_was_measured_and_another_run_alone_is_not_the_best(
     found = {"stores": {"a": {"centroid_gap": 0.3}}, "retrieval": {"a": {"i2t": {"R@1": 0.0}, "t2i": {"R@1": 0.0}}}}
     assert tiles(found)[1].value == "0.0%"
     assert tiles(found)[1].words == "no other store to compare with"
+    assert tiles(found)[2].words == "not measured: it takes two captions of an image"
+    assert tiles({**found, "mixed": {"a": {"R@1": 0.4}}})[2].words == "not measured: it takes 10 images"
     found["stores"]["other:aligned"] = {"centroid_gap": 0.2}
     found["kinds"] = {"a": "store", "other:aligned": "run"}
     found["retrieval"]["other:aligned"] = found["retrieval"]["a"]
