@@ -175,17 +175,13 @@ class _OfSentenceTransformers:
             raise LookupError("its pipeline has no pooling of tokens")
         self.pooling = "pipeline"
         encoder.backbone.config.output_hidden_states = True
-        self.count = len(self._run(example)["all_layer_embeddings"]) - 1
-
-    def _run(self, inputs: Tensor) -> dict[str, Any]:
-        ids, mask = ids_and_mask(inputs, self.tower.pad_id)
-        return dict(self.tower.pipeline({"input_ids": ids, "attention_mask": mask, "modality": "text"}))
+        self.count = len(tower.output(example)["all_layer_embeddings"]) - 1
 
     def __call__(self, inputs: Tensor, inner: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        output = self._run(inputs)
-        mask = output["attention_mask"]
+        output = self.tower.output(inputs)
+        read = {"attention_mask": output["attention_mask"], "prompt_length": self.tower.unpooled}
         states = (output["all_layer_embeddings"][n] for n in inner)
-        pooled = [self.pool({"token_embeddings": h, "attention_mask": mask})["sentence_embedding"] for h in states]
+        pooled = [self.pool({"token_embeddings": h, **read})["sentence_embedding"] for h in states]
         return output["sentence_embedding"], pooled
 
 

@@ -28,20 +28,25 @@ from cs_aligner_cli.recipe.encoders import SentenceTransformersEncoder
 
 
 class _Pipeline(nn.Module):
-    """All modules of the pipeline, on padded token ids."""
+    """All modules of the pipeline, on padded token ids, of which it leaves the first ``unpooled`` (a prompt's) out of
+    its pooling."""
 
-    def __init__(self, pipeline: SentenceTransformer, pad_id: int) -> None:
+    def __init__(self, pipeline: SentenceTransformer, pad_id: int, unpooled: int) -> None:
         super().__init__()
-        self.pipeline, self.pad_id = pipeline, pad_id
+        self.pipeline, self.pad_id, self.unpooled = pipeline, pad_id, unpooled
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Padded token ids (B, L) to (B, dim)."""
         return in_chunks_of_like_length(self._embed, inputs)
 
     def _embed(self, inputs: Tensor) -> Tensor:
+        return self.output(inputs)["sentence_embedding"]  # type: ignore[no-any-return]
+
+    def output(self, inputs: Tensor) -> dict[str, Any]:
+        """What the pipeline gives for padded token ids (B, L)."""
         ids, mask = ids_and_mask(inputs, self.pad_id)
-        output = self.pipeline({"input_ids": ids, "attention_mask": mask, "modality": "text"})
-        return output["sentence_embedding"]  # type: ignore[no-any-return]
+        features = {"input_ids": ids, "attention_mask": mask, "modality": "text", "prompt_length": self.unpooled}
+        return dict(self.pipeline(features))
 
 
 def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> Encoder:
@@ -81,12 +86,23 @@ def load_sentence_transformers(spec: SentenceTransformersEncoder, key: str) -> E
         "prompt": prompt,
         "max_length": pipeline.max_seq_length,
     }
-    tower = _Pipeline(pipeline, tokenizer.pad_token_id or 0)
+    unpooled = _unpooled(pipeline, prompt)
+    if unpooled:
+        identity["unpooled"] = unpooled
+    tower = _Pipeline(pipeline, tokenizer.pad_token_id or 0, unpooled)
     example = load(pd.DataFrame({"text": ["a"]}))
     dim = dim_of(tower, example, "text", key)
     tokens = TokenReader(SentenceTokens(pipeline, tower.pad_id), load, lambda: example, "text tokens")
     reads = CaptionLimit(limit, lengths)
     return Encoder("text", dim, tower, load, identity, backbone, tokens=tokens, caption_limit=reads)
+
+
+def _unpooled(pipeline: SentenceTransformer, prompt: str) -> int:
+    """How many tokens of a prompt before the text a pipeline leaves out of its pooling, as INSTRUCTOR's does."""
+    before = prompt.partition("{text}")[0]
+    if not before or all(getattr(part, "include_prompt", True) for part in pipeline):
+        return 0
+    return int(pipeline.preprocess(["a"], prompt=before).get("prompt_length") or 0)
 
 
 def _first_module(folder: Path, key: str) -> Path:

@@ -228,6 +228,27 @@ def test_a_sentence_transformers_pipeline_equals_its_own_encode(bert: Path, tmp_
 
 
 @torch.inference_mode()
+def test_a_pipeline_leaves_its_prompt_out_of_the_pooling_where_it_says_so(bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    parts = [modules.Transformer(str(bert)), modules.Pooling(32, "mean", include_prompt=False)]
+    prompts = {"query": "snow a "}
+    SentenceTransformer(modules=parts, prompts=prompts, default_prompt_name="query", device="cpu").save(str(folder))
+    again = SentenceTransformer(str(folder), device="cpu")
+    found = encoder("text", tmp_path, kind="sentence_transformers", model=of(folder))
+    assert_same(embedded(found), torch.from_numpy(again.encode(CAPTIONS)))
+    bare = encoder("text", tmp_path, kind="sentence_transformers", model=of(folder), prompt="{text}")
+    assert_same(embedded(bare), torch.from_numpy(again.encode(CAPTIONS, prompt="")))
+    assert not same_encoder(found.identity, bare.identity)
+    last = encoder("text", tmp_path, kind="sentence_transformers", model=of(folder), layers=[-2, -1])
+    assert_same(embedded(last)[:, 32:] * 2**0.5, torch.nn.functional.normalize(embedded(found), dim=1))
+    inner = encoder("text", tmp_path, kind="sentence_transformers", model=of(folder), layers=[1])
+    again.transformers_model.config.output_hidden_states = True
+    features = again.preprocess(CAPTIONS[:1], prompt=prompts["query"])
+    state = again[0](features)["all_layer_embeddings"][1][0, features["prompt_length"] :]
+    torch.testing.assert_close(embedded(inner)[0], state.mean(0), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
 def test_tokenizers_without_a_padding_token(llama: Path, tmp_path: Path) -> None:
     pipeline = SentenceTransformer(modules=[modules.Transformer(str(llama)), modules.Pooling(32, "mean")], device="cpu")
     pipeline.save(str(tmp_path / "pipeline"))
