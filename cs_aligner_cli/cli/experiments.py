@@ -220,8 +220,11 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 
 def _test(test: Difference, digits: int) -> tuple[str, ...]:
+    from cs_aligner_cli.report.headline import p_in_words
+
     span = f"{test.interval[0]:+.{digits}f} to {test.interval[1]:+.{digits}f}" if test.interval else ""
-    return f"{test.mean:+.{digits}f}", span, *("" if p is None else f"{p:.3f}" for p in (test.p, test.p_holm))
+    p_values = ("" if p is None else p_in_words(p).removeprefix("p ").removeprefix("= ") for p in (test.p, test.p_holm))
+    return f"{test.mean:+.{digits}f}", span, *p_values
 
 
 def sweep_tables(result: Mapping[str, Any]) -> list[Table]:

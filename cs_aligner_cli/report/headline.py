@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cs_aligner_cli.common.estimates import LEVEL
 from cs_aligner_cli.gap.glossary import describe
 
 _DIRECTIONS = {"i2t": "R@1 image to text", "t2i": "R@1 text to image"}
@@ -140,6 +139,9 @@ def p_in_words(p: float) -> str:
     """``p = 0.031``, or ``p < 0.001``; ``p < 0.05`` where rounding would put it at the level that it is below."""
     if p < 0.001:
         return "p < 0.001"
+    # Here, since numpy comes along: the table of a report that is there already waits for none.
+    from cs_aligner_cli.common.estimates import LEVEL
+
     return f"p < {LEVEL}" if p < LEVEL <= round(p, 3) else f"p = {p:.3f}"
 
 

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from conftest import Csalign
 
+from cs_aligner_cli.cli.experiments import comparison_tables
 from cs_aligner_cli.cli.schemas import result_schema
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.experiments.comparison import Row, compare
@@ -99,6 +100,18 @@ def test_sentences_say_what_intervals_and_tests_are_over(finished_sweep: Path) -
     twin = replace(last, configuration="twin", configuration_id="twin")
     same = compare([last, twin], "CS")
     assert same.detectable is None and not [line for line in conclusions(same) if "true difference" in line]
+
+
+def test_a_p_below_the_level_is_not_written_as_the_level(finished_sweep: Path) -> None:
+    found = compare(find_run(str(finished_sweep)), "InfoNCE")
+    row = next(row for row in found.rows if not row.is_control)
+    cell = row.cells[found.objective]
+    assert cell.difference is not None
+    test = cell.difference.model_copy(update={"p": 0.0001, "p_holm": 0.04996})
+    cells = {found.objective: cell.model_copy(update={"difference": test})}
+    nearly = found.model_copy(update={"rows": [row.model_copy(update={"cells": cells})]})
+    assert "p < 0.05)" in " ".join(conclusions(nearly))
+    assert comparison_tables(nearly)[1].rows[0][-2:] == ("< 0.001", "< 0.05")
 
 
 def test_less_of_the_objective_may_be_better(finished_sweep: Path) -> None:
