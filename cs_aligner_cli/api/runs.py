@@ -141,7 +141,7 @@ class Run:
         texts: Sequence[str] = (),
         images: Sequence[PathLike] = (),
         ids: Sequence[str] = (),
-        k: int = 10,
+        k: int | None = None,
         store: str | None = None,
         gallery: str | None = None,
         rerank: bool = True,
@@ -149,7 +149,8 @@ class Run:
         """The k nearest items of the measured split to sentences, image files and known ids, as `csalign search`.
 
         ``queries[i].results`` are those of the i-th query (ids first, then texts, then images), the best first, each
-        with ``score`` (the cosine), ``id``, ``image_path`` and ``caption``. ``gallery`` is "image" or "text"; None: the
+        with ``score`` (the cosine), ``id``, ``image_path`` and ``caption``. ``k`` None: 10, or the whole gallery where it
+        is smaller. ``gallery`` is "image" or "text"; None: the
         modality that the query is not of. Where the recipe reranks the store, its first hits are in the order of the
         matching head, each with ``matching_logit``, unless ``rerank`` is False. Raises InputError as `csalign search`.
         """

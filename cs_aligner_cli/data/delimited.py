@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, TextIO, TypeAlias, cast
 
 import pyarrow as pa
 
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.columns import Columns
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES
@@ -24,6 +25,11 @@ Quoting: TypeAlias = Literal["csv", "none"]
 _DEFAULTS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Excel's own first line, which names the separator of what follows.
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+# A longer cell is no caption; csv's own limit is 128 KiB, which articles exceed.
+_MAX_CELL = 4 * 2**20
+csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
 # A line that begins with an image's name and a separator is no second line of a caption.
 _ROW = re.compile(rf"\S+(?:{'|'.join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)})[,;|\t]", re.IGNORECASE)
 
@@ -74,14 +80,12 @@ def read_delimited(path: Path, columns: Sequence[str], dialect: Dialect) -> tupl
     """The names of all columns, and the cells of those that are wanted; ValueError for a file that is no such table.
 
     Where the manifest names no separator, the format's own is taken, or another if only that finds all columns in the
-    first line. Between tabs a quote is an ordinary character; where every name after the first begins with a space,
+    first line; a line before it that says ``sep=;``, as Excel has it, is followed. Between tabs a quote is an ordinary character; where every name after the first begins with a space,
     spaces around cells are no part of them.
     """
     with open_text(path, dialect.encoding) as file:
-        first = [file.readline()]
-        while first[-1] and not first[-1].strip():  # empty lines before the first that says something
-            first.append(file.readline())
-        delimiter = _delimiter(first[-1], columns, dialect, path)
+        first, stated = _first_lines(file)
+        delimiter = _delimiter(first[-1], columns, dialect, stated, path)
         quoting = dialect.quoting or ("none" if delimiter == "\t" else "csv")
         reader = _reader(chain(first, file), delimiter, quoting)
         written = filter(None, _checked(reader))
@@ -103,6 +107,22 @@ def read_delimited(path: Path, columns: Sequence[str], dialect: Dialect) -> tupl
     return header, {str(name): frame[name] for name in frame}
 
 
+def _first_lines(file: TextIO) -> tuple[list[str], str | None]:
+    """The lines up to the first that says something, and the separator that a line ``sep=;`` before it states.
+
+    That line is given as an empty one, so that all keep their numbers.
+    """
+    lines, stated = [file.readline()], None
+    while lines[-1]:
+        if lines[-1].strip():
+            found = _SEPARATOR.fullmatch(lines[-1]) if stated is None else None
+            if found is None:
+                break
+            stated, lines[-1] = found[1], "\n"
+        lines.append(file.readline())
+    return lines, stated
+
+
 def _reader(lines: Any, delimiter: str, quoting: Quoting) -> Any:
     if quoting == "none":
         return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
@@ -113,12 +133,15 @@ def _checked(reader: Any) -> Iterator[list[str]]:
     try:
         yield from reader
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}; is a quote missing or misplaced?") from None
+        found = str(error)
+        if "field limit" in found:
+            found = f"a cell holds more than {counted(csv.field_size_limit(), 'characters')}"
+        raise ValueError(f"line {reader.line_num}: {found}; is a quote missing or misplaced?") from None
 
 
-def _delimiter(first: str, columns: Sequence[str], dialect: Dialect, path: Path) -> str:
-    if dialect.delimiter is not None:
-        return dialect.delimiter
+def _delimiter(first: str, columns: Sequence[str], dialect: Dialect, stated: str | None, path: Path) -> str:
+    if dialect.delimiter is not None or stated is not None:
+        return dialect.delimiter or str(stated)
     own = _DEFAULTS[format_of(path)]
     for delimiter in (own, *(other for other in _NAMES if other != own)):
         cells = [cell.strip() for cell in first.rstrip("\r\n").split(delimiter)]

@@ -73,7 +73,9 @@ def friedman(ranks: Floats) -> tuple[float, float | None, float]:
     rest = sets * (count - 1) - chi_square
     if rest < 1e-9:
         tied = np.unique(ranks[0], return_counts=True)[1]
-        return chi_square, None, (math.factorial(count) / math.prod(map(math.factorial, tied.tolist()))) ** (1.0 - sets)
+        ways = math.factorial(count) // math.prod(map(math.factorial, tied.tolist()))
+        # By the logarithm, which Python has of integers that no float holds.
+        return chi_square, None, math.exp((1 - sets) * math.log(ways))
     f = (sets - 1) * chi_square / rest
     return chi_square, f, float(stats.f.sf(f, count - 1, (count - 1) * (sets - 1)))
 

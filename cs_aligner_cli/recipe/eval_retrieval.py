@@ -49,7 +49,9 @@ class QueryBank(Strict):
     split: SplitName = Field("train", description="The split that the bank is drawn from.")
     size: int = Field(5000, ge=1, description="Images and captions drawn at most, of each.")
     neighbors: int = Field(10, ge=1, description="csls: nearest bank items whose mean cosine is taken off.")
-    beta: float = Field(20.0, gt=0, description="inverted_softmax, qb_norm: inverse temperature of the softmax.")
+    beta: float = Field(
+        20.0, ge=0.01, le=1e6, description="inverted_softmax, qb_norm: inverse temperature of the softmax."
+    )
 
 
 class Mixed(Strict):

@@ -91,7 +91,7 @@ class SearchResult(Frozen):
 
     store: str
     split: str
-    k: int
+    k: int = Field(description="how many were asked for, else 10 or the largest gallery searched where that is smaller")
     queries: list[Answered]
     html: str = Field("", description="the page, where one was wanted")
 
@@ -181,7 +181,8 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
             )
             advance()
     page = {"html": str(request.html)} if request.html is not None else {}
-    found = SearchResult(store=store, split=split.name, k=request.k or _K, queries=results, **page)
+    k = max(len(answered.results) for answered in results)
+    found = SearchResult(store=store, split=split.name, k=k, queries=results, **page)
     if request.html is not None:
         background = Store(layout.stores(split.name)[store].path).background
         write_bytes(request.html, render_search_page(recipe.name, found.data(), background).encode())

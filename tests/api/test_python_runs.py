@@ -78,6 +78,7 @@ def test_what_a_run_cannot_do_is_refused(features_run: Run, tmp_path: Path) -> N
 def test_search_finds_a_known_item_of_the_split(features_run: Run) -> None:
     (answer,) = features_run.search(ids=["0130.jpg"], gallery="image", k=3).queries
     assert [found.rank for found in answer.results] == [1, 2, 3]
+    assert features_run.search(ids=["0130.jpg"], k=3).k == 3
     assert answer.results[0].id == "0130.jpg" and answer.results[0].score == pytest.approx(1, abs=1e-5)
 
 

@@ -36,6 +36,8 @@ def write(path: Path, form: str) -> None:
         "tsv": lambda: frame.to_csv(index=False, sep="\t"),
         "tabs": lambda: frame.to_csv(index=False, sep="\t"),
         "semicolons": lambda: frame.to_csv(index=False, sep=";"),
+        "excel": lambda: "sep=;\r\n" + frame.to_csv(index=False, sep=";"),
+        "excel with tabs": lambda: '"sep=\t"\r\n' + frame.to_csv(index=False, sep="\t"),
         "pipes": lambda: "image| number| caption\n" + "".join(f"{i}| 0| {c}\n" for i, c in ROWS),
         "jsonl": lambda: frame.to_json(orient="records", lines=True),
         "records": lambda: frame.to_json(orient="records"),
@@ -65,6 +67,8 @@ def write(path: Path, form: str) -> None:
         ("t.csv", "tabs"),
         ("t.csv", "semicolons"),
         ("t.csv", "pipes"),
+        ("t.csv", "excel"),
+        ("t.csv", "excel with tabs"),
         ("t.jsonl", "jsonl"),
         ("t.json", "records"),
         ("t.json", "columns"),
@@ -82,6 +86,23 @@ def test_every_form_of_a_table(trial: Trial, name: str, form: str) -> None:
     found = trial(table=name, **TABLE)
     assert found.code == 0, found.said
     assert found.captions == ROWS
+
+
+def test_excels_own_first_line_counts_as_a_line_and_yields_to_the_manifest(trial: Trial) -> None:
+    trial.pictures("0.png")
+    trial.put("t.csv", b"sep=;\nimage;caption\n0.png;of 0\n0.png;of 0;too many\n")
+    assert "line 4 has 3 cells, the header 2" in str(trial(table="t.csv", **TABLE).bad)
+    trial.put("t.csv", b"sep=;\nimage,caption\n0.png,of 0\n")
+    assert trial(table="t.csv", delimiter=",", **TABLE).captions == [("0.png", "of 0")]
+
+
+def test_a_cell_may_hold_an_article_but_no_book(trial: Trial) -> None:
+    trial.pictures("0.png")
+    trial.put("t.csv", f"image,caption\n0.png,{'long ' * 100_000}\n".encode())
+    assert [len(text) for _, text in trial(table="t.csv", **TABLE).captions] == [500_000]
+    trial.put("t.csv", f"image,caption\n0.png,of 0\n0.png,{'long ' * 2**20}\n".encode())
+    found = trial(table="t.csv", **TABLE)
+    assert found.code == 2 and "line 3: a cell holds more than 4194304 characters" in found.said
 
 
 @pytest.mark.parametrize(("suffix", "press"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])

@@ -45,6 +45,14 @@ def test_equal_rankings_are_as_unlikely_as_chance_makes_them() -> None:
     assert friedman(np.tile([1.5, 1.5, 3.0], (3, 1)))[2] == pytest.approx(1 / 9), "two that tie leave three orders"
 
 
+@pytest.mark.parametrize("count", [170, 200, 1000])
+def test_many_configurations_that_all_data_sets_rank_alike(count: int) -> None:
+    """200! is no float, and its inverse is none but 0."""
+    assert friedman(np.tile(np.arange(1.0, count + 1), (2, 1)))[1:] == (None, pytest.approx(0, abs=1e-300))
+    tied = np.append(np.full(count - 1, count / 2), count)
+    assert friedman(np.tile(tied, (2, 1)))[2] == pytest.approx(1 / count)
+
+
 def of_another_data_set(sweep: Path, name: str) -> Path:
     """Let the runs of a copied sweep say that they were measured on another data set."""
     for file in sweep.glob("runs/*/run.json"):

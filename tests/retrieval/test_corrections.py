@@ -8,6 +8,7 @@ import torch
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.recipe.eval_retrieval import Correction
+from cs_aligner_cli.recipe.recipe import load_recipe
 from cs_aligner_cli.retrieval import Rows
 from cs_aligner_cli.retrieval.corrections import CORRECTIONS, Bank, corrected
 from cs_aligner_cli.retrieval.metrics import summarise
@@ -93,3 +94,16 @@ def test_csls_needs_a_bank_of_enough_rows() -> None:
     small = Bank(BANK.image[:3], BANK.text, neighbors=5)
     with pytest.raises(InputError, match="neighbors = 5, but the bank holds 3 images and 50 texts"):
         corrected("csls", Rows(IMAGE.numpy(), "i"), Rows(TEXT.numpy(), "t"), small)
+
+
+@pytest.mark.parametrize("beta", ["0", "1e-300", "1e300", ".inf", ".nan"])
+def test_a_temperature_that_float32_cannot_take_is_refused_by_its_key(beta: str) -> None:
+    with pytest.raises(InputError, match=r"eval_retrieval\.query_bank\.beta"):
+        load_recipe("scenes", [f"eval_retrieval.query_bank.beta={beta}"])
+
+
+@pytest.mark.parametrize("beta", [0.01, 1e6])
+@pytest.mark.parametrize("name", ["inverted_softmax", "qb_norm"])
+def test_the_ends_of_the_temperature_give_numbers(name: str, beta: float) -> None:
+    found = corrected(name, Rows(IMAGE.numpy(), "i"), Rows(TEXT.numpy(), "t"), Bank(BANK.image, BANK.text, 10, beta))
+    assert all(rows.all().isfinite().all() for pair in found.values() for rows in pair)

@@ -149,6 +149,8 @@ def test_a_photo_finds_itself_among_images_and_captions_by_default(
     assert among["results"][0]["id"] == photo.name
     assert among["results"][0]["score"] == pytest.approx(1, abs=1e-5)
     assert among["results"][0]["image_path"] == str(photo)
+    whole = csalign("search", photos_run, "--id", photo.name, "--gallery", "image", "--json").json
+    assert whole["k"] == len(whole["queries"][0]["results"]) == 4, "the gallery holds no ten"
     captions = csalign("search", photos_run, "--image", photo, "--json", "--store", "frozen", "-k", 3).json
     assert captions["store"] == "frozen"
     assert captions["queries"][0]["gallery"] == "text"
