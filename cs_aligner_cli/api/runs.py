@@ -149,10 +149,10 @@ class Run:
         """The k nearest items of the measured split to sentences, image files and known ids, as `csalign search`.
 
         ``queries[i].results`` are those of the i-th query (ids first, then texts, then images), the best first, each
-        with ``score`` (the cosine), ``id``, ``image_path`` and ``caption``. ``k`` None: 10, or the whole gallery where it
-        is smaller. ``gallery`` is "image" or "text"; None: the
-        modality that the query is not of. Where the recipe reranks the store, its first hits are in the order of the
-        matching head, each with ``matching_logit``, unless ``rerank`` is False. Raises InputError as `csalign search`.
+        with ``score`` (the cosine), ``id``, ``image_path`` and ``caption``. ``k`` None: 10, or the whole gallery where
+        it is smaller. ``gallery`` is "image" or "text"; None: the modality that the query is not of. Where the recipe
+        reranks the store, its first hits are in the order of the matching head, each with ``matching_logit``, unless
+        ``rerank`` is False. Raises InputError as `csalign search`.
         """
         from cs_aligner_cli.stages.search import SearchRequest, search
 

@@ -80,8 +80,9 @@ def read_delimited(path: Path, columns: Sequence[str], dialect: Dialect) -> tupl
     """The names of all columns, and the cells of those that are wanted; ValueError for a file that is no such table.
 
     Where the manifest names no separator, the format's own is taken, or another if only that finds all columns in the
-    first line; a line before it that says ``sep=;``, as Excel has it, is followed. Between tabs a quote is an ordinary character; where every name after the first begins with a space,
-    spaces around cells are no part of them.
+    first line; a line before it that says ``sep=;``, as Excel has it, is followed. Between tabs a quote
+    is an ordinary character; where every name after the first begins with a space, spaces around cells are no part of
+    them.
     """
     with open_text(path, dialect.encoding) as file:
         first, stated = _first_lines(file)
