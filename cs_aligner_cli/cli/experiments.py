@@ -97,6 +97,9 @@ def compare(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A further metric, by its path; may be repeated.")
     ] = None,
+    former: Annotated[
+        bool, typer.Option("--former", help="Also what a sweep finished of configurations that it no longer has.")
+    ] = False,
     out: Annotated[
         list[Path] | None,
         typer.Option("--out", "-o", help="Also write .md, .csv, .tex, .json, .html or .svg; repeatable."),
@@ -110,7 +113,7 @@ def compare(
     def call(console: Console) -> None:
         from cs_aligner_cli.stages.compare import compare as compare_runs
 
-        found = compare_runs(runs, control, objective, metric or (), out or (), direction)
+        found = compare_runs(runs, control, objective, metric or (), out or (), direction, former)
         console.result({"command": "compare", **found.model_dump(mode="json")}, all_tables(found))
         for line in all_conclusions(found):
             console.say(line)

@@ -21,6 +21,8 @@ from cs_aligner_cli.files.places import moved
 STATES = "states"
 # The sweep's recipe, as it was resolved.
 SWEEP = "sweep.yaml"
+# The ids of its configurations: what is finished beside them is of a sweep that was planned otherwise.
+PLAN = "plan.json"
 
 
 class RunState(BaseModel):
@@ -61,6 +63,15 @@ class Ledger:
     def states(self) -> list[RunState]:
         """What became of every run that has ended, whatever sweep it was planned by; InputError as ``state``."""
         return [self._read(path) for path in sorted((self.folder / STATES).glob("*.json"))]
+
+    def planned(self) -> set[str] | None:
+        """The ids of the configurations that the sweep has now; None where it was not run since they are kept."""
+        path, hint = self.folder / PLAN, "Start the sweep again: what is finished is not done twice."
+        return set(unsealed(read_json(path, hint), path, hint)["configurations"]) if path.is_file() else None
+
+    def keep_plan(self, runs: Sequence[PlannedRun]) -> None:
+        """Keep the ids of the configurations of these runs, for ``planned``."""
+        write_json(self.folder / PLAN, sealed({"configurations": sorted({run.configuration_id for run in runs})}))
 
     def refuse_other_files(self, runs: Sequence[PlannedRun], trial: PlannedRun | None = None) -> None:
         """Raise InputError if runs that have ended were made from other files than ``runs`` name now.

@@ -37,7 +37,8 @@ _HINT = "Name a run's folder, or one of ./runs, with a store where it has severa
 class MeasuredRun:
     """One store of a finished run. ``configuration`` names what the run is a replicate of.
 
-    ``searched``: a search chose the configuration by what earlier runs measured.
+    ``searched``: a search chose the configuration by what earlier runs measured; ``former``: the sweep that it was run
+    for has no such configuration any more.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class MeasuredRun:
     seed: int
     settings: Mapping[str, Any]
     searched: bool = False
+    former: bool = False
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -197,13 +199,15 @@ def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:
     """The finished runs of a sweep, its configurations in the order of its recipe."""
     planned = load_recipe(str(folder / SWEEP)).sweep
     names = [configuration.name for configuration in configurations(planned)] if planned else []
-    done = [state for state in Ledger(folder).states() if state.status == "done"]
+    ledger = Ledger(folder)
+    done = [state for state in ledger.states() if state.status == "done"]
     if not done:
         raise InputError(f"{folder}: no run of this sweep is finished yet", "Go on with it: csalign sweep RECIPE")
     for run in (folder / "runs" / state.id for state in done):
         if store not in (stores := _stores(run)):
             raise InputError(f"{run}: no store {store!r}{did_you_mean(store, stores)}", _HINT)
     order = {name: place for place, name in enumerate(names)}
+    own, searches = ledger.planned(), planned is not None and planned.search is not None
     return [
         MeasuredRun(
             folder / "runs" / state.id,
@@ -213,6 +217,7 @@ def _runs_of_sweep(folder: Path, store: str) -> list[MeasuredRun]:
             state.seed,
             state.settings,
             searched=state.trial is not None,
+            former=own is not None and state.configuration_id not in own and not (searches and state.trial is not None),
         )
         for state in sorted(done, key=lambda s: (order.get(s.configuration, len(order)), s.finished, s.seed))
     ]

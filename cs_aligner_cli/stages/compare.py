@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.counted import counted
+from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.experiments import rank_tables, text_tables
 from cs_aligner_cli.experiments.comparison import OBJECTIVE, Comparison
 from cs_aligner_cli.experiments.comparison import compare as compared
@@ -31,13 +32,15 @@ def compare(
     further: Sequence[str] = (),
     out: Sequence[Path] = (),
     direction: Direction | None = None,
+    former: bool = False,
 ) -> Comparison | AcrossDataSets:
     """Compare runs and sweeps, each ``RUN``, ``RUN:STORE`` or a sweep's folder; write the comparison to files.
 
     Sweeps that agree on a control and an objective name theirs; of single runs the first one is the control. Runs of
     several data sets get a comparison for each, and mean ranks over all. ``direction``: which way the objective is
-    better, where that is not known of the metric. Raises InputError as ``experiments.compare``, and before anything is
-    read for a file whose suffix is no format.
+    better, where that is not known of the metric. What a sweep finished of configurations that it no longer has is left
+    out unless ``former``, and the conclusions name it. Raises InputError as ``experiments.compare``, and before
+    anything is read for a file whose suffix is no format.
     """
     formats = [format_of_output(path, _FORMATS) for path in out]
     by_data_set: dict[str, list[MeasuredRun]] = {}
@@ -51,14 +54,31 @@ def compare(
         direction = direction or own.direction
     wanted = objective or (own.metric if own else OBJECTIVE)
     found = []
-    for runs in by_data_set.values():
+    for every in by_data_set.values():
+        runs, remark = _present(every, former)
         table = compared(runs, _control(runs, control, sweeps), wanted, direction, further)
         published = [value for run in runs for value in beside_published(expected_of(run), run)]
-        found.append(table.model_copy(update={"conclusions": conclusions(table), "expected": published}))
+        found.append(table.model_copy(update={"conclusions": [*conclusions(table), *remark], "expected": published}))
     result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))
     for path, form in zip(out, formats, strict=True):
         write_bytes(path, _written(result, form, " and ".join(given)).encode())
     return result
+
+
+def _present(runs: Sequence[MeasuredRun], former: bool) -> tuple[list[MeasuredRun], list[str]]:
+    """The runs that are compared, and a sentence where a sweep has finished others that it no longer names."""
+    others = {run.configuration_id: run.configuration for run in runs if run.former}
+    if not others:
+        return list(runs), []
+    found = f"{counted(len(others), 'finished configurations', 'are')} no longer in the sweep"
+    present = [run for run in runs if former or not run.former]
+    if not present:
+        raise InputError(
+            f"{runs[0].folder.parents[1]}: {found}, and none that is has finished yet",
+            "Go on with the sweep, or compare the former ones by --former.",
+        )
+    how = "compared all the same" if former else "left out (--former compares them, too)"
+    return present, [f"{found}, and {how}: {listed([*others.values()])}."]
 
 
 def _control(runs: Sequence[MeasuredRun], given: str | None, sweeps: Sequence[Sweep]) -> str | None:

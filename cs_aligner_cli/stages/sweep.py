@@ -337,3 +337,4 @@ def _written(this: _Sweep) -> None:
     file = folder / SWEEP
     if not file.is_file() or file.read_bytes() != text:
         write_bytes(file, text)
+    this.ledger.keep_plan(this.runs)

@@ -81,6 +81,26 @@ def test_a_sweep_that_is_done_is_compared_by_what_its_recipe_says_now(
     assert (column["key"], column["better"]) == ("gap_report.aligned.centroid_gap", "lower")
 
 
+def test_what_a_sweep_no_longer_has_is_not_compared_nor_counted(
+    csalign: Csalign, finished_sweep: Path, sweep_recipe: Path, tmp_path: Path
+) -> None:
+    """The grid is changed, then the recipe below it: under the same name stands another experiment."""
+    shutil.copytree(finished_sweep, tmp_path / "sweep")
+    features = ["--set", f"data.root={finished_sweep.with_name('features')}", "--json"]
+    one = {"InfoNCE": {"train.objective.divergence.weight": 0}}
+    settings = ["--set", f"sweep.settings={json.dumps(one)}", *features]
+    fewer = csalign("sweep", sweep_recipe, *settings).json
+    assert (fewer["status"], [row["name"] for row in fewer["comparison"]["rows"]]) == ("fresh", ["InfoNCE"])
+    said = csalign("compare", tmp_path / "sweep")
+    assert "1 finished configuration is no longer in the sweep, and left out" in said.stderr and "CS" in said.stderr
+    every = csalign("compare", tmp_path / "sweep", "--former", "--json").json
+    assert [row["name"] for row in every["rows"]] == ["InfoNCE", "CS"]
+    assert "compared all the same: CS." in every["conclusions"][-1]
+    again = csalign("sweep", sweep_recipe, *settings, "--set", "train.epochs=1", "--seeds", "1").json
+    assert [row["name"] for row in again["comparison"]["rows"]] == ["InfoNCE"]
+    assert "2 finished configurations are no longer in the sweep" in again["comparison"]["conclusions"][-1]
+
+
 def test_more_seeds_run_only_what_is_missing(csalign: Csalign, sweep_recipe: Path) -> None:
     one = ("--set", "sweep.settings={InfoNCE: {}}", "--json")
     csalign("sweep", sweep_recipe, "--seeds", "1", *one)
