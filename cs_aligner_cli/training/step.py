@@ -42,10 +42,12 @@ def begin_logits(towers: Towers, pairwise: AnyPairwise) -> None:
     """Settle the logits' scale and bias of towers that begin with the weights of another run.
 
     What is learned goes on from there, within its bounds; what is not is at its start, as it is in other runs, and so
-    are both where that run's term has no such scale or bias: it left them at 1 and 0.
+    are both where that run's term has no such scale or bias: it left them at 1 and 0. A bias that is to stay at 0 is
+    there in any run.
     """
     scale, bias = logit_specs(pairwise)
-    lacking = (scale and float(towers.log_logit_scale) == 0) or (bias and float(towers.logit_bias) == 0)
+    wants_bias = bias is not None and (bias.learn or bias.init != 0)
+    lacking = (scale and float(towers.log_logit_scale) == 0) or (wants_bias and float(towers.logit_bias) == 0)
     if lacking or not (scale and scale.learn):
         towers.log_logit_scale.copy_(torch.tensor(scale.init if scale else 1.0).log())
     if lacking or not (bias and bias.learn):

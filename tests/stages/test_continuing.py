@@ -118,6 +118,7 @@ def test_a_training_begins_with_the_weights_of_another_run(
         ("{logit_scale: {init: 5, learn: false}}", 5, 0),
         ("{logit_scale: {init: 5, max: 9}}", 9, 0),
         ("{kind: siglip}", 10, -10),
+        ("{kind: siglip, logit_bias: {init: 0, learn: false}}", theirs["log_logit_scale"].exp().item(), 0),
         ("{kind: align_uniform}", 1, 0),
     ):
         away = ("--set", f"run_dir={tmp_path / 'away'}", "--set", f"train.objective.pairwise={pairwise}", "--force")
