@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cs_aligner_cli.common.errors import listed
 from cs_aligner_cli.data.file_names import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from cs_aligner_cli.data.tarfiles import Member
 
@@ -30,9 +31,11 @@ class Sample:
 
 @dataclass
 class Odd:
-    """What belongs to no sample: bad names with the reason, and counts of what is left out."""
+    """What belongs to no sample: bad names with the reason, and counts of what is left out; ``unclear`` are names whose
+    images and captions stay apart, since nothing says which of several belong together."""
 
     bad: list[tuple[str, str]] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -48,7 +51,8 @@ def grouped(
 
     Members whose names differ in their last suffix alone are one sample, adjacent or not, so that names may hold dots.
     What lacks an image or a caption then is joined as webdataset does, by the name up to its first dot (x.input.jpg
-    and x.outputs.txt), where that leaves no choice. Suffixes that are named decide by themselves.
+    and x.outputs.txt), where that leaves no choice, and no whole sample (x.1.jpg, x.1.txt) shows that names hold dots.
+    Suffixes that are named decide by themselves.
     """
     stated = {_dotted(image_suffix): IMAGE, _dotted(caption_suffix): TEXT}
     stated.pop("", None)
@@ -56,11 +60,11 @@ def grouped(
     runs: dict[str, list[Sample]] = {}
     for member in members:
         stem, suffix, role = _judged(member.name, stated)
-        listed = runs.setdefault(stem, [Sample(stem)])
-        if suffix in listed[-1].suffixes:
-            listed.append(Sample(stem))
-        listed[-1].suffixes.append(suffix)
-        if role is not None and listed[-1].parts.setdefault(role, member) is not member:
+        found = runs.setdefault(stem, [Sample(stem)])
+        if suffix in found[-1].suffixes:
+            found.append(Sample(stem))
+        found[-1].suffixes.append(suffix)
+        if role is not None and found[-1].parts.setdefault(role, member) is not member:
             odd.skipped[f"further members of a sample ({suffix})"] += 1
     samples = [sample for found in runs.values() for sample in _alike(found, odd)]
     return _joined(samples, odd), odd
@@ -78,6 +82,7 @@ def _joined(samples: Sequence[Sample], odd: Odd) -> list[Sample]:
     """Samples in which images and captions that stand alone are joined by webdataset's key."""
     alone: dict[str, list[Sample]] = {}
     whole = {sample.key for sample in samples if _whole(sample)}
+    dotted = {_first_part(key) for key in whole}
     for sample in samples:
         if not _whole(sample):
             alone.setdefault(_first_part(sample.key), []).append(sample)
@@ -90,7 +95,13 @@ def _joined(samples: Sequence[Sample], odd: Odd) -> list[Sample]:
                 into[id(sample)] = None
                 for suffix in sample.suffixes:
                     odd.skipped[f"further members of a sample ({sample.key.removeprefix(key)}{suffix})"] += 1
-        elif len(group) > 1 and images <= 1 and max(roles.values(), default=0) <= 1:
+        elif key in dotted or len(group) == 1:
+            continue
+        elif max(roles.values(), default=0) > 1:
+            if images and roles.keys() - {IMAGE}:
+                suffixes = [sample.key.removeprefix(key) + suffix for sample in group for suffix in sample.suffixes]
+                odd.unclear.append(f"{key} ({listed(suffixes)})")
+        else:
             parts = {role: member for sample in group for role, member in sample.parts.items()}
             into |= {id(sample): None for sample in group[1:]}
             into[id(group[0])] = Sample(key, parts, [suffix for sample in group for suffix in sample.suffixes])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_aligner_cli.common.console import Console
+from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.data.caption_text import captions_in
 from cs_aligner_cli.data.class_files import Classes, read_classes
@@ -35,10 +36,18 @@ def read_webdataset(manifest: WebDatasetManifest, folder: Path, console: Console
     """
     assert manifest.root is not None
     entries, shards, classes = Entries(), shard_files(manifest), read_classes(manifest)
+    unclear, example = 0, ""
     with console.progress("reading shards (MiB)", sum(_mebibytes(path) for _, path in shards)) as advance:
         for split, path in shards:
-            _Shard(manifest, path, split, entries, classes).read()
+            names = _Shard(manifest, path, split, entries, classes).read()
+            unclear, example = unclear + len(names), example or next((f"{path}::{name}" for name in names), "")
             advance(_mebibytes(path))
+    if unclear:
+        entries.notes.append(
+            f"{counted(unclear, 'names', 'stand')} for several images or several captions, as {example}: nothing says"
+            " which belong together, so that they are unpaired; expected: one of each, those that image_suffix and"
+            " caption_suffix name, or several captions as lines of one text or a list in the JSON"
+        )
     source = entries.source("webdataset", manifest.root, unique=True)
     source.totals["shards"] = len(shards)
     if classes is not None:
@@ -78,7 +87,8 @@ class _Shard:
         self.manifest, self.path, self.split, self.entries = manifest, path, split, entries
         self.name = str(path.relative_to(manifest.root) if path.is_relative_to(manifest.root) else path)
 
-    def read(self) -> None:
+    def read(self) -> list[str]:
+        """Read all samples; the names of those whose images and captions nothing pairs."""
         members = (m for m in list_members(self.path, self._complain) if not is_system_file(m.name))
         samples, odd = grouped(members, self.manifest.image_suffix, self.manifest.caption_suffix)
         for item, reason in odd.bad:
@@ -88,6 +98,7 @@ class _Shard:
         with self.path.open("rb") as file:
             for sample in samples:
                 self._sample(sample, file)
+        return odd.unclear
 
     def _complain(self, member: str, reason: str) -> None:
         if member:

@@ -100,6 +100,34 @@ def test_members_whose_belonging_nobody_knows_are_bad(trial: Trial) -> None:
     assert found.bad == [("a.tar::0", "is there 2 times, each time with other members: which belong together?")]
 
 
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [(("png", "a.txt", "b.txt"), "caption_suffix"), (("a.png", "b.png", "txt"), "image_suffix")],
+)
+def test_samples_of_several_captions_or_images_are_said_to_be_unpaired(
+    trial: Trial, parts: tuple[str, ...], named: str
+) -> None:
+    members = [
+        (f"{i}.{p}", picture(3 * i + n) if "png" in p else f"{i} {p}") for i in (0, 1) for n, p in enumerate(parts)
+    ]
+    trial.put("s.tar", tar(*members))
+    found = trial(kind="webdataset")
+    (note,) = found.summary["notes"]
+    assert note.startswith("2 names stand for several images or several captions, as ") and note in found.said
+    assert f"s.tar::0 ({', '.join(f'.{part}' for part in parts)}): nothing says which belong together" in note
+    assert found.summary["without_partner"]["all"]["images"] == found.splits["all"][0], "as the note says"
+    chosen = trial(kind="webdataset", **{named: parts[1]})
+    assert not chosen.summary["notes"] and chosen.splits == {"all": (2, 2)}
+
+
+def test_names_with_dots_of_which_one_lost_its_partner_are_not_joined_with_another(trial: Trial) -> None:
+    """v1.2.png and v1.3.txt are of two samples, as v1.1 shows."""
+    trial.put("s.tar", tar(*sample("v1.1", 1, "of 1"), ("v1.2.png", picture(2)), ("v1.3.txt", "of 3")))
+    found = trial(kind="webdataset")
+    assert found.captions == [("s/v1.1", "of 1"), (None, "of 3")]
+    assert list(found.data.images["image_id"]) == ["s/v1.1", "s/v1.2"]
+
+
 def test_suffixes_that_the_manifest_names(trial: Trial) -> None:
     members = [(f"{i}.{part}", x) for i in range(2) for part, x in (("a.png", picture(i)), ("b.png", picture(9)))]
     trial.put("a.tar", tar(*members, *((f"{i}.long.txt", f"long {i}") for i in range(2)), ("0.txt", "short")))
