@@ -7,7 +7,7 @@ from pathlib import Path
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.collector import Entries, Source
-from cs_aligner_cli.data.json_items import Place, json_items
+from cs_aligner_cli.data.json_items import Place, json_items, listed_items
 from cs_aligner_cli.data.manifest_layouts import CocoManifest, ConversationsManifest, KarpathyManifest
 
 
@@ -78,15 +78,15 @@ def read_conversations(manifest: ConversationsManifest, folder: Path, console: C
     assert manifest.root is not None
     entries, path = Entries(), manifest.root / manifest.annotations
     named: dict[str, int] = {}
-    for i, conversation in enumerate(json_items(path, "", console)):
-        at = Place(path, f"[{i}]", conversation)
-        turns = [Place(path, f"[{i}].conversations", turn) for turn in at.items("conversations")]
+    for place, conversation in listed_items(path, console):
+        at = Place(path, place, conversation)
+        turns = [Place(path, f"{place}.conversations", turn) for turn in at.items("conversations")]
         answers = [turn.text("value") for turn in turns if turn.text("from") == "gpt"]
         image = at.text("image", "")
         if not image:
             entries.skip("conversations about no image")
         elif not answers:
-            entries.drop("caption", f"{path}: [{i}]", "a conversation without an answer (from: gpt)")
+            entries.drop("caption", f"{path}: {place}", "a conversation without an answer (from: gpt)")
         elif image in named:
             entries.add_captions(named[image], manifest.split, answers[:1])
         else:

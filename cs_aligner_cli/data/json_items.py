@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,9 +12,12 @@ import ijson
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.data.delimited import format_of
 from cs_aligner_cli.data.file_names import Lookalikes
+from cs_aligner_cli.data.json_tables import json_lines
 
 _BOM = b"\xef\xbb\xbf"
+_START = 4096
 # A word that Python's and numpy's writers put where JSON has no value for it.
 _NO_JSON = re.compile(rb"(?<=[:\[,])\s*(NaN|-?Infinity)\b")
 
@@ -40,6 +44,39 @@ def json_items(path: Path, key: str, console: Console) -> Iterator[Any]:
         raise InputError(f"{path}: cannot be read as JSON: {json_reason(path, error)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def listed_items(path: Path, console: Console) -> Iterator[tuple[str, Any]]:
+    """(place, item) of a list that is the whole file ("[0]"), or of JSON lines ("line 1"), whatever its suffix.
+
+    Raises InputError as ``json_items``, and for a line that is no object.
+    """
+    if not _holds_lines(path):
+        yield from ((f"[{i}]", item) for i, item in enumerate(json_items(path, "", console)))
+        return
+    try:
+        for number, item in json_lines(path):
+            yield f"line {number}", item
+    except UnicodeDecodeError as error:
+        found = f"{path}: is not UTF-8 text (it holds the byte {error.object[error.start]:#x})"
+        raise InputError(found, "JSON is UTF-8: save it as UTF-8.") from None
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as JSON lines: {str(error).splitlines()[0]}") from None
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether the suffix says that a file holds JSON lines, or its first line is an object."""
+    if not path.is_file() or format_of(path) in (".jsonl", ".jsonlines"):
+        return path.is_file()
+    with open_json(path) as file:
+        if file.read(_START).lstrip()[:1] != b"{":  # a list may be one line of gigabytes
+            return False
+    try:
+        return next(json_lines(path), None) is not None
+    except UnicodeDecodeError:
+        return True
+    except (ValueError, OSError):
+        return False
 
 
 def open_json(path: Path) -> BinaryIO:

@@ -68,10 +68,13 @@ class FolderManifest(OnDisk):
 
 
 class ConversationsManifest(OnDisk):
-    """A JSON list of conversations about images, as LLaVA and ShareGPT4V write it; the first answer is the caption."""
+    """Conversations about images, a JSON list or JSON lines, as LLaVA and ShareGPT4V have them.
+
+    The first answer is the caption.
+    """
 
     kind: Literal["conversations"] = Field("conversations", description="Conversations about images.")
-    annotations: Path = Field(strict=False, description="The JSON file, relative to root.")
+    annotations: Path = Field(strict=False, description="The file of JSON or JSON lines, relative to root.")
     image_dir: Path = Field(Path(), strict=False, description="Folder of the images, relative to root.")
     split: str = Field("train", min_length=1, description="Name of the one split.")
     absent_files: AbsentFiles = Field("bad", description=ABSENT_FILES)

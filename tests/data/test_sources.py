@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -304,6 +305,42 @@ def test_conversations_as_in_sharegpt4v(data: Path, make_recipe: MakeRecipe, pre
         "captions of dropped or skipped images": 1,
     }
     assert [reason for _, _, reason in bad_items(recipe)] == ["a conversation without an answer (from: gpt)"]
+
+
+@pytest.mark.parametrize("name", ["share.json", "share.jsonl", "share.jsonlines", "share.jsonl.gz"])
+def test_conversations_as_json_lines(data: Path, make_recipe: MakeRecipe, prepared: Prepared, name: str) -> None:
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "An answer."}]
+    lines = [{"image": "a.jpg", "conversations": turns}, {"image": "b.jpg", "conversations": []}]
+    text = "\n\n".join(map(json.dumps, lines)).encode()
+    put(data / name, gzip.compress(text) if name.endswith(".gz") else text)
+    put(data / "a.jpg", picture(1, "JPEG"))
+    put(data / "b.jpg", picture(2, "JPEG"))
+    recipe = make_recipe(kind="conversations", annotations=name)
+    _, found = prepared(recipe, code=3)
+    assert rows(found) == [("a.jpg", "train", "An answer.")]
+    assert [(i.rpartition(": ")[2], r) for _, i, r in bad_items(recipe) if "answer" in r] == [
+        ("line 3", "a conversation without an answer (from: gpt)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"image": "a.jpg", "conversations": []}\n{"image": "a.jpg"',
+            "cannot be read as JSON lines: line 2 is not JSON",
+        ),
+        ('{"image": "a.jpg", "conversations": []}\n[]', "line 2 is no JSON object"),
+        ('{"data": []}', "line 1: no key 'conversations'"),
+        ('{\n"data": []}', "expected a list"),
+        (b'{"image": "a.jpg", "conversations": []}\n{"image": "caf\xe9.jpg"}', "is not UTF-8 text"),
+    ],
+)
+def test_conversations_that_are_none_are_refused_by_line(
+    data: Path, make_recipe: MakeRecipe, refused: Refused, text: str | bytes, said: str
+) -> None:
+    put(data / "share.json", text)
+    assert said in refused("prepare", make_recipe(kind="conversations", annotations="share.json"))
 
 
 def test_the_shipped_manifest_of_docci_reads_its_layout(
