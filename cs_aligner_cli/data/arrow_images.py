@@ -42,12 +42,22 @@ class ArrowFile:
             self.schema = self._table.schema
 
     def holds_images(self, column: str) -> bool:
-        """Whether a column holds files' bytes: binary cells, or structs {bytes, path}."""
+        """Whether a column holds files' bytes: structs {bytes, path}, or binary cells of which the first is no path, as
+        which Spark and TFDS write texts."""
         index = self.schema.get_field_index(column)
         if index < 0:
             return False
         kind = self.schema.field(index).type
-        return _is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        if _is_binary(kind):
+            return not _is_path(self._first(column))
+        return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
+
+    def _first(self, column: str) -> bytes:
+        """The first cell of a binary column that holds something."""
+        with _reading(self.path):
+            batches = self._parquet.iter_batches(1, columns=[column]) if self._parquet else self._table.to_batches()
+            cells = (cell for batch in batches for cell in batch.column(column))
+            return next((found for cell in cells if (found := cell.as_py())), b"")
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns; a struct's field as STRUCT.FIELD. Raises InputError where they are damaged."""
@@ -157,6 +167,15 @@ def _mapped(path: Path) -> pa.Table:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_path(content: bytes) -> bool:
+    """Whether bytes are the path of an image: a line of text with an image's suffix."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable() and has_suffix(text, IMAGE_SUFFIXES)
 
 
 def _suffixed(name: str) -> str:

@@ -452,6 +452,23 @@ def test_images_inside_parquet_shards(trial: Trial) -> None:
     assert found.splits == {"train": (7, 14)}
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_paths_that_are_written_as_bytes_are_no_images(trial: Trial, form: str, kind: pa.DataType) -> None:
+    """As Spark and TFDS write texts; a first row without an image says nothing."""
+    trial.pictures("0.png", "é/1.png")
+    names = pa.array([None, *(name.encode() for name in ("0.png", "0.png", "é/1.png"))], kind)
+    table = pa.table({"image": names, "caption": pa.array([b"alone", b"of 0", b"also 0", b"of 1"])})
+    if form == "parquet":
+        pq.write_table(table, trial.root / "t.parquet")
+    else:
+        with pa.OSFile(str(trial.root / "t.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
+    found = trial(table=f"t.{form}", **TABLE)
+    assert found.code == 0, found.said
+    assert found.captions == [(None, "alone"), ("0.png", "of 0"), ("0.png", "also 0"), ("é/1.png", "of 1")]
+
+
 @pytest.mark.parametrize("splits", [True, False])
 def test_a_folder_of_save_to_disk(trial: Trial, splits: bool) -> None:
     whole = hugging_face(5)
