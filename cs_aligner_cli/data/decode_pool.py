@@ -54,8 +54,10 @@ class _Worker:
         try:
             os.ftruncate(descriptor, _MEMORY)
             self.memory = mmap.mmap(descriptor, _MEMORY)
-            # It imports from where this process does: -P leaves the current folder out, whose json.py is data.
-            program = f"import sys; sys.path[:] = {sys.path!r}; from {decode_worker.__name__} import main"
+            # It imports from where this process does: -P leaves the current folder out, whose json.py is data. What is
+            # no text, as a Path that a program put there, Python passes over.
+            places = [place for place in sys.path if isinstance(place, str)]
+            program = f"import sys; sys.path[:] = {places!r}; from {decode_worker.__name__} import main"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"{program}; main({descriptor}, {_MEMORY})"],
                 stdin=subprocess.PIPE,

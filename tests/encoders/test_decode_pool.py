@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -149,6 +150,7 @@ def test_processes_run_nothing_that_lies_in_the_current_folder(tmp_path: Path, m
     (tmp_path / "json.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # a Path, which Python passes over
     parts = parts_of(CLIP, False)
     assert parts is not None
     pool, crops = DecodePool(1), np.zeros((1, 32, 32, 3), np.uint8)
