@@ -105,7 +105,7 @@ def tests(lines: Lines) -> list[dict[str, Any]]:
         for one, other in ((f"{pairs:,}: {a}", f"{pairs:,}: {b}") for a, b in AGAINST):
             seeds = sorted({*seeds_of(lines, one)} & {*seeds_of(lines, other)})
             if len(seeds) > 1:
-                estimate = crossed_estimate(hits(lines, one, seeds) - hits(lines, other, seeds))
+                estimate = crossed_estimate(hits(lines, one, seeds) - hits(lines, other, seeds), 100.0)
                 numbers = (estimate.mean, *estimate.interval, estimate.p, estimate.detectable)
                 keys = ("difference", "low", "high", "p", "detectable")
                 against = other if len(seeds) == most else f"{other} ({len(seeds)} seeds)"

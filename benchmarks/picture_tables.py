@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from table_cells import cell, difference, provenance
@@ -32,9 +33,8 @@ def pictures(content: dict[str, Any]) -> str:
 def pictures_against(content: dict[str, Any]) -> str:
     """Differences in what pictures show, paired over seeds, with 95% intervals of Student's t, and its p corrected for
     the lines of a column (Holm)."""
-    from scipy.stats import ttest_rel
-
     from cs_aligner_cli.common.estimates import holm
+    from cs_aligner_cli.experiments.statistics import seeds_estimate
 
     shown = {key: _PICTURES[key] for key in ("accuracy_mean", "prompt_R@1")}
     head = [f"| difference | {' | '.join(f'{t} | p' for t, _, _ in shown.values())} |", f"|{'---|' * 5}"]
@@ -42,8 +42,10 @@ def pictures_against(content: dict[str, Any]) -> str:
     columns = []
     for key, (_, digits, factor) in shown.items():
         pairs = [(found[label][key], found[other][key]) for label, other in content["against"]]
-        columns.append([difference([factor * (x - y) for x, y in zip(*pair, strict=True)], digits) for pair in pairs])
-        columns.append([f"{p:.2g}" for p in holm([float(ttest_rel(*pair).pvalue) for pair in pairs])])
+        apart = [[factor * (x - y) for x, y in zip(*pair, strict=True)] for pair in pairs]
+        columns.append([difference(values, digits) for values in apart])
+        p_values = holm([seeds_estimate(values).p for values in apart])
+        columns.append(["" if math.isnan(p) else f"{p:.2g}" for p in p_values])
     lines = [
         f"| {label}, against {other} | {' | '.join(cells)} |"
         for (label, other), *cells in zip(content["against"], *columns, strict=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cs_aligner_cli.common.estimates import Estimate
 
 
 def cell(values: Sequence[float], digits: int) -> str:
@@ -15,12 +18,16 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 
 def difference(values: Sequence[float], digits: int) -> str:
-    """The mean of paired differences with its 95% interval of Student's t."""
-    from scipy.stats import t
+    """The mean of paired differences with its 95% interval of Student's t; alone where all are equal."""
+    from cs_aligner_cli.experiments.statistics import seeds_estimate
 
-    mean = statistics.fmean(values)
-    reach = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.{digits}f} [{mean - reach:+.{digits}f}, {mean + reach:+.{digits}f}]"
+    return _with_interval(seeds_estimate(values), digits)
+
+
+def _with_interval(one: Estimate, digits: int) -> str:
+    low, high = one.interval
+    span = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if one.covers != "nothing" else ""
+    return f"{one.mean:+.{digits}f}{span}"
 
 
 def costs(content: dict[str, Any]) -> str:
@@ -84,8 +91,8 @@ def noise(content: dict[str, Any]) -> str:
         values, test = row["values"], ["", "", ""]
         if row["deviations"]:
             one, adjusted = next(tested)
-            low, high = one.interval
-            test = [f"{one.mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{one.p:.4f}", f"{adjusted:.4f}"]
+            p_values = [f"{one.p:.4f}", f"{adjusted:.4f}"] if one.covers != "nothing" else ["", ""]
+            test = [_with_interval(one, 1), *p_values]
         captions = f"{row['shuffled']:.0%} shuffled" if row["shuffled"] else "as they are"
         found = [f"{cell(values[name], 0)}%" if name in values else "" for name in ("precision", "recall")]
         cells = [captions, str(row["deviations"] or "no filter"), cell(values["R@1"], 1), *test, *found]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cs_aligner_cli.common.shares import share_interval
+from cs_aligner_cli.common.shares import share_interval, where_all_agree
+from cs_aligner_cli.common.types import Floats
 
 LEVEL = 0.05
 POWER = 0.8
@@ -20,6 +21,8 @@ POWER = 0.8
 _NORMAL = 1.96
 # Of the trapezoidal rule: from 200 on no digit of p changes.
 _POINTS = 400
+# Values that differ by less, standard deviation against the largest of them or 1, differ by rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Estimate:
 
     ``of_seeds``: the part of the mean's variance that is estimated from ``df`` + 1 seeds; ``of_images``: the part that
     many images make known. ``covers`` names what they are over: "seeds and images", "images" (one seed), "seeds", or
-    "nothing" (one seed, and no values per image), where intervals and p are NaN.
+    "nothing" (no values per image, and of one seed, or the same of all), where intervals and p are NaN. ``units``: how
+    many images were counted, each with a value in a range of ``scale``; where all have the same, interval and p are
+    those of ``where_all_agree``. 0: values without variance are known.
     """
 
     mean: float
@@ -36,6 +41,8 @@ class Estimate:
     df: float
     of_images: float
     covers: str
+    units: int = 0
+    scale: float = 1.0
 
     @property
     def standard_error(self) -> float:
@@ -45,6 +52,9 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval."""
+        if self._all_agree:
+            low, high = where_all_agree(self.mean, self.units, self.scale)[0]
+            return low, high
         half = self._distance(LEVEL)
         return self.mean - half, self.mean + half
 
@@ -58,12 +68,18 @@ class Estimate:
     @property
     def p(self) -> float:
         """Two-sided p of the hypothesis that the mean is 0."""
+        if self._all_agree:
+            return where_all_agree(self.mean, self.units)[1]
         return self._beyond(abs(self.mean)) if self.covers != "nothing" else math.nan
 
     @property
     def detectable(self) -> float:
         """The smallest true mean that a test of level 5% finds with probability 80% at this standard error."""
         return self._distance(LEVEL) + self._distance(2 * (1 - POWER))
+
+    @property
+    def _all_agree(self) -> bool:
+        return self.units > 0 and self.standard_error == 0
 
     def _beyond(self, distance: float) -> float:
         """The probability that the mean lies further than ``distance`` from its expectation."""
@@ -104,6 +120,24 @@ class Estimate:
 
         high = error * float(special.stdtrit(self.df, 1 - level / 2)) * 2
         return float(optimize.brentq(lambda distance: self._beyond(distance) - level, 0.0, high, rtol=1e-9))
+
+
+def crossed(
+    mean: float, of_seeds: float, df: float, of_images: float, of_rest: float, units: int = 0, scale: float = 1.0
+) -> Estimate:
+    """The mean over seeds and images, from the mean squares of seeds, of images and of the rest, over their number.
+
+    What varies with both is in the squares of seeds too, and is taken from those of images. Counts may have the same
+    sum for every seed by chance; then it is in the squares of seeds no more, and nothing is taken away.
+    """
+    known = max(of_images - of_rest, 0.0) if of_seeds > 0 else max(of_images, of_rest)
+    return Estimate(mean, of_seeds, df, known, "seeds and images", units, scale)
+
+
+def variance(values: Floats) -> float:
+    """The sample variance of (n,) values; 0 where they differ by rounding alone."""
+    found = float(values.var(ddof=1))
+    return found if found > (_ROUNDING * max(1.0, float(np.abs(values).max()))) ** 2 else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -34,6 +34,20 @@ def cut_off(value: float, interval: Sequence[float], bounds: Bounds) -> list[flo
     return [min(low, value), max(high, value)]
 
 
+def where_all_agree(value: float, units: int, scale: float = 1.0) -> tuple[list[float], float]:
+    """The 95% interval of a mean over units that all have the same value, and p of the hypothesis that it is 0.
+
+    Of what is counted, as queries answered, a variance of 0 does not make it known: the interval is Wilson's of none of
+    so many that differ, either way, each by ``scale``, the range of a unit's values; p is that of all having one sign
+    by chance.
+    """
+    from scipy.special import stdtrit
+
+    z = float(stdtrit(max(units - 1, 1), 0.975))
+    reach = scale * z * z / (max(units, 1) + z * z)
+    return [value - reach, value + reach], 1.0 if value == 0 else min(2.0 ** (1 - units), 1.0)
+
+
 def of_difference(bounds: Bounds) -> Bounds:
     """The bounds of the difference of two quantities that have these."""
     reach = bounds[1] - bounds[0]

@@ -139,13 +139,14 @@ def compare(
         own = {group.name: _values(group, column, images) for group in groups}
         for name, values in own.items():
             if values is not None:
-                estimates[name][column.key] = _estimate(values)
+                estimates[name][column.key] = _estimate(values, ranges[column.key])
         against = own[reference.name] if reference is not None else None
         for group in groups:
             values = own[group.name]
             if reference is None or against is None or values is None or group is reference:
                 continue
-            differences.setdefault(column.key, {})[group.name] = _paired(group, reference, values, against)
+            paired = _paired(group, reference, values, against, ranges[column.key])
+            differences.setdefault(column.key, {})[group.name] = paired
     rows = _rows(groups, columns, estimates, _tested(differences, ranges), ranges, control, images.count)
     of_objective = [row.cells[objective].mean for row in rows if objective in row.cells]
     found = differences.get(objective, {})
@@ -243,11 +244,11 @@ def _values(group: _Group, column: Column, images: _Images) -> Floats | None:
     return np.array([[float(number or 0.0)] for number in numbers]) * column.scale
 
 
-def _estimate(values: Floats) -> Estimate:
-    return crossed_estimate(values) if values.shape[1] > 1 else seeds_estimate(values[:, 0])
+def _estimate(values: Floats, bounds: Bounds) -> Estimate:
+    return crossed_estimate(values, bounds[1] - bounds[0]) if values.shape[1] > 1 else seeds_estimate(values[:, 0])
 
 
-def _paired(group: _Group, control: _Group, values: Floats, against: Floats) -> Estimate:
+def _paired(group: _Group, control: _Group, values: Floats, against: Floats, bounds: Bounds) -> Estimate:
     """The difference to the control on the seeds that both have; InputError if there are none."""
     ours, theirs = ([run.seed for run in part.runs] for part in (group, control))
     both = [seed for seed in ours if seed in theirs]
@@ -257,7 +258,7 @@ def _paired(group: _Group, control: _Group, values: Floats, against: Floats) -> 
             "A paired test needs runs of the same seeds.",
         )
     pick = [[seeds.index(seed) for seed in both] for seeds in (ours, theirs)]
-    return _estimate(values[pick[0]] - against[pick[1]])
+    return _estimate(values[pick[0]] - against[pick[1]], bounds)
 
 
 def _tested(

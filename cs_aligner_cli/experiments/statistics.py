@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cs_aligner_cli.common.estimates import Estimate
+from cs_aligner_cli.common.estimates import Estimate, crossed, variance
 from cs_aligner_cli.common.types import Floats
 
 
-def crossed_estimate(values: Floats) -> Estimate:
-    """The mean of ``values`` (S seeds, C images), both being random samples.
+def crossed_estimate(values: Floats, scale: float = 1.0) -> Estimate:
+    """The mean of ``values`` (S seeds, C images), both being random samples; ``scale``: the range of one value.
 
     With MSA, MSB and MSE the mean squares of seeds, of images and of the rest, its variance is MSA / (S C) on S - 1
-    degrees of freedom plus max(MSB - MSE, 0) / (S C). One seed: the mean over images, on C - 1 degrees of freedom.
+    degrees of freedom plus max(MSB - MSE, 0) / (S C) (``crossed``). One seed: the mean over images, on C - 1 degrees.
     """
     seeds, images = values.shape
     mean = float(values.mean())
@@ -31,21 +31,23 @@ def crossed_estimate(values: Floats) -> Estimate:
         return seeds_estimate(values[:, 0])
     by_image = values.mean(axis=0)
     if seeds < 2:
-        return Estimate(mean, float(by_image.var(ddof=1)) / images, images - 1.0, 0.0, "images")
+        return Estimate(mean, variance(by_image) / images, images - 1.0, 0.0, "images", images, scale)
     by_seed = values.mean(axis=1)
     rest = values - by_seed[:, None] - by_image + mean
-    ms_images = seeds * float(by_image.var(ddof=1))
-    ms_rest = float((rest**2).sum()) / ((seeds - 1) * (images - 1))
-    of_images = max(ms_images - ms_rest, 0.0) / (seeds * images)
-    return Estimate(mean, float(by_seed.var(ddof=1)) / seeds, seeds - 1.0, of_images, "seeds and images")
+    of_rest = variance(rest.ravel()) * (rest.size - 1) / ((seeds - 1) * (images - 1)) / (seeds * images)
+    return crossed(mean, variance(by_seed) / seeds, seeds - 1.0, variance(by_image) / images, of_rest, images, scale)
 
 
 def seeds_estimate(values: Sequence[float] | Floats) -> Estimate:
-    """The mean of one number per seed (S,), as a centroid gap: what varies between test images is not in its error."""
+    """The mean of one number per seed (S,), as a centroid gap: what varies between test images is not in its error.
+
+    Equal numbers, as of a count that is the same for all, or of what no seed changes, say as little as one does.
+    """
     numbers = np.asarray(values, np.float64)
-    if len(numbers) < 2:
-        return Estimate(float(numbers.mean()), 0.0, 1.0, 0.0, "nothing")
-    return Estimate(float(numbers.mean()), float(numbers.var(ddof=1)) / len(numbers), len(numbers) - 1.0, 0.0, "seeds")
+    mean, between = float(numbers.mean()), variance(numbers) if len(numbers) > 1 else 0.0
+    if between == 0:
+        return Estimate(mean, 0.0, 1.0, 0.0, "nothing")
+    return Estimate(mean, between / len(numbers), len(numbers) - 1.0, 0.0, "seeds")
 
 
 def per_image(sums: Floats, counts: Floats) -> Floats:

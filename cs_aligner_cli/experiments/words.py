@@ -57,7 +57,7 @@ _COVERED = {
     "seeds and images": "seeds and test images",
     "images": "test images alone (one seed)",
     "seeds": "seeds",
-    "nothing": "nothing (one seed)",
+    "nothing": "nothing (one seed, or equal ones)",
 }
 
 
@@ -92,7 +92,10 @@ def _against_control(rows: Sequence[Row], column: Column, control: str) -> list[
     tests = {row.name: row.cells[column.key].difference for row in rows if column.key in row.cells}
     known = {name: test for name, test in tests.items() if test is not None and test.p_holm is not None}
     if not known:
-        return [f"{column.title}: one value per configuration says nothing of chance, so nothing is tested."]
+        return [
+            f"{column.title}: one value per configuration, or the same of all seeds, says nothing of chance, so"
+            " nothing is tested."
+        ]
     sign = column.sign
     better = {n: t for n, t in known.items() if t.clear and t.mean * sign > 0}
     worse = {n: t for n, t in known.items() if t.clear and t.mean * sign < 0}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cs_aligner_cli.common.estimates import LEVEL, holm
-from cs_aligner_cli.common.shares import cut_off, of_difference
+from cs_aligner_cli.common.shares import cut_off, of_difference, where_all_agree
 from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
-from cs_aligner_cli.gap.results import Measurement, interval, p_value, where_all_agree
+from cs_aligner_cli.gap.results import Measurement, interval, p_value
 
 
 def differences(measured: Mapping[str, Measurement], subject: str, headline: Sequence[str]) -> list[dict[str, Any]]:

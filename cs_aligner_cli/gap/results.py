@@ -181,17 +181,6 @@ def p_of(t: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(t)))
 
 
-def where_all_agree(difference: float, units: int) -> tuple[list[float], float]:
-    """The 95% interval and p of a difference between counted shares that is the same for every one of the units.
-
-    Its variance of 0 does not make it known: the interval is Wilson's of none of so many, either way, and p that of all
-    having one sign by chance.
-    """
-    z = quantile(max(units - 1, 1))
-    reach = z * z / (max(units, 1) + z * z)
-    return [difference - reach, difference + reach], 1.0 if difference == 0 else min(2.0 ** (1 - units), 1.0)
-
-
 def interval(value: float, spread: Spread, bounds: Bounds = UNBOUNDED) -> list[float]:
     """The 95% interval of a value, symmetric around it as far as what it can be."""
     reach = quantile(spread.freedom) * spread.error

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
+from cs_aligner_cli.common.estimates import LEVEL, Estimate, crossed, holm, variance
 from cs_aligner_cli.common.shares import cut_off, of_difference
 from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
-from cs_aligner_cli.gap.results import Measurement, Spread, where_all_agree
+from cs_aligner_cli.gap.results import Measurement, Spread
 
 
 def seed_differences(
@@ -33,13 +33,10 @@ def seed_differences(
                 continue
             values = [mine.values[metric] - theirs.values[metric] for mine, theirs in sides]
             over_pairs = [mine.spreads[metric].less(theirs.spreads[metric]) for mine, theirs in sides]
-            found = _mean(values, over_pairs)
-            span, p = list(found.interval), found.p
-            if is_counted(metric) and not found.standard_error:
-                span, p = where_all_agree(found.mean, min(spread.units for spread in over_pairs))
-            span = cut_off(found.mean, span, of_difference(metric_bounds(metric)))
+            found = _mean(values, over_pairs, is_counted(metric))
+            span = cut_off(found.mean, found.interval, of_difference(metric_bounds(metric)))
             row = {"store": other, "metric": metric, "difference": found.mean, "values": values}
-            family.append({**row, "interval": span, "p": p})
+            family.append({**row, "interval": span, "p": found.p})
         corrected = holm([row["p"] for row in family])
         rows += [
             {**row, "headline": True, "p_holm": p, "clear": p < LEVEL} for row, p in zip(family, corrected, strict=True)
@@ -47,10 +44,10 @@ def seed_differences(
     return rows
 
 
-def _mean(values: Sequence[float], spreads: Sequence[Spread]) -> Estimate:
+def _mean(values: Sequence[float], spreads: Sequence[Spread], counted: bool) -> Estimate:
     count = len(values)
     average = reduce(Spread.plus, spreads).times(1 / count)
     # What varies with both, run and pairs, is in the variance between runs already.
     rest = sum(spread.less(average).variance for spread in spreads) / (count - 1)
-    between, over_pairs = float(np.var(values, ddof=1)) / count, max(average.variance - rest / count, 0.0)
-    return Estimate(float(np.mean(values)), between, count - 1.0, over_pairs, "seeds and images")
+    between, units = variance(np.asarray(values)) / count, average.units if counted else 0
+    return crossed(float(np.mean(values)), between, count - 1.0, average.variance, rest / count, units)

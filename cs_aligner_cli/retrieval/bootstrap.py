@@ -3,37 +3,43 @@
 An image and its captions are one thing, since their queries are not independent. R@K is a share, whose percentiles
 would be too narrow near 1. Every other metric is a function of sums over what is drawn (a mean of a sum and a count, a
 median of a histogram, a skewness of four moments); so a draw is a row of weights, and all draws are one matrix product.
+Where all images score alike no draw differs, which is no certainty: means have Wilson's interval of none that do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from scipy import sparse
 from scipy.special import stdtrit
 
-from cs_aligner_cli.common.shares import share_interval
+from cs_aligner_cli.common.shares import SHARE, Bounds, cut_off, share_interval, where_all_agree
 from cs_aligner_cli.common.types import Floats, Ints
 from cs_aligner_cli.retrieval.metrics import QueryScores
 
 # (direction, metric), as in the dict of evaluate_retrieval
 Key = tuple[str, str]
 _LEVEL = 0.95
+# Draws of equal values differ by less.
+_ROUNDING = 1e-9
 _BLOCK_ENTRIES = 2**23
+# What one query can score, where that is not between 0 and 1.
+_OWN_BOUNDS: Final[Mapping[str, Bounds]] = {"spearman": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
     """A metric as a function of sums: ``sums`` (C, r), dense or sparse, one row for each of the C clusters (an image
     with its captions); ``finish`` makes (B,) values of (B, r) weighted sums. ``share``: it is one of hits, and the sums
-    are hits and queries."""
+    are hits and queries. ``bounds``: of a mean over queries, the least and the most that one of them can score."""
 
     sums: Any
     finish: Callable[[Floats], Floats]
     share: bool = False
+    bounds: Bounds | None = None
 
 
 def statistics(
@@ -56,27 +62,28 @@ def statistics(
                 found[direction, "median_rank"] = _median(
                     scored.ranks, clusters, count, np.unique(scored.ranks if ranks is None else ranks[direction])
                 )
-            found[direction, metric] = _mean_of(metric, values, clusters, count)
+            bounds = _OWN_BOUNDS.get(metric, SHARE) if metric != "mean_rank" else (1.0, len(item_clusters[direction]))
+            found[direction, metric] = _mean_of(metric, values, clusters, count, bounds)
         inside = scored.occurrence >= 0
         n = scored.occurrence[inside].astype(float)
         moments = _summed([np.ones_like(n), n, n**2, n**3], item_clusters[direction][inside], count)
         found[direction, "hubness"] = Statistic(moments, skewness_of_sums)
     recalls = [key for key in found if key[1].startswith("R@")]
     sums = np.hstack([found[key].sums for key in recalls])
-    found["both", "RSum"] = Statistic(sums, _rsum)
+    found["both", "RSum"] = Statistic(sums, _rsum, bounds=(0.0, 100.0 * len(recalls)))
     return found
 
 
 def mean_statistics(values: Mapping[Key, Floats], clusters: Ints) -> dict[Key, Statistic]:
     """Means over queries as Statistics: key to (Q,) values, NaN where a query does not count; clusters (Q,)."""
     count = 1 + int(clusters.max())
-    return {key: _mean_of(key[1], column, clusters, count) for key, column in values.items()}
+    return {key: _mean_of(key[1], column, clusters, count, SHARE) for key, column in values.items()}
 
 
-def _mean_of(metric: str, values: Floats, clusters: Ints, count: int) -> Statistic:
+def _mean_of(metric: str, values: Floats, clusters: Ints, count: int, bounds: Bounds) -> Statistic:
     there = np.isfinite(values)
     sums = _summed([np.where(there, values, 0.0), there.astype(float)], clusters, count)
-    return Statistic(sums, _mean, share=metric.startswith("R@"))
+    return Statistic(sums, _mean, share=metric.startswith("R@"), bounds=bounds)
 
 
 def _summed(columns: list[Floats], clusters: Ints, count: int) -> Floats:
@@ -128,7 +135,7 @@ def intervals(found: Mapping[Key, Statistic], draws: int = 1000, seed: int = 0) 
     drawn = _values(others, _resamples(_clusters(found), draws, seed)) if others else {}
     result: dict[str, dict[str, list[float]]] = {}
     for (direction, metric), statistic in found.items():
-        span = _score_interval(statistic.sums) if statistic.share else _interval(drawn[direction, metric])
+        span = _score_interval(statistic.sums) if statistic.share else _interval(statistic, drawn[direction, metric])
         result.setdefault(direction, {})[metric] = span
     return result
 
@@ -145,10 +152,15 @@ def _score_interval(sums: Floats) -> list[float]:
     return share_interval(share, variance, units, float(stdtrit(freedom, (1 + _LEVEL) / 2)))
 
 
-def _interval(values: Floats) -> list[float]:
+def _interval(statistic: Statistic, values: Floats) -> list[float]:
     if not np.isfinite(values).any():
         return [float("nan"), float("nan")]
-    return [float(q) for q in np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
+    low, high = (float(q) for q in np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]))
+    if statistic.bounds is None or high - low > _ROUNDING:
+        return [low, high]
+    least, most = statistic.bounds
+    units = int((statistic.sums[:, 1::2] > 0).any(axis=1).sum())
+    return cut_off(low, where_all_agree(low, units, most - least)[0], statistic.bounds)
 
 
 def _clusters(found: Mapping[Key, Statistic]) -> int:

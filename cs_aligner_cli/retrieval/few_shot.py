@@ -82,7 +82,8 @@ METHODS: Final[dict[str, Callable[[Shots, Tensor], Tensor]]] = {
 
 
 class ShotAccuracy(NamedTuple):
-    """The mean accuracy over draws and its 95% interval (Student's t over draws, within 0 and 1; NaN for one draw)."""
+    """The mean accuracy over draws and its 95% interval (Student's t over draws, within 0 and 1; NaN for one draw, or
+    equal ones)."""
 
     mean: float
     low: float
@@ -128,7 +129,7 @@ def few_shot(
 
 def _over_draws(values: Sequence[float]) -> ShotAccuracy:
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len({*values}) < 2:
         return ShotAccuracy(mean, math.nan, math.nan)
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return ShotAccuracy(mean, *cut_off(mean, [mean - reach, mean + reach], SHARE))

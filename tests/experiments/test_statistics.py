@@ -51,10 +51,37 @@ def test_equal_seeds_leave_the_t_interval_over_images():
     assert found.interval == pytest.approx(stats.norm.interval(0.95, row.mean(), stats.sem(row)), abs=1e-6)
 
 
-def test_a_constant_has_no_error_and_no_difference():
-    found = crossed_estimate(np.full((3, 10), 0.25))
-    assert (found.mean, found.standard_error, found.p) == (0.25, 0.0, 0.0)
-    assert crossed_estimate(np.zeros((3, 10))).p == 1.0
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_all_images_have_is_known_as_well_as_so_many_can_tell(seeds: int):
+    reach = 100 * stats.t.ppf(0.975, 19) ** 2 / (20 + stats.t.ppf(0.975, 19) ** 2)
+    none, every = (crossed_estimate(np.full((seeds, 20), value), 100.0) for value in (0.0, 12.3))
+    assert none.interval == pytest.approx((-reach, reach))
+    assert every.interval == pytest.approx((12.3 - reach, 12.3 + reach))
+    assert (none.p, every.p) == (1.0, 2.0**-19)
+    noise = np.random.default_rng(0).uniform(-1e-15, 1e-15, (seeds, 20))
+    assert crossed_estimate(12.3 + noise, 100.0).p == 2.0**-19, "sums in another order are no variance"
+
+
+def test_seeds_that_agree_by_chance_keep_what_their_images_vary():
+    """Of three runs, each answers another query more than the control does: the same sum, and one query of 50."""
+    won = np.zeros((3, 50))
+    won[[0, 1, 2], [0, 1, 2]] = 1
+    found = crossed_estimate(won)
+    assert found.interval[0] < 0 < found.interval[1]
+    assert found.p > 0.05
+
+
+def test_equal_numbers_of_all_seeds_are_not_tested():
+    found = seeds_estimate([0.5, 0.5, 0.5])
+    assert (found.mean, found.covers) == (0.5, "nothing")
+    assert all(map(math.isnan, (*found.interval, found.p, found.standard_error)))
+
+
+def test_intervals_hold_a_difference_that_one_image_in_a_hundred_makes():
+    """In a third of such experiments no image differs; an interval without width would hold in 63% of all."""
+    rng = np.random.default_rng(0)
+    made = [crossed_estimate(np.tile((rng.uniform(size=100) < 0.01).astype(float), (3, 1))) for _ in range(300)]
+    assert sum(one.interval[0] <= 0.01 <= one.interval[1] for one in made) > 0.95 * 300
 
 
 @pytest.mark.parametrize(("df", "t"), [(2, 100.0), (2, 300.0), (4, 30.0), (4, 300.0), (199, 0.5)])
@@ -134,7 +161,7 @@ def test_a_recall_that_every_seed_reaches_in_full_keeps_an_interval():
     low, high = _interval(crossed_estimate(np.full((3, 50), 100.0)), RECALL, (0.0, 100.0), 50)
     assert (low, high) == (pytest.approx(100 * 50 / (50 + 1.96**2)), 100.0)
     gap = RECALL.model_copy(update={"key": "gap_report.aligned.centroid_gap"})
-    assert _interval(crossed_estimate(np.full((3, 50), 1.5)), gap, (0.0, 2.0), 50) == (1.5, 1.5)
+    assert _interval(seeds_estimate([1.5] * 3), gap, (0.0, 2.0), 50) is None
 
 
 def test_intervals_and_those_of_differences_end_where_their_metric_does():

@@ -29,6 +29,18 @@ def test_a_difference_that_all_queries_share_is_not_known_to_the_last_digit() ->
     assert over_pairs["b", "margin"]["interval"] == [0, 0]
 
 
+def test_runs_that_agree_by_chance_keep_what_their_queries_vary() -> None:
+    """Each of three runs answers another query more than the other store does: no mean differs, and one query of 50."""
+    runs = []
+    for run in range(3):
+        won = (np.arange(50) == run) / 50
+        mine = Measurement({"R@1": 0.52}, {"R@1": Spread(won - won.mean(), None, 50)})
+        runs.append({"a": mine, "b": Measurement({"R@1": 0.5}, {"R@1": Spread(np.zeros(50), None, 50)})})
+    (row,) = seed_differences(runs, "a", ["R@1"])
+    assert row["interval"][0] < 0 < row["interval"][1]
+    assert row["p"] > 0.05
+
+
 def test_intervals_hold_a_difference_that_one_query_in_a_hundred_makes() -> None:
     """In a third of such samples no query differs, and an interval without width would hold in 63% of all."""
     groups, rng, held = random_groups(100, 0), np.random.default_rng(0), 0

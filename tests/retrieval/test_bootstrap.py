@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import skew
+from scipy.stats import skew, t
 
 from cs_aligner_cli.retrieval.bootstrap import _resamples, _values, intervals, mean_statistics, statistics
 from cs_aligner_cli.retrieval.metrics import QueryScores
@@ -79,3 +79,17 @@ def test_a_share_at_its_end_has_wilsons_interval_over_images() -> None:
     assert (low, high) == (pytest.approx(40 / (40 + 2.0227**2), abs=1e-4), 1.0)
     one = intervals(mean_statistics({("t2i", "R@1"): np.zeros(1)}, np.zeros(1, int)))["t2i"]["R@1"]
     assert one == [pytest.approx(0.0, abs=1e-12), pytest.approx(1.0, abs=0.01)]
+
+
+def test_what_all_images_score_alike_keeps_an_interval() -> None:
+    """Every query finds its item first: no draw differs, and of 20 images that does not say that none ever will."""
+    ones = np.ones(20, int)
+    scores = {"i2t": scored(ones, ones * 0), "t2i": scored(ones, ones * 0)}
+    for one in scores.values():
+        one.values["MRR"] = np.ones(20)
+    own = {direction: np.arange(20) for direction in scores}
+    found = intervals(statistics(scores, own, own), draws=50)
+    reach = t.ppf(0.975, 19) ** 2 / (20 + t.ppf(0.975, 19) ** 2)
+    assert found["i2t"]["MRR"] == [pytest.approx(1 - reach), 1.0]
+    assert found["i2t"]["mean_rank"] == [1.0, pytest.approx(1 + 19 * reach)]
+    assert found["both"]["RSum"] == [pytest.approx(200 * (1 - reach)), 200.0]
