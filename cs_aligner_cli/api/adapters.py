@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.arguments import as_path
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows, in_range, refuse_not_finite
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.modalities import MODALITIES
@@ -65,7 +66,7 @@ class FittedAdapter:
         modality or dimension, and on rows with NaN or infinity.
         """
         plans = self.towers.plans
-        if modality not in plans:
+        if modality not in list(plans):
             raise InputError(f"modality: got {modality!r}{did_you_mean(modality, list(plans))}")
         plan, rows = plans[modality], as_rows(array, modality)
         if rows.shape[1] != plan.in_dim:
@@ -86,7 +87,7 @@ class FittedAdapter:
     def save(self, path: str | Path) -> Path:
         """Write a self-describing safetensors file, atomically; ``load_adapter`` and ``csalign embed --adapter`` read
         it. Returns its path; raises InputError unless that ends in .safetensors in a folder that is there."""
-        path = Path(path)
+        path = as_path(path, "path")
         if path.suffix.lower() != ".safetensors" or not path.parent.is_dir():
             raise InputError(f"{path}: expected a file name that ends in .safetensors, in a folder that is there")
         save_weights(path, self.towers)
@@ -99,7 +100,7 @@ def load_adapter(path: str | Path) -> FittedAdapter:
     Raises InputError if it is no such file, is damaged, or holds whole encoders or adapters of tokens, which arrays of
     pooled features cannot go through.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     for modality, plan in read_plans(path).items():
         if plan.live or plan.reads == "tokens":
             what = "is an encoder that was trained itself" if plan.live else "reads tokens"

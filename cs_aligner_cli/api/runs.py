@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from cs_aligner_cli.common.arguments import as_path
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError, did_you_mean
@@ -179,6 +180,8 @@ def _listed(items: Sequence[Item], name: str, kind: type[Item] | UnionType) -> l
     """Items of the kind, as a list; a bare string is a sequence of letters, and never meant as one."""
     if isinstance(items, str | Path):
         raise InputError(f"{name}: expected a list, got {str(items)!r} alone", f"Put it into a list: {name}=[...].")
+    if not isinstance(items, Iterable):
+        raise InputError(f"{name}: expected a list, got {items!r}")
     found = list(items)
     for number, item in enumerate(found):
         if not isinstance(item, kind):
@@ -217,7 +220,7 @@ def open_run(folder: PathLike) -> Run:
 
     Raises InputError where the folder holds no run.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     file = folder / "recipe.yaml"
     if not file.is_file() or not (folder / "run.json").is_file():
         raise InputError(

@@ -68,9 +68,10 @@ class NotUnitRowsWarning(UserWarning):
     """Rows are compared in their own units although they are not of unit length, which is seldom what is meant."""
 
 
-def did_you_mean(given: str, valid: Sequence[str]) -> str:
-    """Return ``"; did you mean X?"`` for the nearest valid name, or the list of names where none is near."""
-    near = get_close_matches(given, valid, n=1, cutoff=0.6)
+def did_you_mean(given: object, valid: Sequence[str]) -> str:
+    """Return ``"; did you mean X?"`` for the nearest valid name, or the list of names where none is near, as of what is
+    no text."""
+    near = get_close_matches(given, valid, n=1, cutoff=0.6) if isinstance(given, str) else []
     if near:
         return f"; did you mean {near[0]}?"
     return f"; expected one of: {listed(sorted(valid))}" if valid else ""

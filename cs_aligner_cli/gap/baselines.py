@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from cs_aligner_cli.common.arguments import as_number
 from cs_aligner_cli.common.arrays import ArrayLike
 from cs_aligner_cli.common.closed_forms import cca_of_covariances, procrustes_of_covariance, whitening
 from cs_aligner_cli.common.errors import InputError, did_you_mean
@@ -95,7 +96,7 @@ def fit_cca(image: ArrayLike, text: ArrayLike, shrinkage: float | None = None) -
 
     Raises InputError as ``fit_baseline``, and for a shrinkage that is not above 0.
     """
-    if shrinkage is not None and not (math.isfinite(shrinkage) and shrinkage > 0):
+    if shrinkage is not None and not 0 < as_number(shrinkage, "shrinkage", "a number above 0") < math.inf:
         raise InputError(f"shrinkage: expected a number above 0, got {shrinkage:g}")
     x, y = (rows.numpy() for rows in paired_rows_of_any_width(image, text))
     return _cca(x, y, shrinkage)

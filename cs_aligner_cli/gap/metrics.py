@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.arguments import as_whole
 from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.types import Floats
@@ -127,7 +128,7 @@ def measure_gap(
     Raises InputError on unequal row counts or widths, fewer than 4 pairs, rows that are not finite or of zero length,
     bandwidths that are not positive or print alike, and unless there is a label for every pair.
     """
-    return measure(image, text, bandwidths, seed, exact_pairs, labels=labels).values
+    return measure(image, text, bandwidths, as_whole(seed, "seed", 0), exact_pairs, labels=labels).values
 
 
 def measure(

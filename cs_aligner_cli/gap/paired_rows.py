@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.arguments import as_number, as_whole
 from cs_aligner_cli.common.arrays import ArrayLike, as_rows
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.retrieval.rows import Shards, is_stored
@@ -125,14 +126,16 @@ def _scale(rows: Tensor) -> None:
 
 def check_exact_pairs(count: int) -> None:
     """Raise InputError unless metrics of all pairs of rows are of enough pairs to have an interval."""
-    if count < 10:
+    if as_whole(count, "exact_pairs") < 10:
         raise InputError(f"exact_pairs: expected at least 10, got {count}")
 
 
 def check_bandwidths(bandwidths: Sequence[float]) -> None:
     """Raise InputError unless every kernel bandwidth is positive, finite and prints unlike the others."""
+    if not isinstance(bandwidths, Iterable):
+        raise InputError(f"bandwidths: expected positive finite numbers, got {bandwidths!r}")
     for s in bandwidths:
-        if not (s > 0 and math.isfinite(s)):
+        if not (as_number(s, "bandwidths", "positive finite numbers") > 0 and math.isfinite(s)):
             raise InputError(f"bandwidths: expected positive finite numbers, got {s}")
     if len({f"{s:.4g}" for s in bandwidths}) < len(bandwidths):
         raise InputError(f"bandwidths: two of {list(bandwidths)} are equal when printed to four digits")

@@ -110,7 +110,10 @@ def resolve_bandwidth(bandwidth: Bandwidth, x: Tensor, y: Tensor) -> tuple[float
         if bandwidth == "median":
             return (median_bandwidth(x, y),)
         raise InputError(f'bandwidth: expected a number above 0 or "median", got {bandwidth!r}')
-    sigmas = tuple(map(float, bandwidth)) if isinstance(bandwidth, Sequence) else (float(bandwidth),)
+    try:
+        sigmas = tuple(map(float, bandwidth)) if isinstance(bandwidth, Sequence) else (float(bandwidth),)
+    except (TypeError, ValueError):
+        raise InputError(f'bandwidth: expected numbers above 0 or "median", got {bandwidth!r}') from None
     if not sigmas:
         raise InputError("bandwidth: a mixture needs at least one sigma, got none")
     for sigma in sigmas:

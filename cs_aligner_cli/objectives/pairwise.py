@@ -126,7 +126,10 @@ def _pairs(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
 
 def scalar(value: float | Tensor, like: Tensor, name: str) -> Tensor:
     """A number or a tensor of one element as a 0-d tensor of the rows' dtype and device; InputError for any other."""
-    found = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        found = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name}: expected one number, got {value!r}") from None
     if found.numel() != 1:
         raise InputError(f"{name}: expected one number, got {tuple(found.shape)}")
     return found.reshape(())

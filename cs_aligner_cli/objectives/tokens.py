@@ -51,7 +51,7 @@ def token_cs_divergence(
             f"x {tuple(x.shape)} and y {tuple(y.shape)} differ in samples or in dimension",
             "Expected (samples, tokens, dimensions) each; only the number of tokens may differ.",
         )
-    if bandwidth == "median":
+    if isinstance(bandwidth, str) and bandwidth == "median":
         raise InputError('bandwidth: "median" is none of tokens; expected a number above 0, or several')
     kernel = Gaussian(resolve_bandwidth(bandwidth, x, y))
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

@@ -268,6 +268,8 @@ def load_recipe(
     """
     if isinstance(overrides, str):
         raise InputError(f"overrides: expected a list, got {overrides!r} alone", "Put it into a list: [...].")
+    if not isinstance(overrides, Sequence) or not all(isinstance(text, str) for text in overrides):
+        raise InputError(f"overrides: expected a list of texts, as train.lr=1e-3; got {overrides!r}")
     if isinstance(name_or_path, Mapping):
         file = YamlFile(_GIVEN, plain(name_or_path))
     else:
@@ -310,6 +312,8 @@ def named_recipe(name_or_path: str | None = None) -> str | None:
 def find_recipe(name_or_path: str | None = None) -> Path:
     """The recipe file that is meant; raise InputError if there is none."""
     if name_or_path is not None:
+        if not isinstance(name_or_path, str | Path):
+            raise InputError(f"recipe: expected a name, a file or a dict, got {name_or_path!r}")
         return shelf.find("recipes", name_or_path)
     if named := os.environ.get(RECIPE_VARIABLE):
         return shelf.find("recipes", named, said_by=f"${RECIPE_VARIABLE}: ")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cs_aligner_cli.common.arguments import as_whole
 from cs_aligner_cli.common.errors import InputError, did_you_mean
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.files.artifact import written_aside
@@ -76,7 +77,8 @@ def plan_index(kind: str, rows: int, dim: int, training_rows: int = _TRAINING_RO
     Raises InputError if FAISS cannot make such an index, if it takes no rows without ids (IDMap) or does not say what a
     row takes (NSG), or if there are fewer rows than it must be trained on.
     """
-    factory = factory_of(kind, rows, dim, training_rows)
+    rows, dim = as_whole(rows, "rows", 0), as_whole(dim, "dim", 1)
+    factory = factory_of(kind, rows, dim, as_whole(training_rows, "training_rows", 1))
     index = _empty(factory, dim, kind)
     try:
         memory = _memory(index, rows, dim)
@@ -120,7 +122,7 @@ def _least_training(index: Any) -> int:
 def _empty(factory: str, dim: int, given: str) -> Any:
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:  # FAISS' own text is the source line that failed
+    except (RuntimeError, TypeError):  # FAISS' own text is the source line that failed
         near = did_you_mean(given, KINDS)
         raise InputError(f"index: {given!r} is {_FLAT_ERROR} of {dim} dimensions{near}") from None
     if isinstance(index, faiss.IndexIDMap):
@@ -250,6 +252,7 @@ def search(index: Any, queries: RowsLike, k: int) -> tuple[Scores, Ints]:
     rows = queries if isinstance(queries, Rows) else Rows(queries, "queries", normalize=False)
     if rows.dim != index.d:
         raise InputError(f"queries have dimension {rows.dim}, the rows of the index {index.d}")
+    k = as_whole(k, "k")
     if not 1 <= k <= index.ntotal:
         raise InputError(f"k = {k} but the index holds {index.ntotal} rows")
     return _exact(index, rows, k) if isinstance(index, faiss.IndexFlat) else _approximate(index, rows, k)

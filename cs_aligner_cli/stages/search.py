@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
+from cs_aligner_cli.common.arguments import as_whole
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.common.errors import InputError, did_you_mean
@@ -192,6 +193,8 @@ def search(recipe: Recipe, console: Console, request: SearchRequest) -> SearchRe
 def _refuse(request: SearchRequest) -> None:
     if not (request.texts or request.images or request.ids):
         raise InputError("nothing is asked", 'Give --text "a sentence", --image FILE or --id ID.')
+    if request.k is not None:
+        as_whole(request.k, "k")
     for option, values in (("--text", request.texts), ("--id", request.ids)):
         if any(not value.strip() for value in values):
             raise InputError(f"{option}: the query is empty")

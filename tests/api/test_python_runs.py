@@ -68,6 +68,13 @@ def test_what_a_run_cannot_do_is_refused(features_run: Run, tmp_path: Path) -> N
         (lambda: features_run.apply(rows, "image", store="control"), "this run has no 'control'"),
         (lambda: features_run.apply(rows, "image", store="frozen"), "have no adapter"),
         (lambda: features_run.apply(rows, "text"), "rows have 24 dimensions"),
+        (lambda: features_run.apply(rows, None), "expected one of: image, text"),  # type: ignore[arg-type]
+        (lambda: features_run.apply(rows, "imge"), "did you mean image"),
+        (lambda: features_run.search(ids=["0130.jpg"], k=2.0), "k: expected a whole number, got 2.0"),  # type: ignore[arg-type]
+        (lambda: features_run.search(ids=["0130.jpg"], k=0), "k = 0 but the index holds"),
+        (lambda: features_run.search(ids=["0130.jpg"], gallery=3), "expected image or text"),  # type: ignore[arg-type]
+        (lambda: features_run.search(ids=["0130.jpg"], store=3), "no such index"),  # type: ignore[arg-type]
+        (lambda: features_run.search(ids=3), "ids: expected a list, got 3"),  # type: ignore[arg-type]
         (lambda: features_run.search(ids=["nobody"]), "no image and no caption"),
         (lambda: Run(load_recipe("scenes", [f"run_dir={tmp_path}/none"])).metrics, "nothing is measured yet"),
     ):
