@@ -1,10 +1,17 @@
-"""Odd surroundings of a process: standard streams that are closed, and locales that cannot write every path."""
+"""Odd surroundings of a process: standard streams that are closed or written to by libraries, and locales that cannot
+write every path."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import TextIO
+
+_ONE_AT_A_TIME = Lock()
 
 
 def open_closed() -> None:
@@ -36,3 +43,21 @@ def use_utf8_paths() -> None:
     environment = {**os.environ, "PYTHONUTF8": "1"}
     environment.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Send what C++ libraries write to stdout, which carries our data, nowhere; one thread of the process at a time,
+    since the last one to leave would put back what another had put there."""
+    with _ONE_AT_A_TIME:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 1)
+            yield
+        finally:
+            ctypes.CDLL(None).fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(nowhere)

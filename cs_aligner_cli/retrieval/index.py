@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from cs_aligner_cli.common.arguments import as_whole
 from cs_aligner_cli.common.errors import InputError, did_you_mean
+from cs_aligner_cli.common.streams import stdout_kept_clean
 from cs_aligner_cli.common.types import Ints
 from cs_aligner_cli.files.artifact import written_aside
 from cs_aligner_cli.retrieval.rows import Rows, RowsLike
@@ -216,28 +214,12 @@ def _build_on_disk(index: Any, rows: Rows, folder: Path, part_rows: int, kind: s
             part.add_with_ids(rows.take(block).numpy(), np.arange(block.start, block.stop))
         parts.append(folder / f".part-{start}")
         faiss.write_index(part, str(parts[-1]))
-    with _stdout_kept_clean():
+    with stdout_kept_clean():  # which FAISS' C++ tells what it does with lists on disk
         merge_ondisk(index, [str(part) for part in parts], str(folder / LISTS))
     for leftover in (trained, *parts):
         leftover.unlink()
     faiss.write_index(index, str(folder / POPULATED))
     return index
-
-
-@contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """FAISS' C++ tells on stdout, which carries our data, what it does with lists on disk: send that nowhere."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def search(index: Any, queries: RowsLike, k: int) -> tuple[Scores, Ints]:
@@ -340,7 +322,7 @@ def read_index(path: str | Path) -> Any:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
-        with _stdout_kept_clean():
+        with stdout_kept_clean() if path.is_dir() else nullcontext():
             index = faiss.read_index(str(file), flags)
     except RuntimeError:  # FAISS' own text is the source line that failed
         raise InputError(f"{file}: not a FAISS index, or damaged") from None

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -140,3 +142,15 @@ def test_an_index_that_cannot_be_is_refused(gallery: Floats) -> None:
     broken[7, 3] = np.nan
     with pytest.raises(InputError, match="vectors: row 7 holds NaN"):
         build_index(broken, "hnsw")
+
+
+def test_threads_that_open_indexes_side_by_side_leave_stdout_as_it_was(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    write_index(build_index(rows), tmp_path / "flat.index")
+    build_index(rows, "ivf", folder=tmp_path / "lists")
+    before = os.fstat(1)
+    for path in (tmp_path / "flat.index", tmp_path / "lists"):
+        with ThreadPoolExecutor(6) as threads:
+            found = list(threads.map(lambda _, path=path: read_index(path).ntotal, range(200)))
+        assert found == [500] * 200
+        assert os.path.samestat(os.fstat(1), before), f"{path.name}: what is printed from now on goes nowhere"
