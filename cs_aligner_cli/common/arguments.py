@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
@@ -10,8 +11,8 @@ from cs_aligner_cli.common.errors import InputError
 
 
 def as_path(value: object, name: str) -> Path:
-    """A path, given as one or as text."""
-    if not isinstance(value, str | Path):
+    """A path, given as text or as whatever ``open`` takes for one."""
+    if not isinstance(value, str | os.PathLike):
         raise InputError(f"{name}: expected a path, got {short(value)}")
     return Path(value)
 

@@ -130,11 +130,11 @@ def check_exact_pairs(count: int) -> None:
         raise InputError(f"exact_pairs: expected at least 10, got {count}")
 
 
-def check_bandwidths(bandwidths: Sequence[float]) -> None:
+def check_bandwidths(bandwidths: Sequence[float] | Tensor) -> None:
     """Raise InputError unless every kernel bandwidth is positive, finite and prints unlike the others."""
     if not isinstance(bandwidths, Iterable):
         raise InputError(f"bandwidths: expected positive finite numbers, got {bandwidths!r}")
-    for s in bandwidths:
+    for s in bandwidths.tolist() if isinstance(bandwidths, Tensor) else bandwidths:
         if not (as_number(s, "bandwidths", "positive finite numbers") > 0 and math.isfinite(s)):
             raise InputError(f"bandwidths: expected positive finite numbers, got {s}")
     if len({f"{s:.4g}" for s in bandwidths}) < len(bandwidths):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cs_aligner_cli import (
     CCA,
@@ -97,6 +100,14 @@ def test_a_path_is_wanted(given: Any, adapter: FittedAdapter) -> None:
                 call(given)
     with pytest.raises(InputError, match=r"^overrides: expected a list of texts|^--set"):
         load_recipe("scenes", [given])
+
+
+def test_paths_of_other_libraries_and_bandwidths_in_a_tensor_are_taken(tmp_path: Path, adapter: FittedAdapter) -> None:
+    adapter.save(tmp_path / "a.safetensors")
+    (entry,) = os.scandir(tmp_path)
+    assert (load_adapter(entry).apply(ROWS, "image") == adapter.apply(ROWS, "image")).all()  # type: ignore[arg-type]
+    sigmas = [0.5, 0.75]
+    assert measure_gap(UNIT, UNIT, torch.tensor(sigmas)) == measure_gap(UNIT, UNIT, sigmas)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", [3, None, ["image"], {}])
