@@ -14,6 +14,8 @@ from cs_aligner_cli.gap.kmeans import k_means
 
 _CLUSTERS = 10
 _PERMUTATIONS = 4
+# Pairs that a label has on average: clusters of fewer are chance, and as many clusters would take long.
+PAIRS_PER_LABEL = 10
 
 
 def cluster_agreement(x: Tensor, y: Tensor, seed: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -41,11 +43,11 @@ def label_agreement(
     ``labels`` (N,), "" for a pair without one. k-means makes as many clusters as there are labels, over both rows of
     every labelled pair; a cluster of one modality splits every class in two, so both fall with a gap (Grassucci et
     al., ModGap, with k = 10 categories). Returns the metrics, what they read with shuffled labels, and how many pairs
-    have a label; nothing unless two labels are there, and fewer than pairs that have one.
+    have a label; nothing unless two labels are there, each of ten pairs on average.
     """
     labelled = np.flatnonzero(labels != "")
     names, classes = np.unique(labels[labelled], return_inverse=True)
-    if not 2 <= len(names) < len(labelled):
+    if not 2 <= len(names) <= len(labelled) / PAIRS_PER_LABEL:
         return {}, {}, len(labelled)
     rows = torch.from_numpy(labelled)
     image, text = _clusters(x[rows], y[rows], len(names), seed)
@@ -99,9 +101,8 @@ _METRICS: dict[str, Callable[[Tensor], Tensor]] = {"ari": adjusted_rand, "v_meas
 
 def _agreement(metric: Callable[[Tensor], Tensor], a: Ints, b: Ints) -> float:
     """A metric of how often a row has the labels a (n,) and b (n,) both."""
-    counted = np.zeros((1 + a.max(), 1 + b.max()))
-    np.add.at(counted, (a, b), 1.0)
-    return float(metric(torch.from_numpy(counted)))
+    counted = np.bincount(a * (1 + b.max()) + b, minlength=(1 + a.max()) * (1 + b.max())).reshape(1 + a.max(), -1)
+    return float(metric(torch.from_numpy(counted.astype(np.float64))))
 
 
 def _at_chance(metric: Callable[[Tensor], Tensor], a: Ints, b: Ints, seed: int) -> float:

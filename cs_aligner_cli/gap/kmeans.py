@@ -7,11 +7,16 @@ import numpy as np
 from cs_aligner_cli.common.types import Floats, Ints
 
 _STARTS, _MOST_STEPS = 3, 300
+# Of so many clusters one start leaves hardly more than the best of three, which would take three times as long.
+_MANY = 100
+# Distances, and memberships, that are held at a time: memory does not grow with rows times clusters.
+_ENTRIES = 2**22
 _TOLERANCE = 1e-4  # of a dimension's mean variance: centres that move less, squared and summed, stand still
 
 
 def k_means(rows: Floats, count: int, seed: int) -> Ints:
-    """(n,) the cluster of each of the rows (n, d), n >= count: the best of three starts by the sum of squares.
+    """(n,) the cluster of each of the rows (n, d), n >= count: the best of three starts by the sum of squares;
+    one start for more than 100 clusters. Time grows with n count d, memory with n d.
 
     Starts are k-means++ (Arthur & Vassilvitskii, SODA 2007; of 2 + log(count) candidates for a centre the one that
     leaves the least), steps are Lloyd's (IEEE Transactions on Information Theory 1982).
@@ -19,7 +24,8 @@ def k_means(rows: Floats, count: int, seed: int) -> Ints:
     rows = rows - rows.mean(axis=0)
     squares = np.einsum("ij,ij->i", rows, rows)
     rng = np.random.RandomState(seed)  # scikit-learn's generator, for its numbers
-    labels, centres = _lloyd(rows, np.stack([_plus_plus(rows, squares, count, rng) for _ in range(_STARTS)]))
+    starts = _STARTS if count <= _MANY else 1
+    labels, centres = _lloyd(rows, np.stack([_plus_plus(rows, squares, count, rng) for _ in range(starts)]))
     left = [float(np.square(rows - of_start[found]).sum()) for found, of_start in zip(labels, centres, strict=True)]
     best: Ints = labels[int(np.argmin(left))]
     return best
@@ -51,11 +57,11 @@ def _lloyd(rows: Floats, centres: Floats) -> tuple[Ints, Floats]:
     still = _TOLERANCE * float(rows.var(axis=0).mean())
     labels, moving = np.full((len(centres), len(rows)), -1), np.arange(len(centres))
     for _ in range(_MOST_STEPS):
+        if not len(moving):
+            break
         before, found = labels[moving], _nearest(rows, centres[moving])
         labels[moving] = found
         moving = moving[(found != before).any(axis=1)]
-        if not len(moving):
-            break
         moved = _centres(rows, labels[moving], centres[moving])
         shift = np.square(moved - centres[moving]).sum(axis=(1, 2))
         centres[moving] = moved
@@ -68,20 +74,29 @@ def _lloyd(rows: Floats, centres: Floats) -> tuple[Ints, Floats]:
 def _nearest(rows: Floats, centres: Floats) -> Ints:
     """(s, n) which of centres (s, k, d) is the nearest to each row."""
     starts, count, width = centres.shape
-    apart = np.square(centres).sum(axis=2).ravel() - rows @ (2 * centres.reshape(-1, width)).T
-    nearest: Ints = apart.reshape(len(rows), starts, count).argmin(axis=2).T
+    squares, twice = np.square(centres).sum(axis=2).ravel(), (2 * centres.reshape(-1, width)).T
+    nearest = np.empty((starts, len(rows)), np.int64)
+    step = max(1, _ENTRIES // len(squares))
+    for first in range(0, len(rows), step):
+        apart = squares - rows[first : first + step] @ twice
+        nearest[:, first : first + step] = apart.reshape(-1, starts, count).argmin(axis=2).T
     return nearest
 
 
 def _centres(rows: Floats, labels: Ints, before: Floats) -> Floats:
     """(s, k, d) the means of clusters (s, n); one without rows takes the row farthest from its centre of ``before``."""
-    belongs = (labels[:, None] == np.arange(before.shape[1])[:, None]).astype(np.float64)
-    for of_start, found, centres in zip(belongs, labels, before, strict=True):
-        empty = np.flatnonzero(~of_start.any(axis=1))
+    starts, count, width = before.shape
+    labels = labels.copy()
+    for found, centres in zip(labels, before, strict=True):
+        empty = np.flatnonzero(np.bincount(found, minlength=count) == 0)
         if len(empty):
             far = np.square(rows - centres[found]).sum(axis=1).argsort()[: -len(empty) - 1 : -1]
-            of_start[:, far] = 0
-            of_start[empty, far] = 1
-    sums = (belongs.reshape(-1, len(rows)) @ rows).reshape(before.shape)
-    means: Floats = sums / np.maximum(belongs.sum(axis=2), 1)[:, :, None]
-    return means
+            found[far] = empty
+    means = np.empty((starts * count, width))
+    of_start, cluster = np.divmod(np.arange(starts * count), count)
+    step = max(1, _ENTRIES // len(rows))
+    for first in range(0, starts * count, step):
+        block = slice(first, first + step)
+        belongs = (labels[of_start[block]] == cluster[block, None]).astype(np.float64)
+        means[block] = (belongs @ rows) / np.maximum(belongs.sum(axis=1), 1)[:, None]
+    return means.reshape(before.shape)

@@ -116,7 +116,7 @@ def measure_gap(
       are: exp of the entropy of the singular values (Roy & Vetterli 2007).
     - ``linear_cka``: see ``gap.shape``; ``mutual_knn``, ``neighbour_purity``, ``hubness_image``, ``hubness_text``: see
       ``gap.neighbours``; ``cluster_pairs``, ``cluster_ari``, ``cluster_v_measure`` and, with labels, ``label_ari``,
-      ``label_v_measure``: see ``gap.clusters``.
+      ``label_v_measure`` (of labels with ten pairs each on average): see ``gap.clusters``.
     - ``mutual_information``: the largest bound log N - InfoNCE over temperatures, in nats
       (``objectives.mutual_information``).
     - ``linear_separability``, ``separability_dimensions``: see ``gap.separability``.

@@ -129,6 +129,20 @@ def test_clusters_are_scikit_learns():
     assert sorted(np.bincount(k_means(twice, 3, 0))) == [2, 2, 2]
 
 
+def test_memory_does_not_grow_with_rows_times_clusters():
+    rows = np.random.default_rng(0).standard_normal((5000, 2))
+    tracemalloc.start()
+    labels = k_means(rows, 1000, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(labels)) == 1000
+    assert peak < 100e6  # a table of rows and clusters of every start would have 120 MB, and was made thrice
+    of_blocks = k_means(rows[:300], 40, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cs_aligner_cli.gap.kmeans._ENTRIES", 700)  # of two clusters, or of five rows, at a time
+        assert (k_means(rows[:300], 40, 0) == of_blocks).all()
+
+
 def test_agreement_of_a_table_is_scikit_learns():
     rng = np.random.default_rng(1)
     for a, b in ((rng.integers(0, 4, 60), rng.integers(0, 3, 60)), (np.arange(60) % 3, np.arange(60) % 3)):
@@ -172,7 +186,8 @@ def test_pairs_without_a_label_stay_out_of_it():
     assert count == 60
     assert found == alone
     assert set(null) == {"label_ari", "label_v_measure"}
-    for few in (np.full(90, ""), np.full(90, "one"), np.array(["a", "b"] + [""] * 88)):
+    nearly_unique = np.array([f"{i // 9}" for i in range(90)])  # nine pairs each
+    for few in (nearly_unique, np.full(90, ""), np.full(90, "one"), np.array(["a", "b"] + [""] * 88)):
         assert label_agreement(x, y, few, seed=0)[0] == {}
     with pytest.raises(InputError, match="labels: expected one for each of 90 pairs, got 3"):
         measure_gap(image, text, labels=["a", "b", "c"])

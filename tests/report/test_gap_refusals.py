@@ -123,14 +123,13 @@ def test_stores_with_other_keys(
     assert expected in message
 
 
-def test_labels_of_a_table_reach_the_report(
-    untrained: Callable[..., Untrained], csalign: Csalign, tmp_path: Path
-) -> None:
-    made = untrained({"train": 20, "dev": 40})
+def report_of_labels(
+    made: Untrained, csalign: Csalign, folder: Path, label: Callable[[pd.DataFrame], list[str]]
+) -> Any:
+    """What gap-report says of the data with a column of labels."""
     images = pd.read_csv(made.root / "images.csv")
-    signal = np.load(made.features("image"))[:, 0] > 0
-    images.assign(scene=np.where(signal, "inside", "outside")).to_csv(made.root / "images.csv", index=False)
-    (tmp_path / "labelled.yaml").write_text(
+    images.assign(scene=label(images)).to_csv(made.root / "images.csv", index=False)
+    (folder / "labelled.yaml").write_text(
         json.dumps(
             {
                 "name": "labelled",
@@ -140,15 +139,34 @@ def test_labels_of_a_table_reach_the_report(
             }
         )
     )
-    manifest = f"--set=data.manifest={tmp_path / 'labelled.yaml'}"
+    manifest = f"--set=data.manifest={folder / 'labelled.yaml'}"
     for stage in ("prepare", "embed"):
         assert csalign(stage, made.recipe, "-q", manifest).exit_code == 0
     called = csalign("gap-report", made.recipe, "-q", "--json", manifest)
     assert called.exit_code == 0, called.stderr
-    assert {"label_ari", "label_v_measure"} <= set(called.json["gap_report"]["frozen"])
+    return called.json
+
+
+def test_labels_of_a_table_reach_the_report(
+    untrained: Callable[..., Untrained], csalign: Csalign, tmp_path: Path
+) -> None:
+    made = untrained({"train": 20, "dev": 40})
+    signal = np.load(made.features("image"))[:, 0] > 0
+    said = report_of_labels(made, csalign, tmp_path, lambda _: list(np.where(signal, "inside", "outside")))
+    assert {"label_ari", "label_v_measure"} <= set(said["gap_report"]["frozen"])
+    assert "Clusters are not held" not in " ".join(said["notes"])
     report = json.loads((tmp_path / "run" / "gap_report" / "report.json").read_text())
     assert report["samples"]["frozen"]["label_ari"] == 40
     assert "Clusters against labels (ARI)" in (tmp_path / "run" / "gap_report" / "report.html").read_text()
+
+
+def test_labels_of_few_pairs_each_are_told(
+    untrained: Callable[..., Untrained], csalign: Csalign, tmp_path: Path
+) -> None:
+    made = untrained({"train": 20, "dev": 40})
+    said = report_of_labels(made, csalign, tmp_path, lambda images: [f"scene {i // 3}" for i in range(len(images))])
+    assert "label_ari" not in said["gap_report"]["frozen"]
+    assert any("two labels at least, each of 10 pairs" in note for note in said["notes"])
 
 
 def test_one_image_with_two_labels(

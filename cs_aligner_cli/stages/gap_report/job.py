@@ -16,6 +16,7 @@ from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.thumbnails import Photos
 from cs_aligner_cli.files.artifact import Build, write_bytes
 from cs_aligner_cli.gap import measure
+from cs_aligner_cli.gap.clusters import PAIRS_PER_LABEL
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.metrics import SWEEP, measure_headline
 from cs_aligner_cli.gap.paired_rows import evenly_spaced
@@ -151,6 +152,11 @@ class _Job:
             for (store, part), _ in side_by_side(work, parts()):
                 advance(int(part == self._measure_one), store.name)
         self._put_in_order(in_columns(stores))
+        if any(self.sample.labels) and not any("label_ari" in found for found in self.report["stores"].values()):
+            self.report["note"].append(
+                "Clusters are not held against labels: that takes two labels at least, each of"
+                f" {PAIRS_PER_LABEL} pairs on average."
+            )
         own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
         if own:
             self.report["subject"] = own[-1]
