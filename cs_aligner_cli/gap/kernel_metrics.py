@@ -76,7 +76,8 @@ def no_gap_levels(whole: Mapping[str, float]) -> dict[str, float]:
         if key == "centroid_gap":
             levels[key] = float(np.sqrt(max(value**2 - whole["squared_gap_debiased"], 0.0)))
         elif name.endswith("_v"):
-            levels[key] = value - whole[f"{name[:-1]}u{at}{bandwidth}"]
+            # V never is below 0, and V less U only by rounding or with a handful of pairs.
+            levels[key] = max(value - whole[f"{name[:-1]}u{at}{bandwidth}"], 0.0)
         else:
             levels[key] = 0.0
     return levels

@@ -85,6 +85,7 @@ def measure_gap(
 ) -> dict[str, float]:
     """Measure the gap between image (N, d) and text (N, d), row i of one belonging to row i of the other.
 
+    An image with several captions is to stand there once, with one of them: repeated, it makes gaps that are none.
     Rows are scaled to unit L2 norm first and everything is computed in float64 on the CPU; a store's arrays
     (``Shards``) are read block by block. ``labels`` (N,), if any, name the class of each pair, "" for none. With x_i,
     y_i the unit rows and mx, my their means, the keys of the returned dict are ``pairs`` (N) and, as ``gap.METRICS``

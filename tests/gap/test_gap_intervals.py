@@ -17,6 +17,7 @@ from cs_aligner_cli.gap.bounds import _BOUNDS, metric_bounds
 from cs_aligner_cli.gap.differences import differences
 from cs_aligner_cli.gap.groups import CENTRED_SQUARE, DISTANCE, Groups, kernel_sums, linear_sums, random_groups, without
 from cs_aligner_cli.gap.kernel_metrics import centroid_metrics, divergence_metrics
+from cs_aligner_cli.gap.metrics import measure_headline
 from cs_aligner_cli.gap.neighbours import nearest_rows, neighbour_metrics
 from cs_aligner_cli.gap.null import divergence_flips, flip_p, purity_flips, sign_flips, sliced_flips
 from cs_aligner_cli.gap.recall import mixed_recalls, recall_spreads
@@ -121,8 +122,6 @@ def audited_pairs(n, seed, d=16):
 @pytest.mark.parametrize("metric", ["cs_divergence_u@0.7071", "mmd_u@0.7071", "energy_u", "squared_gap_debiased"])
 def test_u_estimates_of_pairs_do_not_depend_on_the_sample_size(metric):
     """Those that keep the pairs (i, i) across, as for two independent samples, are below 0 here at n = 50."""
-    from cs_aligner_cli.gap.metrics import measure_headline
-
     truth = measure_headline(*audited_pairs(4000, 0), exact_pairs=2000).values[metric]
     for n, runs in ((50, 60), (150, 20)):
         found = [measure_headline(*audited_pairs(n, seed)) for seed in range(1, 1 + runs)]
@@ -200,6 +199,13 @@ def test_every_interval_holds_its_value_and_no_gap_stays_no_gap():
     assert set(found.samples) == set(found.values) - {"pairs"}
     assert set(found.null) < set(found.values)
     assert set(found.tests) < set(found.null)
+
+
+def test_no_level_of_what_is_never_negative_is_below_zero():
+    for seed in range(12):
+        rows = np.random.default_rng(seed).normal(size=(4 + seed, 5))
+        levels = measure_headline(rows, rows, bandwidths=(0.3, 0.5)).null  # V and U differ by rounding alone
+        assert all(level >= 0 for level in levels.values()), levels
 
 
 def test_shuffled_pairs_are_the_level_of_metrics_of_pairs():

@@ -152,11 +152,7 @@ class _Job:
             for (store, part), _ in side_by_side(work, parts()):
                 advance(int(part == self._measure_one), store.name)
         self._put_in_order(in_columns(stores))
-        if any(self.sample.labels) and not any("label_ari" in found for found in self.report["stores"].values()):
-            self.report["note"].append(
-                "Clusters are not held against labels: that takes two labels at least, each of"
-                f" {PAIRS_PER_LABEL} pairs on average."
-            )
+        self.report["note"] += _about_labels(self.sample.labels.tolist(), self.report["stores"])
         own = [name for name in self.pairs if self.report["kinds"][name] == "store"]
         if own:
             self.report["subject"] = own[-1]
@@ -289,3 +285,13 @@ class _Job:
 
 def _in_order(found: Mapping[str, T], stores: Sequence[Compared]) -> dict[str, T]:
     return {store.name: found[store.name] for store in stores if store.name in found}
+
+
+def _about_labels(labels: Sequence[str], stores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Why clusters are not held against the labels that there are, if they are not."""
+    if not any(labels) or any("label_ari" in found for found in stores.values()):
+        return []
+    return [
+        "Clusters are not held against labels: that takes two labels at least, each of"
+        f" {PAIRS_PER_LABEL} pairs on average."
+    ]
