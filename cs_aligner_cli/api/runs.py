@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 PathLike: TypeAlias = str | Path
 Item = TypeVar("Item")
+# Of two threads that want the same encoders, one loads them.
+_LOADING = Lock()
 
 
 class Run:
@@ -117,8 +120,9 @@ class Run:
             except BadImageError as error:
                 raise InputError(f"{path}: {error}") from None
         self._require_store(store)
-        if store not in self._encoders:
-            self._encoders[store] = QueryEncoder(self.recipe, store)
+        with _LOADING:
+            if store not in self._encoders:
+                self._encoders[store] = QueryEncoder(self.recipe, store)
         found = [self._encoders[store].embed(m, values).numpy() for m, values in given.items()]
         return found[0] if len(found) == 1 else (found[0], found[1])
 

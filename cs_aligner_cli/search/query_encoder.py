@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -23,13 +24,21 @@ from cs_aligner_cli.towers.embedder import Embedder, pick_precision, under
 from cs_aligner_cli.towers.towers import Towers
 from cs_aligner_cli.towers.weights import load_towers, read_plans
 
+_LOADING = Lock()
 _COLUMN = {"image": "locator", "text": "text"}
 
 
 class QueryEncoder:
-    """The towers of one store of a recipe; loads the encoders, so build it only for items that are not stored."""
+    """The towers of one store of a recipe; loads the encoders, so build it only for items that are not stored.
+
+    Threads load one after the other: weights that are drawn come from torch's one random state.
+    """
 
     def __init__(self, recipe: Recipe, store: str) -> None:
+        with _LOADING:
+            self._load(recipe, store)
+
+    def _load(self, recipe: Recipe, store: str) -> None:
         layout = Layout(recipe)
         self._batch_size = recipe.embed.batch_size
         self._device = pick_device(recipe.embed.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,14 @@ def test_photos_and_sentences_are_embedded_as_those_of_the_split(
         done.embed(images=[root / "nowhere.jpg"])
     found = done.search(images=photos[:1], k=2).queries[0]
     assert found.gallery == "text" and len(found.results) == 2
+
+    def searched(text: str) -> list[tuple[str, float]]:
+        return [(item.id, item.score) for item in done.search(texts=[text], k=3).queries[0].results]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(searched, texts[:4])) == [searched(text) for text in texts[:4]], (
+            "weights drawn side by side"
+        )
+        fresh = Run(done.recipe)
+        for rows in threads.map(lambda _: fresh.embed(texts=texts), range(4)):
+            np.testing.assert_array_equal(rows, text)
