@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from samples import tensor_rows
+from torch.overrides import TorchFunctionMode
 
 from cs_aligner_cli.common.arrays import l2_normalize
 from cs_aligner_cli.common.errors import InputError
@@ -97,3 +99,26 @@ def test_draws_that_are_all_right_say_nothing_of_how_draws_vary() -> None:
     mean, low, high = _over_draws([1.0, 1.0, 1.0])
     assert mean == 1
     assert np.isnan(low) and np.isnan(high)
+
+
+class Largest(TorchFunctionMode):
+    """The entries of the largest tensor that a function of torch returns."""
+
+    entries = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.entries = max(self.entries, found.numel())
+        return found
+
+
+def test_the_cache_is_asked_block_by_block() -> None:
+    """ImageNet has 50,000 images to ask and 16,000 shots."""
+    labels = torch.arange(4).repeat_interleave(250)
+    shots = Shots(tensor_rows(0, 1000, 6), labels, tensor_rows(1, 4, 6))
+    asked = tensor_rows(2, 5000, 6)
+    with Largest() as largest:
+        found = tip_adapter(shots, asked)
+    assert largest.entries <= 1024 * 1000
+    torch.testing.assert_close(found[1500:1520], tip_adapter(shots, asked[1500:1520]))
