@@ -2,6 +2,7 @@
 
 python benchmarks/gap_statistics.py [--write]           # of one run (make bench-statistics)
 python benchmarks/gap_statistics.py --runs [--write]    # of reports over runs that differ in their seed
+python benchmarks/gap_statistics.py --topics [--write]  # of pairs that fall into a few tight topics
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from cs_aligner_cli.retrieval import true_ranks
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulated: begin -->", "<!-- simulated: end -->"
 BEGIN_RUNS, END_RUNS = "<!-- simulated runs: begin -->", "<!-- simulated runs: end -->"
+BEGIN_TOPICS, END_TOPICS = "<!-- simulated topics: begin -->", "<!-- simulated topics: end -->"
+TOPICS = 6
 # Repetitions by number of pairs, of every population.
 REPETITIONS = {100: 200, 500: 100, 5000: 8}
 REGIMES = {
@@ -42,6 +45,31 @@ def drawn(rng: np.random.Generator, n: int, gap: float, noise: float) -> Pair:
     sides = (shared + noise * rng.standard_normal((n, DIMENSIONS)) + mean + sign * apart for sign in (1, -1))
     image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in sides)
     return image, text
+
+
+def of_topics(rng: np.random.Generator, n: int) -> Pair:
+    """Unit rows of n pairs around six centres, a tenth as far from them as these are from each other."""
+    centres = np.random.default_rng(TOPICS).standard_normal((TOPICS, DIMENSIONS))
+    shared = centres[rng.integers(TOPICS, size=n)] + 0.1 * rng.standard_normal((n, DIMENSIONS))
+    sides = (shared + 0.03 * rng.standard_normal((n, DIMENSIONS)) for _ in range(2))
+    image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in sides)
+    return image, text
+
+
+def topics_table(repetitions: int = 400) -> str:
+    """Coverage where pairs fall into six tight topics, in percent."""
+    sizes, columns = (60, 200), []
+    for n in sizes:
+        found: dict[str, dict[str, list[float]]] = {"value": {}, "low": {}, "high": {}}
+        for seed in range(repetitions):
+            measured = measure_headline(*of_topics(np.random.default_rng([seed, n]), n), bandwidths=(0.7071,))
+            for key in ("margin", "margin_standardised", "residual_ratio"):
+                for part, number in zip(found, (measured.values[key], *measured.intervals[key]), strict=True):
+                    found[part].setdefault(key, []).append(number)
+        columns.append(coverage(found))
+    lines = [f"| metric | {' | '.join(f'n = {n} (x {repetitions})' for n in sizes)} |", "|---|---:|---:|"]
+    lines += [f"| `{key}` | {' | '.join(f'{100 * column[key]:.1f}' for column in columns)} |" for key in columns[0]]
+    return "\n".join(lines)
 
 
 def repeated(n: int, regime: str, repetitions: int) -> dict[str, dict[str, list[float]]]:
@@ -141,11 +169,16 @@ def runs_table(trials: int = 2000) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", action="store_true", help="intervals over runs instead")
+    parser.add_argument("--topics", action="store_true", help="pairs of a few tight topics instead")
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(REPETITIONS), default=list(REPETITIONS))
     parser.add_argument("--write", action="store_true", help="write the tables into docs/statistics.md")
     arguments = parser.parse_args()
-    text = runs_table() if arguments.runs else tables(arguments.sizes)
-    begin, end = (BEGIN_RUNS, END_RUNS) if arguments.runs else (BEGIN, END)
+    if arguments.topics:
+        text, begin, end = topics_table(), BEGIN_TOPICS, END_TOPICS
+    elif arguments.runs:
+        text, begin, end = runs_table(), BEGIN_RUNS, END_RUNS
+    else:
+        text, begin, end = tables(arguments.sizes), BEGIN, END
     if arguments.write:
         page = DOCS.read_text()
         before, rest = page.split(begin)

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from gap_statistics import wrong_over_runs
+from gap_statistics import DOCS, topics_table, wrong_over_runs
 from samples import random_rows
 
 from cs_aligner_cli.common.errors import InputError
@@ -367,3 +367,9 @@ def test_intervals_over_few_runs_hold_the_truth(of_seed: float) -> None:
     """Satterthwaite's degrees of freedom err in 11% for 5% where two runs differ."""
     trials = 300
     assert wrong_over_runs(2, of_seed, trials, pairs=100) <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_the_page_has_the_metrics_whose_intervals_are_simulated_over_topics():
+    shown = DOCS.read_text().split("<!-- simulated topics: begin -->")[1].split("<!-- simulated topics: end -->")[0]
+    names = [[line.split("|")[1] for line in text.strip().splitlines()] for text in (shown, topics_table(2))]
+    assert names[0] == names[1]
