@@ -556,6 +556,7 @@ CASES: dict[str, list[Case]] = {
         Case("another separator", lambda at: at.table("image~caption~split\na.png~x~train\n")),
         Case("a comma outside quotes", lambda at: at.table(HEAD + "a.png,one, two,train\n")),
         Case("a quote that does not end", lambda at: at.table(HEAD + 'a.png,"one,train\n')),
+        Case("a cell that is a book", lambda at: at.table(f"{HEAD}a.png,{'word ' * 2**20},train\n")),
         Case("bytes that are no UTF-8", lambda at: at.table(HEAD.encode() + b"a.png,caf\xe9,train\n")),
         Case("an empty split", lambda at: at.table(HEAD + "a.png,x,\n")),
         Case("a line that is no JSON", lambda at: at.table('{"image": "a.png"\n', "t.jsonl")),
