@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -48,9 +49,27 @@ def find(kind: Kind, name_or_path: str, said_by: str = "") -> Path:
         return path
     word = _WORDS[kind]
     if is_folder:
-        raise InputError(f"{said_by}{name_or_path}: is a folder, not a {word} file")
-    near = did_you_mean(Path(name_or_path).stem, names(kind)).replace("expected one of", "those are")
+        raise InputError(f"{said_by}{name_or_path}: is a folder, not a {word} file", _recipes_in(path, kind))
+    near = _near_file(name_or_path) or did_you_mean(Path(name_or_path).stem, names(kind))
+    near = near.replace("expected one of", "those are")
     raise InputError(f"{said_by}{name_or_path}: no such file, and no shipped {word} of that name{near}")
+
+
+def _recipes_in(path: Path, kind: Kind) -> str:
+    """Where the folder is a run's or a sweep's: the file in it that holds its recipe."""
+    held = [path / name for name in ("recipe.yaml", "sweep.yaml") if kind == "recipes" and (path / name).is_file()]
+    return f"Its recipe is {held[0]}." if held else ""
+
+
+def _near_file(name_or_path: str) -> str:
+    """``"; did you mean FILE?"`` for a YAML file whose name is near that of a file which is not there."""
+    path = Path(name_or_path)
+    try:
+        beside = {found.stem: found for found in path.parent.glob("*.y*ml")} if path.suffix in (".yaml", ".yml") else {}
+    except OSError:  # a folder that cannot be listed
+        return ""
+    near = get_close_matches(path.stem, beside, n=1, cutoff=0.6)
+    return f"; did you mean {beside[near[0]]}?" if near else ""
 
 
 def read_text(path: Path) -> str:

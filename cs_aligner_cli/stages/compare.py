@@ -60,8 +60,9 @@ def compare(
         published = [value for run in runs for value in beside_published(expected_of(run), run)]
         found.append(table.model_copy(update={"conclusions": [*conclusions(table), *remark], "expected": published}))
     result = found[0] if len(found) == 1 else AcrossDataSets(comparisons=found, ranks=mean_ranks(found))
-    for path, form in zip(out, formats, strict=True):
-        write_bytes(path, _written(result, form, " and ".join(given)).encode())
+    texts = [_written(result, form, " and ".join(given)) for form in formats]  # all of them, or none is written
+    for path, text in zip(out, texts, strict=True):
+        write_bytes(path, text.encode())
     return result
 
 
@@ -97,13 +98,23 @@ def _sweeps_of(given: Sequence[str]) -> list[Sweep]:
     return [sweep for sweep in found if sweep is not None]
 
 
+def _no_figure(found: Comparison | AcrossDataSets) -> InputError:
+    if isinstance(found, Comparison) and len(found.rows) > 1:
+        return InputError(
+            f"--out: these configurations have no figure with the objective {found.objective}",
+            "A gap is drawn over two keys whose values vary, or over one of numbers; an objective that is no gap, against"
+            " the gap.",
+        )
+    return InputError("--out: a single configuration has no figure", "Compare several runs, or a sweep.")
+
+
 def _written(found: Comparison | AcrossDataSets, suffix: str, title: str) -> str:
     if suffix == ".json":
         return found.model_dump_json(indent=1) + "\n"
     if suffix == ".svg":
         drawn = rank_tables.figure(found.ranks) if isinstance(found, AcrossDataSets) else main_figure(found)
         if drawn is None:
-            raise InputError("--out: a single configuration has no figure", "Compare several runs, or a sweep.")
+            raise _no_figure(found)
         return render_figure(drawn)
     if isinstance(found, AcrossDataSets):
         return (

@@ -263,10 +263,13 @@ def _known(
 
 def _unknown(name: str, data: PreparedData, split: Split) -> InputError:
     for items, column in ((data.images, "image_id"), (data.captions, "caption_id")):
-        elsewhere = items["split"][items[column] == name]
+        ids = items[column].astype(str)
+        found = ids == name if (ids == name).any() else ids.str.rpartition(".")[0] == name  # or without its suffix
+        elsewhere = items.loc[found & (items["split"] != split.name), "split"]
         if len(elsewhere):
             return InputError(
-                f"--id {name}: is of split {elsewhere.iloc[0]!r}, and what is searched is split {split.name!r}",
+                f"--id {ids[elsewhere.index[0]]}: is of split {elsewhere.iloc[0]!r}, and what is searched is split"
+                f" {split.name!r}",
                 f"Name an item of {split.name}, or add --set eval_retrieval.split={elsewhere.iloc[0]} here and to"
                 " csalign eval-retrieval.",
             )

@@ -700,6 +700,20 @@ def test_names_that_do_not_match_leave_nothing_and_say_why(
     assert "names the image '0000.jpg', which is not listed, but '0000' is: write both in the same way" in message
 
 
+def test_ids_that_no_image_has_are_shown_beside_those_that_there_are(
+    features_root: Path, refused: Refused, embeddings_recipe: Callable[..., Path]
+) -> None:
+    table = features_root / "captions.csv"
+    captions = pd.read_csv(table)
+    captions.assign(image="img_" + captions["image"]).to_csv(table, index=False)
+    message = refused("prepare", embeddings_recipe())
+    assert "names the image 'img_0000.jpg', which is not listed" in message
+    assert "Images that are listed: 0000.jpg, 0001.jpg, " in message
+    assert "swapped" not in message
+    captions.rename(columns={"image": "caption", "caption": "image"}).to_csv(table, index=False)
+    assert "are image and caption column swapped?" in refused("prepare", embeddings_recipe())
+
+
 def test_names_too_long_for_a_file_are_bad_images(
     table_root: Path, csalign: Csalign, data_recipe: Callable[..., Path]
 ) -> None:

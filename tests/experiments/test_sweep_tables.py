@@ -22,6 +22,7 @@ from cs_aligner_cli.experiments.measured_run import find_run, refuse_other_proto
 from cs_aligner_cli.experiments.page import render_figure
 from cs_aligner_cli.experiments.words import conclusions
 from cs_aligner_cli.files.checksums import sealed
+from cs_aligner_cli.stages.compare import _written
 
 
 def test_a_comparison_is_written_in_every_format(csalign: Csalign, finished_sweep: Path, tmp_path: Path) -> None:
@@ -46,6 +47,21 @@ def test_a_store_that_a_sweep_has_not_is_named_and_a_metric_named_twice_is_one(
     twice = ("--metric", "eval_retrieval.aligned.i2t.hubness") * 2
     keys = [column["key"] for column in csalign("compare", finished_sweep, *twice, "--json").json["columns"]]
     assert keys.count(twice[1]) == 1
+
+
+def test_a_figure_that_there_is_not_is_refused_before_anything_is_written(
+    csalign: Csalign, finished_sweep: Path, tmp_path: Path
+) -> None:
+    run = next(path for path in (finished_sweep / "runs").iterdir() if path.is_dir())
+    refused = csalign("compare", run, "--out", tmp_path / "table.md", "--out", tmp_path / "gap.svg")
+    assert refused.exit_code == 2
+    assert "a single configuration has no figure" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    measured = compare(find_run(str(run)), None, "gap_report.aligned.centroid_gap")
+    cells = measured.rows[0].cells
+    rows = [Row(name=k, settings={"kind": k}, seeds=[0], runs=[], cells=cells) for k in ("cs", "mmd")]
+    with pytest.raises(InputError, match="these configurations have no figure with the objective gap_report"):
+        _written(measured.model_copy(update={"rows": rows}), ".svg", "two kinds")
 
 
 def test_two_keys_are_drawn_as_a_heat_map(finished_sweep: Path) -> None:

@@ -69,6 +69,17 @@ def test_what_is_not_there_is_refused_with_the_nearest_name(name: str, message: 
     assert str(caught.value).startswith(message)
 
 
+def test_a_runs_folder_and_a_misspelt_file_lead_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    for file in ("run/recipe.yaml", "sweep/sweep.yaml"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("name: mine")
+        with pytest.raises(InputError, match=rf"is a folder, not a recipe file\nIts recipe is .*{file}.$"):
+            shelf.find("recipes", str((tmp_path / file).parent))
+    with pytest.raises(InputError, match=r"no shipped manifest of that name; did you mean .*/mine.yaml\?$"):
+        shelf.find("data_manifests", str(tmp_path / "mien.yaml"))
+
+
 def test_long_lists_of_names_are_cut() -> None:
     assert did_you_mean("zzz", ["a", "b"]) == "; expected one of: a, b"
     assert did_you_mean("zzz", [f"n{i:03d}" for i in range(400)]).endswith("n018, n019, ... (400 in all)")

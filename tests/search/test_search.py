@@ -184,6 +184,7 @@ def test_the_page_holds_thumbnails_and_escapes_what_was_asked(
         (("--image", "no.jpg"), "--image no.jpg: no such file"),
         (("--id", "08.jpgg"), "--id 08.jpgg: no image and no caption of split 'dev'; did you mean 08.jpg?"),
         (("--id", "00.jpg"), "--id 00.jpg: is of split 'train', and what is searched is split 'dev'"),
+        (("--id", "00"), "--id 00.jpg: is of split 'train', and what is searched is split 'dev'"),
         (("--id", "08.jpg", "-k", "99"), "k = 99 but the index holds 8 rows"),
         (("--id", "08.jpg", "-k", "0"), "k = 0 but the index holds 8 rows"),
         (("--id", "08.jpg", "--store", "alined"), "--store alined: no such index; did you mean aligned?"),

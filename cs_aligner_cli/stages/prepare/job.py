@@ -12,7 +12,7 @@ import pandas as pd
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.counted import counted
-from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.errors import InputError, listed
 from cs_aligner_cli.common.modalities import MODALITIES
 from cs_aligner_cli.data.caption_lengths import caption_lengths, open_clip_counter
 from cs_aligner_cli.data.collector import Source, check_images
@@ -143,7 +143,17 @@ def _held_out(layout: Layout, split: Split) -> npt.NDArray[np.int64]:
 def _reasons(source: Source) -> str:
     reasons = [f"{item['item']}: {item['reason']}" for item in source.bad[:_SHOWN]]
     skipped = [f"skipped: {counted(count, what)}" for what, count in source.skipped.items() if count]
-    return "\n".join([*reasons, *skipped])
+    return "\n".join([*reasons, *skipped, *_unlike_ids(source)])
+
+
+def _unlike_ids(source: Source) -> list[str]:
+    """Where no caption names an image that is listed: which ids are listed, and whether columns are swapped."""
+    named, ids = source.captions["image_id"].dropna(), source.images["image_id"]
+    if named.empty or ids.empty or named.isin(ids).any():
+        return []
+    swapped = ["The captions themselves are such ids: are image and caption column swapped?"]
+    texts = source.captions["text"].str.strip()
+    return [f"Images that are listed: {listed(sorted(ids))}", *(swapped if texts.isin(ids).any() else [])]
 
 
 def _owned(source: Source, modality: str, images: pd.DataFrame) -> pd.DataFrame:
