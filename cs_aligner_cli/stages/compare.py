@@ -102,8 +102,7 @@ def _no_figure(found: Comparison | AcrossDataSets) -> InputError:
     if isinstance(found, Comparison) and len(found.rows) > 1:
         return InputError(
             f"--out: these configurations have no figure with the objective {found.objective}",
-            "A gap is drawn over two keys whose values vary, or over one of numbers; an objective that is no gap, against"
-            " the gap.",
+            "A gap is drawn over two keys that vary, or over one of numbers; another objective, against the gap.",
         )
     return InputError("--out: a single configuration has no figure", "Compare several runs, or a sweep.")
 
