@@ -55,6 +55,8 @@ def _plain_bandwidth(value: Any) -> Any:
             raise ValueError("a mixture needs at least one sigma, as in [0.5, 1.0]")
         if all(map(_is_sigma, value)):
             return value
+        if all(is_number(sigma) and sigma > 0 for sigma in value):
+            raise ValueError(f"expected sigmas from {_SMALLEST:g} to {_LARGEST:g} in a mixture")
         raise ValueError("expected numbers more than 0 in a mixture, as in [0.5, 1.0]")
     if is_number(value) and value > 0:
         raise ValueError(f"expected a sigma from {_SMALLEST:g} to {_LARGEST:g}")

@@ -303,6 +303,7 @@ def _check_report(message: str, key: str, value: Any) -> None:
         ("train: {objective: {divergence: {bandwidth: []}}}", "r.yaml:2: train.objective.divergence.bandwidth: got []; a mixture needs at least one sigma, as in [0.5, 1.0]"),
         ("train: {objective: {divergence: {bandwidth: 1.0e+200}}}", "r.yaml:2: train.objective.divergence.bandwidth: got 1e+200; expected a sigma from 1e-09 to 1e+09"),
         ("encoders: {further: {a/b: {kind: features}}}", 'r.yaml:2: encoders.further.a/b: got "a/b"; expected only letters, digits, _ - and . (and no . at the start)'),
+        ("train: {objective: {divergence: {bandwidth: [1, 1.0e+10]}}}", "r.yaml:2: train.objective.divergence.bandwidth: got [1, 10000000000.0]; expected sigmas from 1e-09 to 1e+09 in a mixture"),
         ("train: {objective: {divergence: {bandwidth: [1, x]}}}", 'r.yaml:2: train.objective.divergence.bandwidth: got [1, "x"]; expected numbers more than 0 in a mixture, as in [0.5, 1.0]'),
         ("train: {objective: {divergence: {bandwidth: {kind: medain}}}}", 'r.yaml:2: train.objective.divergence.bandwidth.kind: got "medain"; expected one of: median, auto, annealed; did you mean median?'),
         ("train: {objective: {divergence: {weight: -1}}}", "r.yaml:2: train.objective.divergence.weight: got -1; expected a number of at least 0, or a section of kind scheduled or relative"),
