@@ -180,7 +180,7 @@ def take(name: str, sweep: Path, where: dict[str, str]) -> None:
     found = Comparison.model_validate_json(sweep.read_bytes()) if sweep.is_file() else compare([str(sweep)])
     assert isinstance(found, Comparison)
     # Of several runs at once seconds say nothing, and folders of that machine nobody else has.
-    columns = [column for column in found.columns if not column.key.startswith("cost.") and column.title != "train s"]
+    columns = [column for column in found.columns if not column.is_cost]
     keys = {column.key for column in columns}
     rows = [
         row.model_copy(update={"runs": [], "cells": {key: cell for key, cell in row.cells.items() if key in keys}})

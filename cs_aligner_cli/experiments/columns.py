@@ -52,6 +52,11 @@ class Column(BaseModel):
     role: Literal["objective", "gap", "pictures", ""] = ""
 
     @property
+    def is_cost(self) -> bool:
+        """Whether it is what a run took, not what came of it."""
+        return self.key.startswith("cost.") or self.key.endswith(".seconds")
+
+    @property
     def sign(self) -> float:
         """1 where more is better, -1 where less is."""
         return -1.0 if self.better == "lower" else 1.0

@@ -65,7 +65,7 @@ def _coverage(found: Comparison) -> str:
     """What intervals and tests are over; a test has the seeds that both its configurations share."""
     intervals: dict[tuple[str, ...], list[str]] = {}
     tests: dict[tuple[str, ...], list[str]] = {}
-    for column in found.columns:
+    for column in [column for column in found.columns if not column.is_cost] or found.columns:
         cells = [row.cells[column.key] for row in found.rows if column.key in row.cells]
         paired = [cell.difference for cell in cells if cell.difference is not None]
         for by_covers, own in ((intervals, cells), (tests, paired)):

@@ -18,7 +18,7 @@ from cs_aligner_cli.common.torchrun_env import rank
 from cs_aligner_cli.files.checksums import MARKS, SEAL, digest, digests, is_whole, mark, sealed, vouch
 from cs_aligner_cli.files.differences import StaleError, differences
 from cs_aligner_cli.files.disk import writing
-from cs_aligner_cli.files.places import A_PATH, moved, places, without_paths
+from cs_aligner_cli.files.places import A_PATH, aside_of, moved, places, without_paths
 from cs_aligner_cli.files.placing import STEPS, linked_place, plan, put_in_place, size_of, sync, sync_all
 from cs_aligner_cli.files.records import Inputs, StageRecord
 
@@ -45,7 +45,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Raises InputError, naming the file, if the disk does not take it.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = aside_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

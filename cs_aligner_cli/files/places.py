@@ -141,3 +141,8 @@ def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
         status = file.stat() if file.exists() else None
         name = file.relative_to(path).as_posix()
         yield (name, status.st_size, status.st_mtime_ns) if status else (name, -1, -1)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file is written before it appears at ``path``; it is there between two writes only after a kill."""
+    return path.with_name(f".{path.name}.tmp")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.nn.functional import pad
 
+from cs_aligner_cli.common.arrays import refuse_masked
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.common.shares import share_interval
 from cs_aligner_cli.common.types import Floats, Ints
@@ -50,6 +51,8 @@ def score_pair(
     """
     if len(x) != len(y):
         raise InputError(f"x and y are no pairs: {len(x)} rows against {len(y)}")
+    refuse_masked(x, "x")
+    refuse_masked(y, "y")
     if len(x) < FEWEST_PAIRS:
         raise InputError(f"{len(x)} pairs are too few to score encoders on; expected at least {FEWEST_PAIRS}")
     tensors = paired_rows_of_any_width(x, y)

@@ -17,6 +17,7 @@ from cs_aligner_cli import __version__
 from cs_aligner_cli.common.results import Frozen, StageResult
 from cs_aligner_cli.files.artifact import read_json, write_bytes, write_json
 from cs_aligner_cli.files.checksums import SEAL, sealed, unsealed
+from cs_aligner_cli.files.places import aside_of
 from cs_aligner_cli.runs.cost import Cost
 from cs_aligner_cli.runs.layout import Layout
 
@@ -99,13 +100,15 @@ def record_stage(
     returned stands beside the recipe, and must be of it.
 
     Where nothing was done and the recipe is as recorded, the record only gets the time of now: it is the one file that
-    every command leaves newer than what it read, as make wants to see.
+    every command leaves newer than what it read, as make wants to see. Where a kill cut its
+    writing, it is written again.
     """
     former = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
     recipe, stages = layout.recipe.model_dump(mode="json"), former["stages"]
+    cut = aside_of(layout.run_record).exists()
     if former.get("recipe") != recipe:
         stages = {name: found for name, found in stages.items() if name == stage or is_current(name)}
-    elif result.status == "fresh" and stage in stages:
+    elif result.status == "fresh" and stage in stages and not cut:
         os.utime(layout.run_record)
         return
     done = result.status == "done" or stage not in stages
@@ -117,7 +120,7 @@ def record_stage(
         platform=platform.platform(),
         data_fingerprint=layout.prepared.fingerprint(),
         recipe=recipe,
-        stages={**stages, stage: result.data()} if done else stages,
+        stages={**stages, stage: result.data()} if done or cut else stages,
         costs={**former.get("costs", {}), **({stage: cost} if done else {})},
     )
     write_json(layout.run_record, sealed(record.data()))

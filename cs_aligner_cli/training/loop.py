@@ -158,7 +158,7 @@ class TrainingRun:
         """Name the run in what a step fails with."""
         items = " and ".join(f"{size} {modality} items" for modality, size in sizes.items())
         try:
-            with out_of_memory_explained(f"{self.name}: a step with {items}", _LESS_MEMORY):
+            with out_of_memory_explained(f"a step with {items}", _LESS_MEMORY):
                 yield
         except (DivergedError, InputError) as error:
             raise type(error)(f"{self.name}: {error}") from None

@@ -414,8 +414,8 @@ def test_zero_shot_goes_to_the_class_of_the_nearest_prompt(
         "1",
         "2",
     ]
-    low, high = few["nearest_mean"]["2"]["interval"]
-    assert low <= few["nearest_mean"]["2"]["mean"] <= high
+    # There are no more than two of each class: every draw takes them all, and nothing is known of chance.
+    assert few["nearest_mean"]["2"]["interval"] == [None, None]
     assert few["zero_shot"]["1"]["mean"] == found["zero_shot"]["aligned"]["accuracy"]
     assert "accuracy by images of each class" in csalign("zero-shot", photos_run, *shots).stdout
     assert "9 images of each class are wanted, but split 'train' has 2 labelled" in refused(

@@ -129,3 +129,15 @@ def test_run_json_is_the_stamp_by_which_make_settles(finished: tuple[Path, dict[
         csalign(here, command, "-q")
         assert stamp.stat().st_mtime_ns > recipe.stat().st_mtime_ns
     assert stamp.read_bytes() == former
+
+
+def test_a_record_whose_writing_was_cut_is_written_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    here, _ = finished
+    stamp = here / "runs" / "toy" / "run.json"
+    aside, former = stamp.with_name(".run.json.tmp"), stamp.read_bytes()
+    aside.write_bytes(former[:100])
+    csalign(here, "gap-report", "-q")
+    assert not aside.exists()
+    noted, before = (json.loads(content)["stages"]["gap_report"] for content in (stamp.read_bytes(), former))
+    assert {**noted, "status": ""} == {**before, "status": ""}
+    stamp.write_bytes(former)
