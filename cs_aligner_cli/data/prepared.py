@@ -96,7 +96,7 @@ class PreparedData:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in (IMAGES, CAPTIONS, SOURCE):
-            verify_file(folder / name)
+            verify_file(folder / name, "Make the prepared data set again: csalign prepare --force")
         self.images = pd.read_parquet(folder / IMAGES)
         self.captions = pd.read_parquet(folder / CAPTIONS)
         self.source: dict[str, Any] = read_json(folder / SOURCE)

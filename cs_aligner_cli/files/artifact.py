@@ -318,7 +318,7 @@ def read_record(path: Path, hint: str = "") -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != SEAL}
 
 
-def verify_file(path: Path) -> None:
+def verify_file(path: Path, remedy: str = "") -> None:
     """Raise InputError if a file of a finished output does not have its recorded checksum; other files pass."""
     folder = next((folder for folder in path.parents[:_DEEPEST] if (folder / RECORD).is_file()), None)
     if folder is None or not path.is_file():
@@ -326,7 +326,7 @@ def verify_file(path: Path) -> None:
     record = read_record(folder / RECORD)
     written = record["files"].get(path.relative_to(folder).as_posix())
     if _form(record) == _FORMAT and written and digest(path) != written[1]:
-        raise _damaged(path, f"Make it again with --force; {folder / RECORD} says what made it.")
+        raise _damaged(path, remedy or f"Make it again with --force; {folder / RECORD} says what made it.")
 
 
 def _damaged(path: Path, hint: str) -> InputError:
