@@ -12,6 +12,7 @@ from cs_aligner_cli.cli.options import AsJson, Debug, Overrides, Quiet, RecipeAr
 from cs_aligner_cli.common.console import Console, table
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import SomeRunsFailed
+from cs_aligner_cli.common.p_values import rounded_p
 from cs_aligner_cli.common.tables import Table
 
 if TYPE_CHECKING:
@@ -223,11 +224,8 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 
 def _test(test: Difference, digits: int) -> tuple[str, ...]:
-    from cs_aligner_cli.report.headline import p_in_words
-
     span = f"{test.interval[0]:+.{digits}f} to {test.interval[1]:+.{digits}f}" if test.interval else ""
-    p_values = ("" if p is None else p_in_words(p).removeprefix("p ").removeprefix("= ") for p in (test.p, test.p_holm))
-    return f"{test.mean:+.{digits}f}", span, *p_values
+    return f"{test.mean:+.{digits}f}", span, *("" if p is None else rounded_p(p) for p in (test.p, test.p_holm))
 
 
 def sweep_tables(result: Mapping[str, Any]) -> list[Table]:

@@ -316,7 +316,7 @@ def main() -> None:
     # training step then takes a hundred times as long. Set before torch loads its OpenMP runtime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # NumPy's products have threads of their own, which spin whatever that says: beside torch's they cost more than they
-    # gain even where nobody else is busy. What is large is multiplied in torch. Set before NumPy is loaded.
+    # gain even where nobody else is busy. What takes long is torch's, but for closed forms. Set before NumPy is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     streams.open_closed()
     streams.use_utf8_paths()

@@ -141,7 +141,8 @@ class Console:
 
         def advance(count: int = 1, note: str = "") -> None:
             nonlocal done, last
-            done += count
+            if count:  # threads that only tell what they are at write nothing
+                done += count
             now = time.monotonic()
             if now - last >= _PLAIN_INTERVAL or (done >= total and now - started >= 2):
                 last = now

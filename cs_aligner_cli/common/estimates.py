@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.common.shares import share_interval, where_all_agree
 from cs_aligner_cli.common.types import Floats
 
-LEVEL = 0.05
 POWER = 0.8
 # How many standard errors a 95% interval reaches either way where nothing varied.
 _NORMAL = 1.96

@@ -97,13 +97,12 @@ class PreparedData:
         self.folder = folder
         for name in (IMAGES, CAPTIONS, SOURCE):
             verify_file(folder / name, "Make the prepared data set again: csalign prepare --force")
-        self.images = pd.read_parquet(folder / IMAGES)
-        self.captions = pd.read_parquet(folder / CAPTIONS)
+        self.images, self.captions = _table(folder / IMAGES), _table(folder / CAPTIONS)
         self.source: dict[str, Any] = read_json(folder / SOURCE)
         further = {modality: folder / f"{modality}.parquet" for modality in self.source.get("modalities", [])}
         for path in further.values():
             verify_file(path)
-        self.further = {modality: pd.read_parquet(path) for modality, path in further.items()}
+        self.further = {modality: _table(path) for modality, path in further.items()}
 
     @cached_property
     def root(self) -> Path:
@@ -140,6 +139,12 @@ class PreparedData:
         captions = self.captions[self.captions["split"] == name].reset_index(drop=True)
         further = {m: table[table["split"] == name].reset_index(drop=True) for m, table in self.further.items()}
         return Split(name, images, captions, further)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A table whose columns lie in one piece each: to take some rows of a column in pieces, all of them are joined."""
+    table: pd.DataFrame = pq.read_table(path).combine_chunks().to_pandas()
+    return table
 
 
 def write_prepared(

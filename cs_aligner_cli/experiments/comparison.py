@@ -11,7 +11,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from cs_aligner_cli.common.errors import InputError, did_you_mean
-from cs_aligner_cli.common.estimates import LEVEL, Estimate, holm
+from cs_aligner_cli.common.estimates import Estimate, holm
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.common.shares import Bounds, cut_off, of_difference
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column, bounds_of, columns_of

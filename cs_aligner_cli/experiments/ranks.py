@@ -15,7 +15,7 @@ from scipy import stats
 
 from cs_aligner_cli.common.counted import counted
 from cs_aligner_cli.common.errors import InputError
-from cs_aligner_cli.common.estimates import LEVEL
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.common.types import Floats
 from cs_aligner_cli.experiments.columns import Column
 from cs_aligner_cli.experiments.comparison import Comparison

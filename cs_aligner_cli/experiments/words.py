@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cs_aligner_cli.common.counted import counted
-from cs_aligner_cli.common.estimates import LEVEL
+from cs_aligner_cli.common.p_values import rounded_p
 from cs_aligner_cli.experiments.columns import Column
 from cs_aligner_cli.experiments.comparison import Comparison, Difference, Row
 
@@ -135,9 +135,7 @@ def _gap(rows: Sequence[Row], gap: Column, control: str) -> list[str]:
 def _difference(test: Difference, column: Column) -> str:
     span = f" [{test.interval[0]:+.{column.digits}f}, {test.interval[1]:+.{column.digits}f}]" if test.interval else ""
     assert test.p_holm is not None
-    rounded = f"{test.p_holm:.2g}"
-    p = f"< {LEVEL}" if test.p_holm < LEVEL <= float(rounded) else rounded
-    return f"{test.mean:+.{column.digits}f}{span}, p {p}"
+    return f"{test.mean:+.{column.digits}f}{span}, p {rounded_p(test.p_holm, '.2g', least=0.0)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cs_aligner_cli.common.estimates import LEVEL, holm
+from cs_aligner_cli.common.estimates import holm
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.common.shares import cut_off, of_difference, where_all_agree
 from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
 from cs_aligner_cli.gap.results import Measurement, interval, p_value

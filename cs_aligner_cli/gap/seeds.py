@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cs_aligner_cli.common.estimates import LEVEL, Estimate, crossed, holm, variance
+from cs_aligner_cli.common.estimates import Estimate, crossed, holm, variance
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.common.shares import cut_off, of_difference
 from cs_aligner_cli.gap.bounds import is_counted, metric_bounds
 from cs_aligner_cli.gap.results import Measurement, Spread

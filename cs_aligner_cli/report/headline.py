@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cs_aligner_cli.common.p_values import rounded_p
 from cs_aligner_cli.gap.glossary import describe
 
 _DIRECTIONS = {"i2t": "R@1 image to text", "t2i": "R@1 text to image"}
@@ -137,12 +138,8 @@ def number(value: float, digits: int = 3) -> str:
 
 def p_in_words(p: float) -> str:
     """``p = 0.031``, or ``p < 0.001``; ``p < 0.05`` where rounding would put it at the level that it is below."""
-    if p < 0.001:
-        return "p < 0.001"
-    # Here, since numpy comes along: the table of a report that is there already waits for none.
-    from cs_aligner_cli.common.estimates import LEVEL
-
-    return f"p < {LEVEL}" if p < LEVEL <= round(p, 3) else f"p = {p:.3f}"
+    rounded = rounded_p(p)
+    return f"p {rounded}" if rounded.startswith("<") else f"p = {rounded}"
 
 
 def _no_gap(report: Mapping[str, Any], store: str, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cs_aligner_cli.common.estimates import LEVEL
+from cs_aligner_cli.common.p_values import LEVEL
 from cs_aligner_cli.report.evidence import (
     MIXED,
     RECALL,

@@ -100,8 +100,8 @@ def record_stage(
     returned stands beside the recipe, and must be of it.
 
     Where nothing was done and the recipe is as recorded, the record only gets the time of now: it is the one file that
-    every command leaves newer than what it read, as make wants to see. Where a kill cut its
-    writing, it is written again.
+    every command leaves newer than what it read, as make wants to see. Where a kill cut its writing, it
+    is written again.
     """
     former = read_run_record(layout.run_record) if layout.run_record.is_file() else {"stages": {}}
     recipe, stages = layout.recipe.model_dump(mode="json"), former["stages"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -727,3 +728,15 @@ def test_names_too_long_for_a_file_are_bad_images(
 def test_yaml_of_the_shelf_is_what_the_readers_take() -> None:
     folder = Path(__file__).parents[2] / "data_manifests"
     assert {yaml.safe_load(path.read_text())["kind"] for path in folder.glob("*.yaml")} == set(MANIFESTS)
+
+
+def test_columns_of_prepared_tables_lie_in_one_piece(tmp_path: Path) -> None:
+    """Rows are taken of them batch by batch, which joins the pieces of a column every time."""
+    for name in ("images", "captions"):
+        frame = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(40)], "text": [f"{i} dogs" for i in range(40)]})
+        frame.to_parquet(tmp_path / f"{name}.parquet", row_group_size=3)
+    (tmp_path / "source.json").write_text("{}")
+    data = PreparedData(tmp_path)
+    for table, name in ((data.images, "images"), (data.captions, "captions")):
+        assert table.equals(pd.read_parquet(tmp_path / f"{name}.parquet"))
+        assert all(getattr(pa.array(table[column]), "num_chunks", 1) == 1 for column in table)

@@ -17,7 +17,6 @@ from samples import smooth_picture
 
 from cs_aligner_cli.common.errors import InputError
 from cs_aligner_cli.data.prepared import PreparedData
-from cs_aligner_cli.stages.embed.job import _some
 from cs_aligner_cli.stores.embeddings import ShardWriter, Store, StoredArray
 
 Csalign = Callable[..., Any]
@@ -397,9 +396,3 @@ def test_weights_that_are_missing_or_no_weights_are_refused(
     assert f"{weights}: is no weights file of this csalign" in refused("embed", recipe, "-q")
     weights.write_bytes(b"junk")
     assert f"{weights}: cannot be read as safetensors" in refused("embed", recipe, "-q")
-
-
-@pytest.mark.parametrize("rows", [[0], [2, 3, 4], [4, 3], [0, 2], [1, 1], [5]])
-def test_rows_of_a_table_are_those_asked_for(rows: list[int]) -> None:
-    table = pd.DataFrame({"id": [*"abcdef"]})
-    assert _some(table, np.array(rows)).equals(table.iloc[rows])

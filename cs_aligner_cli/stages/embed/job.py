@@ -9,8 +9,6 @@ from functools import cached_property
 from threading import Event
 from typing import Any, TypeAlias
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -226,18 +224,12 @@ class EmbedJob:
 
         return Embedder(
             forward,
-            lambda rows: load(_some(table, rows)),
+            lambda rows: load(table.iloc[rows]),
             self.device,
             spec.batch_size,
             table["text"].tolist() if encoder.reads_captions else None,
             load,
         )
-
-
-def _some(table: pd.DataFrame, rows: Ints) -> pd.DataFrame:
-    """Some rows of a table: a range as a slice, since a take from columns of several chunks goes over all of them."""
-    first, stop = int(rows[0]), int(rows[0]) + len(rows)
-    return table.iloc[first:stop] if np.array_equal(rows, np.arange(first, stop)) else table.iloc[rows]
 
 
 def fill(writer: ShardWriter, embedder: Embedder, ranks: Ranks, console: Console, label: str) -> None:

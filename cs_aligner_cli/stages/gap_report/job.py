@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from cs_aligner_cli.common.console import Console
 from cs_aligner_cli.common.errors import InputError
+from cs_aligner_cli.common.in_threads import in_threads
 from cs_aligner_cli.common.modalities import MODALITIES
-from cs_aligner_cli.common.side_by_side import side_by_side
 from cs_aligner_cli.common.tables import Table
 from cs_aligner_cli.data.prepared import PreparedData, Split
 from cs_aligner_cli.data.thumbnails import Photos
@@ -47,6 +47,8 @@ _Part: TypeAlias = Callable[[Compared, Take, Callable[[str], None]], None]
 _KS = (1, 5, 10)
 # What the report has of each store as ``Measured`` has it.
 _OF_STORE = ("intervals", "null", "tests", "bands", "samples", "sweep")
+# Stores that are measured at once, in the memory of as many.
+_AT_ONCE = 4
 # The pairs that the conflict is taken on: the size of a large training batch.
 _CONFLICT_PAIRS = 1000
 
@@ -149,7 +151,7 @@ class _Job:
                 if store.take is not None:
                     measure_part(store, store.take, tell)
 
-            for (store, part), _ in side_by_side(work, parts()):
+            for (store, part), _ in in_threads(work, parts(), min(_AT_ONCE, total)):
                 advance(int(part == self._measure_one), store.name)
         self._put_in_order(in_columns(stores))
         self.report["note"] += _about_labels(self.sample.labels.tolist(), self.report["stores"])
@@ -183,7 +185,9 @@ class _Job:
                         found[name] = self._headline(run, name, takes[name])
                 return found
 
-            for (run, _), found in side_by_side(measured, of_seeds(self.layout, self.split)):
+            for (run, _), found in in_threads(
+                measured, of_seeds(self.layout, self.split), min(_AT_ONCE, len(self.layout.seeds))
+            ):
                 runs.append(found)
                 names.append(run)
                 advance(1, run)

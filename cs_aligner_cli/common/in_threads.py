@@ -13,17 +13,17 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def side_by_side(
+def in_threads(
     work: Callable[[S, Callable[[], None]], T],
     items: Iterable[S],
-    most: int = 4,
+    most: int,
 ) -> Iterator[tuple[S, T]]:
     """Every item with what ``work(item, go_on)`` returns of it, in order, at most ``most`` of them worked on at once.
 
     For work that is done in torch and NumPy, which let go of Python's lock: two operations side by side use two cores
-    better than one after the other on both. Each gets its share of torch's threads. ``items`` are taken in this
-    thread meanwhile. Once somebody fails or is interrupted nobody wants the other results: ``go_on()``, to be called
-    often, then raises, and what has not begun does not begin.
+    better than one after the other on both. Each gets its share of torch's threads: ``most`` is to be no more than
+    there are items. These are taken in this thread meanwhile. Once somebody fails or is interrupted nobody wants the
+    other results: ``go_on()``, to be called often, then raises, and what has not begun does not begin.
     """
     ended = Event()
 

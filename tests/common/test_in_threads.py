@@ -10,7 +10,7 @@ from threading import Barrier, Event
 import pytest
 import torch
 
-from cs_aligner_cli.common.side_by_side import side_by_side
+from cs_aligner_cli.common.in_threads import in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_results_come_in_order_whoever_is_ready_first() -> None:
         time.sleep(seconds)
         return 2 * seconds
 
-    assert list(side_by_side(work, [0.1, 0.0, 0.05])) == [(0.1, 0.2), (0.0, 0.0), (0.05, 0.1)]
+    assert list(in_threads(work, [0.1, 0.0, 0.05], 4)) == [(0.1, 0.2), (0.0, 0.0), (0.05, 0.1)]
 
 
 @pytest.mark.parametrize(("most", "workers", "share"), [(4, 4, 1), (2, 2, 2), (3, 3, 1), (9, 4, 1)])
@@ -37,7 +37,7 @@ def test_the_threads_are_shared_and_given_back(most: int, workers: int, share: i
         together.wait(10)
         return torch.get_num_threads()
 
-    assert [found for _, found in side_by_side(work, range(workers), most)] == [share] * workers
+    assert [found for _, found in in_threads(work, range(workers), most)] == [share] * workers
     assert torch.get_num_threads() == 4
 
 
@@ -64,7 +64,7 @@ def test_one_failure_ends_the_others() -> None:
         _until_ended(go_on, stopped)
 
     with pytest.raises(ValueError, match="the first"):
-        list(side_by_side(work, range(5), 2))
+        list(in_threads(work, range(5), 2))
     assert stopped.is_set() and begun[:2] in ([0, 1], [1, 0]) and len(begun) < 5
     assert torch.get_num_threads() == 4
 
@@ -80,5 +80,5 @@ def test_an_item_that_cannot_be_had_ends_the_others() -> None:
         _until_ended(go_on, stopped)
 
     with pytest.raises(ValueError, match="no second"):
-        list(side_by_side(work, items(), 2))
+        list(in_threads(work, items(), 2))
     assert stopped.is_set()
